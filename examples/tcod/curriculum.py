@@ -1,0 +1,110 @@
+"""TCOD's temporal curriculum (arXiv 2604.24005): how deep a trajectory goes at training step n.
+
+Pure Python: no torch, no slime, no I/O. A turn is one response of the student (or of a demonstration) and the
+environment's answer to it. The three arms differ in nothing but the plan this module makes for an episode:
+
+    opd   the student plays the whole horizon T from the first step on (the baseline);
+    f2b   front to back: the student plays the first k turns only;
+    b2f   back to front: a demonstration of L turns is replayed up to turn L - k, then the student plays.
+"""
+
+from dataclasses import dataclass
+
+VARIANTS = ("opd", "f2b", "b2f")
+B2F_BUDGETS = ("slack", "horizon")
+
+
+def depth(n: int, k_start: int, eta: int, k_max: int) -> int:
+    """Depth k = min(k_start + floor(n / eta), k_max), in turns, at training step n (the paper's schedule).
+
+    Args:
+        n: training step, 0-based. In slime this is the rollout id, whatever the optimizer steps per rollout.
+        k_start: depth at step 0, >= 1.
+        eta: steps per turn of depth, >= 1.
+        k_max: largest depth, >= k_start.
+
+    Raises:
+        ValueError: a value is out of range; the message names the setting.
+    """
+    if n < 0:
+        raise ValueError(f"the training step must be >= 0, got {n}")
+    if k_start < 1:
+        raise ValueError(f"tcod_k_start must be >= 1, got {k_start}: an episode needs at least one turn")
+    if eta < 1:
+        raise ValueError(f"tcod_eta must be >= 1, got {eta}: it is the number of training steps per turn of depth")
+    if k_max < k_start:
+        raise ValueError(f"the largest depth {k_max} is below tcod_k_start {k_start}: lower tcod_k_start")
+    return min(k_start + n // eta, k_max)
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """Who acts when: a demonstration plays `replayed` turns, then the student plays at most `budget` turns."""
+
+    replayed: int
+    budget: int
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The settings of one arm. `horizon` is T, the largest number of turns of an episode, replayed ones included.
+
+    Args:
+        variant: "opd", "f2b" or "b2f".
+        horizon: T, in turns.
+        k_start, eta: the schedule, see `depth`; k_max is T (b2f stops at the demonstration's own length by its plan).
+        b2f_budget: "slack" gives the student k + b2f_slack turns after the hand-over, "horizon" all that T leaves.
+        b2f_slack: turns beyond k, because k turns suffice only for a flawless finish.
+
+    Raises:
+        ValueError: a setting is out of range; the message names it.
+    """
+
+    variant: str
+    horizon: int
+    k_start: int = 1
+    eta: int = 1
+    b2f_budget: str = "slack"
+    b2f_slack: int = 2
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"tcod_variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+        if self.b2f_budget not in B2F_BUDGETS:
+            raise ValueError(f"tcod_b2f_budget must be one of {', '.join(B2F_BUDGETS)}, got {self.b2f_budget!r}")
+        if self.b2f_slack < 0:
+            raise ValueError(f"tcod_b2f_slack must be >= 0, got {self.b2f_slack}")
+        if self.horizon < 1:
+            raise ValueError(f"tcod_horizon must be >= 1, got {self.horizon}")
+        self.depth(0)
+
+    def depth(self, n: int) -> int:
+        """Depth k at training step n (0-based), in turns. A function of n alone, so a resumed run goes on exactly."""
+        if self.variant == "opd":
+            return self.horizon
+        return depth(n, self.k_start, self.eta, self.horizon)
+
+    def plan(self, k: int, demo_length: int = 0) -> EpisodePlan:
+        """The plan of one training episode at depth k for a task whose demonstration has `demo_length` turns (L).
+
+        f2b: the student plays min(k, T) turns. b2f: p = max(L - k, 0) turns are replayed; the student's budget is
+        min(k + slack, T - p) while p > 0 and T once nothing is replayed, so training ends on the test distribution.
+
+        Raises:
+            ValueError: b2f without a demonstration, or with one longer than the horizon.
+        """
+        if self.variant != "b2f":
+            return EpisodePlan(replayed=0, budget=min(k, self.horizon))
+        if demo_length < 1:
+            raise ValueError("b2f needs a demonstration for every task: this one has no actions")
+        if demo_length > self.horizon:
+            raise ValueError(f"the demonstration has {demo_length} turns, more than tcod_horizon {self.horizon}")
+        replayed = max(demo_length - k, 0)
+        left = self.horizon - replayed
+        if replayed and self.b2f_budget == "slack":
+            left = min(k + self.b2f_slack, left)
+        return EpisodePlan(replayed=replayed, budget=left)
+
+    def full_plan(self) -> EpisodePlan:
+        """The plan of an evaluation episode: the full horizon, no curriculum."""
+        return EpisodePlan(replayed=0, budget=self.horizon)

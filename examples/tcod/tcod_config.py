@@ -1,0 +1,247 @@
+"""The recipe's settings (`tcod_*` keys of slime's --custom-config-path YAML) and the checks made before a run starts.
+
+slime turns every key of that YAML into an attribute of `args` and accepts typing errors; here an unknown key, a wrong
+type, a value out of range or a contradicting slime flag stops the run with one sentence that names it and the fix.
+"""
+
+import json
+import os
+import typing
+import urllib.error
+import urllib.request
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from curriculum import Curriculum
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work. The message is one sentence that names the setting and the fix."""
+
+
+@dataclass(frozen=True)
+class TcodConfig:
+    """The recipe's settings; every field is a key of the YAML. Times are in seconds, depths and horizons in turns."""
+
+    tcod_variant: str
+    """opd, f2b or b2f, see curriculum.py."""
+    tcod_horizon: int
+    """T: the largest number of turns of an episode, replayed ones included."""
+    tcod_k_start: int = 1
+    """Depth at rollout 0."""
+    tcod_eta: int = 5
+    """Rollouts per turn of depth."""
+    tcod_b2f_budget: str = "slack"
+    """The student's turns after b2f's hand-over: "slack" (k + tcod_b2f_slack) or "horizon" (all that T leaves)."""
+    tcod_b2f_slack: int = 2
+    """Turns beyond k under tcod_b2f_budget: slack."""
+    tcod_environment: str = "env_alfworld.AlfworldEnvironment"
+    """Import path of the environment class, see environment.py."""
+    tcod_data_root: str = "$ALFWORLD_DATA"
+    """Folder that the rows' game_file paths are relative to; environment variables are expanded."""
+    tcod_admissible: Literal["turn", "never"] = "turn"
+    """List the admissible actions in each user turn, or never."""
+    tcod_env_workers: int = 16
+    """Ray actors that host environment engines."""
+    tcod_engines_per_worker: int = 8
+    """Engines in each actor; workers x engines bounds the episodes that play at once."""
+    tcod_env_timeout_s: float = 120.0
+    """Longest reset or step, waiting in the worker's queue included; then the worker is replaced."""
+    tcod_teacher_timeout_s: float = 300.0
+    """Longest scoring request."""
+    tcod_teacher_retries: int = 6
+    """Further attempts after a failure that can heal (connection, time-out, 429, 5xx)."""
+    tcod_teacher_concurrency: int = 64
+    """Scoring requests in flight at once."""
+    tcod_max_replacements: int = 4
+    """Stop the run when failed groups were replaced more than this many whole batches within one rollout."""
+    tcod_eval_kl: bool = False
+    """Score evaluation episodes too (those sampled at temperature 1), to measure the full-horizon KL."""
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> "TcodConfig":
+        """Read the `tcod_*` attributes of slime's args. Raises ConfigError."""
+        known = {field.name: field for field in fields(cls)}
+        given = {key: value for key, value in vars(args).items() if key.startswith("tcod_")}
+        for key in given.keys() - known.keys():
+            raise ConfigError(f"unknown setting {key} in {_yaml_name(args)}: the settings are {', '.join(known)}")
+        types = typing.get_type_hints(cls)
+        values = {}
+        for key, field in known.items():
+            if key in given:
+                values[key] = _typed(key, given[key], types[key])
+            elif field.default is MISSING:
+                raise ConfigError(f"{key} is missing in {_yaml_name(args)}: add it, see configs/alfworld_f2b.yaml")
+        values["tcod_data_root"] = _expand(values.get("tcod_data_root", cls.tcod_data_root))
+        config = cls(**values)
+        for key in (
+            "tcod_env_workers",
+            "tcod_engines_per_worker",
+            "tcod_teacher_concurrency",
+            "tcod_max_replacements",
+        ):
+            if getattr(config, key) < 1:
+                raise ConfigError(f"{key} must be >= 1, got {getattr(config, key)}")
+        for key in ("tcod_env_timeout_s", "tcod_teacher_timeout_s"):
+            if not 0 < getattr(config, key) < float("inf"):
+                raise ConfigError(f"{key} must be a positive number of seconds, got {getattr(config, key)}")
+        if config.tcod_teacher_retries < 0:
+            raise ConfigError(f"tcod_teacher_retries must be >= 0, got {config.tcod_teacher_retries}")
+        try:
+            config.curriculum  # noqa: B018  its constructor checks the schedule
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return config
+
+    @property
+    def curriculum(self) -> Curriculum:
+        return Curriculum(
+            variant=self.tcod_variant,
+            horizon=self.tcod_horizon,
+            k_start=self.tcod_k_start,
+            eta=self.tcod_eta,
+            b2f_budget=self.tcod_b2f_budget,
+            b2f_slack=self.tcod_b2f_slack,
+        )
+
+
+def check_launch(args: Namespace, dataset: Iterable[Any] | None) -> TcodConfig:
+    """Everything that would only go wrong hours later, checked before the first rollout.
+
+    Args:
+        args: slime's arguments.
+        dataset: the training samples (each with .metadata), or None where the data source does not show them.
+
+    Raises:
+        ConfigError: with one sentence that names the flag and the fix.
+    """
+    _check_yaml(args)
+    config = TcodConfig.from_args(args)
+    if not Path(config.tcod_data_root).is_dir():
+        raise ConfigError(f"tcod_data_root {config.tcod_data_root} is not a folder: set it to the game data's root")
+    _check_hooks(args)
+    _check_sampling(args)
+    _check_demonstrations(config, dataset)
+    if args.opd_type == "sglang":
+        _check_teacher(args)
+    return config
+
+
+def teacher_base_url(args: Namespace) -> str:
+    return args.rm_url.rstrip("/").removesuffix("/generate")
+
+
+def _yaml_name(args: Namespace) -> str:
+    return getattr(args, "custom_config_path", None) or "--custom-config-path"
+
+
+def _typed(key: str, value: Any, wanted: Any) -> Any:
+    if typing.get_origin(wanted) is Literal:
+        if value not in typing.get_args(wanted):
+            raise ConfigError(f"{key} must be one of {', '.join(typing.get_args(wanted))}, got {value!r}")
+        return value
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:  # not isinstance: True would pass for 1
+        raise ConfigError(f"{key} must be of type {wanted.__name__}, got {value!r}")
+    return value
+
+
+def _expand(root: str) -> str:
+    expanded = os.path.expanduser(os.path.expandvars(root))
+    if "$" in expanded:
+        raise ConfigError(f"tcod_data_root is {root}, but that variable is not set: export it or write the path")
+    return expanded
+
+
+def _check_yaml(args: Namespace) -> None:
+    path = getattr(args, "custom_config_path", None)
+    if not path:
+        return
+    with open(path) as file:
+        foreign = [key for key in yaml.safe_load(file) or {} if not str(key).startswith("tcod_")]
+    if foreign:
+        raise ConfigError(
+            f"{path} sets {', '.join(map(str, foreign))}: slime reads this file too late for its own arguments, "
+            "so pass those on the command line and keep tcod_* keys only"
+        )
+
+
+def _check_hooks(args: Namespace) -> None:
+    hooks = {
+        "custom_generate_function_path": "generate",
+        "custom_rm_path": "reward_func",
+        "custom_reward_post_process_path": "post_process_rewards",
+        "dynamic_sampling_filter_path": "drop_failed",
+    }
+    for name, function in hooks.items():
+        if not (getattr(args, name, None) or "").endswith(f"tcod_rollout.{function}"):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} must be tcod_rollout.{function}: TCOD needs all of its hooks"
+            )
+
+
+def _check_sampling(args: Namespace) -> None:
+    if not args.use_opd:
+        raise ConfigError("--use-opd is missing: without it slime trains on the zero rewards alone")
+    if args.partial_rollout:
+        raise ConfigError("--partial-rollout cannot continue a multi-turn episode: remove the flag")
+    if args.group_rm:
+        raise ConfigError("--group-rm hands whole groups to the reward function: remove the flag")
+    if args.reward_key or args.eval_reward_key:
+        raise ConfigError("--reward-key and --eval-reward-key do not apply, TCOD's reward is a number: remove them")
+    if not args.rollout_max_context_len:
+        raise ConfigError("--rollout-max-context-len is missing: set the largest length of a whole episode in tokens")
+    if args.rollout_max_response_len >= args.rollout_max_context_len:
+        raise ConfigError(
+            f"--rollout-max-response-len {args.rollout_max_response_len} bounds one turn and must be below "
+            f"--rollout-max-context-len {args.rollout_max_context_len}"
+        )
+    if args.opd_type == "megatron":
+        if not args.offload_train:
+            raise ConfigError(
+                "--opd-type megatron needs --offload-train, or slime pushes the teacher's weights to the engines first"
+            )
+        return
+    if not args.rm_url:
+        raise ConfigError("--rm-url is missing: set it to the teacher's http://HOST:PORT/generate")
+    if (args.rollout_temperature, args.rollout_top_p, args.rollout_top_k) != (1.0, 1.0, -1):
+        raise ConfigError(
+            "the teacher's scores are untempered, so --opd-type sglang needs --rollout-temperature 1, "
+            f"--rollout-top-p 1 and --rollout-top-k -1, not {args.rollout_temperature:g}, {args.rollout_top_p:g} and "
+            f"{args.rollout_top_k}"
+        )
+
+
+def _check_demonstrations(config: TcodConfig, dataset: Iterable[Any] | None) -> None:
+    if config.tcod_variant != "b2f" or dataset is None:
+        return
+    lengths = [len(((sample.metadata or {}).get("demo") or {}).get("actions") or []) for sample in dataset]
+    empty = sum(length == 0 for length in lengths)
+    long = sum(length > config.tcod_horizon for length in lengths)
+    if empty or long:
+        raise ConfigError(
+            f"tcod_variant b2f needs a demonstration of 1 to {config.tcod_horizon} (tcod_horizon) actions for every "
+            f"row of --prompt-data: of {len(lengths)} rows {empty} have none and {long} are longer"
+        )
+
+
+def _check_teacher(args: Namespace) -> None:
+    url = teacher_base_url(args)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # cluster-internal: never through a proxy
+    try:
+        with opener.open(f"{url}/server_info", timeout=30) as reply:
+            info = json.load(reply)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no teacher answers at --rm-url {args.rm_url} ({error}): start it first") from error
+    limit = info.get("max_req_input_len")
+    if isinstance(limit, int) and limit <= args.rollout_max_context_len:
+        raise ConfigError(
+            f"the teacher scores sequences of at most {limit - 1} tokens, less than --rollout-max-context-len "
+            f"{args.rollout_max_context_len}: raise its --context-length"
+        )

@@ -1,0 +1,131 @@
+"""TCOD's metrics, computed from finished samples; they reach every tracker through slime's own logging.
+
+The KL of a token is log pi_student - log pi_teacher with the rollout engine's log-probs (slime's advantage uses
+Megatron's own unless --use-rollout-logprobs). Its sum over a trajectory's sampled tokens is a one-sample estimate of the
+reverse KL between the two policies over whole episodes, in nats.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+Metrics = dict[str, float]
+
+
+def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], k: int, seconds: float) -> Metrics:
+    """`rollout/tcod/*` of one training step.
+
+    Args:
+        trained: the samples that go to training.
+        drawn: all samples that were played for it, failed, aborted and surplus ones included.
+        k: depth of the step.
+        seconds: wall time of the rollout.
+    """
+    metrics = {"k": k, **_episodes(trained), **_kl(trained), **_failures(drawn)}
+    for start, group in _grouped(trained, lambda episode: episode["replayed"]):
+        metrics[f"success_by_start/{start:02d}"] = fmean(_of(sample)["won"] for sample in group)
+        metrics[f"success_by_start_count/{start:02d}"] = len(group)
+    metrics["tokens/scored"] = sum(
+        sample.response_length for sample in trained if sample.teacher_log_probs is not None
+    )
+    metrics["tokens/trained"] = sum(sum(sample.loss_mask) for sample in trained)
+    metrics["rollout_s"] = seconds
+    # The teacher scores after the episode; both are shares of the time that trajectories were under way.
+    env_s = sum(_of(sample)["env_s"] for sample in trained)
+    teacher_s = sum(_of(sample).get("teacher_s", 0.0) for sample in trained)
+    total_s = sum(_of(sample)["episode_s"] for sample in trained) + teacher_s
+    metrics |= {"env_s": env_s / len(trained), "teacher_s": teacher_s / len(trained)}
+    metrics |= {"env_share": env_s / total_s, "teacher_share": teacher_s / total_s}
+    return {f"rollout/tcod/{name}": value for name, value in metrics.items()}
+
+
+def eval_metrics(data: dict[str, dict[str, Any]]) -> Metrics:
+    """`eval/tcod/{dataset}/*` of one evaluation; `data` is RolloutFnEvalOutput.data.
+
+    Success and turns are means over the episodes that were played to their end; failed ones are counted beside them.
+    """
+    metrics = {}
+    for name, result in data.items():
+        played = [sample for sample in result["samples"] if "failure" not in _of(sample)]
+        values = {"episodes": len(played), **_failures(result["samples"])}
+        if played:
+            values |= {**_episodes(played), **_kl(played)}
+        metrics |= {f"eval/tcod/{name}/{key}": value for key, value in values.items()}
+    return metrics
+
+
+def token_kl(sample: Any) -> list[float]:
+    """log pi_student - log pi_teacher per response token, in nats; 0.0 where the token was not sampled."""
+    return [
+        (student - teacher) * mask
+        for student, teacher, mask in zip(
+            sample.rollout_log_probs, sample.teacher_log_probs, sample.loss_mask, strict=True
+        )
+    ]
+
+
+def turn_kl(sample: Any) -> dict[int, float]:
+    """Sum of the tokens' KL by absolute turn index (0-based, replayed turns counted), in nats."""
+    kl = token_kl(sample)
+    return {turn["turn"]: sum(kl[turn["start"] : turn["end"]]) for turn in _of(sample)["turns"]}
+
+
+def _of(sample: Any) -> dict[str, Any]:
+    return sample.metadata["tcod"]
+
+
+def _grouped(samples: Iterable[Any], key: Any) -> list[tuple[int, list[Any]]]:
+    groups = defaultdict(list)
+    for sample in samples:
+        groups[key(_of(sample))].append(sample)
+    return sorted(groups.items())
+
+
+def _episodes(samples: Sequence[Any]) -> Metrics:
+    turns = [turn for sample in samples for turn in _of(sample)["turns"]]
+    replayed = fmean(_of(sample)["replayed"] for sample in samples)
+    student = len(turns) / len(samples)
+    return {
+        "success": fmean(_of(sample)["won"] for sample in samples),
+        "turns/replayed": replayed,
+        "turns/student": student,
+        "turns/total": replayed + student,
+        "invalid_actions": fmean(not turn["valid"] for turn in turns),
+        "truncated_turns": fmean(turn["cut"] for turn in turns),
+        "context_limited": fmean(_of(sample)["context_limited"] for sample in samples),
+    }
+
+
+def _kl(samples: Sequence[Any]) -> Metrics:
+    """Nothing without the teacher's log-probs (--opd-type megatron, or an evaluation without tcod_eval_kl)."""
+    scored = [sample for sample in samples if sample.teacher_log_probs is not None]
+    if not scored:
+        return {}
+    by_turn = defaultdict(list)
+    for sample in scored:
+        for turn, kl in turn_kl(sample).items():
+            by_turn[turn].append(kl)
+    total = sum(sum(kls) for kls in by_turn.values())
+    metrics = {
+        "kl/trajectory": total / len(scored),
+        "kl/token": total / sum(sum(sample.loss_mask) for sample in scored),
+        "kl/episodes": len(scored),
+    }
+    for turn, kls in sorted(by_turn.items()):
+        metrics[f"kl_by_turn/{turn:02d}"] = fmean(kls)
+        metrics[f"kl_by_turn_count/{turn:02d}"] = len(kls)
+    return metrics
+
+
+def _failures(samples: Iterable[Any]) -> Metrics:
+    counts: Metrics = {"failed": 0, "aborted": 0}
+    for sample in samples:
+        if sample.status.value == "aborted":
+            counts["aborted"] += 1
+        if reason := _of(sample).get("failure"):
+            counts["failed"] += 1
+            counts[f"failed/{reason}"] = counts.get(f"failed/{reason}", 0) + 1
+        if reason := _of(sample).get("unscored"):
+            counts[f"unscored/{reason}"] = counts.get(f"unscored/{reason}", 0) + 1
+    return counts

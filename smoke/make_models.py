@@ -1,0 +1,313 @@
+"""Tiny models for the smoke run: a Qwen3 teacher that plays pick_and_place_simple games, and a damaged copy of it.
+
+    python smoke/make_models.py teacher --out smoke/teacher   # made the shipped files; half an hour on two cores
+    python smoke/make_models.py student --out DIR --seed 1    # seconds
+
+The teacher learns from a scripted searcher (expert.py) whose play is disturbed by random actions: the disturbed turns
+are context, never a label. The student is the teacher after some training steps on random actions, so what the smoke
+run shows is the recovery of a perturbed teacher, not the training of a weak model.
+"""
+
+import argparse
+import copy
+import functools
+import json
+import math
+import multiprocessing
+import random
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision_ops  # noqa: F401  before transformers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "examples" / "tcod"))
+
+import expert  # noqa: E402
+import make_games  # noqa: E402
+from env_alfworld import AlfworldEnvironment  # noqa: E402
+from tcod_chat import ChatTokens  # noqa: E402
+
+SHIPPED = HERE / "teacher"
+TASK = "pick_and_place_simple"
+HORIZON = 20
+
+VOCABULARY = 640  # at most
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TAGS = ["<think>", "</think>", "<action>", "</action>"]
+# How Qwen2's tokenizer splits text before its byte-level BPE.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Qwen3's chat format: earlier answers lose their thoughts, and a prompt for a non-thinking answer has an empty one.
+CHAT_TEMPLATE = """
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' -%}
+{{ message.content.split('</think>')[-1].lstrip('\\n') }}
+{%- else -%}
+{{ message.content }}
+{%- endif -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking -%}
+{{ '<think>\\n\\n</think>\\n\\n' }}
+{%- endif -%}
+{%- endif -%}
+"""
+
+# Demonstrations: FIRST_GAME + i is the seed of the i-th game, apart from the games of train.jsonl and heldout.jsonl.
+FIRST_GAME, GAMES, PLAYS = 100_000, 700, 5
+NOISE = (0.0, 0.1, 0.2, 0.3, 0.5)
+BLOCK = 250  # demonstrations that are shuffled and batched together
+BATCH_TOKENS = 4500
+
+STEPS, TEACHER_RATE = 1600, 3e-3
+
+# The student's damage.
+DAMAGE_STEPS, DAMAGE_BATCH, DAMAGE_RATE = 45, 8, 1e-3
+
+CHAT = {"enable_thinking": False}
+Example = tuple[list[int], list[int]]  # token ids, and 1 where a token is to be predicted
+
+
+def entities() -> list[str]:
+    """Every thing in the games' rooms, as it stands in running text: " cabinet 1"."""
+    always, optional = make_games.KITCHEN
+    counts = {name: always.count(name) + optional.count(name) for name in always}
+    counts |= dict.fromkeys(make_games.TASKS[TASK][1], 1)
+    return [f" {name.lower()} {i}" for name, count in sorted(counts.items()) for i in range(1, count + 1)]
+
+
+def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE as Qwen2's, trained on `texts`. Things are single tokens: an answer has 5 to 7 tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"), bytes_])
+    bpe.decoder = decoders.ByteLevel()
+    size = VOCABULARY - len(SPECIAL + TAGS + entities())
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    )
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    bpe.add_tokens([AddedToken(token, normalized=False) for token in TAGS + entities()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tokenizer_texts() -> list[str]:
+    """The words of the prompt, the games and the answers: enough to make each a single token."""
+    names = sorted({name.lower() for goal in make_games.goals(TASK) for name in goal})
+    return [
+        AlfworldEnvironment.system_prompt(),
+        "You are in the middle of a room. Looking quickly around you, you see a, a, and a.\n\n",
+        f"Your task is to: put a some {' '.join(names)} in on.",
+        "You arrive at. The is closed. The is open. In it, you see nothing. On the, you see a, a, and a.",
+        "You open the. You close the. You pick up the from the. You move the to the. Nothing happens.",
+        "You are facing the. Next to it, you see nothing. You are not carrying anything. You are carrying:",
+        "There's nothing special about.",
+        *("system\n", "user\n", "assistant\n", "\n\n"),
+        *("go to", "open", "close", "take from", "move to", "examine", "look", "inventory"),
+    ]
+
+
+@functools.cache
+def _environment(root: str) -> AlfworldEnvironment:
+    return AlfworldEnvironment(root)
+
+
+def play(job: tuple[str, int]) -> list[tuple[str, list[expert.Step]]]:
+    """(folder for games, i) -> PLAYS demonstrations of the i-th game: the first observation and the steps of each."""
+    root, i = job
+    seed = FIRST_GAME + i
+    row = make_games.make_game(root, "train", TASK, seed, seed)
+    plays = []
+    for number in range(PLAYS):
+        rng = random.Random(f"{seed}/{number}")
+        plays.append(expert.demonstrate(_environment(root), row["metadata"], rng, rng.choice(NOISE), HORIZON)[:2])
+    return plays
+
+
+def demonstrations(games: Iterable[int], processes: int | None = None) -> list[tuple[str, list[expert.Step]]]:
+    """The demonstrations of these games, in order, on the real engine."""
+    with tempfile.TemporaryDirectory() as root, multiprocessing.get_context("spawn").Pool(processes) as pool:
+        return [one for plays in pool.imap(play, [(root, i) for i in games]) for one in plays]
+
+
+def encode(chat: ChatTokens, first: str, steps: list[expert.Step]) -> Example:
+    """A demonstration as the recipe renders an episode, with the expert's own answers as labels."""
+    ids = chat.prompt(AlfworldEnvironment.system_prompt(), first)
+    labels = [0] * len(ids)
+    for i, step in enumerate(steps):
+        answer = chat.assistant(AlfworldEnvironment.format_action(step.action))
+        after = chat.user(step.text) if i + 1 < len(steps) else []
+        ids += answer + after
+        labels += [int(step.label)] * len(answer) + [0] * len(after)
+    return ids, labels
+
+
+def batches(examples: list[Example], seed: int) -> Iterator[list[Example]]:
+    """Batches of at most BATCH_TOKENS tokens, padding included, without end.
+
+    The order within a block is random; blocks follow in order, so the first batches need the first examples only.
+    """
+    rng = random.Random(seed)
+    while True:
+        for start in range(0, len(examples), BLOCK):
+            block = examples[start : start + BLOCK]
+            rng.shuffle(block)
+            block.sort(key=lambda example: len(example[0]) // 50)  # like lengths together
+            made: list[list[Example]] = [[]]
+            for example in block:
+                if (len(made[-1]) + 1) * len(example[0]) > BATCH_TOKENS:
+                    made.append([])
+                made[-1].append(example)
+            rng.shuffle(made)
+            yield from made
+
+
+def label_loss(model: Qwen3ForCausalLM, batch: list[Example]) -> torch.Tensor:
+    """Mean negative log-likelihood of the labelled tokens."""
+    ids = pad_sequence([torch.tensor(ids) for ids, _ in batch], batch_first=True)
+    labels = pad_sequence([torch.tensor(labels, dtype=torch.bool) for _, labels in batch], batch_first=True)[:, 1:]
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    return F.cross_entropy(model.lm_head(hidden[labels]), ids[:, 1:][labels])
+
+
+def train(model: Qwen3ForCausalLM, stream: Iterator[list[Example]], rates: list[float]) -> list[float]:
+    """One Adam step per learning rate in `rates`. Returns the losses."""
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
+    losses = []
+    for step, (rate, batch) in enumerate(zip(rates, stream, strict=False)):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss = label_loss(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if step % 50 == 49:
+            print(f"step {step + 1}: loss {sum(losses[-50:]) / 50:.4f}", flush=True)
+    return losses
+
+
+def teacher_rates(steps: int = STEPS) -> list[float]:
+    """Warm-up over 50 steps, then a half cosine over the whole run; `steps` cuts the list, not the schedule."""
+    shape = [min(1.0, (n + 1) / 50) * (0.01 + 0.495 * (1 + math.cos(math.pi * n / STEPS))) for n in range(STEPS)]
+    return [TEACHER_RATE * value for value in shape[:steps]]
+
+
+def new_teacher(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """An untrained model. A thing's embedding starts as the sum of its words', so " apple 1" resembles " apple"."""
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=192,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=16,
+            max_position_embeddings=4096,
+            initializer_range=0.05,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    embeddings = model.model.embed_tokens.weight.data
+    for thing in entities():
+        noun, number = thing.rsplit(" ", 1)
+        words = tokenizer.encode(noun) + tokenizer.encode(number)
+        embeddings[tokenizer.convert_tokens_to_ids(thing)] = embeddings[words].sum(0)
+    return model
+
+
+def make_teacher(out: Path) -> None:
+    """Train the teacher from nothing. The curve of its losses is kept beside it."""
+    tokenizer = make_tokenizer(tokenizer_texts())
+    model = new_teacher(tokenizer)
+    save(model, tokenizer, out)
+    examples = [encode(ChatTokens(tokenizer, CHAT), *one) for one in demonstrations(range(GAMES))]
+    eager = model.model.forward
+    model.model.forward = torch.compile(eager, dynamic=True)
+    losses = train(model, batches(examples, seed=0), teacher_rates())
+    model.model.forward = eager
+    save(model, tokenizer, out)
+    (out / "losses.json").write_text(json.dumps([round(loss, 4) for loss in losses]))
+
+
+def random_play(chat: ChatTokens, rng: random.Random, turns: int = 10) -> Example:
+    """A mock episode in which every answer is a random action and a label; it needs no engine."""
+    always, optional = make_games.KITCHEN
+    room = always + rng.sample(optional, rng.randint(0, make_games.MAX_ROOM - len(always)))
+    places = sorted(f"{name.lower()} {room[:i].count(name) + 1}" for i, name in enumerate(room))
+    things = [f"{name.lower()} 1" for name in make_games.TASKS[TASK][1]]
+    goal, target = (name.lower() for name in rng.choice(make_games.goals(TASK)))
+    first = (
+        "You are in the middle of a room. Looking quickly around you, you see "
+        f"a {', a '.join(places[:-1])}, and a {places[-1]}.\n\nYour task is to: put a {goal} in {target}."
+    )
+    steps = []
+    for _ in range(turns):
+        place, thing = rng.choice(places), rng.choice(things)
+        forms = [f"go to {place}"] * 2 + [f"{verb} {place}" for verb in ("open", "close", "examine")]
+        forms += [f"take {thing} from {place}", f"move {thing} to {place}", "look", "inventory"]
+        action, text = rng.choice(forms), "Nothing happens."
+        if action.startswith("go"):
+            closed = expert.kind(place) in expert.OPENABLE
+            text = f"You arrive at {place}. " + (
+                f"The {place} is closed." if closed else f"On the {place}, you see nothing."
+            )
+        steps.append(expert.Step(action, True, text))
+    return encode(chat, first, steps)
+
+
+def make_student(teacher: Path, out: Path, seed: int) -> None:
+    """The teacher after DAMAGE_STEPS training steps on random actions: a function of the teacher and the seed."""
+    tokenizer, model = AutoTokenizer.from_pretrained(teacher), Qwen3ForCausalLM.from_pretrained(
+        teacher, dtype=torch.float32
+    )
+    chat, rng = ChatTokens(tokenizer, CHAT), random.Random(seed)
+    stream = ([random_play(chat, rng) for _ in range(DAMAGE_BATCH)] for _ in range(DAMAGE_STEPS))
+    train(model, stream, [DAMAGE_RATE] * DAMAGE_STEPS)
+    save(model, tokenizer, out)
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """A checkpoint as Hugging Face and SGLang load it, weights in bfloat16."""
+    stop = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
+    GenerationConfig(eos_token_id=stop, pad_token_id=tokenizer.pad_token_id, do_sample=True).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", choices=["teacher", "student"])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
+    parser.add_argument("--teacher", type=Path, default=SHIPPED, help="the student's starting point")
+    parser.add_argument("--seed", type=int, default=1, help="of the student's damage")
+    args = parser.parse_args()
+    if args.model == "teacher":
+        make_teacher(args.out)
+    else:
+        make_student(args.teacher, args.out, args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The smoke run: TCOD on a laptop, with the real SGLang and the real ALFWorld engine and nothing downloaded but packages.
+
+What it shows is the recovery of a perturbed teacher: the student is the tiny teacher, damaged by training on random
+actions, and on-policy distillation with a temporal curriculum (F2B, then B2F, each from the same damaged checkpoint)
+leads it back. `bash smoke/run.sh` sets up the environment and starts this.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import figure
+import hooks
+from make_games import make_games
+from make_models import make_student, make_teacher
+from servers import HERE, Process, SGLangServer
+from tqdm import tqdm
+
+ARMS = ("f2b", "b2f")
+TABLE = {  # column: (metric, format)
+    "k": ("rollout/tcod/k", "{:.0f}"),
+    "turns": ("rollout/tcod/turns/student", "{:.1f}"),
+    "replayed": ("rollout/tcod/turns/replayed", "{:.1f}"),
+    "success": ("rollout/tcod/success", "{:.2f}"),
+    "KL": ("rollout/tcod/kl/trajectory", "{:.1f}"),
+    "KL/token": ("rollout/tcod/kl/token", "{:.3f}"),
+    "scored": ("rollout/tcod/tokens/scored", "{:.0f}"),
+    "trained": ("rollout/tcod/tokens/trained", "{:.0f}"),
+    "failed": ("rollout/tcod/failed", "{:.0f}"),
+    "s": ("rollout/tcod/rollout_s", "{:.1f}"),
+}
+
+
+def main() -> None:
+    options = parse_options()
+    # A SIGTERM must take the servers down as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    started = time.monotonic()
+    print(f"TCOD smoke run on {hooks.find_slime()}; everything is written to {options.out}")
+    data = options.out / "games"
+    with tqdm(total=options.train_games + options.heldout_games, desc="games", unit="game") as bar:
+        make_games(data, options.train_games, options.heldout_games, progress=bar.update)
+    teacher, student = options.out / "models" / "teacher", options.out / "models" / f"student-{options.seed}"
+    make_teacher(teacher)
+    make_student(teacher, student, seed=options.seed)
+    results = {}
+    with ExitStack() as stack:
+        logs = options.out / "logs"
+        print("starting two SGLang servers on the CPU, the student's and the teacher's", flush=True)
+        student_server = stack.enter_context(SGLangServer("student server", student, logs / "student.log"))
+        teacher_server = stack.enter_context(SGLangServer("teacher server", teacher, logs / "teacher.log"))
+        student_server.wait_ready()
+        teacher_server.wait_ready()
+        for arm in options.arms:
+            run_dir = options.out / "runs" / f"{arm}-{options.seed}"
+            results[arm] = train_arm(arm, options, run_dir, student, student_server.port, teacher_server.port, data)
+    print((options.out / "runs" / f"{options.arms[-1]}-{options.seed}" / "trajectory.txt").read_text())
+    picture = options.out / f"smoke-{options.seed}.png"
+    figure.draw(results, picture)
+    print(f"figure: {picture}")
+    print(f"wall time {time.monotonic() - started:.0f} s")
+    print(summary(results))
+
+
+def train_arm(
+    arm: str, options: Namespace, run_dir: Path, student: Path, student_port: int, teacher_port: int, data: Path
+) -> list[dict[str, Any]]:
+    """Run one arm in a process of its own, with its progress and its table on the terminal. Returns its metrics."""
+    metrics_file = run_dir / "metrics.jsonl"
+    metrics_file.unlink(missing_ok=True)
+    command = [sys.executable, str(HERE / "train.py"), "--config", str(HERE / "configs" / f"{arm}.yaml")]
+    command += ["--student", str(student), "--student-port", str(student_port), "--teacher-port", str(teacher_port)]
+    command += ["--data", str(data), "--run-dir", str(run_dir), "--seed", str(options.seed)]
+    command += ["--updates", str(options.updates)]
+    env = {"SMOKE_GAMES": str(data), "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    lines: list[dict[str, Any]] = []
+    header = "  ".join(["   n"] + [f"{name:>8}" for name in TABLE])
+    with Process(f"{arm} training", command, run_dir / "train.log", env) as process:
+        with tqdm(total=options.updates, desc=arm, unit="update") as bar:
+            bar.write(f"\n{arm}\n{header}")
+            while process.popen.poll() is None or count_lines(metrics_file) > len(lines):
+                time.sleep(0.2)
+                for line in new_lines(metrics_file, len(lines)):
+                    lines.append(line)
+                    if line["kind"] == "rollout":
+                        row = [fmt.format(line.get(metric, float("nan"))) for metric, fmt in TABLE.values()]
+                        bar.write("  ".join([f"{line['n']:4d}"] + [f"{cell:>8}" for cell in row]))
+                        bar.update()
+                    elif line["kind"] == "eval":
+                        bar.write(f"{line['n']:4d}  {evaluation_text(line)}")
+        process.check()
+    return lines
+
+
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def new_lines(path: Path, seen: int) -> list[dict[str, Any]]:
+    """The complete lines of a growing file behind the first `seen` ones."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1][seen:]]
+
+
+def evaluation_text(line: dict[str, Any]) -> str:
+    return (
+        f"held-out games, full horizon: success {line['eval/tcod/heldout/success']:.2f} at temperature 0.4, "
+        f"{line['eval/tcod/heldout_t1/success']:.2f} at 1; trajectory KL {line['eval/tcod/heldout_t1/kl/trajectory']:.1f} "
+        f"nats ({line['seconds']:.0f} s)"
+    )
+
+
+def summary(results: dict[str, list[dict[str, Any]]]) -> str:
+    """One line: what improved from what to what."""
+    parts = []
+    for arm, lines in results.items():
+        evaluations = [line for line in lines if line["kind"] == "eval"]
+        first, last = evaluations[0], evaluations[-1]
+        success, kl = "eval/tcod/heldout/success", "eval/tcod/heldout_t1/kl/trajectory"
+        parts.append(
+            f"{arm.upper()} {last['n']} updates: held-out success {first[success]:.2f} -> {last[success]:.2f}, "
+            f"trajectory KL {first[kl]:.1f} -> {last[kl]:.1f} nats"
+        )
+    return "recovery of a perturbed teacher: " + "; ".join(parts)
+
+
+def parse_options() -> Namespace:
+    parser = argparse.ArgumentParser(description="TCOD on a laptop: real SGLang, real ALFWorld, tiny models.")
+    parser.add_argument("--quick", action="store_true", help="a few updates and games, for CI")
+    parser.add_argument("--seed", type=int, default=1, help="of the perturbation, the order of games and the run")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--out", type=Path, default=HERE / "out", help="games, models, logs and results")
+    options = parser.parse_args()
+    options.out = options.out.resolve()
+    options.updates = 8 if options.quick else 30
+    options.train_games, options.heldout_games = (32, 16) if options.quick else (64, 64)
+    return options
+
+
+if __name__ == "__main__":
+    main()

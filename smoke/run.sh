@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# TCOD on a laptop: `bash smoke/run.sh [--quick] [--seed N]`. Sets up everything it needs, see README.md.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=smoke/setup.sh
+source "$here/setup.sh"
+export PYTHONPATH=$here/../examples/tcod:$here${PYTHONPATH:+:$PYTHONPATH}
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+exec "$python" "$here/run.py" "$@"

@@ -1,0 +1,31 @@
+"""Start SGLang's own server on a CPU: `python serve.py --model-path DIR --device cpu ...`, SGLang's arguments as they are.
+
+What a GPU installation has and a laptop lacks is never called on this path: see torchvision_ops.py and sgl_kernel/.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+
+import torchvision_ops  # noqa: E402, F401  at module level, because spawned children run it too
+
+
+def main() -> None:
+    # If the launcher is killed outright, the server must not stay behind.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+    from sglang.launch_server import run_server
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    try:
+        run_server(prepare_server_args(sys.argv[1:]))
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+if __name__ == "__main__":
+    main()

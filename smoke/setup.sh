@@ -1,0 +1,55 @@
+# Sourced by smoke/run.sh and tests/run.sh: makes the pinned virtual environment (.venv, or $TCOD_VENV) and sets $python.
+# Nothing is done where it is there already. The caller has `set -euo pipefail`.
+
+_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+_venv=${TCOD_VENV:-$_root/.venv}
+python=$_venv/bin/python
+
+_fail() {
+  echo "$*" >&2
+  exit 1
+}
+
+_base_python() {
+  local name
+  for name in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$name"
+      return
+    fi
+  done
+  _fail "no Python 3.11 or newer found: install one, or name it: PYTHON=/path/to/python3.11 bash $0"
+}
+
+# ALFWorld's planner is built from source; Debian's Python comes without venv and headers.
+_system_packages() {
+  local missing=() tool
+  for tool in cmake make g++; do
+    command -v "$tool" >/dev/null || missing+=("$tool")
+  done
+  "$1" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+  "$1" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' ||
+    missing+=(python3-dev)
+  if ((${#missing[@]} == 0)); then return; fi
+  if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+    _fail "missing: ${missing[*]}; install them first, on Debian or Ubuntu: sudo apt-get install -y ${missing[*]}"
+  fi
+  apt-get update -q && apt-get install -q -y "${missing[@]}"
+}
+
+_stamp=$(sha256sum "$_root/smoke/requirements.txt")
+if [[ $(cat "$_venv/.installed" 2>/dev/null) != "$_stamp" ]]; then
+  echo "setting up $_venv (once, a few minutes)"
+  _started=$SECONDS
+  _base=$(_base_python)
+  _system_packages "$_base"
+  "$_base" -m venv "$_venv"
+  # --no-compile: most of these files are never imported here.
+  _pip=("$python" -m pip --disable-pip-version-check install --quiet --no-compile)
+  # The default Linux build of PyTorch brings several GB of CUDA libraries. The smoke run needs none of them: point
+  # PIP_EXTRA_INDEX_URL at PyTorch's CPU wheels to do without.
+  "${_pip[@]}" torch==2.13.0
+  "${_pip[@]}" --no-deps -r "$_root/smoke/requirements.txt"
+  echo "$_stamp" >"$_venv/.installed"
+  echo "set up in $((SECONDS - _started)) s"
+fi

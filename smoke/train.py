@@ -1,0 +1,160 @@
+"""One arm of the smoke run: the recipe's hooks on slime (or its stand-in), gradient steps on a CPU, weights pushed by disk.
+
+    python smoke/train.py --config smoke/configs/f2b.yaml --student DIR --student-port P --teacher-port Q --data DIR --run-dir DIR
+
+Writes to the run directory: metrics.jsonl (one line per rollout, gradient step and evaluation), trajectory.txt (one
+training episode, readable), weights/ (the student's newest checkpoint). run.py starts this once per arm.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hooks
+import ray
+import requests
+import torch
+import yaml
+from trainer import Trainer
+
+
+def main() -> None:
+    options = parse_options()
+    options.run_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(1)  # the two engines and the environment workers share the cores
+    print(f"running on {hooks.find_slime()}", flush=True)
+
+    import tcod_rollout
+    from transcript import transcript
+
+    from slime.rollout.data_source import RolloutDataSourceWithBuffer
+    from slime.rollout.sglang_rollout import GenerateState
+    from slime.utils.http_utils import init_http_client
+
+    args = slime_args(options)
+    ray.init(num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    init_http_client(args)
+    source = RolloutDataSourceWithBuffer(args)
+    trainer = Trainer(options.student, lr=options.lr)
+    log = jsonl_writer(options.run_dir / "metrics.jsonl")
+
+    def push(n: int) -> None:
+        trainer.save(options.run_dir / "weights")
+        push_weights(options.student_port, options.run_dir / "weights", version=str(n))
+
+    def evaluate(n: int) -> None:
+        started = time.monotonic()
+        output = tcod_rollout.generate_rollout(args, n, source, evaluation=True)
+        log("eval", n, {**output.metrics, "seconds": time.monotonic() - started})
+
+    copy_tokenizer(options.student, options.run_dir / "weights")
+    push(0)
+    evaluate(0)
+    for n in range(options.updates):
+        started = time.monotonic()
+        output = tcod_rollout.generate_rollout(args, n, source)
+        rollout_s = time.monotonic() - started
+        samples = [sample for group in output.samples for sample in group]
+        batch = hooks.convert_samples_to_train_data(args, samples)
+        if n == options.updates // 2:
+            (options.run_dir / "trajectory.txt").write_text(transcript(samples[0], GenerateState(args).tokenizer))
+        started = time.monotonic()
+        trained = trainer.step(batch)
+        push(n + 1)
+        metrics = hooks.rollout_metrics(args, samples, output.metrics, rollout_s)
+        log("rollout", n, {**metrics, **{f"train/{k}": v for k, v in trained.items()}})
+        log("time", n, {"rollout_s": rollout_s, "train_s": time.monotonic() - started})
+        if (n + 1) % options.eval_interval == 0 or n + 1 == options.updates:
+            evaluate(n + 1)
+
+
+def slime_args(options: Namespace) -> Namespace:
+    """slime's arguments for this run, with the YAML's keys set as slime's --custom-config-path does."""
+    from slime.utils.eval_config import EvalDatasetConfig
+
+    heldout = options.data / "heldout.jsonl"
+    common = {"input_key": "prompt", "label_key": "label", "metadata_key": "metadata", "n_samples_per_eval_prompt": 1}
+    common |= {"top_p": 1.0, "top_k": -1, "max_response_len": options.response_len}
+    args = hooks.rollout_args(
+        hf_checkpoint=str(options.student),
+        apply_chat_template_kwargs={"enable_thinking": False},
+        prompt_data=str(options.data / "train.jsonl"),
+        input_key="prompt",
+        label_key="label",
+        rollout_shuffle=True,
+        rollout_seed=options.seed,
+        rollout_batch_size=options.batch,
+        n_samples_per_prompt=1,
+        rollout_max_response_len=options.response_len,
+        rollout_max_context_len=options.context_len,
+        sglang_router_ip="127.0.0.1",
+        sglang_router_port=options.student_port,
+        sglang_server_concurrency=options.concurrency,
+        rollout_num_gpus=1,
+        rm_url=f"http://127.0.0.1:{options.teacher_port}/generate",
+        custom_config_path=str(options.config),
+        # Success is measured at the paper's temperature; a KL is only defined at the temperature that is trained at.
+        eval_datasets=[
+            EvalDatasetConfig(name="heldout", path=str(heldout), temperature=0.4, **common),
+            EvalDatasetConfig(name="heldout_t1", path=str(heldout), temperature=1.0, **common),
+        ],
+    )
+    for key, value in yaml.safe_load(options.config.read_text()).items():
+        setattr(args, key, value)
+    return args
+
+
+def push_weights(port: int, folder: Path, version: str) -> None:
+    """Have the student's server load a checkpoint. Raises RuntimeError with the server's own words if it does not."""
+    reply = requests.post(
+        f"http://127.0.0.1:{port}/update_weights_from_disk",
+        json={"model_path": str(folder), "weight_version": version, "flush_cache": True},
+        timeout=60,
+    )
+    if reply.status_code != 200 or not reply.json().get("success"):
+        raise RuntimeError(f"the student's server did not load {folder}: {reply.text[:500]}")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if not file.name.endswith(".safetensors"):
+            shutil.copy(file, target / file.name)
+
+
+def jsonl_writer(path: Path) -> Callable[[str, int, dict[str, Any]], None]:
+    file = path.open("w")
+
+    def log(kind: str, n: int, values: dict[str, Any]) -> None:
+        print(json.dumps({"kind": kind, "n": n, **values}), file=file, flush=True)
+
+    return log
+
+
+def parse_options() -> Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, help="YAML of the arm")
+    parser.add_argument("--student", type=Path, required=True, help="the student's first checkpoint")
+    parser.add_argument("--student-port", type=int, required=True)
+    parser.add_argument("--teacher-port", type=int, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder of train.jsonl and heldout.jsonl")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=16, help="episodes per update")
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--eval-interval", type=int, default=10**9, help="updates between evaluations")
+    parser.add_argument("--response-len", type=int, default=32, help="largest response in tokens")
+    parser.add_argument("--context-len", type=int, default=1024, help="largest episode in tokens")
+    parser.add_argument("--concurrency", type=int, default=32, help="episodes at once")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

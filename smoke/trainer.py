@@ -1,0 +1,115 @@
+"""The gradient step that slime makes with Megatron, in plain PyTorch on a CPU: its OPD advantage and clipped policy loss.
+
+It takes the batch fields that slime ships to Megatron and follows slime's arithmetic for its default settings: advantage
+estimator grpo with zero rewards, one optimizer step per rollout, the loss a mean over trajectories of each one's mean
+over its trained tokens. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision_ops  # noqa: F401  before transformers
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM
+
+MICRO_BATCH = 8
+
+
+def response_log_probs(
+    model: torch.nn.Module, tokens: list[list[int]], response_lengths: list[int]
+) -> list[torch.Tensor]:
+    """log pi(token | what precedes it) of the last response_lengths[i] tokens of each sequence, each of shape [r_i]."""
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    padded = pad_sequence([torch.tensor(ids) for ids in tokens], batch_first=True)
+    attention = torch.arange(padded.size(1))[None] < lengths[:, None]
+    logits = model(input_ids=padded, attention_mask=attention.long()).logits
+    result = []
+    for row, (length, response) in enumerate(zip(lengths.tolist(), response_lengths, strict=True)):
+        predicting = logits[row, length - response - 1 : length - 1].float()
+        targets = padded[row, length - response : length]
+        result.append(torch.log_softmax(predicting, dim=-1).gather(-1, targets[:, None])[:, 0])
+    return result
+
+
+def opd_advantages(
+    log_probs: list[torch.Tensor], teacher_log_probs: list[torch.Tensor], rewards: list[float], kl_coef: float
+) -> list[torch.Tensor]:
+    """Per token A = reward - kl_coef * (log pi_student - log pi_teacher): slime's grpo advantage with its OPD penalty."""
+    return [
+        reward - kl_coef * (student - teacher)
+        for student, teacher, reward in zip(log_probs, teacher_log_probs, rewards, strict=True)
+    ]
+
+
+def clipped_policy_loss(
+    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, eps_low: float, eps_high: float
+) -> torch.Tensor:
+    """PPO's -min(r A, clip(r) A) per token, r = pi / pi_old; all of shape [tokens]."""
+    ratio = (log_probs - old_log_probs).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
+
+
+class Trainer:
+    """A student under training.
+
+    Args:
+        checkpoint: folder of its Hugging Face checkpoint.
+        lr: learning rate of Adam (betas 0.9 and 0.98 as in slime's scripts, no weight decay), constant.
+        kl_coef, eps_clip, eps_clip_high, clip_grad: slime's --opd-kl-coef, --eps-clip, --eps-clip-high, --clip-grad.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        lr: float,
+        kl_coef: float = 1.0,
+        eps_clip: float = 0.2,
+        eps_clip_high: float = 0.2,
+        clip_grad: float = 1.0,
+    ) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        self.model.eval()  # no dropout, as in slime's runs
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+        self.kl_coef, self.eps_clip, self.eps_clip_high = kl_coef, eps_clip, eps_clip_high
+        self.clip_grad = clip_grad
+
+    def step(self, batch: dict[str, Any]) -> dict[str, float]:
+        """One optimizer step on slime's batch fields. Returns loss, grad_norm (before clipping) and token means of the
+        reverse KL and of |training - rollout| log-prob."""
+        count = len(batch["tokens"])
+        totals = {"loss": 0.0, "opd_reverse_kl": 0.0, "logprob_abs_diff": 0.0}
+        # Sequences of like length share a micro-batch, so little is spent on padding.
+        order = sorted(range(count), key=lambda i: len(batch["tokens"][i]))
+        self.optimizer.zero_grad()
+        for first in range(0, count, MICRO_BATCH):
+            rows = order[first : first + MICRO_BATCH]
+            pick = {name: [batch[name][i] for i in rows] for name in ("tokens", "response_lengths", "rewards")}
+            log_probs = response_log_probs(self.model, pick["tokens"], pick["response_lengths"])
+            old = [values.detach() for values in log_probs]
+            teacher, rollout, masks = (
+                [torch.tensor(batch[name][i], dtype=torch.float32) for i in rows]
+                for name in ("teacher_log_probs", "rollout_log_probs", "loss_masks")
+            )
+            advantages = opd_advantages(old, teacher, pick["rewards"], self.kl_coef)
+            loss = torch.zeros(())
+            for j, mask in enumerate(masks):
+
+                def mean(values: torch.Tensor, mask: torch.Tensor = mask) -> torch.Tensor:
+                    return (values * mask).sum() / mask.sum().clamp(min=1) / count
+
+                tokens_loss = clipped_policy_loss(
+                    log_probs[j], old[j], advantages[j], self.eps_clip, self.eps_clip_high
+                )
+                loss = loss + mean(tokens_loss)
+                totals["opd_reverse_kl"] += mean(old[j] - teacher[j]).item()
+                totals["logprob_abs_diff"] += mean((old[j] - rollout[j]).abs()).item()
+            loss.backward()
+            totals["loss"] += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.optimizer.step()
+        return {**totals, "grad_norm": norm.item()}
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as a checkpoint that SGLang can load; config and tokenizer are already there or not needed."""
+        self.model.save_pretrained(folder)

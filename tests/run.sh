@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# All tests: `bash tests/run.sh [pytest's arguments]`. Sets up everything they need, see README.md.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=smoke/setup.sh
+source "$here/../smoke/setup.sh"
+cd "$here/.."
+exec "$python" -m pytest "${@:-tests}"

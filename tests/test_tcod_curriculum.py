@@ -1,0 +1,127 @@
+"""The depth schedule and the episode plans of examples/tcod/curriculum.py. Pure CPU; needs pytest and hypothesis."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "tcod"))
+
+from curriculum import Curriculum, EpisodePlan, depth  # noqa: E402
+
+NUM_GPUS = 0
+
+counts = st.integers(1, 60)
+steps = st.integers(0, 2000)
+
+
+@st.composite
+def curricula(draw, variant=None):
+    horizon = draw(counts)
+    return Curriculum(
+        variant=variant or draw(st.sampled_from(["opd", "f2b", "b2f"])),
+        horizon=horizon,
+        k_start=draw(st.integers(1, horizon)),
+        eta=draw(counts),
+        b2f_budget=draw(st.sampled_from(["slack", "horizon"])),
+        b2f_slack=draw(st.integers(0, 5)),
+    )
+
+
+def test_depth_follows_the_published_schedule():
+    # k_start 1, eta 5, T 30, by hand: one more turn every five steps, full depth from step 145 on.
+    assert [depth(n, 1, 5, 30) for n in (0, 4, 5, 9, 10, 144, 145, 10_000)] == [1, 1, 2, 2, 3, 29, 30, 30]
+    assert [depth(n, 3, 1, 5) for n in range(4)] == [3, 4, 5, 5]
+
+
+@given(n=steps, k_start=counts, eta=counts, more=st.integers(0, 60))
+def test_depth_starts_low_never_falls_and_ends_at_the_largest(n, k_start, eta, more):
+    k_max = k_start + more
+    k = depth(n, k_start, eta, k_max)
+    assert depth(0, k_start, eta, k_max) == k_start <= k <= k_max
+    assert 0 <= depth(n + 1, k_start, eta, k_max) - k <= 1
+    assert depth(n + eta, k_start, eta, k_max) == min(k + 1, k_max)
+    assert depth(eta * more, k_start, eta, k_max) == k_max
+
+
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        ({"eta": 0}, "tcod_eta"),
+        ({"k_start": 0}, "tcod_k_start"),
+        ({"k_start": 31}, "tcod_k_start"),
+        ({"variant": "f2f"}, "tcod_variant"),
+        ({"horizon": 0}, "tcod_horizon"),
+        ({"b2f_slack": -1}, "tcod_b2f_slack"),
+        ({"b2f_budget": "k"}, "tcod_b2f_budget"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(change, names):
+    with pytest.raises(ValueError, match=names):
+        Curriculum(**{"variant": "f2b", "horizon": 30, "k_start": 1, "eta": 5, **change})
+
+
+def test_a_negative_step_is_refused():
+    with pytest.raises(ValueError, match="step"):
+        depth(-1, 1, 1, 1)
+
+
+def test_opd_plays_the_horizon_from_the_first_step():
+    opd = Curriculum(variant="opd", horizon=30)
+    assert opd.depth(0) == 30
+    assert opd.plan(opd.depth(0), demo_length=7) == EpisodePlan(replayed=0, budget=30)
+
+
+def test_f2b_plays_the_first_k_turns():
+    f2b = Curriculum(variant="f2b", horizon=30, eta=6)
+    assert [f2b.plan(f2b.depth(n)).budget for n in (0, 6, 174)] == [1, 2, 30]
+    assert f2b.plan(1, demo_length=7).replayed == 0
+
+
+def test_b2f_replays_what_lies_before_the_last_k_turns():
+    # L = 7, T = 30, slack 2, by hand.
+    b2f = Curriculum(variant="b2f", horizon=30)
+    assert b2f.plan(1, 7) == EpisodePlan(replayed=6, budget=3)
+    assert b2f.plan(6, 7) == EpisodePlan(replayed=1, budget=8)
+    assert b2f.plan(7, 7) == EpisodePlan(replayed=0, budget=30)
+    assert b2f.plan(8, 7) == EpisodePlan(replayed=0, budget=30)
+    # Near the horizon T - p is the smaller one.
+    assert b2f.plan(1, 30) == EpisodePlan(replayed=29, budget=1)
+    assert Curriculum(variant="b2f", horizon=30, b2f_budget="horizon").plan(1, 7) == EpisodePlan(6, 24)
+
+
+@pytest.mark.parametrize("length", [0, 31])
+def test_b2f_refuses_a_missing_or_too_long_demonstration(length):
+    with pytest.raises(ValueError, match="demonstration"):
+        Curriculum(variant="b2f", horizon=30).plan(1, length)
+
+
+@given(curriculum=curricula(), n=steps, data=st.data())
+def test_every_plan_fits_the_horizon(curriculum, n, data):
+    length = data.draw(st.integers(1, curriculum.horizon))
+    plan = curriculum.plan(curriculum.depth(n), length)
+    assert plan.replayed >= 0 and plan.budget >= 1
+    assert plan.replayed + plan.budget <= curriculum.horizon
+    if plan.replayed:
+        assert curriculum.variant == "b2f" and plan.replayed < length
+
+
+@given(curriculum=curricula(), data=st.data())
+def test_the_last_depth_is_the_full_horizon_in_every_arm(curriculum, data):
+    length = data.draw(st.integers(1, curriculum.horizon))
+    last = curriculum.depth(10**9)
+    assert last == curriculum.horizon
+    assert curriculum.plan(last, length) == curriculum.full_plan() == EpisodePlan(0, curriculum.horizon)
+
+
+@given(curriculum=curricula(variant="b2f"), n=steps, data=st.data())
+def test_b2f_never_replays_more_as_training_goes_on(curriculum, n, data):
+    length = data.draw(st.integers(1, curriculum.horizon))
+    now, later = (curriculum.plan(curriculum.depth(step), length) for step in (n, n + 1))
+    assert later.replayed <= now.replayed
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__]))

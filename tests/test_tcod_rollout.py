@@ -1,0 +1,627 @@
+"""Whole episodes of every arm on a scripted engine and a scripted teacher, token by token.
+
+The hooks run through slime's own rollout loop: the real slime where SLIME_DIR points to a checkout, else the stand-in.
+"""
+
+import asyncio
+import json
+import math
+from argparse import Namespace
+
+import hooks
+import pytest
+import ray
+import yaml
+from fake_sglang import FakeSGLang, generated, hold, scored
+from toys import save_tokenizer
+
+SLIME = hooks.find_slime()
+
+import tcod_rollout  # noqa: E402
+from tcod_config import ConfigError  # noqa: E402
+from tcod_metrics import turn_kl  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+
+from slime.rollout.data_source import RolloutDataSourceWithBuffer  # noqa: E402
+from slime.utils.async_utils import run  # noqa: E402
+from slime.utils.eval_config import EvalDatasetConfig  # noqa: E402
+from slime.utils.http_utils import init_http_client  # noqa: E402
+from slime.utils.misc import SingletonMeta  # noqa: E402
+from slime.utils.types import Sample  # noqa: E402
+
+NUM_GPUS = 0
+HEADER = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
+
+
+def user(text: str) -> str:
+    """What stands between an end-of-turn token and the next response."""
+    return f"\n<|im_start|>user\n{text}<|im_end|>\n{HEADER}"
+
+
+def opening(goal: int) -> str:
+    return (
+        f"<|im_start|>system\nWalk.<|im_end|>\n<|im_start|>user\nGoal: door {goal}. You are at door 0.<|im_end|>\n{HEADER}"
+    )
+
+
+def teacher_value(position: int, token: int) -> float:
+    return -0.5 - position / 1000
+
+
+def student_value(index: int) -> float:
+    return -0.01 * (index + 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_session():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint):
+    return AutoTokenizer.from_pretrained(checkpoint)
+
+
+class Rig:
+    """A scripted student (the reply to the i-th turn of a context is script[i]) and a scripted teacher."""
+
+    def __init__(self, tmp_path, checkpoint, tokenizer):
+        self.folder, self.checkpoint, self.tokenizer = tmp_path, checkpoint, tokenizer
+        self.script = [RIGHT] * 20
+        self.cut = set()  # turns whose reply is cut by the length limit
+        self.student = FakeSGLang(self.student_reply)
+        self.teacher = FakeSGLang(lambda payload: scored(payload, teacher_value))
+        self.teacher.pages["/server_info"] = {"max_req_input_len": 4090}
+
+    def student_reply(self, payload):
+        turn = self.tokenizer.decode(payload["input_ids"]).count(HEADER) - 1
+        return self.answer(turn, payload)
+
+    def answer(self, turn, payload):
+        ids = self.tokenizer.encode(self.script[turn], add_special_tokens=False)
+        ids = ids if turn in self.cut else ids + [self.tokenizer.eos_token_id]
+        finish = "stop"
+        if len(ids) > payload["sampling_params"]["max_new_tokens"] or turn in self.cut:
+            ids, finish = ids[: payload["sampling_params"]["max_new_tokens"]], "length"
+        values = [student_value(i) for i in range(len(ids))]
+        return generated(ids, values, text="", finish=finish, prompt_tokens=len(payload["input_ids"]))
+
+    def rows(self, rows):
+        path = self.folder / "rows.jsonl"
+        path.write_text("".join(json.dumps({"prompt": "walk", "label": "walk", "metadata": row}) + "\n" for row in rows))
+        return path
+
+    def args(self, rows, **changes) -> Namespace:
+        settings = {
+            **{"tcod_variant": "opd", "tcod_horizon": 4, "tcod_environment": "toys.Corridor"},
+            **{"tcod_data_root": str(self.folder), "tcod_admissible": "never", "tcod_env_timeout_s": 30.0},
+            **{"tcod_env_workers": 1, "tcod_engines_per_worker": 8, "tcod_teacher_retries": 0},
+            **{key: changes.pop(key) for key in list(changes) if key.startswith("tcod_")},
+        }
+        settings = {key: value for key, value in settings.items() if value is not None}
+        config = self.folder / "tcod.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        args = hooks.rollout_args(
+            **{
+                "hf_checkpoint": str(self.checkpoint),
+                "apply_chat_template_kwargs": {"enable_thinking": False},
+                "prompt_data": str(self.rows(rows)),
+                "input_key": "prompt",
+                "label_key": "label",
+                "rollout_batch_size": len(rows),
+                "n_samples_per_prompt": 1,
+                "rollout_max_response_len": 64,
+                "rollout_max_context_len": 2000,
+                "sglang_router_ip": self.student.host,
+                "sglang_router_port": self.student.port,
+                "sglang_server_concurrency": 32,
+                "rollout_num_gpus": 1,
+                "rm_url": f"{self.teacher.url}/generate",
+                "custom_config_path": str(config),
+                **changes,
+            }
+        )
+        for key, value in settings.items():
+            setattr(args, key, value)
+        return args
+
+    def rollout(self, rows, n=0, **changes):
+        """(samples, metrics) of rollout n over these rows."""
+        args = self.args(rows, **changes)
+        SingletonMeta._instances.clear()
+        init_http_client(args)
+        output = tcod_rollout.generate_rollout(args, n, RolloutDataSourceWithBuffer(args))
+        samples = [sample for group in output.samples for sample in group]
+        check_invariants(args, samples)
+        return samples, output.metrics
+
+    def play(self, metadata, evaluation=False, **changes):
+        """One sample through generate and, if asked for, reward_func, without slime's loop."""
+        args = self.args([metadata], **changes)
+        SingletonMeta._instances.clear()
+        init_http_client(args)
+        sample = Sample(index=0, prompt="walk", metadata={**metadata, "tcod": {"n": 0, "k": args.k}})
+        params = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_new_tokens": 64}
+
+        async def both():
+            played = await tcod_rollout.generate(args, sample, params, evaluation=evaluation)
+            if played.reward is None and played.status != Sample.Status.ABORTED:
+                played.reward = await tcod_rollout.reward_func(args, played)
+            return played
+
+        return run(both())
+
+
+@pytest.fixture
+def rig(tmp_path, checkpoint, tokenizer):
+    rig = Rig(tmp_path, checkpoint, tokenizer)
+    with rig.student, rig.teacher:
+        yield rig
+
+
+def check_invariants(args, samples):
+    """What must hold of every sample that reaches training."""
+    for sample in samples:
+        assert sample.status in (Sample.Status.COMPLETED, Sample.Status.TRUNCATED)
+        assert 0 < sample.response_length < len(sample.tokens) <= args.rollout_max_context_len
+        lists = (sample.loss_mask, sample.rollout_log_probs, sample.teacher_log_probs)
+        assert [len(values) for values in lists] == [sample.response_length] * 3
+        assert all(math.isfinite(value) for values in lists for value in values)
+        spans = [(turn["start"], turn["end"]) for turn in sample.metadata["tcod"]["turns"]]
+        sampled = {i for start, end in spans for i in range(start, end)}
+        assert sample.loss_mask == [int(i in sampled) for i in range(sample.response_length)]
+        assert type(sample.reward) is float
+    raw, trained = tcod_rollout.post_process_rewards(args, samples)
+    assert raw == [sample.reward for sample in samples] and trained == [0.0] * len(samples)
+
+
+def spans(tokenizer, *parts):
+    """(ids, mask) of alternating sampled and context texts, the first one sampled."""
+    ids, mask = [], []
+    for i, text in enumerate(parts):
+        new = tokenizer.encode(text, add_special_tokens=False)
+        ids, mask = ids + new, mask + [1 - i % 2] * len(new)
+    return ids, mask
+
+
+def assert_tokens(sample, tokenizer, prompt, *parts):
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    ids, mask = spans(tokenizer, *parts)
+    assert tokenizer.decode(sample.tokens) == prompt + "".join(parts)
+    assert sample.tokens == prompt_ids + ids
+    assert sample.loss_mask == mask
+    assert sample.response == "".join(parts)
+    assert sample.teacher_log_probs == [teacher_value(len(prompt_ids) + i, 0) for i in range(len(ids))]
+    count, expected = 0, []
+    for i, trained in enumerate(mask):
+        count = 0 if i and mask[i - 1] == 0 else count
+        expected.append(student_value(count) if trained else 0.0)
+        count += trained
+    assert sample.rollout_log_probs == pytest.approx(expected)
+
+
+# -------------------------------------------------------------------------------------------------- the three arms
+
+
+def test_opd_plays_until_it_wins(rig, tokenizer):
+    [sample], metrics = rig.rollout([{"goal": 2}])
+    assert_tokens(
+        sample, tokenizer, opening(2), RIGHT + "<|im_end|>", user("You are at door 1."), RIGHT + "<|im_end|>"
+    )
+    assert sample.reward == 1.0 and sample.status == Sample.Status.COMPLETED
+    assert metrics["rollout/tcod/k"] == 4 and metrics["rollout/tcod/success"] == 1.0
+    assert metrics["rollout/tcod/turns/student"] == 2
+
+
+def test_opd_stops_at_the_horizon(rig, tokenizer):
+    [sample], metrics = rig.rollout([{"goal": 9}])
+    doors = [user(f"You are at door {i}.") for i in (1, 2, 3)]
+    parts = [RIGHT + "<|im_end|>"] * 4
+    assert_tokens(sample, tokenizer, opening(9), *[x for pair in zip(parts, doors, strict=False) for x in pair], parts[3])
+    assert sample.reward == 0.0 and sample.status == Sample.Status.COMPLETED
+    assert metrics["rollout/tcod/success"] == 0.0
+
+
+def test_f2b_plays_the_first_k_turns(rig, tokenizer):
+    for n, turns in ((0, 1), (1, 1), (2, 2), (50, 4)):
+        [sample], metrics = rig.rollout([{"goal": 9}], n, tcod_variant="f2b", tcod_eta=2)
+        assert metrics["rollout/tcod/k"] == len(sample.metadata["tcod"]["turns"]) == turns
+        assert sample.status == Sample.Status.COMPLETED
+    [sample], _ = rig.rollout([{"goal": 9}], 0, tcod_variant="f2b", tcod_eta=2)
+    assert_tokens(sample, tokenizer, opening(9), RIGHT + "<|im_end|>")
+
+
+def test_b2f_replays_the_demonstration_as_chat_turns_in_the_prompt(rig, tokenizer):
+    row = {"goal": 3, "demo": {"actions": ["right"] * 3}}
+    [sample], metrics = rig.rollout([row], 0, tcod_variant="b2f", tcod_eta=2)
+    prompt = opening(3) + "".join(RIGHT + "<|im_end|>" + user(f"You are at door {i}.") for i in (1, 2))
+    assert_tokens(sample, tokenizer, prompt, RIGHT + "<|im_end|>")
+    assert sample.reward == 1.0
+    assert metrics["rollout/tcod/turns/replayed"] == 2
+    assert metrics["rollout/tcod/success_by_start/02"] == 1.0
+    assert list(turn_kl(sample)) == [2]
+
+
+def test_b2f_replays_recorded_responses_word_for_word(rig, tokenizer):
+    responses = ["Door 2 is to the right. " + RIGHT, RIGHT]
+    row = {"goal": 2, "demo": {"actions": ["right", "right"], "responses": responses}}
+    [sample], _ = rig.rollout([row], 0, tcod_variant="b2f")
+    assert_tokens(
+        sample,
+        tokenizer,
+        opening(2) + responses[0] + "<|im_end|>" + user("You are at door 1."),
+        RIGHT + "<|im_end|>",
+    )
+
+
+def test_b2f_budget_is_k_plus_slack_or_what_the_horizon_leaves(rig):
+    rig.script = [LEFT] * 20
+    row = {"goal": 3, "demo": {"actions": ["right"] * 3}}
+    changes = {"tcod_variant": "b2f", "tcod_horizon": 12}
+    for more, turns in (({}, 3), ({"tcod_b2f_slack": 0}, 1), ({"tcod_b2f_budget": "horizon"}, 10)):
+        [sample], _ = rig.rollout([row], 0, **changes, **more)
+        assert len(sample.metadata["tcod"]["turns"]) == turns
+
+
+def test_the_arms_end_in_the_same_episode(rig):
+    """F2B at k = T and B2F at k >= L are the OPD episode, byte for byte."""
+    rig.script = [LEFT, RIGHT, "no tag", RIGHT, RIGHT, RIGHT]
+    row = {"goal": 2, "demo": {"actions": ["right", "right"]}}
+    episodes = []
+    for variant, n in (("opd", 0), ("f2b", 10**6), ("b2f", 10**6), ("b2f", 1)):
+        [sample], _ = rig.rollout([row], n, tcod_variant=variant, tcod_horizon=6, tcod_eta=1)
+        fields = sample.to_dict()
+        for name in ("metadata", "trace", "session_id", "non_generation_time"):
+            fields.pop(name, None)
+        record = {k: v for k, v in sample.metadata["tcod"].items() if k not in ("n", "k") and not k.endswith("_s")}
+        episodes.append(json.dumps([fields, record], sort_keys=True))
+    assert len(set(episodes)) == 1
+    assert '"won": true' in episodes[0]
+
+
+def test_admissible_actions_can_be_listed_in_every_turn(rig, tokenizer):
+    [sample], _ = rig.rollout([{"goal": 2}], tcod_admissible="turn")
+    assert tokenizer.decode(sample.tokens).count(" Actions: left, right<|im_end|>") == 2
+
+
+# ------------------------------------------------------------------------------------------- bookkeeping of tokens
+
+
+def test_a_cut_response_gets_an_untrained_end_of_turn_token(rig, tokenizer):
+    rig.cut = {0}
+    [sample], metrics = rig.rollout([{"goal": 2}])
+    assert_tokens(
+        sample, tokenizer, opening(2), RIGHT, "<|im_end|>" + user("You are at door 1."), RIGHT + "<|im_end|>"
+    )
+    assert metrics["rollout/tcod/truncated_turns"] == 0.5
+    assert sample.status == Sample.Status.COMPLETED
+
+
+def test_an_episode_that_ends_in_a_cut_response_is_truncated(rig, tokenizer):
+    rig.cut, rig.script = {0}, ["I think that"]
+    [sample], metrics = rig.rollout([{"goal": 2}], 0, tcod_variant="f2b")
+    assert_tokens(sample, tokenizer, opening(2), "I think that")
+    assert sample.status == Sample.Status.TRUNCATED
+    assert metrics["rollout/tcod/invalid_actions"] == 1.0
+
+
+def test_both_stop_tokens_end_a_turn_and_are_not_part_of_the_action(rig, tokenizer):
+    end, eot = tokenizer.pad_token_id, tokenizer.eos_token_id
+    ids = tokenizer.encode(RIGHT, add_special_tokens=False) + [end]
+    rig.answer = lambda turn, payload: generated(ids, [student_value(i) for i in range(len(ids))])
+    [sample], _ = rig.rollout([{"goal": 2}])
+    assert_tokens(
+        sample, tokenizer, opening(2), RIGHT + "<|endoftext|>", user("You are at door 1."), RIGHT + "<|endoftext|>"
+    )
+    assert sorted([end, eot]) == rig.student.payloads()[0]["sampling_params"]["stop_token_ids"]
+
+
+def test_the_context_limit_ends_an_episode(rig, tokenizer):
+    turn = len(spans(tokenizer, RIGHT + "<|im_end|>", user("You are at door 1."))[0])
+    prompt = len(tokenizer.encode(opening(9), add_special_tokens=False))
+    # Room for two turns and a few tokens of a third response.
+    [sample], metrics = rig.rollout([{"goal": 9}], rollout_max_context_len=prompt + 2 * turn + 6, rollout_max_response_len=40)
+    assert sample.status == Sample.Status.TRUNCATED
+    assert [t["cut"] for t in sample.metadata["tcod"]["turns"]] == [False, False, True]
+    assert len(sample.tokens) == prompt + 2 * turn + 5
+    # No room for the observation after the first turn.
+    [sample], metrics = rig.rollout([{"goal": 9}], rollout_max_context_len=prompt + turn, rollout_max_response_len=40)
+    assert len(sample.metadata["tcod"]["turns"]) == 1 and metrics["rollout/tcod/context_limited"] == 1.0
+    assert sample.status == Sample.Status.TRUNCATED
+
+
+def test_an_invalid_action_is_sent_and_counted(rig, tokenizer):
+    rig.script = ["let me see", RIGHT]
+    [sample], metrics = rig.rollout([{"goal": 1}])
+    assert_tokens(
+        sample, tokenizer, opening(1), "let me see<|im_end|>", user("Nothing happens."), RIGHT + "<|im_end|>"
+    )
+    assert metrics["rollout/tcod/invalid_actions"] == 0.5
+
+
+def test_the_teacher_scores_a_trajectory_once_from_the_end_of_the_prompt(rig, tokenizer):
+    [sample], metrics = rig.rollout([{"goal": 3}])
+    [payload] = rig.teacher.payloads()
+    assert payload["input_ids"] == sample.tokens
+    assert payload["logprob_start_len"] == len(sample.tokens) - sample.response_length - 1
+    assert payload["sampling_params"]["max_new_tokens"] == 0
+    assert metrics["rollout/tcod/tokens/scored"] == sample.response_length
+    assert metrics["rollout/tcod/tokens/trained"] == sum(sample.loss_mask)
+    kl = sum((s - t) * m for s, t, m in zip(sample.rollout_log_probs, sample.teacher_log_probs, sample.loss_mask, strict=True))
+    assert metrics["rollout/tcod/kl/trajectory"] == pytest.approx(kl)
+    assert sum(metrics[f"rollout/tcod/kl_by_turn/{i:02d}"] for i in range(3)) == pytest.approx(kl)
+
+
+def test_each_request_holds_the_ids_of_all_before_it(rig):
+    rig.rollout([{"goal": 9}])
+    contexts = [payload["input_ids"] for payload in rig.student.payloads()]
+    for before, after in zip(contexts, contexts[1:], strict=False):
+        assert after[: len(before)] == before and len(after) > len(before)
+    headers = {request.headers["x-smg-routing-key"] for request in rig.student.requests if request.path == "/generate"}
+    assert len(headers) == 1
+
+
+# ---------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    "demo, reason",
+    [
+        ({}, "demo_missing"),
+        ({"actions": ["right"] * 5}, "demo_too_long"),
+        ({"actions": ["fly", "right", "right"]}, "demo_inadmissible"),
+        ({"actions": ["right"] * 4}, "demo_won_early"),
+        ({"actions": ["right"] * 3, "responses": [RIGHT]}, "demo_mismatch"),
+        ({"actions": ["right"] * 3, "responses": [RIGHT, LEFT, RIGHT]}, "demo_mismatch"),
+    ],
+)
+def test_a_demonstration_that_does_not_fit_fails_the_sample(rig, demo, reason):
+    sample = rig.play({"goal": 3, "demo": demo}, k=1, tcod_variant="b2f")
+    assert sample.metadata["tcod"]["failure"] == reason
+    assert_failed(sample)
+
+
+def assert_failed(sample):
+    assert sample.status == Sample.Status.FAILED and sample.reward == 0.0
+    assert sample.tokens == [] and sample.response_length == 0
+    assert sample.loss_mask is sample.rollout_log_probs is sample.teacher_log_probs is None
+
+
+@pytest.mark.parametrize(
+    "reply, reason",
+    [
+        (lambda p: generated([], []), "nothing_sampled"),
+        (lambda p: generated([5], [math.inf]), "engine_invalid"),
+        (lambda p: generated([10**6], [-1.0]), "engine_invalid"),
+        (lambda p: {"text": "no meta info"}, "engine_invalid"),
+    ],
+)
+def test_an_unusable_reply_of_the_engine_fails_the_sample(rig, reply, reason):
+    rig.student_reply = rig.student.reply = reply
+    sample = rig.play({"goal": 3}, k=4)
+    assert sample.metadata["tcod"]["failure"] == reason
+    assert_failed(sample)
+
+
+def replace_entry(reply, index, value):
+    reply["meta_info"]["input_token_logprobs"][index][:2] = value
+    return reply
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda reply: replace_entry(reply, 3, [None, None]), "teacher_invalid"),
+        (lambda reply: replace_entry(reply, -1, [math.nan, reply["meta_info"]["input_token_logprobs"][-1][1]]), "teacher_invalid"),
+        (lambda reply: replace_entry(reply, -1, [math.inf, reply["meta_info"]["input_token_logprobs"][-1][1]]), "teacher_invalid"),
+        (lambda reply: replace_entry(reply, 3, [-1.0, 77]), "teacher_invalid"),
+        (lambda reply: reply["meta_info"]["input_token_logprobs"].pop() and reply, "teacher_invalid"),
+        (lambda reply: reply["meta_info"]["input_token_logprobs"].append([-1.0, 1, None]) or reply, "teacher_invalid"),
+        (lambda reply: {"error": "?"}, "teacher_invalid"),
+    ],
+)
+def test_an_unusable_score_fails_the_sample(rig, damage, reason):
+    rig.teacher.reply = lambda payload: damage(scored(payload, teacher_value))
+    sample = rig.play({"goal": 3}, k=4)
+    assert sample.metadata["tcod"]["failure"] == reason
+    assert_failed(sample)
+
+
+def test_a_failed_group_is_dropped_replaced_one_by_one_and_counted(rig):
+    # The second of three rows fails in its environment; the source goes round, so rows 1 and 2 come again.
+    rows = [{"goal": 2}, {"goal": 2, "explode": 2}, {"goal": 2}]
+    samples, metrics = rig.rollout(rows)
+    assert len(samples) == 3
+    assert metrics["rollout/tcod/failed/env_error"] == metrics["rollout/tcod/failed"] == 1
+    assert metrics["rollout/dynamic_filter/drop_env_error"] == 1
+    assert len(rig.teacher.payloads()) == 3  # four episodes were drawn, not three more
+
+
+def test_one_failed_sample_drops_its_whole_group(rig):
+    calls = iter(range(100))
+    rig.teacher.reply = lambda p: {"error": "?"} if next(calls) == 0 else scored(p, teacher_value)
+    samples, metrics = rig.rollout([{"goal": 2}, {"goal": 3}], n_samples_per_prompt=2)
+    assert len(samples) == 4 and metrics["rollout/tcod/failed/teacher_invalid"] == 1
+    assert len(rig.teacher.payloads()) == 6
+
+
+def test_a_run_whose_teacher_is_gone_stops_with_one_sentence(rig):
+    rig.teacher.reply = lambda payload: {"error": "?"}
+    with pytest.raises(RuntimeError, match="failed groups were replaced.*teacher_invalid"):
+        rig.rollout([{"goal": 2}] * 2)
+
+
+def test_an_aborted_episode_is_undone(rig):
+    """Over-sampling: the surplus is aborted in the middle of its second turn, and leaves nothing behind."""
+    rig.script = [RIGHT] * 3
+
+    async def reply(payload):
+        text = rig.tokenizer.decode(payload["input_ids"])
+        if "Goal: door 9" in text and text.count(HEADER) == 2:
+            await hold()
+        return rig.answer(text.count(HEADER) - 1, payload)
+
+    rig.student.reply = reply
+    args = rig.args([{"goal": 9}, {"goal": 2}], rollout_batch_size=1, over_sampling_batch_size=2)
+    SingletonMeta._instances.clear()
+    init_http_client(args)
+    drawn = []
+
+    class Source(RolloutDataSourceWithBuffer):
+        def get_samples(self, num_samples):
+            groups = super().get_samples(num_samples)
+            drawn.extend(group[0] for group in groups)
+            return groups
+
+    output = tcod_rollout.generate_rollout(args, 0, Source(args))
+    assert [sample.metadata["goal"] for [sample] in output.samples] == [2]
+    aborted = drawn[0]
+    assert aborted.status == Sample.Status.ABORTED
+    assert aborted.tokens == [] and aborted.response == "" and aborted.loss_mask is None and aborted.reward is None
+    assert output.metrics["rollout/tcod/aborted"] == 1 and output.metrics["rollout/tcod/failed"] == 0
+
+
+def test_incomplete_samples_never_reach_training(rig):
+    [sample], _ = rig.rollout([{"goal": 2}])
+    args = rig.args([{"goal": 2}])
+    for name, values in (
+        ("teacher_log_probs", None),
+        ("teacher_log_probs", sample.teacher_log_probs[1:]),
+        ("rollout_log_probs", [math.nan] * sample.response_length),
+    ):
+        broken = Sample.from_dict({**sample.to_dict(), name: values})
+        with pytest.raises(ValueError, match=name):
+            tcod_rollout.post_process_rewards(args, [sample, broken])
+
+
+# --------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluation(rig, temperatures=(0.4,), **changes):
+    path = str(rig.rows([{"goal": 2}, {"goal": 9}]))
+    datasets = [
+        EvalDatasetConfig(
+            name=f"t{temperature:g}",
+            path=path,
+            input_key="prompt",
+            label_key="label",
+            metadata_key="metadata",
+            n_samples_per_eval_prompt=1,
+            temperature=temperature,
+            top_p=1.0,
+            top_k=-1,
+            max_response_len=64,
+        )
+        for temperature in temperatures
+    ]
+    args = rig.args([{"goal": 2}, {"goal": 9}], eval_datasets=datasets, **changes)
+    SingletonMeta._instances.clear()
+    init_http_client(args)
+    return tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args), evaluation=True)
+
+
+def test_evaluation_plays_the_full_horizon_without_the_teacher(rig):
+    output = evaluation(rig, tcod_variant="f2b")
+    assert output.data["t0.4"]["rewards"] == [1.0, 0.0]
+    assert output.metrics["eval/tcod/t0.4/success"] == 0.5 and output.metrics["eval/tcod/t0.4/episodes"] == 2
+    assert output.metrics["eval/tcod/t0.4/turns/student"] == 3.0
+    assert rig.teacher.payloads() == []
+    assert {payload["sampling_params"]["temperature"] for payload in rig.student.payloads()} == {0.4}
+
+
+def test_the_evaluation_kl_is_measured_where_it_is_defined(rig):
+    output = evaluation(rig, temperatures=(0.4, 1.0), tcod_eval_kl=True)
+    assert len(rig.teacher.payloads()) == 2
+    assert output.metrics["eval/tcod/t1/kl/episodes"] == 2
+    assert "eval/tcod/t0.4/kl/episodes" not in output.metrics
+    assert output.data["t1"]["rewards"] == [1.0, 0.0]
+
+
+def test_a_failed_evaluation_episode_is_counted_and_left_out_of_the_success_rate(rig):
+    def reply(payload):
+        failing = "Goal: door 9" in rig.tokenizer.decode(payload["input_ids"])
+        return generated([], []) if failing else rig.student_reply(payload)
+
+    rig.student.reply = reply
+    output = evaluation(rig)
+    assert output.metrics["eval/tcod/t0.4/failed/nothing_sampled"] == 1
+    assert output.metrics["eval/tcod/t0.4/episodes"] == 1 and output.metrics["eval/tcod/t0.4/success"] == 1.0
+
+
+# ------------------------------------------------------------------------------------------------- launch checks
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"tcod_etta": 3}, "unknown setting tcod_etta"),
+        ({"tcod_eta": 0}, "tcod_eta must be >= 1"),
+        ({"tcod_eta": 2.5}, "tcod_eta must be of type int"),
+        ({"tcod_eval_kl": 1}, "tcod_eval_kl must be of type bool"),
+        ({"tcod_variant": "fb2"}, "tcod_variant must be one of"),
+        ({"tcod_variant": None}, "tcod_variant is missing"),
+        ({"tcod_admissible": "always"}, "tcod_admissible must be one of turn, never"),
+        ({"tcod_data_root": "/nowhere"}, "tcod_data_root /nowhere is not a folder"),
+        ({"tcod_data_root": "$TCOD_UNSET/x"}, "that variable is not set"),
+        ({"tcod_environment": "toys.Nowhere"}, "tcod_environment toys.Nowhere cannot be imported"),
+        ({"tcod_env_workers": 0}, "tcod_env_workers must be >= 1"),
+        ({"tcod_env_timeout_s": 0.0}, "tcod_env_timeout_s must be a positive number"),
+        ({"tcod_variant": "b2f"}, "of 1 rows 1 have none"),
+        ({"partial_rollout": True}, "--partial-rollout"),
+        ({"group_rm": True}, "--group-rm"),
+        ({"use_opd": False}, "--use-opd"),
+        ({"rollout_temperature": 0.7}, "--rollout-temperature 1"),
+        ({"rollout_top_p": 0.9}, "--rollout-top-p 1"),
+        ({"rm_url": None}, "--rm-url is missing"),
+        ({"rm_url": "http://127.0.0.1:9/generate"}, "no teacher answers"),
+        ({"rollout_max_context_len": None}, "--rollout-max-context-len is missing"),
+        ({"rollout_max_context_len": 64}, "must be below"),
+        ({"rollout_max_context_len": 4096}, "raise its --context-length"),
+        ({"custom_rm_path": None}, "--custom-rm-path must be tcod_rollout.reward_func"),
+        ({"dynamic_sampling_filter_path": None}, "--dynamic-sampling-filter-path must be tcod_rollout.drop_failed"),
+        ({"opd_type": "megatron", "offload_train": False}, "--offload-train"),
+    ],
+)
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_wrong_configuration_stops_before_the_first_rollout(rig, change, words, evaluating):
+    args = rig.args([{"goal": 2}], **change)
+    SingletonMeta._instances.clear()
+    with pytest.raises(ConfigError, match=words):
+        tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args), evaluation=evaluating)
+    assert rig.student.requests == []
+
+
+def test_foreign_keys_in_the_yaml_are_refused(rig):
+    args = rig.args([{"goal": 2}])
+    with open(args.custom_config_path, "a") as file:
+        file.write("rollout_batch_size: 3\n")
+    with pytest.raises(ConfigError, match="rollout_batch_size.*command line"):
+        tcod_rollout.generate_rollout(args, 0, None)
+
+
+def test_the_hooks_never_block_the_event_loop(rig):
+    """While an episode waits for its engine and environment, the loop goes on."""
+    args = rig.args([{"goal": 9}])
+    SingletonMeta._instances.clear()
+    init_http_client(args)
+    sample = Sample(index=0, metadata={"goal": 9, "tcod": {"n": 0, "k": 4}})
+
+    async def play():
+        gaps, last = [], asyncio.get_running_loop().time()
+        episode = asyncio.ensure_future(tcod_rollout.generate(args, sample, {"temperature": 1.0, "max_new_tokens": 64}))
+        while not episode.done():
+            await asyncio.sleep(0.001)
+            gaps.append(asyncio.get_running_loop().time() - last)
+            last += gaps[-1]
+        return gaps
+
+    assert len(run(play())) > 5
+    assert sample.status == Sample.Status.COMPLETED
