@@ -16,15 +16,18 @@ BY_TURN = "eval/tcod/heldout_t1/kl_by_turn/"
 def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Write the figure of {arm: lines of metrics.jsonl} as a PNG."""
     figure, (turns, success, kl) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    # Every arm starts from the same checkpoint, so any arm's first evaluation is the state before.
+    before = next(line for lines in results.values() for line in lines if line["kind"] == "eval")
+    turns.plot(*by_turn(before), color="#555555", marker="x", label="before")
     for arm, lines in results.items():
         color, marker, dash = STYLE[arm]
         evaluations = [line for line in lines if line["kind"] == "eval"]
         rollouts = [line for line in lines if line["kind"] == "rollout"]
-        if turns.lines == [] or not turns.lines:
-            turns.plot(*by_turn(evaluations[0]), color="#555555", marker="x", label="before")
         turns.plot(*by_turn(evaluations[-1]), color=color, marker=marker, linestyle=dash, label=f"after {arm.upper()}")
         steps = [line["n"] for line in evaluations]
-        success.plot(steps, [e[SUCCESS] for e in evaluations], color=color, marker=marker, linestyle=dash, label=arm.upper())
+        success.plot(
+            steps, [e[SUCCESS] for e in evaluations], color=color, marker=marker, linestyle=dash, label=arm.upper()
+        )
         kl.plot(steps, [e[KL] for e in evaluations], color=color, marker=marker, linestyle=dash, label=arm.upper())
         kl.plot(
             [line["n"] for line in rollouts],
@@ -46,5 +49,7 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def by_turn(evaluation: dict[str, Any]) -> tuple[list[int], list[float]]:
-    points = sorted((int(key[len(BY_TURN) :]) + 1, value) for key, value in evaluation.items() if key.startswith(BY_TURN))
+    points = sorted(
+        (int(key[len(BY_TURN) :]) + 1, value) for key, value in evaluation.items() if key.startswith(BY_TURN)
+    )
     return [turn for turn, _ in points], [value for _, value in points]

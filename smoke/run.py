@@ -1,4 +1,4 @@
-"""The smoke run: TCOD on a laptop, with the real SGLang and the real ALFWorld engine and nothing downloaded but packages.
+"""The smoke run: TCOD on a laptop, with the real SGLang and the real ALFWorld engine, nothing downloaded but packages.
 
 What it shows is the recovery of a perturbed teacher: the student is the tiny teacher, damaged by training on random
 actions, and on-policy distillation with a temporal curriculum (F2B, then B2F, each from the same damaged checkpoint)
@@ -6,6 +6,7 @@ leads it back. `bash smoke/run.sh` sets up the environment and starts this.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -16,10 +17,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import figure
 import hooks
+import make_models
+from figure import KL, SUCCESS, draw
 from make_games import make_games
-from make_models import make_student, make_teacher
 from servers import HERE, Process, SGLangServer
 from tqdm import tqdm
 
@@ -47,15 +48,17 @@ def main() -> None:
     data = options.out / "games"
     with tqdm(total=options.train_games + options.heldout_games, desc="games", unit="game") as bar:
         make_games(data, options.train_games, options.heldout_games, progress=bar.update)
-    teacher, student = options.out / "models" / "teacher", options.out / "models" / f"student-{options.seed}"
-    make_teacher(teacher)
-    make_student(teacher, student, seed=options.seed)
+    weights = hashlib.sha256((make_models.SHIPPED / "model.safetensors").read_bytes()).hexdigest()
+    student = options.out / "models" / f"student-{options.seed}-of-{weights[:8]}"
+    if not (student / "model.safetensors").exists():
+        print("damaging the teacher: the student", flush=True)
+        make_models.make_student(make_models.SHIPPED, student, seed=options.seed)
     results = {}
     with ExitStack() as stack:
         logs = options.out / "logs"
         print("starting two SGLang servers on the CPU, the student's and the teacher's", flush=True)
         student_server = stack.enter_context(SGLangServer("student server", student, logs / "student.log"))
-        teacher_server = stack.enter_context(SGLangServer("teacher server", teacher, logs / "teacher.log"))
+        teacher_server = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, logs / "teacher.log"))
         student_server.wait_ready()
         teacher_server.wait_ready()
         for arm in options.arms:
@@ -63,7 +66,7 @@ def main() -> None:
             results[arm] = train_arm(arm, options, run_dir, student, student_server.port, teacher_server.port, data)
     print((options.out / "runs" / f"{options.arms[-1]}-{options.seed}" / "trajectory.txt").read_text())
     picture = options.out / f"smoke-{options.seed}.png"
-    figure.draw(results, picture)
+    draw(results, picture)
     print(f"figure: {picture}")
     print(f"wall time {time.monotonic() - started:.0f} s")
     print(summary(results))
@@ -111,10 +114,10 @@ def new_lines(path: Path, seen: int) -> list[dict[str, Any]]:
 
 
 def evaluation_text(line: dict[str, Any]) -> str:
+    cool, hot = (line[f"eval/tcod/{name}/success"] for name in ("heldout", "heldout_t1"))
     return (
-        f"held-out games, full horizon: success {line['eval/tcod/heldout/success']:.2f} at temperature 0.4, "
-        f"{line['eval/tcod/heldout_t1/success']:.2f} at 1; trajectory KL {line['eval/tcod/heldout_t1/kl/trajectory']:.1f} "
-        f"nats ({line['seconds']:.0f} s)"
+        f"held-out games, full horizon: success {cool:.2f} at temperature 0.4, {hot:.2f} at 1; "
+        f"trajectory KL {line[KL]:.1f} nats ({line['seconds']:.0f} s)"
     )
 
 
@@ -124,10 +127,9 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> str:
     for arm, lines in results.items():
         evaluations = [line for line in lines if line["kind"] == "eval"]
         first, last = evaluations[0], evaluations[-1]
-        success, kl = "eval/tcod/heldout/success", "eval/tcod/heldout_t1/kl/trajectory"
         parts.append(
-            f"{arm.upper()} {last['n']} updates: held-out success {first[success]:.2f} -> {last[success]:.2f}, "
-            f"trajectory KL {first[kl]:.1f} -> {last[kl]:.1f} nats"
+            f"{arm.upper()}, {last['n']} updates: held-out success {first[SUCCESS]:.2f} -> {last[SUCCESS]:.2f}, "
+            f"trajectory KL {first[KL]:.1f} -> {last[KL]:.1f} nats"
         )
     return "recovery of a perturbed teacher: " + "; ".join(parts)
 

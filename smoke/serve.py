@@ -1,6 +1,7 @@
-"""Start SGLang's own server on a CPU: `python serve.py --model-path DIR --device cpu ...`, SGLang's arguments as they are.
+"""Start SGLang's own server on a CPU: `python serve.py --model-path DIR --device cpu ...`, with SGLang's arguments.
 
 What a GPU installation has and a laptop lacks is never called on this path: see torchvision_ops.py and sgl_kernel/.
+Beside that, the server answers GET /workers as slime's router does, so that one engine does without a router.
 """
 
 import ctypes
@@ -18,11 +19,18 @@ def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
     from sglang.launch_server import run_server
+    from sglang.srt.entrypoints.http_server import app
     from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
 
+    server_args = prepare_server_args(sys.argv[1:])
+
+    @app.get("/workers")
+    async def workers() -> dict:
+        return {"workers": [{"url": server_args.url()}]}
+
     try:
-        run_server(prepare_server_args(sys.argv[1:]))
+        run_server(server_args)
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
 

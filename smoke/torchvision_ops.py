@@ -1,7 +1,7 @@
 """Import this before transformers' models or sglang on a CPU-only PyTorch.
 
-The package index has torchvision for CUDA only; its compiled operators do not load beside a CPU build of PyTorch, and its
-import then fails because it registers shape functions for operators that do not exist. Nothing here ever calls them.
+The package index has torchvision for CUDA only; its compiled operators do not load beside a CPU build of PyTorch, and
+its import then fails because it registers shape functions for operators that do not exist. Nothing here calls them.
 """
 
 import torch

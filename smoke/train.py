@@ -1,6 +1,7 @@
-"""One arm of the smoke run: the recipe's hooks on slime (or its stand-in), gradient steps on a CPU, weights pushed by disk.
+"""One arm of the smoke run: the recipe's hooks on slime (or its stand-in), a gradient step on the CPU, weights pushed.
 
-    python smoke/train.py --config smoke/configs/f2b.yaml --student DIR --student-port P --teacher-port Q --data DIR --run-dir DIR
+    python smoke/train.py --config smoke/configs/f2b.yaml --student DIR --student-port P --teacher-port Q \\
+        --data DIR --run-dir DIR
 
 Writes to the run directory: metrics.jsonl (one line per rollout, gradient step and evaluation), trajectory.txt (one
 training episode, readable), weights/ (the student's newest checkpoint). run.py starts this once per arm.
@@ -53,6 +54,11 @@ def main() -> None:
         output = tcod_rollout.generate_rollout(args, n, source, evaluation=True)
         log("eval", n, {**output.metrics, "seconds": time.monotonic() - started})
 
+    def show(samples: list[Any]) -> None:
+        """Keep one episode for reading: a short one that was won, if there is any."""
+        sample = min(samples, key=lambda sample: (-sample.reward, len(sample.tokens)))
+        (options.run_dir / "trajectory.txt").write_text(transcript(sample, GenerateState(args).tokenizer))
+
     copy_tokenizer(options.student, options.run_dir / "weights")
     push(0)
     evaluate(0)
@@ -62,14 +68,13 @@ def main() -> None:
         rollout_s = time.monotonic() - started
         samples = [sample for group in output.samples for sample in group]
         batch = hooks.convert_samples_to_train_data(args, samples)
-        if n == options.updates // 2:
-            (options.run_dir / "trajectory.txt").write_text(transcript(samples[0], GenerateState(args).tokenizer))
         started = time.monotonic()
         trained = trainer.step(batch)
         push(n + 1)
         metrics = hooks.rollout_metrics(args, samples, output.metrics, rollout_s)
         log("rollout", n, {**metrics, **{f"train/{k}": v for k, v in trained.items()}})
         log("time", n, {"rollout_s": rollout_s, "train_s": time.monotonic() - started})
+        show(samples)
         if (n + 1) % options.eval_interval == 0 or n + 1 == options.updates:
             evaluate(n + 1)
 

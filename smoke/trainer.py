@@ -1,8 +1,8 @@
-"""The gradient step that slime makes with Megatron, in plain PyTorch on a CPU: its OPD advantage and clipped policy loss.
+"""The gradient step that slime makes with Megatron, in plain PyTorch: its OPD advantage and clipped policy loss.
 
-It takes the batch fields that slime ships to Megatron and follows slime's arithmetic for its default settings: advantage
-estimator grpo with zero rewards, one optimizer step per rollout, the loss a mean over trajectories of each one's mean
-over its trained tokens. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
+It takes the batch fields that slime ships to Megatron and follows slime's arithmetic for its default settings:
+advantage estimator grpo with zero rewards, one optimizer step per rollout, the loss a mean over trajectories of each
+one's mean over its trained tokens. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ MICRO_BATCH = 8
 def response_log_probs(
     model: torch.nn.Module, tokens: list[list[int]], response_lengths: list[int]
 ) -> list[torch.Tensor]:
-    """log pi(token | what precedes it) of the last response_lengths[i] tokens of each sequence, each of shape [r_i]."""
+    """log pi(token | prefix) of the last response_lengths[i] tokens of each sequence, each of shape [r_i]."""
     lengths = torch.tensor([len(ids) for ids in tokens])
     padded = pad_sequence([torch.tensor(ids) for ids in tokens], batch_first=True)
     attention = torch.arange(padded.size(1))[None] < lengths[:, None]
@@ -35,7 +35,7 @@ def response_log_probs(
 def opd_advantages(
     log_probs: list[torch.Tensor], teacher_log_probs: list[torch.Tensor], rewards: list[float], kl_coef: float
 ) -> list[torch.Tensor]:
-    """Per token A = reward - kl_coef * (log pi_student - log pi_teacher): slime's grpo advantage with its OPD penalty."""
+    """Per token A = reward - kl_coef * (log pi_student - log pi_teacher), slime's grpo advantage with its penalty."""
     return [
         reward - kl_coef * (student - teacher)
         for student, teacher, reward in zip(log_probs, teacher_log_probs, rewards, strict=True)
@@ -111,5 +111,5 @@ class Trainer:
         return {**totals, "grad_norm": norm.item()}
 
     def save(self, folder: Path) -> None:
-        """Write the weights as a checkpoint that SGLang can load; config and tokenizer are already there or not needed."""
+        """Write the weights and their configuration, without a tokenizer."""
         self.model.save_pretrained(folder)

@@ -24,7 +24,10 @@ def transcript(sample: Any, tokenizer: Any) -> str:
     at = 0
     for turn in record["turns"]:
         if at < turn["start"]:
-            lines += [f"--- context, {turn['start'] - at} tokens, not trained", tokenizer.decode(response[at : turn["start"]])]
+            lines += [
+                f"--- context, {turn['start'] - at} tokens, not trained",
+                tokenizer.decode(response[at : turn["start"]]),
+            ]
         at = turn["end"]
         lines += [
             f"--- student, turn {turn['turn'] + 1}, {at - turn['start']} tokens trained, "

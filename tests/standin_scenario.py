@@ -172,10 +172,10 @@ class Scenario:
         rows = [("a", {"turns": 2}), ("bb", {"refused_once": "bb"}), ("ccc", {"final": "truncated"})]
         args = self.args(rows, rollout_batch_size=2, rollout_shuffle=True, dynamic_sampling_filter_path=None)
         source = RolloutDataSourceWithBuffer(args)
-        result = self.train(args, source, rollouts=3)
-        source.save(2)
+        result = self.train(args, source, rollouts=4)
+        source.save(3)
         later = [RolloutDataSourceWithBuffer(args) for _ in range(2)]
-        later[0].load(2)
+        later[0].load(3)
         later[1].load(99)
         returned = later[0].get_samples(1)
         later[0].add_samples(returned)

@@ -6,6 +6,7 @@ The hooks run through slime's own rollout loop: the real slime where SLIME_DIR p
 import asyncio
 import json
 import math
+import time
 from argparse import Namespace
 
 import hooks
@@ -13,11 +14,12 @@ import pytest
 import ray
 import yaml
 from fake_sglang import FakeSGLang, generated, hold, scored
-from toys import save_tokenizer
+from toys import Corridor, LocalPool, save_tokenizer
 
 SLIME = hooks.find_slime()
 
 import tcod_rollout  # noqa: E402
+from environment import EnvironmentPool  # noqa: E402
 from tcod_config import ConfigError  # noqa: E402
 from tcod_metrics import turn_kl  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
@@ -40,9 +42,8 @@ def user(text: str) -> str:
 
 
 def opening(goal: int) -> str:
-    return (
-        f"<|im_start|>system\nWalk.<|im_end|>\n<|im_start|>user\nGoal: door {goal}. You are at door 0.<|im_end|>\n{HEADER}"
-    )
+    first = f"Goal: door {goal}. You are at door 0."
+    return f"<|im_start|>system\nWalk.<|im_end|>\n<|im_start|>user\n{first}<|im_end|>\n{HEADER}"
 
 
 def teacher_value(position: int, token: int) -> float:
@@ -53,11 +54,17 @@ def student_value(index: int) -> float:
     return -0.01 * (index + 1)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module")
 def ray_session():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def local_pool(monkeypatch):
+    """Episodes without worker processes; the pool has tests of its own."""
+    monkeypatch.setattr(tcod_rollout, "EnvironmentPool", LocalPool)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +103,9 @@ class Rig:
 
     def rows(self, rows):
         path = self.folder / "rows.jsonl"
-        path.write_text("".join(json.dumps({"prompt": "walk", "label": "walk", "metadata": row}) + "\n" for row in rows))
+        path.write_text(
+            "".join(json.dumps({"prompt": "walk", "label": "walk", "metadata": row}) + "\n" for row in rows)
+        )
         return path
 
     def args(self, rows, **changes) -> Namespace:
@@ -143,17 +152,17 @@ class Rig:
         check_invariants(args, samples)
         return samples, output.metrics
 
-    def play(self, metadata, evaluation=False, **changes):
-        """One sample through generate and, if asked for, reward_func, without slime's loop."""
+    def play(self, metadata, k, **changes):
+        """One training sample through generate and reward_func, without slime's loop."""
         args = self.args([metadata], **changes)
         SingletonMeta._instances.clear()
         init_http_client(args)
-        sample = Sample(index=0, prompt="walk", metadata={**metadata, "tcod": {"n": 0, "k": args.k}})
+        sample = Sample(index=0, prompt="walk", metadata={**metadata, "tcod": {"n": 0, "k": k}})
         params = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_new_tokens": 64}
 
         async def both():
-            played = await tcod_rollout.generate(args, sample, params, evaluation=evaluation)
-            if played.reward is None and played.status != Sample.Status.ABORTED:
+            played = await tcod_rollout.generate(args, sample, params)
+            if played.reward is None:
                 played.reward = await tcod_rollout.reward_func(args, played)
             return played
 
@@ -225,7 +234,9 @@ def test_opd_stops_at_the_horizon(rig, tokenizer):
     [sample], metrics = rig.rollout([{"goal": 9}])
     doors = [user(f"You are at door {i}.") for i in (1, 2, 3)]
     parts = [RIGHT + "<|im_end|>"] * 4
-    assert_tokens(sample, tokenizer, opening(9), *[x for pair in zip(parts, doors, strict=False) for x in pair], parts[3])
+    assert_tokens(
+        sample, tokenizer, opening(9), *[x for pair in zip(parts, doors, strict=False) for x in pair], parts[3]
+    )
     assert sample.reward == 0.0 and sample.status == Sample.Status.COMPLETED
     assert metrics["rollout/tcod/success"] == 0.0
 
@@ -328,7 +339,9 @@ def test_the_context_limit_ends_an_episode(rig, tokenizer):
     turn = len(spans(tokenizer, RIGHT + "<|im_end|>", user("You are at door 1."))[0])
     prompt = len(tokenizer.encode(opening(9), add_special_tokens=False))
     # Room for two turns and a few tokens of a third response.
-    [sample], metrics = rig.rollout([{"goal": 9}], rollout_max_context_len=prompt + 2 * turn + 6, rollout_max_response_len=40)
+    [sample], metrics = rig.rollout(
+        [{"goal": 9}], rollout_max_context_len=prompt + 2 * turn + 6, rollout_max_response_len=40
+    )
     assert sample.status == Sample.Status.TRUNCATED
     assert [t["cut"] for t in sample.metadata["tcod"]["turns"]] == [False, False, True]
     assert len(sample.tokens) == prompt + 2 * turn + 5
@@ -355,7 +368,10 @@ def test_the_teacher_scores_a_trajectory_once_from_the_end_of_the_prompt(rig, to
     assert payload["sampling_params"]["max_new_tokens"] == 0
     assert metrics["rollout/tcod/tokens/scored"] == sample.response_length
     assert metrics["rollout/tcod/tokens/trained"] == sum(sample.loss_mask)
-    kl = sum((s - t) * m for s, t, m in zip(sample.rollout_log_probs, sample.teacher_log_probs, sample.loss_mask, strict=True))
+    kl = sum(
+        (s - t) * m
+        for s, t, m in zip(sample.rollout_log_probs, sample.teacher_log_probs, sample.loss_mask, strict=True)
+    )
     assert metrics["rollout/tcod/kl/trajectory"] == pytest.approx(kl)
     assert sum(metrics[f"rollout/tcod/kl_by_turn/{i:02d}"] for i in range(3)) == pytest.approx(kl)
 
@@ -420,8 +436,14 @@ def replace_entry(reply, index, value):
     "damage, reason",
     [
         (lambda reply: replace_entry(reply, 3, [None, None]), "teacher_invalid"),
-        (lambda reply: replace_entry(reply, -1, [math.nan, reply["meta_info"]["input_token_logprobs"][-1][1]]), "teacher_invalid"),
-        (lambda reply: replace_entry(reply, -1, [math.inf, reply["meta_info"]["input_token_logprobs"][-1][1]]), "teacher_invalid"),
+        (
+            lambda reply: replace_entry(reply, -1, [math.nan, reply["meta_info"]["input_token_logprobs"][-1][1]]),
+            "teacher_invalid",
+        ),
+        (
+            lambda reply: replace_entry(reply, -1, [math.inf, reply["meta_info"]["input_token_logprobs"][-1][1]]),
+            "teacher_invalid",
+        ),
         (lambda reply: replace_entry(reply, 3, [-1.0, 77]), "teacher_invalid"),
         (lambda reply: reply["meta_info"]["input_token_logprobs"].pop() and reply, "teacher_invalid"),
         (lambda reply: reply["meta_info"]["input_token_logprobs"].append([-1.0, 1, None]) or reply, "teacher_invalid"),
@@ -563,7 +585,7 @@ def test_a_failed_evaluation_episode_is_counted_and_left_out_of_the_success_rate
     "change, words",
     [
         ({"tcod_etta": 3}, "unknown setting tcod_etta"),
-        ({"tcod_eta": 0}, "tcod_eta must be >= 1"),
+        ({"tcod_variant": "f2b", "tcod_eta": 0}, "tcod_eta must be >= 1"),
         ({"tcod_eta": 2.5}, "tcod_eta must be of type int"),
         ({"tcod_eval_kl": 1}, "tcod_eval_kl must be of type bool"),
         ({"tcod_variant": "fb2"}, "tcod_variant must be one of"),
@@ -607,21 +629,29 @@ def test_foreign_keys_in_the_yaml_are_refused(rig):
         tcod_rollout.generate_rollout(args, 0, None)
 
 
-def test_the_hooks_never_block_the_event_loop(rig):
-    """While an episode waits for its engine and environment, the loop goes on."""
-    args = rig.args([{"goal": 9}])
+class SlowCorridor(Corridor):
+    def step(self, action):
+        time.sleep(0.3)
+        return super().step(action)
+
+
+def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, ray_session, monkeypatch):
+    monkeypatch.setattr(tcod_rollout, "EnvironmentPool", EnvironmentPool)
+    args = rig.args([{"goal": 9}], tcod_environment="test_tcod_rollout.SlowCorridor")
     SingletonMeta._instances.clear()
     init_http_client(args)
     sample = Sample(index=0, metadata={"goal": 9, "tcod": {"n": 0, "k": 4}})
 
     async def play():
-        gaps, last = [], asyncio.get_running_loop().time()
-        episode = asyncio.ensure_future(tcod_rollout.generate(args, sample, {"temperature": 1.0, "max_new_tokens": 64}))
+        episode = asyncio.ensure_future(
+            tcod_rollout.generate(args, sample, {"temperature": 1.0, "max_new_tokens": 64})
+        )
+        ticks = 0
         while not episode.done():
-            await asyncio.sleep(0.001)
-            gaps.append(asyncio.get_running_loop().time() - last)
-            last += gaps[-1]
-        return gaps
+            await asyncio.sleep(0.01)
+            ticks += 1
+        return ticks
 
-    assert len(run(play())) > 5
-    assert sample.status == Sample.Status.COMPLETED
+    # Four steps of 0.3 s: a loop that waited for them would tick about once per request.
+    assert run(play()) > 40
+    assert sample.status == Sample.Status.COMPLETED and sample.metadata["tcod"]["env_s"] > 1.2

@@ -1,9 +1,11 @@
 """Small deterministic stand-ins for tests: a byte tokenizer with Qwen3's chat shape, and a corridor to walk along."""
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from environment import Observation
+from environment import Environment, EnvironmentFailure, Observation, load_environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -72,3 +74,30 @@ class Corridor:
     @staticmethod
     def format_action(action: str) -> str:
         return f"<action>{action}</action>"
+
+
+class LocalPool:
+    """EnvironmentPool without processes: a new engine per episode, called in place."""
+
+    def __init__(self, environment: str, data_root: str, **sizes: Any) -> None:
+        self._make = lambda: load_environment(environment)(data_root)
+
+    @contextlib.asynccontextmanager
+    async def borrow(self) -> AsyncIterator["LocalBorrowed"]:
+        yield LocalBorrowed(self._make())
+
+
+class LocalBorrowed:
+    seconds = 0.0
+
+    def __init__(self, engine: Environment) -> None:
+        self._engine = engine
+
+    async def reset(self, metadata: dict[str, Any]) -> Observation:
+        return self._engine.reset(metadata)
+
+    async def step(self, action: str) -> Observation:
+        try:
+            return self._engine.step(action)
+        except RuntimeError as error:
+            raise EnvironmentFailure("env_error", str(error)) from error

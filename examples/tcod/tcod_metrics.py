@@ -1,8 +1,8 @@
 """TCOD's metrics, computed from finished samples; they reach every tracker through slime's own logging.
 
 The KL of a token is log pi_student - log pi_teacher with the rollout engine's log-probs (slime's advantage uses
-Megatron's own unless --use-rollout-logprobs). Its sum over a trajectory's sampled tokens is a one-sample estimate of the
-reverse KL between the two policies over whole episodes, in nats.
+Megatron's own unless --use-rollout-logprobs). Its sum over a trajectory's sampled tokens is a one-sample estimate of
+the reverse KL between the two policies over whole episodes, in nats.
 """
 
 from collections import defaultdict

@@ -27,6 +27,13 @@ from argparse import Namespace
 from dataclasses import dataclass, fields
 from typing import Any
 
+from curriculum import EpisodePlan
+from environment import Environment, EnvironmentFailure, EnvironmentPool, Observation, load_environment
+from tcod_chat import ChatTokens
+from tcod_config import ConfigError, TcodConfig, check_launch, teacher_base_url
+from tcod_metrics import eval_metrics, rollout_metrics
+from tcod_teacher import TeacherClient, TeacherFailure
+
 from slime.observability.trace_utils import build_sglang_meta_trace_attrs, trace_span
 from slime.rollout import sglang_rollout
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput
@@ -34,13 +41,6 @@ from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.http_utils import post
 from slime.utils.types import Sample
-
-from curriculum import EpisodePlan
-from environment import Environment, EnvironmentFailure, EnvironmentPool, Observation, load_environment
-from tcod_chat import ChatTokens
-from tcod_config import ConfigError, TcodConfig, check_launch, teacher_base_url
-from tcod_metrics import eval_metrics, rollout_metrics
-from tcod_teacher import TeacherClient, TeacherFailure
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> Dynami
 def post_process_rewards(args: Namespace, samples: list[Sample], **kwargs: Any) -> tuple[list[float], list[float]]:
     """(solved, 0.0) per sample: the first is logged, the second trained on, so the KL is the only signal.
 
-    slime decides from the first sample whether a batch has teacher log-probs, so this is the last gate before training.
+    The last gate before training, because slime asks the first sample alone whether a batch has teacher log-probs.
 
     Raises:
         ValueError: a sample is incomplete; it must never be trained on.

@@ -37,9 +37,7 @@ class TeacherClient:
     def __init__(self, url: str, timeout_s: float, retries: int, concurrency: int) -> None:
         self.url, self.retries = url, retries
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
-        self._session: aiohttp.ClientSession | None = None
 
     async def score(self, tokens: list[int], prompt_length: int) -> list[float]:
         """log pi_teacher(tokens[i] | tokens[:i]) for i in prompt_length..len(tokens)-1, in nats.
@@ -70,16 +68,13 @@ class TeacherClient:
                     await asyncio.sleep(pause_s)
         return check_scores(reply, tokens, start)
 
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
     async def _post(self, payload: dict) -> dict:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self._concurrency)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        # A request scores a whole trajectory: beside that, a connection of its own costs nothing and leaves nothing.
         try:
-            async with self._session.post(self.url, json=payload) as response:
+            async with (
+                aiohttp.ClientSession(timeout=self._timeout) as session,
+                session.post(self.url, json=payload) as response,
+            ):
                 if response.status == 429 or response.status >= 500:
                     raise _Healing(f"HTTP {response.status} {(await response.text())[:200]}")
                 if response.status != 200:

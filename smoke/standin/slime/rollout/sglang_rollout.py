@@ -114,7 +114,7 @@ async def _abort_until_idle(url: str) -> None:
             return
         if not sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads):
             return
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # slime: 3 s
 
 
 async def abort(args: Namespace) -> None:
