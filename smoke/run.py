@@ -19,6 +19,7 @@ from typing import Any
 
 import hooks
 import make_models
+import transformers
 from figure import KL, SUCCESS, draw
 from make_games import make_games
 from servers import HERE, Process, SGLangServer
@@ -41,8 +42,9 @@ TABLE = {  # column: (metric, format)
 
 def main() -> None:
     options = parse_options()
-    # A SIGTERM must take the servers down as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):  # either takes the servers down
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    transformers.utils.logging.disable_progress_bar()
     started = time.monotonic()
     print(f"TCOD smoke run on {hooks.find_slime()}; everything is written to {options.out}")
     data = options.out / "games"

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by smoke/run.sh and tests/run.sh: makes the pinned virtual environment (.venv, or $TCOD_VENV) and sets $python.
 # Nothing is done where it is there already. The caller has `set -euo pipefail`.
 
