@@ -64,8 +64,15 @@ def main() -> None:
         student_server.wait_ready()
         teacher_server.wait_ready()
         for arm in options.arms:
-            run_dir = options.out / "runs" / f"{arm}-{options.seed}"
-            results[arm] = train_arm(arm, options, run_dir, student, student_server.port, teacher_server.port, data)
+            command = [sys.executable, str(HERE / "train.py"), "--config", str(HERE / "configs" / f"{arm}.yaml")]
+            command += ["--student", str(student), "--data", str(data), "--seed", str(options.seed)]
+            command += ["--student-port", str(student_server.port), "--teacher-port", str(teacher_server.port)]
+            command += ["--updates", str(options.updates)]
+            # Every arm starts from the same checkpoint, so the first one's first evaluation is that of all.
+            first = [line for line in next(iter(results.values()), []) if line["kind"] == "eval"][:1]
+            if first:
+                command.append("--skip-first-evaluation")
+            results[arm] = first + train_arm(arm, command, options, data)
     print((options.out / "runs" / f"{options.arms[-1]}-{options.seed}" / "trajectory.txt").read_text())
     picture = options.out / f"smoke-{options.seed}.png"
     draw(results, picture)
@@ -74,16 +81,12 @@ def main() -> None:
     print(summary(results))
 
 
-def train_arm(
-    arm: str, options: Namespace, run_dir: Path, student: Path, student_port: int, teacher_port: int, data: Path
-) -> list[dict[str, Any]]:
+def train_arm(arm: str, command: list[str], options: Namespace, data: Path) -> list[dict[str, Any]]:
     """Run one arm in a process of its own, with its progress and its table on the terminal. Returns its metrics."""
+    run_dir = options.out / "runs" / f"{arm}-{options.seed}"
     metrics_file = run_dir / "metrics.jsonl"
     metrics_file.unlink(missing_ok=True)
-    command = [sys.executable, str(HERE / "train.py"), "--config", str(HERE / "configs" / f"{arm}.yaml")]
-    command += ["--student", str(student), "--student-port", str(student_port), "--teacher-port", str(teacher_port)]
-    command += ["--data", str(data), "--run-dir", str(run_dir), "--seed", str(options.seed)]
-    command += ["--updates", str(options.updates)]
+    command = [*command, "--run-dir", str(run_dir)]
     env = {"SMOKE_GAMES": str(data), "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     lines: list[dict[str, Any]] = []
     header = "  ".join(["   n"] + [f"{name:>8}" for name in TABLE])

@@ -61,7 +61,8 @@ def main() -> None:
 
     copy_tokenizer(options.student, options.run_dir / "weights")
     push(0)
-    evaluate(0)
+    if not options.skip_first_evaluation:
+        evaluate(0)
     for n in range(options.updates):
         started = time.monotonic()
         output = tcod_rollout.generate_rollout(args, n, source)
@@ -155,6 +156,7 @@ def parse_options() -> Namespace:
     parser.add_argument("--batch", type=int, default=16, help="episodes per update")
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--eval-interval", type=int, default=10**9, help="updates between evaluations")
+    parser.add_argument("--skip-first-evaluation", action="store_true", help="another arm's run has it")
     parser.add_argument("--response-len", type=int, default=32, help="largest response in tokens")
     parser.add_argument("--context-len", type=int, default=1024, help="largest episode in tokens")
     parser.add_argument("--concurrency", type=int, default=32, help="episodes at once")

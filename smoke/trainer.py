@@ -94,16 +94,15 @@ class Trainer:
             advantages = opd_advantages(old, teacher, pick["rewards"], self.kl_coef)
             loss = torch.zeros(())
             for j, mask in enumerate(masks):
-
-                def mean(values: torch.Tensor, mask: torch.Tensor = mask) -> torch.Tensor:
-                    return (values * mask).sum() / mask.sum().clamp(min=1) / count
-
-                tokens_loss = clipped_policy_loss(
+                weights = (
+                    mask / mask.sum() / count
+                )  # mean over the trajectory's trained tokens, then over trajectories
+                token_loss = clipped_policy_loss(
                     log_probs[j], old[j], advantages[j], self.eps_clip, self.eps_clip_high
                 )
-                loss = loss + mean(tokens_loss)
-                totals["opd_reverse_kl"] += mean(old[j] - teacher[j]).item()
-                totals["logprob_abs_diff"] += mean((old[j] - rollout[j]).abs()).item()
+                loss = loss + (weights * token_loss).sum()
+                totals["opd_reverse_kl"] += (weights * (old[j] - teacher[j])).sum().item()
+                totals["logprob_abs_diff"] += (weights * (old[j] - rollout[j]).abs()).sum().item()
             loss.backward()
             totals["loss"] += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)

@@ -167,16 +167,15 @@ def test_the_shipped_teacher_is_what_its_command_makes(tmp_path, tokenizer, chat
     assert (tmp_path / "tokenizer.json").read_text() == (make_models.SHIPPED / "tokenizer.json").read_text()
 
     curve = json.loads((make_models.SHIPPED / "losses.json").read_text())
-    assert len(curve) == make_models.STEPS
+    assert len(curve) == sum(steps for steps, _ in make_models.CYCLES)
     count = make_models.BLOCK // make_models.PLAYS
     games = [*range(count), *range(make_models.GAMES, make_models.GAMES + 8)]
     examples = [make_models.encode(chat, *one) for one in make_models.demonstrations(games, processes=2)]
     fresh, unseen = examples[: make_models.BLOCK], examples[make_models.BLOCK :]
     steps = 20
     torch.set_num_threads(2)
-    losses = make_models.train(
-        make_models.new_teacher(tokenizer), make_models.batches(fresh, seed=0), make_models.teacher_rates(steps)
-    )
+    rates = make_models.cosine(*make_models.CYCLES[0])[:steps]
+    losses = make_models.train(make_models.new_teacher(tokenizer), make_models.batches(fresh, seed=0), rates)
     assert losses == pytest.approx(curve[:steps], rel=0.01)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 

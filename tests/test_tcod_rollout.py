@@ -14,13 +14,15 @@ import pytest
 import ray
 import yaml
 from fake_sglang import FakeSGLang, generated, hold, scored
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from toys import Corridor, LocalPool, save_tokenizer
 
 SLIME = hooks.find_slime()
 
 import tcod_rollout  # noqa: E402
 from environment import EnvironmentPool  # noqa: E402
-from tcod_config import ConfigError  # noqa: E402
+from tcod_config import ConfigError, TcodConfig  # noqa: E402
 from tcod_metrics import turn_kl  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
@@ -152,13 +154,13 @@ class Rig:
         check_invariants(args, samples)
         return samples, output.metrics
 
-    def play(self, metadata, k, **changes):
+    def play(self, metadata, k, max_new_tokens=64, **changes):
         """One training sample through generate and reward_func, without slime's loop."""
         args = self.args([metadata], **changes)
         SingletonMeta._instances.clear()
         init_http_client(args)
         sample = Sample(index=0, prompt="walk", metadata={**metadata, "tcod": {"n": 0, "k": k}})
-        params = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_new_tokens": 64}
+        params = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_new_tokens": max_new_tokens}
 
         async def both():
             played = await tcod_rollout.generate(args, sample, params)
@@ -383,6 +385,89 @@ def test_each_request_holds_the_ids_of_all_before_it(rig):
         assert after[: len(before)] == before and len(after) > len(before)
     headers = {request.headers["x-smg-routing-key"] for request in rig.student.requests if request.path == "/generate"}
     assert len(headers) == 1
+
+
+def reference_episode(tokenizer, goal, replayed, budget, script, max_turn, max_context):
+    """An episode by the book: (prompt ids, response ids, mask, log-probs, won, truncated); None if nothing fits.
+
+    `script` holds the ids that the engine would sample per turn, without their end-of-turn token.
+    """
+
+    def encode(text):
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    eot, prompt, at = tokenizer.eos_token_id, encode(opening(goal)), 0
+    for _ in range(replayed):
+        at += 1
+        prompt += encode(RIGHT + "<|im_end|>" + user(f"You are at door {at}."))
+    response, mask, log_probs, won, truncated = [], [], [], False, False
+    for turn in range(budget):
+        room = max_context - len(prompt) - len(response) - 1
+        if room < 1:
+            truncated = True
+            break
+        sampled = (script[turn] + [eot])[: min(max_turn, room)]
+        response += sampled
+        mask += [1] * len(sampled)
+        log_probs += [student_value(i) for i in range(len(sampled))]
+        cut = sampled[-1] != eot
+        text = tokenizer.decode(sampled if cut else sampled[:-1], skip_special_tokens=False)
+        move = {RIGHT: 1, LEFT: -1}.get(text, 0)
+        at, won = at + move, move != 0 and at + move == goal
+        if won or turn + 1 == budget:
+            truncated = cut and not won
+            break
+        span = ([eot] if cut else []) + encode(user(f"You are at door {at}." if move else "Nothing happens."))
+        if len(prompt) + len(response) + len(span) + 2 > max_context:
+            truncated = True
+            break
+        response += span
+        mask += [0] * len(span)
+        log_probs += [0.0] * len(span)
+    return (prompt, response, mask, log_probs, won, truncated) if response else None
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_episodes_equal_an_independent_bookkeeping(rig, tokenizer, data):
+    goal = data.draw(st.integers(1, 4), "goal")
+    variant = data.draw(st.sampled_from(["opd", "f2b", "b2f"]), "variant")
+    k = 6 if variant == "opd" else data.draw(st.integers(1, 6), "k")
+    # Ids of every kind but the two that end a turn: bytes, and the token that begins one.
+    noise = st.lists(st.integers(0, 255) | st.just(tokenizer.convert_tokens_to_ids("<|im_start|>")), max_size=12)
+    moves = st.sampled_from([tokenizer.encode(text, add_special_tokens=False) for text in (RIGHT, LEFT)])
+    script = data.draw(st.lists(moves | noise, min_size=6, max_size=6), "script")
+    max_turn = data.draw(st.integers(1, 40), "max_turn")
+    max_context = data.draw(st.integers(300, 900), "max_context")
+    assume(max_turn < max_context)
+    changes = {"tcod_variant": variant, "tcod_horizon": 6, "rollout_max_context_len": max_context}
+    changes["rollout_max_response_len"] = max_turn
+    sample_metadata = {"goal": goal, "demo": {"actions": ["right"] * goal}}
+
+    def reply(payload):
+        turn = next(turns)
+        ids = (script[turn] + [tokenizer.eos_token_id])[: payload["sampling_params"]["max_new_tokens"]]
+        finish = "stop" if ids[-1] == tokenizer.eos_token_id else "length"
+        return generated(ids, [student_value(i) for i in range(len(ids))], finish=finish)
+
+    turns = iter(range(6))
+    rig.student.reply = reply
+    args = rig.args([sample_metadata], **changes)
+    sample = rig.play(sample_metadata, k, max_new_tokens=max_turn, **changes)
+    plan = TcodConfig.from_args(args).curriculum.plan(k, goal)
+    expected = reference_episode(tokenizer, goal, plan.replayed, plan.budget, script, max_turn, max_context)
+    if expected is None:
+        assert sample.metadata["tcod"]["failure"] == "nothing_sampled"
+        assert_failed(sample)
+        return
+    prompt, response, mask, log_probs, won, truncated = expected
+    assert sample.tokens == prompt + response
+    assert sample.response_length == len(response) and sample.loss_mask == mask
+    assert sample.rollout_log_probs == pytest.approx(log_probs)
+    assert sample.teacher_log_probs == [teacher_value(len(prompt) + i, 0) for i in range(len(response))]
+    assert sample.reward == float(won)
+    assert sample.status == (Sample.Status.TRUNCATED if truncated else Sample.Status.COMPLETED)
+    check_invariants(args, [sample])
 
 
 # ---------------------------------------------------------------------------------------------------- failures
