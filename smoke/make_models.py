@@ -75,7 +75,7 @@ BATCH_TOKENS = 4500
 CYCLES = ((1600, 3e-3), (2400, 2e-3))  # of the teacher's training: steps, highest learning rate
 
 # The student's damage.
-DAMAGE_STEPS, DAMAGE_BATCH, DAMAGE_RATE = 45, 8, 1e-3
+DAMAGE_STEPS, DAMAGE_BATCH, DAMAGE_RATE = 12, 8, 1e-3
 
 CHAT = {"enable_thinking": False}
 Example = tuple[list[int], list[int]]  # token ids, and 1 where a token is to be predicted

@@ -1,6 +1,7 @@
 """Processes of the smoke run: started together, stopped together, with their logs in files."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,9 +16,12 @@ HERE = Path(__file__).resolve().parent
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A free loopback port, below the ones that the system lends to connections; SGLang adds 10,000 to it."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def tail(path: Path, lines: int = 25) -> str:

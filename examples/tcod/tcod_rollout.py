@@ -57,7 +57,7 @@ def generate_rollout(
 
     Raises:
         ConfigError: on the first call, when a setting cannot work.
-        RuntimeError: when failed groups were replaced tcod_max_replacements whole batches in a row.
+        RuntimeError: when more than tcod_max_replacements whole batches of failed groups were replaced.
     """
     config = _launch(args, data_source)
     if evaluation:
@@ -123,6 +123,12 @@ async def reward_func(args: Namespace, sample: Sample, **kwargs: Any) -> float:
                 return 0.0
             logger.warning("evaluation episode without a KL: %s", failure)
             episode["unscored"] = failure.reason
+        except Exception as error:  # it would end slime's run
+            logger.exception("scoring failed")
+            if not episode["evaluation"]:
+                _fail(sample, "internal", repr(error))
+                return 0.0
+            episode["unscored"] = "internal"
         episode["teacher_s"] = time.monotonic() - started
     return float(episode["won"])
 
