@@ -83,6 +83,7 @@ SLIME_DEFAULTS: dict[str, Any] = {
     "use_opd": False,
     "opd_type": None,
     "opd_kl_coef": 1.0,
+    "normalize_advantages": False,
 }
 
 # The flags with which the recipe is launched.

@@ -566,6 +566,26 @@ def test_a_run_whose_teacher_is_gone_stops_with_one_sentence(rig):
         rig.rollout([{"goal": 2}] * 2)
 
 
+def test_an_engine_that_never_answers_fails_the_sample(rig):
+    async def reply(payload):
+        await hold()
+
+    rig.student.reply = reply
+    sample = rig.play({"goal": 3}, k=4, tcod_engine_timeout_s=0.2)
+    assert sample.metadata["tcod"]["failure"] == "engine_timeout"
+    assert_failed(sample)
+
+
+def test_an_unforeseen_error_of_the_teacher_client_fails_the_sample(rig, monkeypatch):
+    async def broken(self, tokens, prompt_length):
+        raise RuntimeError("out of threads")
+
+    monkeypatch.setattr(tcod_rollout.TeacherClient, "score", broken)
+    sample = rig.play({"goal": 3}, k=4)
+    assert sample.metadata["tcod"]["failure"] == "internal"
+    assert_failed(sample)
+
+
 def test_an_aborted_episode_is_undone(rig):
     """Over-sampling: the surplus is aborted in the middle of its second turn, and leaves nothing behind."""
     rig.script = [RIGHT] * 3
@@ -685,6 +705,9 @@ def test_a_failed_evaluation_episode_is_counted_and_left_out_of_the_success_rate
         ({"partial_rollout": True}, "--partial-rollout"),
         ({"group_rm": True}, "--group-rm"),
         ({"use_opd": False}, "--use-opd"),
+        ({"opd_kl_coef": 0.0}, "--opd-kl-coef is 0"),
+        ({"normalize_advantages": True}, "--normalize-advantages"),
+        ({"tcod_engine_timeout_s": 0.0}, "tcod_engine_timeout_s must be a positive number"),
         ({"rollout_temperature": 0.7}, "--rollout-temperature 1"),
         ({"rollout_top_p": 0.9}, "--rollout-top-p 1"),
         ({"rm_url": None}, "--rm-url is missing"),

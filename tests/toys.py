@@ -66,10 +66,9 @@ class Corridor:
 
     @staticmethod
     def parse_action(response: str) -> tuple[str, bool]:
-        _, found, rest = response.rpartition("<action>")
-        if not found:
-            return response.strip(), False
-        return rest.split("</action>")[0].strip(), "</action>" in rest
+        action, closed, _ = response.rpartition("<action>")[2].partition("</action>")
+        valid = "<action>" in response and bool(closed)
+        return (action.strip(), True) if valid else (response.strip(), False)
 
     @staticmethod
     def format_action(action: str) -> str:

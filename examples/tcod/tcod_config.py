@@ -51,6 +51,8 @@ class TcodConfig:
     """Engines in each actor; workers x engines bounds the episodes that play at once."""
     tcod_env_timeout_s: float = 120.0
     """Longest reset or step, waiting in the worker's queue included; then the worker is replaced."""
+    tcod_engine_timeout_s: float = 1800.0
+    """Longest request for one response, slime's own retries and waiting in the engine's queue included."""
     tcod_teacher_timeout_s: float = 300.0
     """Longest scoring request."""
     tcod_teacher_retries: int = 6
@@ -86,7 +88,7 @@ class TcodConfig:
         ):
             if getattr(config, key) < 1:
                 raise ConfigError(f"{key} must be >= 1, got {getattr(config, key)}")
-        for key in ("tcod_env_timeout_s", "tcod_teacher_timeout_s"):
+        for key in ("tcod_env_timeout_s", "tcod_engine_timeout_s", "tcod_teacher_timeout_s"):
             if not 0 < getattr(config, key) < float("inf"):
                 raise ConfigError(f"{key} must be a positive number of seconds, got {getattr(config, key)}")
         if config.tcod_teacher_retries < 0:
@@ -188,6 +190,10 @@ def _check_hooks(args: Namespace) -> None:
 def _check_sampling(args: Namespace) -> None:
     if not args.use_opd:
         raise ConfigError("--use-opd is missing: without it slime trains on the zero rewards alone")
+    if not args.opd_kl_coef:
+        raise ConfigError("--opd-kl-coef is 0: the KL is the only signal, so set it above 0")
+    if args.normalize_advantages:
+        raise ConfigError("--normalize-advantages would whiten the KL away: remove the flag")
     if args.partial_rollout:
         raise ConfigError("--partial-rollout cannot continue a multi-turn episode: remove the flag")
     if args.group_rm:

@@ -231,10 +231,12 @@ async def _play(args: Namespace, sample: Sample, sampling_params: dict[str, Any]
     }
     started = time.monotonic()
     async with runtime.pool.borrow() as environment:
+        _stop_if_aborted(args)  # while it waited for an engine
         student = _Student(args, runtime, sample, sampling_params)
         observation = await _in_environment(sample, environment.reset(sample.metadata))
         sample.tokens = runtime.chat.prompt(runtime.environment.system_prompt(), runtime.render(observation, True))
         for turn in range(plan.replayed + plan.budget):
+            _stop_if_aborted(args)
             if turn < plan.replayed:
                 action = demo.replay(runtime, sample, turn, observation)
             elif student.has_room():
@@ -255,6 +257,12 @@ async def _play(args: Namespace, sample: Sample, sampling_params: dict[str, Any]
         raise _EpisodeFailure("nothing_sampled", "the prompt leaves no room for a response: raise the context length")
     cut = record["context_limited"] or (record["turns"][-1]["cut"] and not record["won"])
     sample.status = Sample.Status.TRUNCATED if cut else Sample.Status.COMPLETED
+
+
+def _stop_if_aborted(args: Namespace) -> None:
+    """slime sets this when a rollout has all the groups it needs; an evaluation never runs meanwhile."""
+    if GenerateState(args).aborted:
+        raise _Aborted
 
 
 async def _in_environment(sample: Sample, call: Any) -> Observation:
@@ -307,7 +315,7 @@ class _Student:
         # The turns of one episode should reach the same engine: its cache holds the episode's prefix.
         self.headers = {"X-SMG-Routing-Key": sample.session_id or uuid.uuid4().hex}
         self.url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}/generate"
-        self.open = False  # the last response was cut and lacks its end-of-turn token
+        self.open = False  # the last response lacks its end-of-turn token: cut by a length, or ended by --rollout-stop
 
     @property
     def record(self) -> dict[str, Any]:
@@ -321,8 +329,6 @@ class _Student:
 
     async def respond(self, turn: int) -> str:
         """Sample one response, append its ids as trainable tokens and return the action in it."""
-        if GenerateState(self.args).aborted:
-            raise _Aborted
         max_new_tokens = min(self.max_response_len, self._room())
         payload = {
             "input_ids": self.sample.tokens,
@@ -331,8 +337,12 @@ class _Student:
         }
         with trace_span(self.sample, "sglang_generate", attrs={"max_new_tokens": max_new_tokens}) as span:
             try:
-                output = await post(self.url, payload, headers=self.headers)
-            except Exception as error:  # after slime's own retries
+                # slime's post retries what fails, and waits for ever for what hangs.
+                request = post(self.url, payload, headers=self.headers)
+                output = await asyncio.wait_for(request, self.runtime.config.tcod_engine_timeout_s)
+            except asyncio.TimeoutError as error:
+                raise _EpisodeFailure("engine_timeout", "no reply within tcod_engine_timeout_s") from error
+            except Exception as error:
                 raise _EpisodeFailure("engine_unavailable", repr(error)) from error
             ids, log_probs, meta_info = self._checked(output)
             span.update(build_sglang_meta_trace_attrs(meta_info))
@@ -342,9 +352,10 @@ class _Student:
             self.args, tokens=ids, log_probs=log_probs, trainable=True, meta_info=meta_info, text=text
         )
         self.open = ids[-1] not in self.chat.stop_ids
+        cut = meta_info["finish_reason"]["type"] == "length"
         action, valid = self.runtime.environment.parse_action(self.chat.text(ids))
         self.record["turns"].append(
-            {"turn": turn, "start": start, "end": start + len(ids), "valid": valid, "cut": self.open}
+            {"turn": turn, "start": start, "end": start + len(ids), "valid": valid, "cut": cut}
         )
         return action
 
