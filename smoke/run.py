@@ -26,6 +26,7 @@ from servers import HERE, Process, SGLangServer
 from tqdm import tqdm
 
 ARMS = ("f2b", "b2f")
+SILENCE_LIMIT_S = 600  # Without a new line of metrics; an evaluation of all games takes a tenth of it.
 TABLE = {  # column: (metric, format)
     "k": ("rollout/tcod/k", "{:.0f}"),
     "turns": ("rollout/tcod/turns/student", "{:.1f}"),
@@ -48,7 +49,7 @@ def main() -> None:
     started = time.monotonic()
     print(f"TCOD smoke run on {hooks.find_slime()}; everything is written to {options.out}")
     data = options.out / "games"
-    with tqdm(total=options.train_games + options.heldout_games, desc="games", unit="game") as bar:
+    with tqdm(total=options.train_games + options.heldout_games, desc="games", unit="game", disable=None) as bar:
         make_games(data, options.train_games, options.heldout_games, progress=bar.update)
     weights = hashlib.sha256((make_models.SHIPPED / "model.safetensors").read_bytes()).hexdigest()
     student = options.out / "models" / f"student-{options.seed}-of-{weights[:8]}"
@@ -72,7 +73,7 @@ def main() -> None:
             first = [line for line in next(iter(results.values()), []) if line["kind"] == "eval"][:1]
             if first:
                 command.append("--skip-first-evaluation")
-            results[arm] = first + train_arm(arm, command, options, data)
+            results[arm] = first + train_arm(arm, command, options, data, [student_server, teacher_server])
     print((options.out / "runs" / f"{options.arms[-1]}-{options.seed}" / "trajectory.txt").read_text())
     picture = options.out / f"smoke-{options.seed}.png"
     draw(results, picture)
@@ -81,8 +82,15 @@ def main() -> None:
     print(summary(results))
 
 
-def train_arm(arm: str, command: list[str], options: Namespace, data: Path) -> list[dict[str, Any]]:
-    """Run one arm in a process of its own, with its progress and its table on the terminal. Returns its metrics."""
+def train_arm(
+    arm: str, command: list[str], options: Namespace, data: Path, servers: list[SGLangServer]
+) -> list[dict[str, Any]]:
+    """Run one arm in a process of its own, with its progress and its table on the terminal. Returns its metrics.
+
+    Raises:
+        RuntimeError: with the end of its log, when the process or one of the servers it needs has ended, or when
+            nothing has come from it for SILENCE_LIMIT_S.
+    """
     run_dir = options.out / "runs" / f"{arm}-{options.seed}"
     metrics_file = run_dir / "metrics.jsonl"
     metrics_file.unlink(missing_ok=True)
@@ -91,12 +99,18 @@ def train_arm(arm: str, command: list[str], options: Namespace, data: Path) -> l
     lines: list[dict[str, Any]] = []
     header = "  ".join(["   n"] + [f"{name:>8}" for name in TABLE])
     with Process(f"{arm} training", command, run_dir / "train.log", env) as process:
-        with tqdm(total=options.updates, desc=arm, unit="update") as bar:
+        with tqdm(total=options.updates, desc=arm, unit="update", disable=None) as bar:
             bar.write(f"\n{arm}\n{header}")
+            heard = time.monotonic()
             while process.popen.poll() is None or count_lines(metrics_file) > len(lines):
                 time.sleep(0.2)
+                for server in servers:
+                    server.check_running()
+                if time.monotonic() - heard > SILENCE_LIMIT_S:
+                    raise RuntimeError(process.describe(f"has done nothing for {SILENCE_LIMIT_S} s"))
                 for line in new_lines(metrics_file, len(lines)):
                     lines.append(line)
+                    heard = time.monotonic()
                     if line["kind"] == "rollout":
                         row = [fmt.format(line.get(metric, float("nan"))) for metric, fmt in TABLE.values()]
                         bar.write("  ".join([f"{line['n']:4d}"] + [f"{cell:>8}" for cell in row]))

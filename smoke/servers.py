@@ -55,7 +55,15 @@ class Process:
     def check(self) -> None:
         """Raise RuntimeError with the end of the log if the process has ended with an error."""
         if self.popen.poll() not in (None, 0):
-            raise RuntimeError(f"{self.name} ended with {self.popen.returncode}; {self.log} ends:\n{tail(self.log)}")
+            raise RuntimeError(self.describe(f"ended with {self.popen.returncode}"))
+
+    def check_running(self) -> None:
+        """Raise RuntimeError with the end of the log if the process has ended at all."""
+        if self.popen.poll() is not None:
+            raise RuntimeError(self.describe(f"ended with {self.popen.returncode}"))
+
+    def describe(self, what: str) -> str:
+        return f"{self.name} {what}; {self.log} ends:\n{tail(self.log)}"
 
     def stop(self) -> None:
         with suppress(ProcessLookupError):
@@ -89,9 +97,9 @@ class SGLangServer(Process):
         """Return once the server generates. Raises RuntimeError with the end of its log if it does not."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
-            self.check()
+            self.check_running()
             with suppress(requests.RequestException):
                 if requests.get(f"{self.url}/health_generate", timeout=30).status_code == 200:
                     return
             time.sleep(0.5)
-        raise RuntimeError(f"{self.name} was not ready after {limit_s:.0f} s; {self.log} ends:\n{tail(self.log)}")
+        raise RuntimeError(self.describe(f"was not ready after {limit_s:.0f} s"))

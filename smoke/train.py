@@ -39,7 +39,7 @@ def main() -> None:
     from slime.utils.http_utils import init_http_client
 
     args = slime_args(options)
-    ray.init(num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     init_http_client(args)
     source = RolloutDataSourceWithBuffer(args)
     trainer = Trainer(options.student, lr=options.lr)

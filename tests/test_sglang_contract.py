@@ -19,7 +19,7 @@ from servers import SGLangServer
 SLIME = hooks.find_slime()
 
 import tcod_rollout  # noqa: E402
-from tcod_config import ConfigError, check_launch  # noqa: E402
+from tcod_config import ConfigError, check_models  # noqa: E402
 from tcod_metrics import token_kl  # noqa: E402
 from tcod_teacher import TeacherClient, TeacherFailure  # noqa: E402
 from train import push_weights  # noqa: E402
@@ -152,12 +152,13 @@ def test_the_teachers_scores_are_the_models_log_probs(server):
 def test_the_longest_context_that_the_launch_check_allows_can_be_scored(server, data):
     limit = requests.get(f"{server.url}/server_info", timeout=30).json()["max_req_input_len"]
     args = slime_args(server, data, "opd", rollout_max_context_len=limit - 1)
-    check_launch(args, None)
+    tokenizer = tcod_rollout.GenerateState(args).tokenizer
+    check_models(args, tokenizer)
     scores = run(client(server).score([5] * (limit - 1), 10))
     assert len(scores) == limit - 11 and all(map(math.isfinite, scores))
     args.rollout_max_context_len = limit
     with pytest.raises(ConfigError, match=f"at most {limit - 1} tokens"):
-        check_launch(args, None)
+        check_models(args, tokenizer)
 
 
 def test_a_request_that_the_teacher_refuses_is_not_repeated(server):

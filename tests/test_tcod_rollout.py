@@ -36,6 +36,7 @@ from slime.utils.types import Sample  # noqa: E402
 NUM_GPUS = 0
 HEADER = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
+UNTEMPERED = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
 
 
 def user(text: str) -> str:
@@ -87,8 +88,19 @@ class Rig:
         self.script = [RIGHT] * 20
         self.cut = set()  # turns whose reply is cut by the length limit
         self.student = FakeSGLang(self.student_reply)
-        self.teacher = FakeSGLang(lambda payload: scored(payload, teacher_value))
-        self.teacher.pages["/server_info"] = {"max_req_input_len": 4090}
+        self.teacher_reply = lambda payload: scored(payload, teacher_value)
+        self.teacher = FakeSGLang(self.teacher_answer)
+        for server, limit in ((self.student, 8000), (self.teacher, 4090)):
+            server.pages["/server_info"] = {"max_req_input_len": limit}
+
+    def teacher_answer(self, payload):
+        if "text" in payload:  # the launch check
+            ids = self.tokenizer.encode(payload["text"], add_special_tokens=False)
+            return scored({**payload, "input_ids": ids}, teacher_value)
+        return self.teacher_reply(payload)
+
+    def scoring_requests(self):
+        return [payload for payload in self.teacher.payloads() if "input_ids" in payload]
 
     def student_reply(self, payload):
         turn = self.tokenizer.decode(payload["input_ids"]).count(HEADER) - 1
@@ -154,13 +166,13 @@ class Rig:
         check_invariants(args, samples)
         return samples, output.metrics
 
-    def play(self, metadata, k, max_new_tokens=64, **changes):
+    def play(self, metadata, k, max_new_tokens=64, sampling=None, **changes):
         """One training sample through generate and reward_func, without slime's loop."""
         args = self.args([metadata], **changes)
         SingletonMeta._instances.clear()
         init_http_client(args)
         sample = Sample(index=0, prompt="walk", metadata={**metadata, "tcod": {"n": 0, "k": k}})
-        params = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_new_tokens": max_new_tokens}
+        params = {**UNTEMPERED, "max_new_tokens": max_new_tokens, **(sampling or {})}
 
         async def both():
             played = await tcod_rollout.generate(args, sample, params)
@@ -337,6 +349,14 @@ def test_both_stop_tokens_end_a_turn_and_are_not_part_of_the_action(rig, tokeniz
     assert sorted([end, eot]) == rig.student.payloads()[0]["sampling_params"]["stop_token_ids"]
 
 
+def test_a_response_ended_by_a_stop_string_is_not_cut(rig, tokenizer):
+    ids = tokenizer.encode(RIGHT, add_special_tokens=False)
+    rig.answer = lambda turn, payload: generated(ids, [student_value(i) for i in range(len(ids))], finish="stop")
+    [sample], metrics = rig.rollout([{"goal": 2}], rollout_stop=["</action>"])
+    assert_tokens(sample, tokenizer, opening(2), RIGHT, "<|im_end|>" + user("You are at door 1."), RIGHT)
+    assert metrics["rollout/tcod/truncated_turns"] == 0.0 and sample.status == Sample.Status.COMPLETED
+
+
 def test_the_context_limit_ends_an_episode(rig, tokenizer):
     turn = len(spans(tokenizer, RIGHT + "<|im_end|>", user("You are at door 1."))[0])
     prompt = len(tokenizer.encode(opening(9), add_special_tokens=False))
@@ -364,7 +384,7 @@ def test_an_invalid_action_is_sent_and_counted(rig, tokenizer):
 
 def test_the_teacher_scores_a_trajectory_once_from_the_end_of_the_prompt(rig, tokenizer):
     [sample], metrics = rig.rollout([{"goal": 3}])
-    [payload] = rig.teacher.payloads()
+    [payload] = rig.scoring_requests()
     assert payload["input_ids"] == sample.tokens
     assert payload["logprob_start_len"] == len(sample.tokens) - sample.response_length - 1
     assert payload["sampling_params"]["max_new_tokens"] == 0
@@ -536,7 +556,7 @@ def replace_entry(reply, index, value):
     ],
 )
 def test_an_unusable_score_fails_the_sample(rig, damage, reason):
-    rig.teacher.reply = lambda payload: damage(scored(payload, teacher_value))
+    rig.teacher_reply = lambda payload: damage(scored(payload, teacher_value))
     sample = rig.play({"goal": 3}, k=4)
     assert sample.metadata["tcod"]["failure"] == reason
     assert_failed(sample)
@@ -549,19 +569,19 @@ def test_a_failed_group_is_dropped_replaced_one_by_one_and_counted(rig):
     assert len(samples) == 3
     assert metrics["rollout/tcod/failed/env_error"] == metrics["rollout/tcod/failed"] == 1
     assert metrics["rollout/dynamic_filter/drop_env_error"] == 1
-    assert len(rig.teacher.payloads()) == 3  # four episodes were drawn, not three more
+    assert len(rig.scoring_requests()) == 3  # four episodes were drawn, not three more
 
 
 def test_one_failed_sample_drops_its_whole_group(rig):
     calls = iter(range(100))
-    rig.teacher.reply = lambda p: {"error": "?"} if next(calls) == 0 else scored(p, teacher_value)
+    rig.teacher_reply = lambda p: {"error": "?"} if next(calls) == 0 else scored(p, teacher_value)
     samples, metrics = rig.rollout([{"goal": 2}, {"goal": 3}], n_samples_per_prompt=2)
     assert len(samples) == 4 and metrics["rollout/tcod/failed/teacher_invalid"] == 1
-    assert len(rig.teacher.payloads()) == 6
+    assert len(rig.scoring_requests()) == 6
 
 
 def test_a_run_whose_teacher_is_gone_stops_with_one_sentence(rig):
-    rig.teacher.reply = lambda payload: {"error": "?"}
+    rig.teacher_reply = lambda payload: {"error": "?"}
     with pytest.raises(RuntimeError, match="failed groups were replaced.*teacher_invalid"):
         rig.rollout([{"goal": 2}] * 2)
 
@@ -577,7 +597,7 @@ def test_an_engine_that_never_answers_fails_the_sample(rig):
 
 
 def test_an_unforeseen_error_of_the_teacher_client_fails_the_sample(rig, monkeypatch):
-    async def broken(self, tokens, prompt_length):
+    async def broken(self, tokens, prompt_length, unwanted):
         raise RuntimeError("out of threads")
 
     monkeypatch.setattr(tcod_rollout.TeacherClient, "score", broken)
@@ -614,6 +634,58 @@ def test_an_aborted_episode_is_undone(rig):
     assert aborted.status == Sample.Status.ABORTED
     assert aborted.tokens == [] and aborted.response == "" and aborted.loss_mask is None and aborted.reward is None
     assert output.metrics["rollout/tcod/aborted"] == 1 and output.metrics["rollout/tcod/failed"] == 0
+
+
+def test_a_whole_group_is_aborted(rig):
+    """Two samples a group: the surplus group's finished sample is undone like the one that still plays."""
+    first = iter(range(100))
+
+    async def reply(payload):
+        text = rig.tokenizer.decode(payload["input_ids"])
+        if "Goal: door 1." in text and next(first) == 0:
+            await hold()
+        return rig.answer(text.count(HEADER) - 1, payload)
+
+    rig.student.reply = reply
+    rows = [{"goal": 1}, {"goal": 2}]
+    samples, metrics = rig.rollout(rows, rollout_batch_size=1, over_sampling_batch_size=2, n_samples_per_prompt=2)
+    assert [sample.metadata["goal"] for sample in samples] == [2, 2]
+    assert metrics["rollout/tcod/aborted"] >= 1
+
+
+def test_a_group_that_the_engine_aborts_is_played_by_others(rig):
+    """An engine may abort on its own, for an update of its weights; slime has not ended the rollout then."""
+    calls = iter(range(100))
+    rig.student.reply = lambda p: generated([], [], finish="abort") if next(calls) == 0 else rig.student_reply(p)
+    samples, metrics = rig.rollout([{"goal": 2}, {"goal": 3}])
+    assert len(samples) == 2
+    assert metrics["rollout/tcod/aborted"] == metrics["rollout/dynamic_filter/drop_aborted"] == 1
+
+
+def test_an_engine_that_aborts_everything_stops_the_run(rig):
+    rig.student.reply = lambda payload: generated([], [], finish="abort")
+    with pytest.raises(RuntimeError, match="failed groups were replaced.*aborted"):
+        rig.rollout([{"goal": 2}])
+
+
+@pytest.mark.parametrize("when", ["before the reset", "while replaying"])
+def test_an_ended_rollout_is_seen_before_the_engine_is_asked(rig, monkeypatch, when):
+    asked = iter(range(100))
+    limit = {"before the reset": 0, "while replaying": 2}[when]
+    state = type("State", (), {"aborted": property(lambda self: next(asked) >= limit), "tokenizer": rig.tokenizer})()
+    monkeypatch.setattr(tcod_rollout, "GenerateState", lambda args: state)
+    sample = rig.play({"goal": 3, "demo": {"actions": ["right"] * 3}}, k=1, tcod_variant="b2f")
+    assert sample.status == Sample.Status.ABORTED
+    assert sample.tokens == [] and rig.student.requests == []
+
+
+def test_a_surplus_episode_is_not_scored(rig, monkeypatch):
+    played = rig.play({"goal": 2}, k=4)
+    before = len(rig.scoring_requests())
+    tcod_rollout.GenerateState(None).aborted = True
+    assert run(tcod_rollout.reward_func(rig.args([{"goal": 2}]), played)) == 0.0
+    assert played.status == Sample.Status.ABORTED and played.tokens == []
+    assert len(rig.scoring_requests()) == before
 
 
 def test_incomplete_samples_never_reach_training(rig):
@@ -660,16 +732,30 @@ def test_evaluation_plays_the_full_horizon_without_the_teacher(rig):
     assert output.data["t0.4"]["rewards"] == [1.0, 0.0]
     assert output.metrics["eval/tcod/t0.4/success"] == 0.5 and output.metrics["eval/tcod/t0.4/episodes"] == 2
     assert output.metrics["eval/tcod/t0.4/turns/student"] == 3.0
-    assert rig.teacher.payloads() == []
+    assert rig.scoring_requests() == []
     assert {payload["sampling_params"]["temperature"] for payload in rig.student.payloads()} == {0.4}
 
 
 def test_the_evaluation_kl_is_measured_where_it_is_defined(rig):
     output = evaluation(rig, temperatures=(0.4, 1.0), tcod_eval_kl=True)
-    assert len(rig.teacher.payloads()) == 2
+    assert len(rig.scoring_requests()) == 2
     assert output.metrics["eval/tcod/t1/kl/episodes"] == 2
     assert "eval/tcod/t0.4/kl/episodes" not in output.metrics
     assert output.data["t1"]["rewards"] == [1.0, 0.0]
+
+
+def test_an_evaluation_request_that_the_engine_aborts_is_a_failure(rig):
+    rig.student.reply = lambda payload: generated([], [], finish="abort")
+    output = evaluation(rig)
+    assert output.metrics["eval/tcod/t0.4/failed/engine_aborted"] == 2
+    assert output.metrics["eval/tcod/t0.4/episodes"] == 0
+
+
+def test_an_evaluation_without_a_teacher_goes_on(rig):
+    rig.teacher_reply = lambda payload: {"error": "?"}
+    output = evaluation(rig, temperatures=(1.0,), tcod_eval_kl=True)
+    assert output.data["t1"]["rewards"] == [1.0, 0.0]
+    assert output.metrics["eval/tcod/t1/unscored/teacher_invalid"] == 2
 
 
 def test_a_failed_evaluation_episode_is_counted_and_left_out_of_the_success_rate(rig):
@@ -718,6 +804,10 @@ def test_a_failed_evaluation_episode_is_counted_and_left_out_of_the_success_rate
         ({"custom_rm_path": None}, "--custom-rm-path must be tcod_rollout.reward_func"),
         ({"dynamic_sampling_filter_path": None}, "--dynamic-sampling-filter-path must be tcod_rollout.drop_failed"),
         ({"opd_type": "megatron", "offload_train": False}, "--offload-train"),
+        ({"use_rollout_routing_replay": True}, "--use-rollout-routing-replay"),
+        ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
+        ({"rollout_max_context_len": 8000}, "raise --sglang-context-length"),
+        ({"sglang_router_port": 9}, "the student's engines behind http://127.0.0.1:9 do not answer"),
     ],
 )
 @pytest.mark.parametrize("evaluating", [False, True])
@@ -727,6 +817,28 @@ def test_a_wrong_configuration_stops_before_the_first_rollout(rig, change, words
     with pytest.raises(ConfigError, match=words):
         tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args), evaluation=evaluating)
     assert rig.student.requests == []
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [([{"goal": 2}, {}], "row 2 of --prompt-data cannot be played: its metadata has no goal"), ([], "has no rows")],
+)
+def test_rows_that_cannot_be_played_stop_the_run(rig, rows, words):
+    args = rig.args(rows, rollout_batch_size=1)
+    SingletonMeta._instances.clear()
+    with pytest.raises(ConfigError, match=words):
+        tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args))
+
+
+def test_a_teacher_with_other_tokens_stops_the_run(rig):
+    rig.teacher.reply = lambda payload: scored({**payload, "input_ids": [5, 6, 7]}, teacher_value)
+    with pytest.raises(ConfigError, match="use a teacher with the student's tokenizer"):
+        rig.rollout([{"goal": 2}])
+
+
+def test_an_evaluation_kl_that_nothing_would_measure_stops_the_run(rig):
+    with pytest.raises(ConfigError, match="tcod_eval_kl"):
+        evaluation(rig, temperatures=(0.4,), tcod_eval_kl=True)
 
 
 def test_foreign_keys_in_the_yaml_are_refused(rig):
@@ -751,9 +863,7 @@ def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, ray_ses
     sample = Sample(index=0, metadata={"goal": 9, "tcod": {"n": 0, "k": 4}})
 
     async def play():
-        episode = asyncio.ensure_future(
-            tcod_rollout.generate(args, sample, {"temperature": 1.0, "max_new_tokens": 64})
-        )
+        episode = asyncio.ensure_future(tcod_rollout.generate(args, sample, {**UNTEMPERED, "max_new_tokens": 64}))
         ticks = 0
         while not episode.done():
             await asyncio.sleep(0.01)

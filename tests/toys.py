@@ -57,6 +57,11 @@ class Corridor:
         return Observation(f"You are at door {self.at}.", won=won, done=won, admissible=("left", "right"))
 
     @staticmethod
+    def check_row(metadata: dict[str, Any], data_root: str) -> None:
+        if "goal" not in metadata:
+            raise ValueError("its metadata has no goal")
+
+    @staticmethod
     def system_prompt() -> str:
         return "Walk."
 

@@ -101,6 +101,15 @@ class AlfworldEnvironment:
         return Observation(text, won=won, done=won, admissible=tuple(state["admissible_commands"]))
 
     @staticmethod
+    def check_row(metadata: dict[str, Any], data_root: str) -> None:
+        """Raise ValueError if the row names no game or its file is missing."""
+        game_file = metadata.get("game_file")
+        if not isinstance(game_file, str):
+            raise ValueError("its metadata has no game_file")
+        if not os.path.isfile(os.path.join(data_root, game_file)):
+            raise ValueError(f"no game_file {game_file} below {data_root}")
+
+    @staticmethod
     def system_prompt() -> str:
         """Rules and answer format in about 55 words."""
         return _SYSTEM_PROMPT

@@ -47,6 +47,10 @@ class Environment(Protocol):
         """Execute one action. An action that the environment does not know is an observation, never an exception."""
 
     @staticmethod
+    def check_row(metadata: dict[str, Any], data_root: str) -> None:
+        """Raise ValueError, saying why, if a dataset row obviously cannot be played. Every row is asked at launch."""
+
+    @staticmethod
     def system_prompt() -> str:
         """Rules and answer format, for the system turn."""
 

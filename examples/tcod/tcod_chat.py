@@ -11,6 +11,8 @@ what stands around a turn; afterwards a context grows by exactly these spans and
 
 from typing import Any
 
+from jinja2 import TemplateError
+
 _SYSTEM, _USER, _ASSISTANT, _NEXT = (
     "SYSTEMxPLACEHOLDER",
     "USERxPLACEHOLDER",
@@ -31,7 +33,8 @@ class ChatTokens:
         stop_ids: ids that end a sampled turn: end_of_turn, the tokenizer's eos and pad (<|endoftext|> for Qwen3).
 
     Raises:
-        ValueError: the template changes the text of a turn, or does not end an assistant turn with one special token.
+        ValueError: the template changes the text of a turn, does not end an assistant turn with one special token, or
+            leaves the thinking mode open.
     """
 
     def __init__(self, tokenizer: Any, template_kwargs: dict[str, Any] | None = None) -> None:
@@ -40,16 +43,24 @@ class ChatTokens:
         first = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
         later = [{"role": "assistant", "content": _ASSISTANT}, {"role": "user", "content": _NEXT}]
 
-        def render(messages: list[dict[str, str]]) -> str:
-            return tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
-            )
+        def render(messages: list[dict[str, str]], **more: bool) -> str:
+            kwargs = {**(template_kwargs or {}), **more}
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)
 
         try:
-            before_system, rest = render(first).split(_SYSTEM)
+            opening, later_on = render(first), render(first + later)
+            non_thinking = render(first, enable_thinking=False)
+        except TemplateError as error:
+            raise ValueError(f"the chat template does not render system, user and assistant turns: {error}") from error
+        if opening != non_thinking:
+            raise ValueError(
+                "the chat template has a thinking mode, and thoughts would stay in the context of every later turn: "
+                "set --apply-chat-template-kwargs '{\"enable_thinking\": false}'"
+            )
+        try:
+            before_system, rest = opening.split(_SYSTEM)
             before_user, after_user = rest.split(_USER)
-            suffix = render(first + later).split(_ASSISTANT)[1]
-            before_next, after_next = suffix.split(_NEXT)
+            before_next, after_next = later_on.split(_ASSISTANT)[1].split(_NEXT)
         except (ValueError, IndexError) as error:
             raise ValueError(
                 "the chat template does not render system, user and assistant turns verbatim, "

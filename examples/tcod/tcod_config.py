@@ -5,18 +5,21 @@ type, a value out of range or a contradicting slime flag stops the run with one 
 """
 
 import json
+import math
 import os
 import typing
-import urllib.error
 import urllib.request
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from curriculum import Curriculum
+from environment import load_environment
+from tcod_chat import ChatTokens
+from tcod_teacher import TeacherFailure, check_scores, scoring_request
 
 
 class ConfigError(ValueError):
@@ -111,8 +114,8 @@ class TcodConfig:
         )
 
 
-def check_launch(args: Namespace, dataset: Iterable[Any] | None) -> TcodConfig:
-    """Everything that would only go wrong hours later, checked before the first rollout.
+def check_settings(args: Namespace, dataset: Sequence[Any] | None) -> TcodConfig:
+    """What would go wrong later, as far as settings and data show it; for before the first rollout.
 
     Args:
         args: slime's arguments.
@@ -127,10 +130,24 @@ def check_launch(args: Namespace, dataset: Iterable[Any] | None) -> TcodConfig:
         raise ConfigError(f"tcod_data_root {config.tcod_data_root} is not a folder: set it to the game data's root")
     _check_hooks(args)
     _check_sampling(args)
-    _check_demonstrations(config, dataset)
-    if args.opd_type == "sglang":
-        _check_teacher(args)
+    _check_evaluation_kl(args, config)
+    _check_rows(config, dataset)
     return config
+
+
+def check_models(args: Namespace, tokenizer: Any) -> None:
+    """The same for the student's chat template, its engines, and the teacher, which must score the student's tokens.
+
+    Raises:
+        ConfigError: with one sentence that names the flag and the fix.
+    """
+    try:
+        ChatTokens(tokenizer, args.apply_chat_template_kwargs)
+    except ValueError as error:
+        raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
+    _check_engines(args)
+    if args.opd_type == "sglang":
+        _check_teacher(args, tokenizer)
 
 
 def teacher_base_url(args: Namespace) -> str:
@@ -196,6 +213,8 @@ def _check_sampling(args: Namespace) -> None:
         raise ConfigError("--normalize-advantages would whiten the KL away: remove the flag")
     if args.partial_rollout:
         raise ConfigError("--partial-rollout cannot continue a multi-turn episode: remove the flag")
+    if getattr(args, "use_rollout_routing_replay", False):
+        raise ConfigError("--use-rollout-routing-replay has no routes for an environment's tokens: remove the flag")
     if args.group_rm:
         raise ConfigError("--group-rm hands whole groups to the reward function: remove the flag")
     if args.reward_key or args.eval_reward_key:
@@ -223,8 +242,35 @@ def _check_sampling(args: Namespace) -> None:
         )
 
 
-def _check_demonstrations(config: TcodConfig, dataset: Iterable[Any] | None) -> None:
-    if config.tcod_variant != "b2f" or dataset is None:
+def untempered(sampling: Any) -> bool:
+    """Whether temperature, top_p and top_k leave the policy as it is: the teacher's log-probs are always so."""
+    return (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (1.0, 1.0, -1)
+
+
+def _check_evaluation_kl(args: Namespace, config: TcodConfig) -> None:
+    datasets = getattr(args, "eval_datasets", None) or []
+    if config.tcod_eval_kl and datasets and not any(untempered(vars(dataset)) for dataset in datasets):
+        raise ConfigError(
+            "tcod_eval_kl measures a KL only on evaluation datasets with temperature 1, top_p 1 and top_k -1 and "
+            "there is none: add one with --eval-config, or set tcod_eval_kl to false"
+        )
+
+
+def _check_rows(config: TcodConfig, dataset: Sequence[Any] | None) -> None:
+    try:
+        environment = load_environment(config.tcod_environment)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"tcod_environment {config.tcod_environment} cannot be imported: {error}") from error
+    if dataset is None:
+        return
+    if not len(dataset):
+        raise ConfigError("--prompt-data has no rows: prepare the data first, see README.md")
+    for number, sample in enumerate(dataset, 1):
+        try:
+            environment.check_row(sample.metadata or {}, config.tcod_data_root)
+        except ValueError as error:
+            raise ConfigError(f"row {number} of --prompt-data cannot be played: {error}") from error
+    if config.tcod_variant != "b2f":
         return
     lengths = [len(((sample.metadata or {}).get("demo") or {}).get("actions") or []) for sample in dataset]
     empty = sum(length == 0 for length in lengths)
@@ -236,17 +282,58 @@ def _check_demonstrations(config: TcodConfig, dataset: Iterable[Any] | None) -> 
         )
 
 
-def _check_teacher(args: Namespace) -> None:
-    url = teacher_base_url(args)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # cluster-internal: never through a proxy
+def _check_engines(args: Namespace) -> None:
+    router = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
     try:
-        with opener.open(f"{url}/server_info", timeout=30) as reply:
-            info = json.load(reply)
+        engines = [worker["url"] for worker in _ask(f"{router}/workers")["workers"]]
+        limits = [_context_limit(engine) for engine in engines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"the student's engines behind {router} do not answer ({error}): see their logs") from error
+    if limits and min(limits) < args.rollout_max_context_len:
+        raise ConfigError(
+            f"the student's engine takes sequences of at most {min(limits)} tokens, less than "
+            f"--rollout-max-context-len {args.rollout_max_context_len}: raise --sglang-context-length"
+        )
+
+
+def _check_teacher(args: Namespace, tokenizer: Any) -> None:
+    url = teacher_base_url(args)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Go to cabinet 1: żółw, 龟, 🐢."}],
+        tokenize=False,
+        add_generation_prompt=True,
+        **(args.apply_chat_template_kwargs or {}),
+    )
+    ids = tokenizer.encode(text)
+    try:
+        limit = _context_limit(url)
+        reply = _ask(f"{url}/generate", scoring_request(0, text=text))
     except (OSError, ValueError) as error:
         raise ConfigError(f"no teacher answers at --rm-url {args.rm_url} ({error}): start it first") from error
-    limit = info.get("max_req_input_len")
-    if isinstance(limit, int) and limit <= args.rollout_max_context_len:
+    if limit < args.rollout_max_context_len:
         raise ConfigError(
-            f"the teacher scores sequences of at most {limit - 1} tokens, less than --rollout-max-context-len "
+            f"the teacher scores sequences of at most {limit} tokens, less than --rollout-max-context-len "
             f"{args.rollout_max_context_len}: raise its --context-length"
         )
+    try:
+        check_scores(reply, ids, 0)
+    except TeacherFailure as failure:
+        raise ConfigError(
+            f"the teacher at --rm-url does not score {text!r} as the student's tokens ({failure}): "
+            "use a teacher with the student's tokenizer"
+        ) from failure
+
+
+def _context_limit(server: str) -> float:
+    """The longest sequence, in tokens, that an SGLang server is sure to take; infinite where it does not say."""
+    limit = _ask(f"{server}/server_info").get("max_req_input_len")
+    return limit - 1 if isinstance(limit, int) else math.inf
+
+
+def _ask(url: str, payload: dict[str, Any] | None = None) -> Any:
+    """GET, or POST with a payload; JSON. Raises OSError, ValueError."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # inside the cluster: never through a proxy
+    data = json.dumps(payload).encode() if payload is not None else None
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with opener.open(request, timeout=60) as reply:
+        return json.load(reply)

@@ -13,16 +13,17 @@ from typing import Any
 Metrics = dict[str, float]
 
 
-def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], k: int, seconds: float) -> Metrics:
+def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float) -> Metrics:
     """`rollout/tcod/*` of one training step.
 
     Args:
         trained: the samples that go to training.
         drawn: all samples that were played for it, failed, aborted and surplus ones included.
-        k: depth of the step.
         seconds: wall time of the rollout.
     """
-    metrics = {"k": k, **_episodes(trained), **_kl(trained), **_failures(drawn)}
+    # One depth for all, unless a fully asynchronous rollout spans a change of it.
+    metrics = {"k": fmean(_of(sample)["k"] for sample in trained)}
+    metrics |= {**_episodes(trained), **_kl(trained), **_failures(drawn)}
     for start, group in _grouped(trained, lambda episode: episode["replayed"]):
         metrics[f"success_by_start/{start:02d}"] = fmean(_of(sample)["won"] for sample in group)
         metrics[f"success_by_start_count/{start:02d}"] = len(group)

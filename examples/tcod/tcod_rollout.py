@@ -9,6 +9,8 @@ slime loads these hooks by flag, with this folder on PYTHONPATH:
     --dynamic-sampling-filter-path    tcod_rollout.drop_failed
     --custom-config-path              configs/alfworld_{opd,f2b,b2f}.yaml
 
+slime's train_async.py takes tcod_rollout.generate_rollout_fully_async as its rollout function, and the other hooks.
+
 One training step n:
     1. generate_rollout computes the depth k from n, stamps it on every sample it draws, and runs slime's rollout loop.
     2. generate plays one episode on the student's engine: replayed demonstration turns, then sampled turns.
@@ -24,13 +26,14 @@ import time
 import uuid
 import weakref
 from argparse import Namespace
+from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
 
 from curriculum import EpisodePlan
 from environment import Environment, EnvironmentFailure, EnvironmentPool, Observation, load_environment
 from tcod_chat import ChatTokens
-from tcod_config import ConfigError, TcodConfig, check_launch, teacher_base_url
+from tcod_config import ConfigError, TcodConfig, check_models, check_settings, teacher_base_url, untempered
 from tcod_metrics import eval_metrics, rollout_metrics
 from tcod_teacher import TeacherClient, TeacherFailure
 
@@ -44,7 +47,14 @@ from slime.utils.types import Sample
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["generate_rollout", "generate", "reward_func", "post_process_rewards", "drop_failed"]
+__all__ = [
+    "generate_rollout",
+    "generate_rollout_fully_async",
+    "generate",
+    "reward_func",
+    "post_process_rewards",
+    "drop_failed",
+]
 
 
 # ---------------------------------------------------------------------------------------------- slime's hooks
@@ -64,13 +74,49 @@ def generate_rollout(
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
         output.metrics = {**(output.metrics or {}), **eval_metrics(output.data)}
         return output
-    source = _StampedSource(args, config, rollout_id, data_source)
+    source = _OneRolloutSource(args, config, rollout_id, data_source)
     started = time.monotonic()
     output = sglang_rollout.generate_rollout(args, rollout_id, source)
     seconds = time.monotonic() - started
-    trained = [sample for group in output.samples for sample in group]
-    output.metrics = {**(output.metrics or {}), **rollout_metrics(trained, source.drawn, source.k, seconds)}
+    output.metrics = {**(output.metrics or {}), **rollout_metrics(_flat(output.samples), source.drawn, seconds)}
     return output
+
+
+def generate_rollout_fully_async(
+    args: Namespace, rollout_id: int, data_source: Any, evaluation: bool = False
+) -> RolloutFnTrainOutput:
+    """slime's fully asynchronous rollout (train_async.py), in which episodes go on while the model is trained.
+
+    An episode's depth is k(rollout id when it was drawn). slime has no filter there, so groups with a failed sample
+    are dropped here and others taken instead.
+
+    Raises:
+        ConfigError: on the first call, when a setting cannot work; always in an evaluation, which slime lacks there.
+        RuntimeError: when more than tcod_max_replacements whole batches of failed groups were replaced.
+    """
+    global _continuous_source
+    from slime.rollout.fully_async_rollout import generate_rollout_fully_async as collect
+
+    if evaluation:
+        raise ConfigError("slime cannot evaluate in a fully asynchronous run: remove --eval-interval")
+    config = _launch(args, data_source)
+    started = time.monotonic()
+    # slime's worker draws from the first source that it was given, for ever.
+    if _continuous_source is None or _continuous_source.source is not data_source:
+        _continuous_source = _StampedSource(config, data_source)
+    _continuous_source.rollout_id = rollout_id
+    kept: list[list[Sample]] = []
+    dropped: list[list[Sample]] = []
+    while missing := args.rollout_batch_size - len(kept):
+        if len(dropped) > config.tcod_max_replacements * args.rollout_batch_size:
+            raise _too_many_failures(rollout_id, missing, _flat(dropped))
+        # The size of the batch is all that slime reads from these arguments; its worker keeps those of the first call.
+        wanted = args if not dropped else Namespace(**{**vars(args), "rollout_batch_size": missing})
+        for group in collect(wanted, rollout_id, _continuous_source):
+            (kept if drop_failed(args, group).keep else dropped).append(group)
+    trained = _flat(kept)
+    metrics = rollout_metrics(trained, trained + _flat(dropped), time.monotonic() - started)
+    return RolloutFnTrainOutput(samples=kept, metrics=metrics)
 
 
 async def generate(
@@ -82,14 +128,14 @@ async def generate(
     fit, becomes Status.FAILED with a reason in sample.metadata["tcod"] and reward 0.0.
     """
     _reset(sample)
+    sample.metadata["tcod"]["evaluation"] = evaluation
     try:
         await _play(args, sample, sampling_params, evaluation)
     except _Aborted:
         if evaluation:  # nobody plays an evaluation episode again
             _fail(sample, "engine_aborted", "the engine aborted an evaluation request")
         else:
-            _reset(sample)
-            sample.status = Sample.Status.ABORTED
+            _reset(sample, Sample.Status.ABORTED)
     except (_EpisodeFailure, EnvironmentFailure) as failure:
         _fail(sample, failure.reason, str(failure))
     except ConfigError:
@@ -112,23 +158,25 @@ async def reward_func(args: Namespace, sample: Sample, **kwargs: Any) -> float:
         return 0.0
     if args.opd_type == "sglang":
         started = time.monotonic()
+        prompt_length = len(sample.tokens) - sample.response_length
         try:
             with trace_span(sample, "teacher"):
                 sample.teacher_log_probs = await _runtime(args).teacher.score(
-                    sample.tokens, len(sample.tokens) - sample.response_length
+                    sample.tokens, prompt_length, unwanted=lambda: GenerateState(args).aborted
                 )
-        except TeacherFailure as failure:
-            if not episode["evaluation"]:
-                _fail(sample, failure.reason, str(failure))
-                return 0.0
-            logger.warning("evaluation episode without a KL: %s", failure)
-            episode["unscored"] = failure.reason
         except Exception as error:  # it would end slime's run
-            logger.exception("scoring failed")
-            if not episode["evaluation"]:
-                _fail(sample, "internal", repr(error))
+            reason = error.reason if isinstance(error, TeacherFailure) else "internal"
+            if reason == "internal":
+                logger.exception("scoring failed")
+            if episode["evaluation"]:
+                logger.warning("evaluation episode without a KL: %s", error)
+                episode["unscored"] = reason
+            elif GenerateState(args).aborted:  # a surplus episode: slime throws it away
+                _reset(sample, Sample.Status.ABORTED)
                 return 0.0
-            episode["unscored"] = "internal"
+            else:
+                _fail(sample, reason, str(error))
+                return 0.0
         episode["teacher_s"] = time.monotonic() - started
     return float(episode["won"])
 
@@ -170,38 +218,60 @@ def post_process_rewards(args: Namespace, samples: list[Sample], **kwargs: Any) 
 class _StampedSource:
     """slime's data source with the depth stamped on every sample, since `generate` is not told the rollout id."""
 
+    def __init__(self, config: TcodConfig, source: Any, rollout_id: int = 0) -> None:
+        self.config, self.source, self.rollout_id = config, source, rollout_id
+
+    def get_samples(self, num_samples: int) -> list[list[Sample]]:
+        groups = self.source.get_samples(num_samples)
+        stamp = {"n": self.rollout_id, "k": self.config.curriculum.depth(self.rollout_id)}
+        for sample in _flat(groups):
+            sample.metadata["tcod"] = dict(stamp)
+        return groups
+
+    def add_samples(self, groups: list[list[Sample]]) -> None:
+        """Take back aborted groups; their finished samples too are played again, at the depth of the next draw."""
+        for sample in _flat(groups):
+            _reset(sample)
+        self.source.add_samples(groups)
+
+
+class _OneRolloutSource(_StampedSource):
+    """The source of one synchronous rollout: keeps what was drawn, and replaces dropped groups one by one."""
+
     def __init__(self, args: Namespace, config: TcodConfig, rollout_id: int, source: Any) -> None:
-        self.args, self.config, self.rollout_id, self.source = args, config, rollout_id, source
-        self.k = config.curriculum.depth(rollout_id)
+        super().__init__(config, source, rollout_id)
+        self.args = args
         self.drawn: list[Sample] = []
         self._replaced = 0
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
-        in_play = GenerateState(self.args).remaining_batch_size
-        if self.drawn:
+        first = not self.drawn
+        if not first:
             # slime asks for a whole over-sampling batch when a single group was dropped, and would abort the surplus.
-            num_samples = min(num_samples, self.args.rollout_batch_size - in_play)
-            self._replaced += num_samples
-            if self._replaced > self.config.tcod_max_replacements * self.args.rollout_batch_size:
-                raise RuntimeError(
-                    f"rollout {self.rollout_id}: {self._replaced} failed groups were replaced and still "
-                    f"{self.args.rollout_batch_size - in_play} are missing, so the run stops; failures so far: "
-                    f"{_failures(self.drawn)}"
-                )
-        groups = self.source.get_samples(num_samples)
-        for group in groups:
-            for sample in group:
-                sample.metadata["tcod"] = {"n": self.rollout_id, "k": self.k}
-                self.drawn.append(sample)
+            missing = self.args.rollout_batch_size - GenerateState(self.args).remaining_batch_size
+            num_samples = min(num_samples, missing)
+            if self._replaced + num_samples > self.config.tcod_max_replacements * self.args.rollout_batch_size:
+                raise _too_many_failures(self.rollout_id, missing, self.drawn)
+        groups = super().get_samples(num_samples)
+        self._replaced += 0 if first else len(groups)
+        self.drawn += _flat(groups)
         return groups
 
-    def add_samples(self, samples: list[list[Sample]]) -> None:
-        self.source.add_samples(samples)
+
+def _too_many_failures(rollout_id: int, missing: int, samples: list[Sample]) -> RuntimeError:
+    reasons = Counter(
+        sample.metadata["tcod"].get("failure", "aborted")
+        for sample in samples
+        if sample.status in (Sample.Status.FAILED, Sample.Status.ABORTED)
+    )
+    return RuntimeError(
+        f"rollout {rollout_id} stops: more than tcod_max_replacements whole batches of failed groups were replaced "
+        f"and {missing} are still missing; failures by reason: {dict(reasons)}"
+    )
 
 
-def _failures(samples: list[Sample]) -> dict[str, int]:
-    reasons = [s.metadata["tcod"]["failure"] for s in samples if s.status == Sample.Status.FAILED]
-    return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+def _flat(groups: list[list[Sample]]) -> list[Sample]:
+    return [sample for group in groups for sample in group]
 
 
 # ------------------------------------------------------------------------------------------------ one episode
@@ -226,8 +296,8 @@ async def _play(args: Namespace, sample: Sample, sampling_params: dict[str, Any]
     plan = runtime.plan(sample, demo, evaluation)
     record = sample.metadata["tcod"] = {
         **sample.metadata.get("tcod", {}),
-        **{"evaluation": evaluation, "replayed": plan.replayed, "budget": plan.budget, "turns": []},
-        **{"temperature": sampling_params["temperature"], "won": False, "context_limited": False},
+        **{"replayed": plan.replayed, "budget": plan.budget, "turns": [], "won": False, "context_limited": False},
+        "untempered": untempered(sampling_params),
     }
     started = time.monotonic()
     async with runtime.pool.borrow() as environment:
@@ -280,7 +350,9 @@ class _Demonstration:
     @staticmethod
     def of(sample: Sample) -> "_Demonstration":
         demo = (sample.metadata or {}).get("demo") or {}
-        return _Demonstration(demo.get("actions") or [], demo.get("responses"))
+        return _Demonstration(
+            [" ".join(action.split()) for action in demo.get("actions") or []], demo.get("responses")
+        )
 
     def check(self, horizon: int) -> None:
         if not self.actions:
@@ -293,7 +365,7 @@ class _Demonstration:
     def replay(self, runtime: "_Runtime", sample: Sample, turn: int, observation: Observation) -> str:
         """Append the demonstration's turn to the prompt, as the chat turn it was, and return its action."""
         action = self.actions[turn]
-        if observation.admissible and " ".join(action.split()) not in observation.admissible:
+        if observation.admissible and action not in observation.admissible:
             raise _EpisodeFailure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r}")
         response = self.responses[turn] if self.responses else runtime.environment.format_action(action)
         if runtime.environment.parse_action(response) != (action, True):
@@ -405,28 +477,28 @@ _DRAWN = {
 }
 
 
-def _reset(sample: Sample) -> None:
-    """Undo an episode: the sample is as it was drawn, stamp included."""
-    fresh = Sample()
+def _reset(sample: Sample, status: Sample.Status = Sample.Status.PENDING) -> None:
+    """Undo an episode: the sample is as it was drawn, stamp included, but for its status."""
+    fresh = Sample(status=status)
     for field in fields(Sample):
         if field.name not in _DRAWN:
             setattr(sample, field.name, getattr(fresh, field.name))
-    sample.metadata["tcod"] = {k: v for k, v in (sample.metadata.get("tcod") or {}).items() if k in ("n", "k")}
+    episode = sample.metadata.get("tcod") or {}
+    sample.metadata["tcod"] = {key: episode[key] for key in ("n", "k", "evaluation") if key in episode}
 
 
 def _fail(sample: Sample, reason: str, detail: str) -> None:
-    evaluation = sample.metadata["tcod"].get("evaluation", False)
     logger.warning("sample %s failed, %s: %s", sample.index, reason, detail)
-    _reset(sample)
-    sample.status, sample.reward = Sample.Status.FAILED, 0.0
-    sample.metadata["tcod"] |= {"evaluation": evaluation, "won": False, "turns": [], "failure": reason}
+    _reset(sample, Sample.Status.FAILED)
+    sample.reward = 0.0
+    sample.metadata["tcod"] |= {"won": False, "turns": [], "failure": reason}
 
 
 def _kl_wanted(args: Namespace, sample: Sample) -> bool:
-    """Whether an evaluation episode is scored, by leaving its reward to reward_func. At any temperature but 1 the
-    engine's log-probs are tempered and the teacher's are not, so their difference would be no KL."""
+    """Whether an evaluation episode is scored, by leaving its reward to reward_func. Where sampling changes the policy
+    (any temperature but 1), the difference of the engine's and the teacher's log-probs would be no KL."""
     wanted = TcodConfig.from_args(args).tcod_eval_kl and args.opd_type == "sglang"
-    return wanted and sample.status != Sample.Status.FAILED and sample.metadata["tcod"]["temperature"] == 1.0
+    return wanted and sample.status != Sample.Status.FAILED and sample.metadata["tcod"]["untempered"]
 
 
 # ------------------------------------------------------------------------------------------------- per process
@@ -461,7 +533,8 @@ class _Runtime:
                 retries=config.tcod_teacher_retries,
                 concurrency=config.tcod_teacher_concurrency,
             )
-        return cls(args, config, load_environment(config.tcod_environment), _chat_tokens(args), pool, teacher)
+        chat = ChatTokens(GenerateState(args).tokenizer, args.apply_chat_template_kwargs)
+        return cls(args, config, load_environment(config.tcod_environment), chat, pool, teacher)
 
     def render(self, observation: Observation, first: bool) -> str:
         return self.environment.render(observation, first, self.config.tcod_admissible == "turn")
@@ -480,6 +553,7 @@ class _Runtime:
 # Engines, sessions and semaphores belong to one event loop; slime has one, its fully asynchronous mode another.
 _runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Runtime] = weakref.WeakKeyDictionary()
 _launched: Namespace | None = None
+_continuous_source: _StampedSource | None = None
 
 
 def _runtime(args: Namespace) -> _Runtime:
@@ -490,25 +564,14 @@ def _runtime(args: Namespace) -> _Runtime:
     return runtime
 
 
-def _chat_tokens(args: Namespace) -> ChatTokens:
-    return ChatTokens(GenerateState(args).tokenizer, args.apply_chat_template_kwargs)
-
-
 def _launch(args: Namespace, data_source: Any) -> TcodConfig:
     """The launch checks, once per run: slime has no earlier hook than the first rollout or evaluation."""
     global _launched
     if _launched is args:
         return TcodConfig.from_args(args)
     dataset = getattr(data_source, "dataset", None)
-    config = check_launch(args, getattr(dataset, "samples", None))
-    try:
-        load_environment(config.tcod_environment)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"tcod_environment {config.tcod_environment} cannot be imported: {error}") from error
-    try:
-        _chat_tokens(args)
-    except ValueError as error:
-        raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
+    config = check_settings(args, getattr(dataset, "samples", None))
+    check_models(args, GenerateState(args).tokenizer)
     logger.info("TCOD: %s", config)
     _launched = args
     return config

@@ -1,9 +1,11 @@
 """The teacher's log-probs of a finished trajectory, from an SGLang server. The one place of retries and validation."""
 
 import asyncio
+import itertools
 import logging
 import math
 import random
+from collections.abc import Callable
 
 import aiohttp
 
@@ -39,34 +41,32 @@ class TeacherClient:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._slots = asyncio.Semaphore(concurrency)
 
-    async def score(self, tokens: list[int], prompt_length: int) -> list[float]:
+    async def score(
+        self, tokens: list[int], prompt_length: int, unwanted: Callable[[], bool] = lambda: False
+    ) -> list[float]:
         """log pi_teacher(tokens[i] | tokens[:i]) for i in prompt_length..len(tokens)-1, in nats.
 
         One request for the whole trajectory. logprob_start_len is prompt_length - 1, because the first entry of the
-        reply never has a value; a smaller one would keep the server from reusing the cached prompt.
+        reply never has a value; a smaller one would keep the server from reusing the cached prompt. `unwanted` is
+        asked before each attempt, so that a score nobody needs any more is not waited for.
 
         Raises:
             TeacherFailure: the server cannot be reached, refuses the request, or its reply does not fit the tokens.
         """
         start = prompt_length - 1
-        payload = {
-            "input_ids": tokens,
-            "sampling_params": {"temperature": 1.0, "max_new_tokens": 0, "skip_special_tokens": False},
-            "return_logprob": True,
-            "logprob_start_len": start,
-        }
-        async with self._slots:
-            for attempt in range(self.retries + 1):
-                try:
-                    reply = await self._post(payload)
-                    break
-                except _Healing as error:
-                    if attempt == self.retries:
-                        raise TeacherFailure("teacher_unavailable", str(error)) from error
-                    pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-                    logger.warning("teacher %s: %s; again in %.1f s", self.url, error, pause_s)
-                    await asyncio.sleep(pause_s)
-        return check_scores(reply, tokens, start)
+        payload = scoring_request(start, input_ids=tokens)
+        for attempt in itertools.count():
+            try:
+                async with self._slots:
+                    if unwanted():
+                        raise TeacherFailure("teacher_unwanted", "the rollout ended before the score was asked for")
+                    return check_scores(await self._post(payload), tokens, start)
+            except _Healing as error:
+                if attempt == self.retries:
+                    raise TeacherFailure("teacher_unavailable", str(error)) from error
+                pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
+                logger.warning("teacher %s: %s; again in %.1f s", self.url, error, pause_s)
+                await asyncio.sleep(pause_s)
 
     async def _post(self, payload: dict) -> dict:
         # A request scores a whole trajectory: beside that, a connection of its own costs nothing and leaves nothing.
@@ -83,6 +83,12 @@ class TeacherClient:
                 return await response.json(content_type=None)
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:  # ValueError: cut-off JSON
             raise _Healing(f"{type(error).__name__} {error}") from error
+
+
+def scoring_request(start: int, **prompt: object) -> dict:
+    """SGLang's request for log-probs from position `start` on; `prompt` is input_ids=[..] or text=".."."""
+    sampling_params = {"temperature": 1.0, "max_new_tokens": 0, "skip_special_tokens": False}
+    return {**prompt, "sampling_params": sampling_params, "return_logprob": True, "logprob_start_len": start}
 
 
 def check_scores(reply: object, tokens: list[int], start: int) -> list[float]:
