@@ -47,7 +47,12 @@ def main() -> None:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     transformers.utils.logging.disable_progress_bar()
     started = time.monotonic()
-    print(f"TCOD smoke run on {hooks.find_slime()}; everything is written to {options.out}")
+    slime = hooks.find_slime()
+    # With Megatron beside slime, slime's own train.py does all of it; else the hooks run with a small trainer.
+    whole = bool(os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR"))
+    trainer = "train_slime.py" if whole else "train.py"
+    how = "its train.py with Megatron" if whole else "with the smoke run's own trainer"
+    print(f"TCOD smoke run on {slime}, {how}; everything is written to {options.out}")
     data = options.out / "games"
     with tqdm(total=options.train_games + options.heldout_games, desc="games", unit="game", disable=None) as bar:
         make_games(data, options.train_games, options.heldout_games, progress=bar.update)
@@ -65,7 +70,7 @@ def main() -> None:
         student_server.wait_ready()
         teacher_server.wait_ready()
         for arm in options.arms:
-            command = [sys.executable, str(HERE / "train.py"), "--config", str(HERE / "configs" / f"{arm}.yaml")]
+            command = [sys.executable, str(HERE / trainer), "--config", str(HERE / "configs" / f"{arm}.yaml")]
             command += ["--student", str(student), "--data", str(data), "--seed", str(options.seed)]
             command += ["--student-port", str(student_server.port), "--teacher-port", str(teacher_server.port)]
             command += ["--updates", str(options.updates)]
@@ -162,7 +167,7 @@ def parse_options() -> Namespace:
     options = parser.parse_args()
     options.out = options.out.resolve()
     options.updates = 6 if options.quick else 20
-    options.train_games, options.heldout_games = (32, 12) if options.quick else (64, 64)
+    options.train_games, options.heldout_games = (32, 12) if options.quick else (64, 48)
     return options
 
 

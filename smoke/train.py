@@ -25,7 +25,7 @@ from trainer import Trainer
 
 
 def main() -> None:
-    options = parse_options()
+    options = option_parser().parse_args()
     options.run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)  # the two engines and the environment workers share the cores
@@ -84,9 +84,6 @@ def slime_args(options: Namespace) -> Namespace:
     """slime's arguments for this run, with the YAML's keys set as slime's --custom-config-path does."""
     from slime.utils.eval_config import EvalDatasetConfig
 
-    heldout = options.data / "heldout.jsonl"
-    common = {"input_key": "prompt", "label_key": "label", "metadata_key": "metadata", "n_samples_per_eval_prompt": 1}
-    common |= {"top_p": 1.0, "top_k": -1, "max_response_len": options.response_len}
     args = hooks.rollout_args(
         hf_checkpoint=str(options.student),
         apply_chat_template_kwargs={"enable_thinking": False},
@@ -105,15 +102,22 @@ def slime_args(options: Namespace) -> Namespace:
         rollout_num_gpus=1,
         rm_url=f"http://127.0.0.1:{options.teacher_port}/generate",
         custom_config_path=str(options.config),
-        # Success is measured at the paper's temperature; a KL is only defined at the temperature that is trained at.
-        eval_datasets=[
-            EvalDatasetConfig(name="heldout", path=str(heldout), temperature=0.4, **common),
-            EvalDatasetConfig(name="heldout_t1", path=str(heldout), temperature=1.0, **common),
-        ],
+        eval_datasets=[EvalDatasetConfig(**dataset) for dataset in evaluation_datasets(options)],
     )
     for key, value in yaml.safe_load(options.config.read_text()).items():
         setattr(args, key, value)
     return args
+
+
+def evaluation_datasets(options: Namespace) -> list[dict[str, Any]]:
+    """Success is measured at the paper's temperature; a KL is only defined at the temperature that is trained at."""
+    common = {"path": str(options.data / "heldout.jsonl"), "n_samples_per_eval_prompt": 1}
+    common |= {"input_key": "prompt", "label_key": "label", "metadata_key": "metadata"}
+    common |= {"top_p": 1.0, "top_k": -1, "max_response_len": options.response_len}
+    return [
+        {"name": "heldout", "temperature": 0.4, **common},
+        {"name": "heldout_t1", "temperature": 1.0, **common},
+    ]
 
 
 def push_weights(port: int, folder: Path, version: str) -> None:
@@ -143,8 +147,8 @@ def jsonl_writer(path: Path) -> Callable[[str, int, dict[str, Any]], None]:
     return log
 
 
-def parse_options() -> Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def option_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="One arm of the smoke run.")
     parser.add_argument("--config", type=Path, required=True, help="YAML of the arm")
     parser.add_argument("--student", type=Path, required=True, help="the student's first checkpoint")
     parser.add_argument("--student-port", type=int, required=True)
@@ -160,7 +164,7 @@ def parse_options() -> Namespace:
     parser.add_argument("--response-len", type=int, default=32, help="largest response in tokens")
     parser.add_argument("--context-len", type=int, default=1024, help="largest episode in tokens")
     parser.add_argument("--concurrency", type=int, default=32, help="episodes at once")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

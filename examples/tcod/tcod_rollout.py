@@ -95,10 +95,10 @@ def generate_rollout_fully_async(
         RuntimeError: when more than tcod_max_replacements whole batches of failed groups were replaced.
     """
     global _continuous_source
-    from slime.rollout.fully_async_rollout import generate_rollout_fully_async as collect
-
     if evaluation:
         raise ConfigError("slime cannot evaluate in a fully asynchronous run: remove --eval-interval")
+    from slime.rollout.fully_async_rollout import generate_rollout_fully_async as collect
+
     config = _launch(args, data_source)
     started = time.monotonic()
     # slime's worker draws from the first source that it was given, for ever.

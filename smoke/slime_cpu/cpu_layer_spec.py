@@ -1,0 +1,48 @@
+"""Megatron layers in plain torch, for slime's `--spec cpu_layer_spec layer_spec`.
+
+slime's Hugging Face loader and saver know TransformerEngine's parameter names, where a norm belongs to the linear
+layer after it, and slime always packs sequences (THD); Megatron's own local layers have neither.
+"""
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.identity_op import IdentityOp
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+
+
+class NormColumnParallelLinear(ColumnParallelLinear):
+    """RMSNorm and the linear layer after it, with TransformerEngine's name for the norm's weight."""
+
+    def __init__(self, input_size: int, output_size: int, *, config, **kwargs):
+        super().__init__(input_size, output_size, config=config, **kwargs)
+        self.epsilon = config.layernorm_epsilon
+        self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
+
+    def forward(self, x: torch.Tensor, *args, **kwargs):
+        return super().forward(rms_norm(x, x.shape[-1:], self.layer_norm_weight, self.epsilon), *args, **kwargs)
+
+
+class PackedAttention(DotProductAttention):
+    """Causal attention inside each packed sequence: query [t, heads, d], key and value [t, groups, d]."""
+
+    def forward(self, query, key, value, attention_mask, attn_mask_type=None, packed_seq_params=None, **_):
+        bounds = packed_seq_params.cu_seqlens_q.tolist()
+        outputs = []
+        for start, end in zip(bounds, bounds[1:], strict=False):
+            q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=True)
+            outputs.append(out[0].transpose(0, 1))
+        return torch.cat(outputs).flatten(1)
+
+
+def layer_spec(args, config, vp_stage):
+    """The spec slime's model_provider asks for."""
+    spec = get_gpt_layer_local_spec(qk_layernorm=args.qk_layernorm, normalization=args.normalization)
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp
+    layer.self_attention.submodules.linear_qkv = NormColumnParallelLinear
+    layer.self_attention.submodules.core_attention = PackedAttention
+    layer.mlp.submodules.linear_fc1 = NormColumnParallelLinear
+    return spec

@@ -1,0 +1,103 @@
+"""Lets slime and Megatron-LM train on a CPU: answers the few CUDA questions they ask on this path.
+
+`install` runs in the driver and, as Ray's worker_process_setup_hook, in every worker. Each entry was found by
+leaving it out: without it the run stops at the place named beside it. Tensor-parallel size 1, any data-parallel size.
+"""
+
+import functools
+import sys
+import types
+
+import torch
+import torchvision_ops  # noqa: F401  before transformers
+
+
+class _NoStream:
+    """On a CPU everything is already in order."""
+
+    def wait_stream(self, stream: object) -> None:
+        pass
+
+
+class _NumpyVersion(str):
+    """slime's initialize.py insists on numpy 1.x; nothing on this path depends on it."""
+
+    def startswith(self, prefix, *args) -> bool:
+        return prefix == "1." or super().startswith(prefix, *args)
+
+
+def _on_cpu(factory):
+    """A tensor factory that takes device="cuda" for the CPU and does not pin memory."""
+
+    @functools.wraps(factory)
+    def wrapper(*args, **kwargs):
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return wrapper
+
+
+def _use_cpu_accelerator() -> None:
+    from slime.utils import accelerator
+
+    class CpuAccelerator(accelerator.Accelerator):
+        name = device_type = "cpu"
+        communication_backend_name = "gloo"
+
+        def is_available(self) -> bool:
+            return True
+
+        def device(self, index=None) -> torch.device:
+            return torch.device("cpu")
+
+        def device_name(self, index=None) -> str:
+            return "cpu"
+
+        def current_device(self, *_) -> str:
+            return "cpu"
+
+        def device_count(self) -> int:
+            return 1
+
+        def mem_get_info(self, device=None) -> tuple[int, int]:
+            return 1 << 40, 1 << 40  # below 3 GB free, slime collects garbage before every collective
+
+        def memory_allocated(self, device=None) -> int:
+            return 0
+
+        def nothing(self, *_) -> None:
+            return None
+
+        memory_reserved = memory_allocated
+        set_device = synchronize = current_stream = empty_cache = nothing
+
+    accelerator.set_accelerator(CpuAccelerator())
+
+
+def install() -> None:
+    import numpy
+
+    # Imported by slime's actor.py and used only with --offload-train, which then fails at once.
+    sys.modules["torch_memory_saver"] = types.SimpleNamespace(torch_memory_saver=None)
+    numpy.__version__ = _NumpyVersion(numpy.__version__)
+    _use_cpu_accelerator()
+
+    torch.cuda.current_device = lambda: torch.device("cpu")  # Megatron get_model
+    torch.cuda.Stream = _NoStream  # Megatron get_model
+    torch.cuda.current_stream = lambda *_: _NoStream()  # Megatron get_model
+    torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()  # Megatron tensor_parallel/random.py
+    torch.Tensor.cuda = lambda self, *_, **__: self  # Megatron get_model, through Module.cuda
+    torch.tensor = _on_cpu(torch.tensor)  # Megatron optimizer.py
+    torch.zeros = _on_cpu(torch.zeros)  # Megatron schedules.py
+    torch.empty_like = _on_cpu(torch.empty_like)  # slime tensor_backper.py
+
+    tensor_type = torch.Tensor.type
+
+    def cuda_type(self, *args, **kwargs):
+        """Megatron's optimizer sorts parameters by the name "torch.cuda.FloatTensor"."""
+        result = tensor_type(self, *args, **kwargs)
+        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+
+    torch.Tensor.type = cuda_type

@@ -1,0 +1,116 @@
+"""One arm of the smoke run through slime's own train.py, Megatron training and weight push included, on the CPU.
+
+    SLIME_DIR=.. MEGATRON_DIR=.. python smoke/train_slime.py <the options of train.py> [--data-parallel 2]
+
+The counterpart of train.py, with the same settings: it writes the same files, and also every rollout's samples
+(rollout_N.pt, slime's dump) and each pushed checkpoint (weights/). run.py starts it where both variables are set.
+"""
+
+import json
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import hooks
+import train
+import yaml
+
+SHIMS = Path(__file__).resolve().parent / "slime_cpu"
+
+# Megatron without a GPU's fused kernels.
+CPU_SETTINGS = {
+    **{"transformer-impl": "local", "spec": ["cpu_layer_spec", "layer_spec"], "distributed-backend": "gloo"},
+    **{"use-cpu-initialization": True, "no-rope-fusion": True, "no-bias-swiglu-fusion": True},
+    **{"no-bias-dropout-fusion": True, "no-gradient-accumulation-fusion": True, "no-masked-softmax-fusion": True},
+    **{"no-persist-layer-norm": True, "attention-dropout": 0, "hidden-dropout": 0},
+}
+
+
+def main() -> None:
+    parser = train.option_parser()
+    parser.add_argument("--data-parallel", type=int, default=1, help="training ranks")
+    options = parser.parse_args()
+    options.run_dir = options.run_dir.resolve()
+    options.run_dir.mkdir(parents=True, exist_ok=True)
+    (options.run_dir / "metrics.jsonl").unlink(missing_ok=True)
+    print(f"running on {hooks.find_slime()}, its train.py", flush=True)
+    folders = [str(SHIMS), os.environ["MEGATRON_DIR"], *sys.path]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(folders), "SMOKE_RUN_DIR": str(options.run_dir)}
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    settings = {**model_settings(options.student), **slime_settings(options), **CPU_SETTINGS}
+    os.execv(sys.executable, [sys.executable, str(SHIMS / "run_train.py"), *as_flags(settings)])
+
+
+def model_settings(checkpoint: Path) -> dict[str, Any]:
+    """Megatron's description of a dense Qwen3 checkpoint, as in slime's scripts/models/qwen3-*.sh."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    return {
+        **{"swiglu": True, "disable-bias-linear": True, "normalization": "RMSNorm", "qk-layernorm": True},
+        **{"use-rotary-position-embeddings": True, "rotary-base": round(config["rope_parameters"]["rope_theta"])},
+        "num-layers": config["num_hidden_layers"],
+        "hidden-size": config["hidden_size"],
+        "ffn-hidden-size": config["intermediate_size"],
+        "num-attention-heads": config["num_attention_heads"],
+        "group-query-attention": True,
+        "num-query-groups": config["num_key_value_heads"],
+        "kv-channels": config["head_dim"],
+        "norm-epsilon": config["rms_norm_eps"],
+        "vocab-size": config["vocab_size"],
+        "make-vocab-size-divisible-by": 1,
+        "untie-embeddings-and-output-weights": not config["tie_word_embeddings"],
+    }
+
+
+def slime_settings(options: Namespace) -> dict[str, Any]:
+    """slime's flags for what train.slime_args and the smoke run's trainer are given."""
+    evaluation = options.run_dir / "eval.yaml"
+    evaluation.write_text(yaml.safe_dump({"eval": {"datasets": train.evaluation_datasets(options)}}))
+    recipe = {key.replace("_", "-"): value for key, value in hooks.RECIPE_FLAGS.items()}
+    return {
+        **recipe,
+        "custom-config-path": options.config,
+        "rm-url": f"http://127.0.0.1:{options.teacher_port}/generate",
+        "opd-kl-coef": 1.0,
+        # models and engines
+        **{"hf-checkpoint": options.student, "load": options.student, "ref-load": options.student},
+        "rollout-external-engine-addrs": f"127.0.0.1:{options.student_port}",
+        **{"rollout-num-gpus": 1, "actor-num-nodes": 1, "actor-num-gpus-per-node": options.data_parallel},
+        "sglang-server-concurrency": options.concurrency,
+        # data and rollouts
+        **{"prompt-data": options.data / "train.jsonl", "input-key": "prompt", "label-key": "label"},
+        "apply-chat-template-kwargs": json.dumps({"enable_thinking": False}),
+        **{"rollout-shuffle": True, "rollout-seed": options.seed, "num-rollout": options.updates},
+        **{"rollout-batch-size": options.batch, "n-samples-per-prompt": 1, "global-batch-size": options.batch},
+        "rollout-max-response-len": options.response_len,
+        "rollout-max-context-len": options.context_len,
+        "rollout-temperature": 1,
+        # evaluation and logging
+        **{"eval-config": evaluation, "eval-interval": min(options.eval_interval, options.updates)},
+        "skip-eval-before-train": options.skip_first_evaluation,
+        "custom-rollout-log-function-path": "log_hooks.log_rollout",
+        "custom-eval-rollout-log-function-path": "log_hooks.log_eval",
+        "save-debug-rollout-data": options.run_dir / "rollout_{rollout_id}.pt",
+        # training
+        **{"advantage-estimator": "grpo", "entropy-coef": 0, "micro-batch-size": 1, "clip-grad": 1},
+        **{"lr": options.lr, "lr-decay-style": "constant", "weight-decay": 0, "adam-beta1": 0.9, "adam-beta2": 0.98},
+        # weights
+        **{"update-weight-mode": "full", "update-weight-transport": "disk"},
+        "update-weight-disk-dir": options.run_dir / "weights",
+        "update-weight-disk-keep-files": True,
+    }
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """Command line of {name: value}: True is a flag without a value, False leaves it out, a list has several values."""
+    flags = []
+    for name, value in settings.items():
+        if value is not False:
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
+if __name__ == "__main__":
+    main()
