@@ -141,7 +141,7 @@ def evaluation_text(line: dict[str, Any]) -> str:
     cool, hot = (line[f"eval/tcod/{name}/success"] for name in ("heldout", "heldout_t1"))
     return (
         f"held-out games, full horizon: success {cool:.2f} at temperature 0.4, {hot:.2f} at 1; "
-        f"trajectory KL {line[KL]:.1f} nats ({line['seconds']:.0f} s)"
+        f"trajectory KL {line[KL]:.1f} nats ({line['eval/tcod/eval_s']:.0f} s)"
     )
 
 

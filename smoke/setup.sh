@@ -38,8 +38,11 @@ _system_packages() {
   apt-get update -q && apt-get install -q -y "${missing[@]}"
 }
 
-_stamp=$(sha256sum "$_root/smoke/requirements.txt")
-if [[ $(cat "$_venv/.installed" 2>/dev/null) != "$_stamp" ]]; then
+# What slime imports beside the recipe is installed where there is a slime.
+_requirements=(requirements.txt)
+if [[ -n ${SLIME_DIR:-} ]]; then _requirements+=(requirements-slime.txt); fi
+_stamp=$(cd "$_root/smoke" && sha256sum "${_requirements[@]}")
+if [[ $(cat "$_venv/.installed" 2>/dev/null) != "$_stamp"* ]]; then
   echo "setting up $_venv (once, a few minutes)"
   _started=$SECONDS
   _base=$(_base_python)
@@ -50,7 +53,7 @@ if [[ $(cat "$_venv/.installed" 2>/dev/null) != "$_stamp" ]]; then
   # The default Linux build of PyTorch brings several GB of CUDA libraries. The smoke run needs none of them: point
   # PIP_EXTRA_INDEX_URL at PyTorch's CPU wheels to do without.
   "${_pip[@]}" torch==2.13.0
-  "${_pip[@]}" --no-deps -r "$_root/smoke/requirements.txt"
+  for _file in "${_requirements[@]}"; do "${_pip[@]}" --no-deps -r "$_root/smoke/$_file"; done
   echo "$_stamp" >"$_venv/.installed"
   echo "set up in $((SECONDS - _started)) s"
 fi

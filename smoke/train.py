@@ -50,9 +50,7 @@ def main() -> None:
         push_weights(options.student_port, options.run_dir / "weights", version=str(n))
 
     def evaluate(n: int) -> None:
-        started = time.monotonic()
-        output = tcod_rollout.generate_rollout(args, n, source, evaluation=True)
-        log("eval", n, {**output.metrics, "seconds": time.monotonic() - started})
+        log("eval", n, tcod_rollout.generate_rollout(args, n, source, evaluation=True).metrics)
 
     def show(samples: list[Any]) -> None:
         """Keep one episode for reading: a short one that was won, if there is any."""

@@ -41,12 +41,12 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     return {f"rollout/tcod/{name}": value for name, value in metrics.items()}
 
 
-def eval_metrics(data: dict[str, dict[str, Any]]) -> Metrics:
-    """`eval/tcod/{dataset}/*` of one evaluation; `data` is RolloutFnEvalOutput.data.
+def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
+    """`eval/tcod/{dataset}/*` of one evaluation; `data` is RolloutFnEvalOutput.data, `seconds` its wall time.
 
     Success and turns are means over the episodes that were played to their end; failed ones are counted beside them.
     """
-    metrics = {}
+    metrics: Metrics = {"eval/tcod/eval_s": seconds}
     for name, result in data.items():
         played = [sample for sample in result["samples"] if "failure" not in _of(sample)]
         values = {"episodes": len(played), **_failures(result["samples"])}

@@ -70,12 +70,12 @@ def generate_rollout(
         RuntimeError: when more than tcod_max_replacements whole batches of failed groups were replaced.
     """
     config = _launch(args, data_source)
+    started = time.monotonic()
     if evaluation:
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
-        output.metrics = {**(output.metrics or {}), **eval_metrics(output.data)}
+        output.metrics = {**(output.metrics or {}), **eval_metrics(output.data, time.monotonic() - started)}
         return output
     source = _OneRolloutSource(args, config, rollout_id, data_source)
-    started = time.monotonic()
     output = sglang_rollout.generate_rollout(args, rollout_id, source)
     seconds = time.monotonic() - started
     output.metrics = {**(output.metrics or {}), **rollout_metrics(_flat(output.samples), source.drawn, seconds)}

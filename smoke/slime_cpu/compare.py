@@ -1,0 +1,97 @@
+"""The first iteration of a train_slime.py run against transformers and plain PyTorch: `python compare.py RUN_DIR`.
+
+From slime's dump of the first rollout's samples, the smoke run's trainer computes loss, gradient norm and the
+parameters after the optimizer step by itself; slime's come from its log and from the checkpoint that it pushed. All
+dumped samples are checked as well. Prints the relative differences; exit status 1 if one is above the tolerance.
+"""
+
+import argparse
+import ast
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import hooks
+import torch
+from safetensors.torch import load_file
+from trainer import Trainer
+
+SLIME = hooks.find_slime()
+
+from slime.utils.types import Sample  # noqa: E402
+
+TOLERANCE = 1e-4
+
+
+def compare(run_dir: Path, student: Path, lr: float) -> dict[str, float]:
+    """Relative differences of loss, grad_norm and the parameters' change in the first optimizer step."""
+    dumps = sorted(run_dir.glob("rollout_[0-9]*.pt"), key=lambda path: int(path.stem.partition("_")[2]))
+    if not dumps:
+        raise FileNotFoundError(f"{run_dir} holds no rollout_0.pt: is it a run directory of train_slime.py?")
+    rollouts = [[Sample.from_dict(values) for values in torch.load(dump)["samples"]] for dump in dumps]
+    for samples in rollouts:
+        check_samples(samples)
+    args = hooks.rollout_args()
+    batch = hooks.convert_samples_to_train_data(args, rollouts[0])
+    trainer = Trainer(student, lr=lr)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    ours = trainer.step(batch)
+    slime = logged_step(run_dir / "train.log", 0)
+    result = {
+        "loss": relative(slime["train/loss"], ours["loss"]),
+        "grad_norm": relative(slime["train/grad_norm"], ours["grad_norm"]),
+    }
+    pushed: dict[str, torch.Tensor] = {}
+    for file in (run_dir / "weights" / "weight_v000002").glob("*.safetensors"):
+        pushed |= load_file(file)
+    after = trainer.model.state_dict()
+    missing, moved = 0.0, 0.0
+    for name, value in pushed.items():
+        missing += (value - after[name]).double().square().sum().item()
+        moved += (after[name] - before[name]).double().square().sum().item()
+    if not pushed or moved == 0:
+        raise ValueError(f"{run_dir}/weights/weight_v000002 holds no step")
+    return {**result, "parameters": math.sqrt(missing / moved)}
+
+
+def check_samples(samples: list[Any]) -> None:
+    """What must hold of every sample that slime trained on. Raises AssertionError."""
+    for sample in samples:
+        record, count = sample.metadata["tcod"], sample.response_length
+        assert sample.status in (Sample.Status.COMPLETED, Sample.Status.TRUNCATED), sample.status
+        assert 0 < count < len(sample.tokens)
+        for values in (sample.loss_mask, sample.rollout_log_probs, sample.teacher_log_probs):
+            assert len(values) == count and all(map(math.isfinite, values))
+        trained = {i for turn in record["turns"] for i in range(turn["start"], turn["end"])}
+        assert sample.loss_mask == [int(i in trained) for i in range(count)]
+        assert len(record["turns"]) <= record["budget"] and sample.reward == float(record["won"])
+
+
+def logged_step(log: Path, step: int) -> dict[str, float]:
+    """The numbers slime logs for an optimizer step."""
+    found = re.search(rf"\bstep {step}: (\{{.*?\}})", log.read_text(errors="replace"))
+    if not found:
+        raise ValueError(f"{log} has no optimizer step {step}")
+    return ast.literal_eval(found[1])
+
+
+def relative(value: float, reference: float) -> float:
+    return abs(value - reference) / abs(reference)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--student", type=Path, required=True, help="the checkpoint the run started from")
+    parser.add_argument("--lr", type=float, default=5e-4)
+    options = parser.parse_args()
+    differences = compare(options.run_dir, options.student, options.lr)
+    for name, difference in differences.items():
+        print(f"{name:10}  slime against torch, relative difference {difference:.1e}")
+    sys.exit(max(differences.values()) > TOLERANCE)
+
+
+if __name__ == "__main__":
+    main()
