@@ -103,7 +103,7 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
-    """Command line of {name: value}: True is a flag without a value, False leaves it out, a list has several values."""
+    """Command line of {name: value}. True is a flag without a value, False is left out, a list is several values."""
     flags = []
     for name, value in settings.items():
         if value is not False:
