@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from environment import Environment, EnvironmentFailure, Observation, load_environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -105,3 +106,14 @@ class LocalBorrowed:
             return self._engine.step(action)
         except RuntimeError as error:
             raise EnvironmentFailure("env_error", str(error)) from error
+
+
+def random_logits(index: int, length: int, vocab: int) -> torch.Tensor:
+    """[length, vocab]; the same in every process."""
+    return torch.randn(length, vocab, generator=torch.Generator().manual_seed(index))
+
+
+def response_log_probs(tokens: list[int], response_length: int, logits: torch.Tensor) -> torch.Tensor:
+    """log softmax of the logits before each response token, at that token: [response_length]."""
+    targets = torch.tensor(tokens[-response_length:])
+    return logits[-response_length - 1 : -1].log_softmax(-1).gather(1, targets[:, None])[:, 0]
