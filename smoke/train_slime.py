@@ -1,8 +1,8 @@
 """One arm of the smoke run through slime's own train.py, Megatron training and weight push included, on the CPU.
 
-    SLIME_DIR=.. MEGATRON_DIR=.. python smoke/train_slime.py <the options of train.py> [--data-parallel 2]
+    SLIME_DIR=.. MEGATRON_DIR=.. python smoke/train_slime.py <the options of train_arm.py> [--data-parallel 2]
 
-The counterpart of train.py, with the same settings: it writes the same files, and also every rollout's samples
+The counterpart of train_arm.py, with the same settings: it writes the same files, and also every rollout's samples
 (rollout_N.pt, slime's dump) and each pushed checkpoint (weights/). run.py starts it where both variables are set.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hooks
-import train
+import train_arm
 import yaml
 
 SHIMS = Path(__file__).resolve().parent / "slime_cpu"
@@ -29,7 +29,7 @@ CPU_SETTINGS = {
 
 
 def main() -> None:
-    parser = train.option_parser()
+    parser = train_arm.option_parser()
     parser.add_argument("--data-parallel", type=int, default=1, help="training ranks")
     options = parser.parse_args()
     options.run_dir = options.run_dir.resolve()
@@ -64,9 +64,9 @@ def model_settings(checkpoint: Path) -> dict[str, Any]:
 
 
 def slime_settings(options: Namespace) -> dict[str, Any]:
-    """slime's flags for what train.slime_args and the smoke run's trainer are given."""
+    """slime's flags for what train_arm.slime_args and the smoke run's trainer are given."""
     evaluation = options.run_dir / "eval.yaml"
-    evaluation.write_text(yaml.safe_dump({"eval": {"datasets": train.evaluation_datasets(options)}}))
+    evaluation.write_text(yaml.safe_dump({"eval": {"datasets": train_arm.evaluation_datasets(options)}}))
     recipe = {key.replace("_", "-"): value for key, value in hooks.RECIPE_FLAGS.items()}
     return {
         **recipe,

@@ -22,7 +22,7 @@ import tcod_rollout  # noqa: E402
 from tcod_config import ConfigError, check_models  # noqa: E402
 from tcod_metrics import token_kl  # noqa: E402
 from tcod_teacher import TeacherClient, TeacherFailure  # noqa: E402
-from train import push_weights  # noqa: E402
+from train_arm import push_weights  # noqa: E402
 from trainer import Trainer, response_log_probs  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 

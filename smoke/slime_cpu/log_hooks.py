@@ -1,4 +1,4 @@
-"""slime's logging hooks for the smoke run: the lines of metrics.jsonl that train.py of the smoke run writes itself."""
+"""slime's logging hooks for the smoke run: the lines of metrics.jsonl that train_arm.py writes itself."""
 
 import json
 import os
