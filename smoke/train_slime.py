@@ -31,6 +31,7 @@ CPU_SETTINGS = {
 def main() -> None:
     parser = train_arm.option_parser()
     parser.add_argument("--data-parallel", type=int, default=1, help="training ranks")
+    parser.add_argument("--teacher", type=Path, help="have Megatron score with this checkpoint, instead of SGLang")
     options = parser.parse_args()
     options.run_dir = options.run_dir.resolve()
     options.run_dir.mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,9 @@ def main() -> None:
     os.environ |= {"PYTHONPATH": os.pathsep.join(folders), "SMOKE_RUN_DIR": str(options.run_dir)}
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     settings = {**model_settings(options.student), **slime_settings(options), **CPU_SETTINGS}
+    if options.teacher:
+        settings |= {"opd-type": "megatron", "opd-teacher-load": options.teacher, "offload-train": True}
+        settings["rm-url"] = False
     os.execv(sys.executable, [sys.executable, str(SHIMS / "run_train.py"), *as_flags(settings)])
 
 
