@@ -88,7 +88,11 @@ class _NoMemorySaver:
         pass
 
     resume = pause
-    disable = contextlib.nullcontext
+
+    def region(self, *_: object, **__: object) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    disable = region
 
 
 def _use_no_memory_saver() -> None:
