@@ -47,6 +47,7 @@ class Journal:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self._by_task: defaultdict[str, list[Entry]] = defaultdict(list)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,15 +58,16 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         self._file.truncate(len(whole))
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
+            lines = [json.loads(line) for line in whole.splitlines()] or [{"settings": settings}]
+            begun_with = lines[0]["settings"]
             for entry in lines[1:]:
                 self._by_task[task_key(entry["task"])].append(entry)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged ({error!r}): repair or remove it") from error
-        if not lines:
+        if not whole:
             self._write({"settings": settings})
-        elif lines[0] != {"settings": settings}:
-            raise ConfigError(f"{path} was begun with {lines[0]}, now it is {settings}: choose another --out")
+        if different := [name for name in settings if begun_with.get(name) != settings[name]]:
+            raise ConfigError(f"{path} was begun with another {', '.join(different)}: choose another --out")
 
     def of(self, row: Row) -> list[Entry]:
         """The episodes of a row's task."""

@@ -112,14 +112,14 @@ def _by_game(episodes: Iterable[Episode]) -> dict[str, Episode]:
 
 def comparison_table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
-        f"{'task type':<32}{'n(a)':>6}{'n(b)':>6}{'a':>7}{'b':>7}{'b - a':>8}{'95% interval':>18}{'p':>8}{'turns':>7}"
+        f"{'task type':<32}{'n(a)':>6}{'n(b)':>6}{'a':>7}{'b':>7}{'b - a':>8}{'95% interval':>19}{'p':>8}{'turns':>7}"
     ]
     for name, row in rows.items():
-        interval = "{:+.3f} - {:+.3f}".format(*row["interval"])
+        interval = "[{:+.3f}, {:+.3f}]".format(*row["interval"])
         p = f"{row['p']:.3f}" if row["paired"] else "-"
         lines.append(
             f"{name:<32}{row['a']['episodes']:>6}{row['b']['episodes']:>6}{row['a']['success']:>7.3f}"
-            f"{row['b']['success']:>7.3f}{row['success']:>+8.3f}{interval:>18}{p:>8}{row['turns']:>+7.1f}"
+            f"{row['b']['success']:>7.3f}{row['success']:>+8.3f}{interval:>19}{p:>8}{row['turns']:>+7.1f}"
         )
     if rows["all"]["paired"]:
         lines.append("paired over the games that both played; p: McNemar's exact test")

@@ -51,10 +51,10 @@ async def evaluate(args: Namespace, rows: list[Row]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"{'task type':<32}{'episodes':>9}{'success':>9}{'95% interval':>16}{'turns':>7}"]
+    lines = [f"{'task type':<32}{'episodes':>9}{'success':>9}{'95% interval':>17}{'turns':>7}"]
     for name, row in result["success"].items():
-        interval = "{:.3f} - {:.3f}".format(*row["interval"])
-        lines.append(f"{name:<32}{row['episodes']:>9}{row['success']:>9.3f}{interval:>16}{row['turns']:>7.1f}")
+        interval = "[{:.3f}, {:.3f}]".format(*row["interval"])
+        lines.append(f"{name:<32}{row['episodes']:>9}{row['success']:>9.3f}{interval:>17}{row['turns']:>7.1f}")
     if limited := sum(episode["context_limited"] for episode in result["episodes"]):
         lines.append(f"{limited} episodes ended because --max-context-len was reached")
     if result["failed"]:
@@ -69,6 +69,7 @@ def main() -> None:
     add_options(parser, temperature=0.4)
     options = parser.parse_args()
     try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         args = start(options)
         rows = read_rows(options.rows, args)
         result = asyncio.run(evaluate(args, rows))

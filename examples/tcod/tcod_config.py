@@ -124,7 +124,7 @@ def check_settings(args: Namespace, dataset: Sequence[Any] | None) -> TcodConfig
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
-    _check_yaml(args)
+    check_yaml(args)
     config = TcodConfig.from_args(args)
     if not Path(config.tcod_data_root).is_dir():
         raise ConfigError(f"tcod_data_root {config.tcod_data_root} is not a folder: set it to the game data's root")
@@ -177,7 +177,8 @@ def _expand(root: str) -> str:
     return expanded
 
 
-def _check_yaml(args: Namespace) -> None:
+def check_yaml(args: Namespace) -> None:
+    """Raise ConfigError if the YAML holds anything but tcod_* keys."""
     path = getattr(args, "custom_config_path", None)
     if not path:
         return

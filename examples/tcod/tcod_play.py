@@ -21,7 +21,7 @@ import ray
 import yaml
 from environment import WORKER_CPUS, load_environment
 from tcod_chat import ChatTokens
-from tcod_config import ConfigError, TcodConfig, probe
+from tcod_config import ConfigError, TcodConfig, check_yaml, probe
 from tcod_rollout import generate
 from tcod_teacher import TeacherFailure
 
@@ -65,6 +65,7 @@ def start(options: Namespace) -> Namespace:
             f"--max-context-len {options.max_context_len}"
         )
     args = _slime_args(options)
+    check_yaml(args)
     config = TcodConfig.from_args(args)
     if not Path(config.tcod_data_root).is_dir():
         raise ConfigError(f"tcod_data_root {config.tcod_data_root} is not a folder: set it to the game data's root")
@@ -178,7 +179,7 @@ def _slime_args(options: Namespace) -> Namespace:
         raise ConfigError(f"--url must be http://HOST:PORT, got {options.url}")
     if not options.config.is_file():
         raise ConfigError(f"--config {options.config} is not a file: name a YAML of tcod_* settings")
-    return Namespace(
+    args = Namespace(
         # engines
         hf_checkpoint=options.model,
         sglang_router_ip=host,
@@ -199,10 +200,11 @@ def _slime_args(options: Namespace) -> Namespace:
         rollout_max_context_len=options.max_context_len,
         # no teacher
         opd_type=None,
-        # as slime's --custom-config-path does
         custom_config_path=str(options.config),
-        **(yaml.safe_load(options.config.read_text()) or {}),
     )
+    for key, value in (yaml.safe_load(options.config.read_text()) or {}).items():  # as slime does
+        setattr(args, key, value)
+    return args
 
 
 def _check_server(options: Namespace, args: Namespace) -> None:
@@ -210,7 +212,8 @@ def _check_server(options: Namespace, args: Namespace) -> None:
         tokenizer = GenerateState(args).tokenizer
         ChatTokens(tokenizer, args.apply_chat_template_kwargs)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--model {options.model} has no usable tokenizer: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--model {options.model}: {reason}; name the checkpoint that the server serves") from error
     try:
         url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
         limit = probe(url, tokenizer, args.apply_chat_template_kwargs)
