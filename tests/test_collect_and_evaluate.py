@@ -329,20 +329,21 @@ def test_a_server_with_another_tokenizer_is_refused(in_process, rig, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "lines, message",
+    "rows, message",
     [
-        (["{"], "line 1 of .* cannot be played"),
-        (['{"metadata": {"goal": 1}}', '{"metadata": {}}'], "line 2 of .* cannot be played .*no goal"),
+        (["no row"], "line 1 of .* cannot be played"),
+        ([{"metadata": {"goal": 1}}], "line 1 of .* cannot be played .*prompt"),
+        ([{"prompt": "", "label": "", "metadata": {}}], "line 1 of .* cannot be played .*no goal"),
         (
-            ['{"metadata": {"goal": 1}}', '{"metadata": {"goal": 1, "demo": {}}}'],
-            "lines 1 and 2 of .* are the same task",
+            [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": n}} for n in (1, 2)],
+            "lines 1 and 2 of .* same",
         ),
         ([], "is empty"),
     ],
 )
-def test_rows_that_cannot_be_played_are_named(in_process, rig, monkeypatch, lines, message):
+def test_rows_that_cannot_be_played_are_named(in_process, rig, monkeypatch, rows, message):
     path = rig.rows()
-    path.write_text("".join(line + "\n" for line in lines))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SystemExit, match=message):
         rig.run(evaluate, monkeypatch, path, "result.json")
 

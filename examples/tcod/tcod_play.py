@@ -112,6 +112,7 @@ def read_rows(path: Path, args: Namespace) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
+            row = {name: row[name] for name in ("prompt", "label", "metadata")}
             environment.check_row(row["metadata"], config.tcod_data_root)
             first = seen.setdefault(task_key(task(row)), number)
         except (ValueError, KeyError, TypeError) as error:
