@@ -33,6 +33,7 @@ import tcod_rollout  # noqa: E402
 from collect_demos import Journal  # noqa: E402
 from compare_evals import difference, mcnemar, paired_difference, wilson  # noqa: E402
 from tcod_config import ConfigError  # noqa: E402
+from tcod_http import RequestFailure  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from slime.rollout.sglang_rollout import GenerateState  # noqa: E402
@@ -291,9 +292,9 @@ def test_nothing_is_written_where_all_failed(in_process, rig, monkeypatch):
 
 def test_a_broken_server_ends_the_run(in_process, rig, monkeypatch):
     async def broken(*args, **kwargs):
-        raise OSError("connection refused")
+        raise RequestFailure("unavailable", "connection refused")
 
-    monkeypatch.setattr(tcod_rollout, "post", broken)
+    monkeypatch.setattr(tcod_rollout.SGLangClient, "post", broken)
     with pytest.raises(SystemExit, match=r"the last 32 episodes failed \(\{'engine_unavailable': 32\}\)"):
         rig.run(evaluate, monkeypatch, rig.rows(*range(1, 50)), "result.json")
 
