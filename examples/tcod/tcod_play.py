@@ -26,7 +26,6 @@ from tcod_rollout import generate
 from tcod_teacher import TeacherFailure
 
 from slime.rollout.sglang_rollout import GenerateState
-from slime.utils.http_utils import init_http_client
 from slime.utils.types import Sample
 
 HERE = Path(__file__).resolve().parent
@@ -69,7 +68,6 @@ def start(options: Namespace) -> Namespace:
     config = TcodConfig.from_args(args)
     if not Path(config.tcod_data_root).is_dir():
         raise ConfigError(f"tcod_data_root {config.tcod_data_root} is not a folder: set it to the game data's root")
-    init_http_client(args)
     _check_server(options, args)
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level="warning", log_to_driver=False)
