@@ -54,7 +54,7 @@ def read_rows(path: Path) -> list[Namespace]:
         try:
             rows.append(Namespace(metadata=json.loads(line).get("metadata")))
         except (ValueError, AttributeError) as error:
-            raise ConfigError(f"line {number} of {path} is no JSON object ({error}): prepare DATA_DIR again") from error
+            raise ConfigError(f"line {number} of {path} is no JSON object: prepare DATA_DIR again") from error
     return rows
 
 
