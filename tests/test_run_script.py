@@ -216,7 +216,7 @@ def test_preflight_accepts_what_can_run(preflight):
         ("data/train.jsonl", '{"metadata": {}}\n', "row 1 of --prompt-data cannot be played: its .* has no goal"),
         ("data/valid_seen.jsonl", '{"metadata": {}}\n', "row 1 of valid_seen.jsonl in DATA_DIR cannot be played"),
         ("data/train.jsonl", '{"metadata": {"goal": 1, "explode": 1}}\n', "the corridor collapsed.*: repair"),
-        ("student/chat_template.jinja", "{{ messages }}", "turns cannot be appended to a context"),
+        ("student/chat_template.jinja", "{{ messages }}", "chat template ends an assistant turn"),
     ],
 )
 def test_preflight_refuses_what_cannot_run(preflight, file, text, sentence):
@@ -398,7 +398,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(place):
 
 PARSER = """
 import json, multiprocessing, sys
-import check_args
+import check_args, megatron.training.arguments
 with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
     refusals = pool.map(check_args.refusal, json.load(sys.stdin), chunksize=1)
 print("\\n" + json.dumps(refusals))
@@ -420,27 +420,25 @@ def test_slimes_parser_takes_the_commands(place, monkeypatch):
         pytest.skip("slime's parser: run with SLIME_DIR=/path/to/slime MEGATRON_DIR=/path/to/Megatron-LM")
     folder, env = place
     env |= {name: os.environ[name] for name in ("SLIME_DIR", "MEGATRON_DIR")}
-    env |= {"CONFIG": "", "RUN_DIR": f"{folder}/run", "MODEL_SCRIPT": "", "WANDB_PROJECT": "tcod"}
+    env |= {"CONFIG": "", "MODEL_SCRIPT": "", "WANDB_PROJECT": "tcod"}
     env["ROUTER_POLICY"] = "cache_aware"  # the public router's parser knows no consistent_hashing
     (folder / "student/config.json").write_text(json.dumps(QWEN3_8B))
-    (folder / "run").mkdir()
+    (folder / "teacher/config.json").write_text(json.dumps(QWEN25_05B))
     commands = {}
+
+    def add(name, variables, *arguments):
+        run_dir = f"{folder}/{len(commands)}"
+        lines, commands[name] = dry_run({**env, **variables, "RUN_DIR": run_dir}, *arguments)
+        subprocess.run(["bash", "-c", "\n".join(lines[: lines.index("END") + 1])], check=True)  # writes the YAML
+
     for variant in ("opd", "f2b", "b2f"):
         for teacher in ("sglang", "megatron"):
-            lines, flags = dry_run({**env, "VARIANT": variant, "TEACHER": teacher})
-            (folder / f"{variant}.yaml").write_text("\n".join(lines[lines.index("END") - 9 : lines.index("END")]))
-            flags[flags.index("--custom-config-path") + 1] = f"{folder}/{variant}.yaml"
-            commands[variant, teacher] = flags
-    commands["typo"] = [flag.replace("--opd-kl-coef", "--opd-kl-coeff") for flag in commands["f2b", "sglang"]]
+            add((variant, teacher), {"VARIANT": variant, "TEACHER": teacher})
     monkeypatch.syspath_prepend(env["SLIME_DIR"])
     short = short_test()
-    (folder / "small").mkdir()
-    (folder / "small/config.json").write_text(json.dumps(QWEN25_05B))
     for variant in short.VARIANTS:
-        small = {**env, "CONFIG": "", **short.settings(variant), "STUDENT": f"{folder}/small"}
-        _, flags = dry_run({**small, "ROUTER_POLICY": "cache_aware"}, *short.FLAGS)
-        flags[flags.index("--custom-config-path") + 1] = f"{folder}/{variant}.yaml"
-        commands["short", variant] = flags
+        add(("short", variant), {**short.settings(variant), "STUDENT": f"{folder}/teacher"}, *short.FLAGS)
+    add("typo", {"VARIANT": "f2b"}, "--opd-kl-coeff", "1")
     path = [ROOT / "smoke/slime_cpu", ROOT / "smoke", env["MEGATRON_DIR"], env["SLIME_DIR"], env["PYTHONPATH"]]
     done = subprocess.run(
         [sys.executable, "-c", PARSER],
