@@ -50,7 +50,7 @@ def main() -> None:
     slime = hooks.find_slime()
     # With Megatron beside slime, slime's own train.py does all of it; else the hooks run with a small trainer.
     whole = bool(os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR"))
-    trainer = "train_slime.py" if whole else "train.py"
+    trainer = "train_slime.py" if whole else "train_arm.py"
     how = "its train.py with Megatron" if whole else "with the smoke run's own trainer"
     print(f"TCOD smoke run on {slime}, {how}; everything is written to {options.out}")
     data = options.out / "games"

@@ -1,8 +1,8 @@
 """One arm of the smoke run through slime's own train.py, Megatron training and weight push included, on the CPU.
 
-    SLIME_DIR=.. MEGATRON_DIR=.. python smoke/train_slime.py <the options of train.py> [--data-parallel 2]
+    SLIME_DIR=.. MEGATRON_DIR=.. python smoke/train_slime.py <the options of train_arm.py> [--data-parallel 2]
 
-The counterpart of train.py, with the same settings: it writes the same files, and also every rollout's samples
+The counterpart of train_arm.py, with the same settings: it writes the same files, and also every rollout's samples
 (rollout_N.pt, slime's dump) and each pushed checkpoint (weights/). run.py starts it where both variables are set.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import hooks
 import torch
-import train
+import train_arm
 import yaml
 from transcript import to_show, transcript
 from transformers import AutoTokenizer
@@ -33,8 +33,9 @@ CPU_SETTINGS = {
 
 
 def main() -> None:
-    parser = train.option_parser()
+    parser = train_arm.option_parser()
     parser.add_argument("--data-parallel", type=int, default=1, help="training ranks")
+    parser.add_argument("--teacher", type=Path, help="have Megatron score with this checkpoint, instead of SGLang")
     options = parser.parse_args()
     options.run_dir = options.run_dir.resolve()
     options.run_dir.mkdir(parents=True, exist_ok=True)
@@ -44,14 +45,17 @@ def main() -> None:
     os.environ |= {"PYTHONPATH": os.pathsep.join(folders), "TCOD_RUN_DIR": str(options.run_dir)}
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     settings = {**model_settings(options.student), **slime_settings(options), **CPU_SETTINGS}
+    if options.teacher:
+        settings |= {"opd-type": "megatron", "opd-teacher-load": options.teacher, "offload-train": True}
+        settings["rm-url"] = False
     status = subprocess.run([sys.executable, str(SHIMS / "run_train.py"), *as_flags(settings)]).returncode
-    if status == 0:
+    if status == 0 and not options.teacher:  # Megatron scores after the dump
         write_trajectory(options.run_dir / f"rollout_{options.updates - 1}.pt", options)
     sys.exit(status)
 
 
 def write_trajectory(dump: Path, options: Namespace) -> None:
-    """Keep one episode of slime's dump of a rollout for reading, as train.py does."""
+    """Keep one episode of slime's dump of a rollout for reading, as train_arm.py does."""
     from slime.utils.types import Sample
 
     samples = [Sample.from_dict(values) for values in torch.load(dump)["samples"]]
@@ -80,9 +84,9 @@ def model_settings(checkpoint: Path) -> dict[str, Any]:
 
 
 def slime_settings(options: Namespace) -> dict[str, Any]:
-    """slime's flags for what train.slime_args and the smoke run's trainer are given."""
+    """slime's flags for what train_arm.slime_args and the smoke run's trainer are given."""
     evaluation = options.run_dir / "eval.yaml"
-    evaluation.write_text(yaml.safe_dump({"eval": {"datasets": train.evaluation_datasets(options)}}))
+    evaluation.write_text(yaml.safe_dump({"eval": {"datasets": train_arm.evaluation_datasets(options)}}))
     recipe = {key.replace("_", "-"): value for key, value in hooks.RECIPE_FLAGS.items()}
     return {
         **recipe,

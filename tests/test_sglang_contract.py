@@ -22,12 +22,13 @@ import tcod_rollout  # noqa: E402
 from tcod_config import ConfigError, check_models  # noqa: E402
 from tcod_metrics import token_kl  # noqa: E402
 from tcod_teacher import TeacherClient, TeacherFailure  # noqa: E402
-from train import push_weights  # noqa: E402
+from train_arm import push_weights  # noqa: E402
 from trainer import Trainer, response_log_probs  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from slime.rollout.data_source import RolloutDataSourceWithBuffer  # noqa: E402
 from slime.utils.async_utils import run  # noqa: E402
+from slime.utils.eval_config import EvalDatasetConfig  # noqa: E402
 from slime.utils.http_utils import init_http_client  # noqa: E402
 from slime.utils.misc import SingletonMeta  # noqa: E402
 
@@ -138,6 +139,50 @@ def test_surplus_episodes_are_aborted_and_undone(rollout):
     _, samples, metrics = rollout("opd", 0, rollout_batch_size=2, over_sampling_batch_size=6)
     assert len(samples) == 2 and metrics["rollout/tcod/failed"] == 0
     assert metrics["rollout/tcod/aborted"] <= 4
+
+
+def test_groups_with_a_game_that_does_not_load_are_replaced(rollout, data):
+    """A corrupt game passes the launch check, fails in its worker, and costs its group only."""
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    (data / "corrupt.tw-pddl").write_text("{")
+    rows[1]["metadata"]["game_file"] = "corrupt.tw-pddl"
+    (data / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"prompt_data": str(data / "mixed.jsonl"), "n_samples_per_prompt": 2}
+    args, samples, metrics = rollout("b2f", 0, **changes)
+    assert len(samples) == 6 and len({sample.group_index for sample in samples}) == 3
+    assert all(sample.metadata["game_file"] != "corrupt.tw-pddl" for sample in samples)
+    # Its two samples; any that shared the worker which was then replaced are counted under that reason.
+    assert metrics["rollout/tcod/failed/env_error"] >= 1
+    tcod_rollout.post_process_rewards(args, samples)
+
+
+def test_evaluation_and_slimes_logging(server, data, monkeypatch):
+    common = {"path": str(data / "train.jsonl"), "input_key": "prompt", "label_key": "label", "top_p": 1.0}
+    common |= {"metadata_key": "metadata", "n_samples_per_eval_prompt": 1, "top_k": -1, "max_response_len": 24}
+    datasets = [EvalDatasetConfig(name=f"t{t:g}", temperature=t, **common) for t in (0.4, 1.0)]
+    args = slime_args(server, data, "f2b", eval_datasets=datasets)
+    args.tcod_eval_kl = True
+    SingletonMeta._instances.clear()
+    init_http_client(args)
+    source = RolloutDataSourceWithBuffer(args)
+    evaluated = tcod_rollout.generate_rollout(args, 3, source, evaluation=True)
+    assert evaluated.metrics["eval/tcod/t0.4/episodes"] == evaluated.metrics["eval/tcod/t1/kl/episodes"] == 3
+    assert abs(evaluated.metrics["eval/tcod/t1/kl/trajectory"]) < 100 * CLOSE
+    if not SLIME.startswith("slime at"):
+        return
+    from slime.observability import logging_utils
+    from slime.observability.rollout_metrics import log_eval_rollout_data, log_rollout_data
+
+    logged = {}
+    monkeypatch.setattr(logging_utils, "log", lambda args, values, step_key: logged.update(values))
+    vars(args).update(custom_rollout_log_function_path=None, custom_eval_rollout_log_function_path=None)
+    vars(args).update(load_debug_rollout_data=None, log_passrate=False, wandb_always_use_train_step=False)
+    trained = tcod_rollout.generate_rollout(args, 3, source)
+    samples = [sample for group in trained.samples for sample in group]
+    log_rollout_data(3, args, samples, trained.metrics, 1.0)
+    log_eval_rollout_data(3, args, evaluated.data, evaluated.metrics)
+    assert logged["rollout/tcod/k"] == 4 and 0 <= logged["rollout/tcod/success"] <= 1
+    assert logged["eval/t0.4"] == logged["eval/tcod/t0.4/success"]
 
 
 def test_the_teachers_scores_are_the_models_log_probs(server):

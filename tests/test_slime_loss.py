@@ -17,11 +17,15 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
         "slime's loss: run with SLIME_DIR=/path/to/slime MEGATRON_DIR=/path/to/Megatron-LM", allow_module_level=True
     )
 
+import hooks  # noqa: E402
+
+hooks.find_slime()
+
 import make_models  # noqa: E402
 import torch  # noqa: E402
-import train  # noqa: E402
+import train_arm  # noqa: E402
 import train_slime  # noqa: E402
-from test_tcod_rollout import LEFT, RIGHT, checkpoint, local_pool, rig, tokenizer  # noqa: E402, F401
+from rig import LEFT, RIGHT, checkpoint, local_pool, rig, tokenizer  # noqa: E402, F401
 from toys import random_logits, response_log_probs  # noqa: E402
 from trainer import clipped_policy_loss, opd_advantages  # noqa: E402
 
@@ -31,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 
 def flags(folder, batch):
     """The flags of train_slime.py for a batch of this size; nothing that they point to is used."""
-    options = train.option_parser().parse_args(
+    options = train_arm.option_parser().parse_args(
         ["--config", str(folder / "tcod.yaml"), "--student", str(make_models.SHIPPED), "--student-port", "9"]
         + ["--teacher-port", "9", "--data", str(folder), "--run-dir", str(folder), "--batch", str(batch)]
     )

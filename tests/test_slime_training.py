@@ -69,6 +69,14 @@ def arm(student, data, tmp_path_factory):
         yield run
 
 
+def test_the_teacher_in_megatron(arm, student):
+    run_dir = arm("f2b", "--teacher", str(make_models.SHIPPED))
+    differences = compare.compare(run_dir, student, LR, teacher=make_models.SHIPPED)
+    assert max(differences.values()) < compare.TOLERANCE, differences
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["rollout/tcod/tokens/scored"] == 0 and "rollout/tcod/kl/trajectory" not in lines[0]
+
+
 @pytest.mark.parametrize("name, ranks", [("f2b", 1), ("b2f", 2)])
 def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks):
     run_dir = arm(name, "--data-parallel", str(ranks))

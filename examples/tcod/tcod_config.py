@@ -55,11 +55,11 @@ class TcodConfig:
     tcod_env_timeout_s: float = 120.0
     """Longest reset or step, waiting in the worker's queue included; then the worker is replaced."""
     tcod_engine_timeout_s: float = 1800.0
-    """Longest request for one response, slime's own retries and waiting in the engine's queue included."""
+    """Longest request for one response, waiting in the engine's queue included; it is not repeated."""
     tcod_teacher_timeout_s: float = 300.0
-    """Longest scoring request."""
-    tcod_teacher_retries: int = 6
-    """Further attempts after a failure that can heal (connection, time-out, 429, 5xx)."""
+    """Longest scoring request, waiting in the teacher's queue included; it is not repeated."""
+    tcod_teacher_retries: int = 8
+    """Further attempts after a failure that can heal (connection, 429, 5xx), within about 1.5 minutes."""
     tcod_teacher_concurrency: int = 64
     """Scoring requests in flight at once."""
     tcod_max_replacements: int = 4

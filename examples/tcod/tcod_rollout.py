@@ -34,6 +34,7 @@ from curriculum import EpisodePlan
 from environment import Environment, EnvironmentFailure, EnvironmentPool, Observation, load_environment
 from tcod_chat import ChatTokens
 from tcod_config import ConfigError, TcodConfig, check_models, check_settings, teacher_base_url, untempered
+from tcod_http import RequestFailure, SGLangClient
 from tcod_metrics import eval_metrics, rollout_metrics
 from tcod_teacher import TeacherClient, TeacherFailure
 
@@ -42,10 +43,11 @@ from slime.rollout import sglang_rollout
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput
 from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.sglang_rollout import GenerateState
-from slime.utils.http_utils import post
 from slime.utils.types import Sample
 
 logger = logging.getLogger(__name__)
+
+ENGINE_RETRIES = 8  # 1.5 minutes, in which slime's fault tolerance may restart an engine.
 
 __all__ = [
     "generate_rollout",
@@ -409,13 +411,11 @@ class _Student:
         }
         with trace_span(self.sample, "sglang_generate", attrs={"max_new_tokens": max_new_tokens}) as span:
             try:
-                # slime's post retries what fails, and waits for ever for what hangs.
-                request = post(self.url, payload, headers=self.headers)
-                output = await asyncio.wait_for(request, self.runtime.config.tcod_engine_timeout_s)
-            except asyncio.TimeoutError as error:
-                raise _EpisodeFailure("engine_timeout", "no reply within tcod_engine_timeout_s") from error
-            except Exception as error:
-                raise _EpisodeFailure("engine_unavailable", repr(error)) from error
+                output = await self.runtime.engine.post(self.url, payload, self.headers, self._unwanted)
+            except RequestFailure as failure:
+                if failure.reason == "unwanted":
+                    raise _Aborted from failure
+                raise _EpisodeFailure(f"engine_{failure.reason}", str(failure)) from failure
             ids, log_probs, meta_info = self._checked(output)
             span.update(build_sglang_meta_trace_attrs(meta_info))
         start = self.sample.response_length
@@ -445,6 +445,9 @@ class _Student:
         text = self.chat.tokenizer.decode(ids, skip_special_tokens=False)
         self.sample.append_response_tokens(self.args, tokens=ids, trainable=False, text=text)
         return True
+
+    def _unwanted(self) -> bool:
+        return GenerateState(self.args).aborted
 
     def _room(self) -> int:
         """Tokens a response may have; one place is kept for the end-of-turn token of a cut response."""
@@ -513,6 +516,7 @@ class _Runtime:
     environment: type[Environment]
     chat: ChatTokens
     pool: EnvironmentPool
+    engine: SGLangClient
     teacher: TeacherClient | None
 
     @classmethod
@@ -525,6 +529,7 @@ class _Runtime:
             engines_per_worker=config.tcod_engines_per_worker,
             timeout_s=config.tcod_env_timeout_s,
         )
+        engine = SGLangClient(config.tcod_engine_timeout_s, ENGINE_RETRIES)
         teacher = None
         if args.opd_type == "sglang":
             teacher = TeacherClient(
@@ -534,7 +539,7 @@ class _Runtime:
                 concurrency=config.tcod_teacher_concurrency,
             )
         chat = ChatTokens(GenerateState(args).tokenizer, args.apply_chat_template_kwargs)
-        return cls(args, config, load_environment(config.tcod_environment), chat, pool, teacher)
+        return cls(args, config, load_environment(config.tcod_environment), chat, pool, engine, teacher)
 
     def render(self, observation: Observation, first: bool) -> str:
         return self.environment.render(observation, first, self.config.tcod_admissible == "turn")

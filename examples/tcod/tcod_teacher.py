@@ -1,45 +1,30 @@
-"""The teacher's log-probs of a finished trajectory, from an SGLang server. The one place of retries and validation."""
+"""The teacher's log-probs of a finished trajectory, from SGLang: the request, and what makes a reply valid."""
 
-import asyncio
-import itertools
-import logging
 import math
-import random
 from collections.abc import Callable
 
-import aiohttp
-
-logger = logging.getLogger(__name__)
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+from tcod_http import RequestFailure, SGLangClient
 
 
 class TeacherFailure(Exception):
-    """No usable score. `reason` is what is counted: teacher_unavailable, teacher_refused or teacher_invalid."""
+    """No usable score. `reason` is what is counted: teacher_invalid, or teacher_ and a RequestFailure's."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
 
 
-class _Healing(Exception):
-    """A failure that another attempt may not see."""
-
-
 class TeacherClient:
-    """Scores token sequences; bound to the event loop that first awaits it.
+    """Scores token sequences; belongs to the event loop that first awaits it.
 
     Args:
         url: the server's /generate.
-        timeout_s: longest single request, in seconds.
-        retries: further attempts after a connection error, a time-out, 429 or 5xx, with exponential back-off.
-        concurrency: requests in flight at once.
+        timeout_s, retries, concurrency: of the requests, see SGLangClient.
     """
 
     def __init__(self, url: str, timeout_s: float, retries: int, concurrency: int) -> None:
-        self.url, self.retries = url, retries
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._slots = asyncio.Semaphore(concurrency)
+        self._url = url
+        self._client = SGLangClient(timeout_s, retries, concurrency)
 
     async def score(
         self, tokens: list[int], prompt_length: int, unwanted: Callable[[], bool] = lambda: False
@@ -54,35 +39,11 @@ class TeacherClient:
             TeacherFailure: the server cannot be reached, refuses the request, or its reply does not fit the tokens.
         """
         start = prompt_length - 1
-        payload = scoring_request(start, input_ids=tokens)
-        for attempt in itertools.count():
-            try:
-                async with self._slots:
-                    if unwanted():
-                        raise TeacherFailure("teacher_unwanted", "the rollout ended before the score was asked for")
-                    return check_scores(await self._post(payload), tokens, start)
-            except _Healing as error:
-                if attempt == self.retries:
-                    raise TeacherFailure("teacher_unavailable", str(error)) from error
-                pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-                logger.warning("teacher %s: %s; again in %.1f s", self.url, error, pause_s)
-                await asyncio.sleep(pause_s)
-
-    async def _post(self, payload: dict) -> dict:
-        # A request scores a whole trajectory: beside that, a connection of its own costs nothing and leaves nothing.
         try:
-            async with (
-                aiohttp.ClientSession(timeout=self._timeout) as session,
-                session.post(self.url, json=payload) as response,
-            ):
-                if response.status == 429 or response.status >= 500:
-                    raise _Healing(f"HTTP {response.status} {(await response.text())[:200]}")
-                if response.status != 200:
-                    detail = f"HTTP {response.status} {(await response.text())[:200]}"
-                    raise TeacherFailure("teacher_refused", detail)
-                return await response.json(content_type=None)
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:  # ValueError: cut-off JSON
-            raise _Healing(f"{type(error).__name__} {error}") from error
+            reply = await self._client.post(self._url, scoring_request(start, input_ids=tokens), unwanted=unwanted)
+        except RequestFailure as failure:
+            raise TeacherFailure(f"teacher_{failure.reason}", str(failure)) from failure
+        return check_scores(reply, tokens, start)
 
 
 def scoring_request(start: int, **prompt: object) -> dict:

@@ -7,6 +7,7 @@ dumped samples are checked as well. Prints the relative differences; exit status
 
 import argparse
 import ast
+import itertools
 import math
 import re
 import sys
@@ -16,7 +17,8 @@ from typing import Any
 import hooks
 import torch
 from safetensors.torch import load_file
-from trainer import Trainer
+from trainer import Trainer, response_log_probs
+from transformers import AutoModelForCausalLM
 
 SLIME = hooks.find_slime()
 
@@ -25,12 +27,22 @@ from slime.utils.types import Sample  # noqa: E402
 TOLERANCE = 1e-4
 
 
-def compare(run_dir: Path, student: Path, lr: float) -> dict[str, float]:
-    """Relative differences of loss, grad_norm and the parameters' change in the first optimizer step."""
+def compare(run_dir: Path, student: Path, lr: float, teacher: Path | None = None) -> dict[str, float]:
+    """Relative differences of loss, grad_norm and the parameters' change in the first optimizer step.
+
+    With a `teacher`, the samples were scored in Megatron and are scored here by transformers.
+    """
     dumps = sorted(run_dir.glob("rollout_[0-9]*.pt"), key=lambda path: int(path.stem.partition("_")[2]))
     if not dumps:
         raise FileNotFoundError(f"{run_dir} holds no rollout_0.pt: is it a run directory of train_slime.py?")
     rollouts = [[Sample.from_dict(values) for values in torch.load(dump)["samples"]] for dump in dumps]
+    if teacher:
+        model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+        for sample in itertools.chain(*rollouts):
+            assert sample.teacher_log_probs is None
+            with torch.no_grad():
+                [scores] = response_log_probs(model, [sample.tokens], [sample.response_length])
+            sample.teacher_log_probs = scores.tolist()
     for samples in rollouts:
         check_samples(samples)
     args = hooks.rollout_args()
@@ -85,9 +97,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--student", type=Path, required=True, help="the checkpoint the run started from")
+    parser.add_argument("--teacher", type=Path, help="of a run with the teacher in Megatron")
     parser.add_argument("--lr", type=float, default=5e-4)
     options = parser.parse_args()
-    differences = compare(options.run_dir, options.student, options.lr)
+    differences = compare(options.run_dir, options.student, options.lr, options.teacher)
     for name, difference in differences.items():
         print(f"{name:10}  slime against torch, relative difference {difference:.1e}")
     sys.exit(max(differences.values()) > TOLERANCE)

@@ -4,8 +4,11 @@
 leaving it out: without it the run stops at the place named beside it. Tensor-parallel size 1, any data-parallel size.
 """
 
+import contextlib
 import functools
+import os
 import sys
+import tempfile
 import types
 
 import torch
@@ -76,11 +79,37 @@ def _use_cpu_accelerator() -> None:
     accelerator.set_accelerator(CpuAccelerator())
 
 
+class _NoMemorySaver:
+    """For --offload-train: there is no GPU memory to give back."""
+
+    _impl = None
+
+    def pause(self) -> None:
+        pass
+
+    resume = pause
+
+    def region(self, *_: object, **__: object) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    disable = region
+
+
+def _use_no_memory_saver() -> None:
+    # slime looks for the package's library and preloads it; the loader skips an empty file with a message.
+    folder = os.path.join(tempfile.gettempdir(), f"no_memory_saver_{os.getuid()}")
+    os.makedirs(os.path.join(folder, "torch_memory_saver"), exist_ok=True)
+    open(os.path.join(folder, "torch_memory_saver_hook_mode_preload.abi3.so"), "a").close()
+    module = types.ModuleType("torch_memory_saver")
+    module.__file__ = os.path.join(folder, "torch_memory_saver", "__init__.py")
+    module.torch_memory_saver = _NoMemorySaver()
+    sys.modules["torch_memory_saver"] = module
+
+
 def install() -> None:
     import numpy
 
-    # Imported by slime's actor.py and used only with --offload-train, which then fails at once.
-    sys.modules["torch_memory_saver"] = types.SimpleNamespace(torch_memory_saver=None)
+    _use_no_memory_saver()
     numpy.__version__ = _NumpyVersion(numpy.__version__)
     _use_cpu_accelerator()
 

@@ -1,6 +1,6 @@
 """One arm of the smoke run: the recipe's hooks on slime (or its stand-in), a gradient step on the CPU, weights pushed.
 
-    python smoke/train.py --config smoke/configs/f2b.yaml --student DIR --student-port P --teacher-port Q \\
+    python smoke/train_arm.py --config smoke/configs/f2b.yaml --student DIR --student-port P --teacher-port Q \\
         --data DIR --run-dir DIR
 
 Writes to the run directory: metrics.jsonl (one line per rollout, gradient step and evaluation), trajectory.txt (one

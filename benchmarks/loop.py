@@ -1,0 +1,138 @@
+"""Overhead of the episode loop: an engine of fixed latency, environments that cost nothing, many episodes at once.
+
+The engine is a process of its own that answers every request after LATENCY_S with the same few tokens, so an episode
+of T turns takes at least T x LATENCY_S however many there are. Measured in the rollout process: CPU time per turn, and
+wall time over that ideal. Contexts grow as in ALFWorld, by about 100 tokens a turn.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import hooks
+import report
+from environment import Observation
+from rig import UNTEMPERED
+from toys import LocalPool, save_tokenizer
+
+hooks.find_slime()
+
+import tcod_rollout  # noqa: E402
+
+from slime.utils.async_utils import run  # noqa: E402
+from slime.utils.http_utils import init_http_client  # noqa: E402
+from slime.utils.misc import SingletonMeta  # noqa: E402
+from slime.utils.types import Sample  # noqa: E402
+
+TURNS, LATENCY_S = 30, 1.0
+REPLY_IDS = list(range(40, 60))  # twenty bytes: no action, the episode goes on
+
+
+class Endless:
+    """Costs nothing and never ends."""
+
+    def __init__(self, data_root: str) -> None: ...
+
+    def reset(self, metadata: dict[str, Any]) -> Observation:
+        return Observation("x" * 60)
+
+    def step(self, action: str) -> Observation:
+        return Observation("x" * 40)
+
+    check_row = staticmethod(lambda metadata, data_root: None)
+    system_prompt = staticmethod(lambda: "Go on.")
+    render = staticmethod(lambda observation, first, admissible: observation.text)
+    parse_action = staticmethod(lambda response: (response, True))
+    format_action = staticmethod(lambda action: action)
+
+
+def engine(port: Any) -> None:
+    """Serve POST /generate on a free port, sent through the pipe."""
+    from aiohttp import web
+
+    entries = [[-0.5, i, None] for i in REPLY_IDS]
+    meta = {"finish_reason": {"type": "stop"}, "output_token_logprobs": entries, "weight_version": "0"}
+    meta |= {"prompt_tokens": 1, "completion_tokens": len(REPLY_IDS), "cached_tokens": 0}
+    body = json.dumps({"text": "", "output_ids": REPLY_IDS, "meta_info": meta}).encode()
+
+    async def generate(request: web.Request) -> web.Response:
+        arrived = time.monotonic()
+        await request.read()
+        await asyncio.sleep(LATENCY_S - (time.monotonic() - arrived))
+        return web.Response(body=body, content_type="application/json")
+
+    async def serve() -> None:
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_post("/generate", generate)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
+        port.send(runner.addresses[0][1])
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+def measure(port: int, episodes: int, folder: Path) -> dict[str, Any]:
+    """One row: `episodes` at once, each of TURNS turns."""
+    args = hooks.rollout_args(
+        hf_checkpoint=str(folder),
+        apply_chat_template_kwargs={"enable_thinking": False},
+        rollout_batch_size=episodes,
+        rollout_max_response_len=64,
+        rollout_max_context_len=16_000,
+        sglang_router_ip="127.0.0.1",
+        sglang_router_port=port,
+        sglang_server_concurrency=2048,
+        rollout_num_gpus=1,
+        rm_url="http://127.0.0.1:9/generate",
+    )
+    settings = {"variant": "opd", "horizon": TURNS, "environment": "loop.Endless", "data_root": str(folder)}
+    vars(args).update({f"tcod_{key}": value for key, value in settings.items()})
+    SingletonMeta._instances.clear()
+    init_http_client(args)
+    samples = [Sample(index=i, metadata={"tcod": {"n": 0, "k": TURNS}}) for i in range(episodes)]
+
+    async def play() -> None:
+        params = {**UNTEMPERED, "max_new_tokens": 64}
+        await asyncio.gather(*(tcod_rollout.generate(args, sample, params) for sample in samples))
+
+    cpu, wall = time.process_time(), time.monotonic()
+    run(play())
+    cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+    assert all(len(sample.metadata["tcod"]["turns"]) == TURNS for sample in samples)
+    turns = episodes * TURNS
+    return {
+        "episodes": episodes,
+        "CPU ms per turn": 1000 * cpu / turns,
+        "wall s": wall,
+        "wall / ideal": wall / (TURNS * LATENCY_S),
+        "turns per s": turns / wall,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Overhead of the episode loop at a fixed engine latency.")
+    parser.add_argument("--episodes", type=int, nargs="+", default=[8, 64, 256, 512, 1024], help="episodes at once")
+    options = parser.parse_args()
+    tcod_rollout.EnvironmentPool = LocalPool
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=engine, args=(there,), daemon=True)
+    server.start()
+    port = here.recv()
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(Path(folder))
+        measure(port, 8, Path(folder))  # connections, tokenizer
+        rows = [measure(port, episodes, Path(folder)) for episodes in options.episodes]
+    server.terminate()
+    print(report.table(rows))
+    print(f"written to {report.write('loop', rows, turns=TURNS, latency_s=LATENCY_S)}")
+
+
+if __name__ == "__main__":
+    main()
