@@ -232,6 +232,23 @@ def test_a_teacher_in_megatron_has_the_students_architecture(preflight):
     assert "TEACHER_MODEL differs in num_hidden_layers: take a teacher of the student's architecture" in message
 
 
+def test_the_ray_cluster_has_the_gpus(preflight, monkeypatch):
+    import ray
+
+    _, check = preflight
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 6.0})
+    monkeypatch.setattr(ray, "init", lambda address, **_: None)
+    assert check(ray_gpus=6) is None
+    assert check(ray_gpus=8).startswith("the Ray cluster has 6 GPUs, less than the 8 of ACTOR_NODES x ACTOR_GPUS")
+
+    def nobody(address, **_):
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(ray, "init", nobody)
+    assert check(ray_gpus=6).startswith("no Ray answers at RAY_ADDRESS 10.0.0.1:6379 (refused): start it")
+
+
 def test_a_missing_package_is_named(preflight):
     folder, check = preflight
     (folder / "f2b.yaml").write_text(

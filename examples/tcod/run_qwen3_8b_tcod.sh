@@ -8,8 +8,8 @@
 # continues from the last checkpoint in RUN_DIR, with the same curriculum position and tracking run.
 #
 # Several nodes: start Ray on each of them, on the teacher's node without the teacher's GPUs
-# (CUDA_VISIBLE_DEVICES=0,1,2,3,4,5 ray start ...). Then run this on that node, with RAY_ADDRESS=HOST:6379, ACTOR_NODES
-# and all paths on storage that every node sees. Ray's workers get the variables of RAY_ENV below from this script.
+# (CUDA_VISIBLE_DEVICES=0,1,2,3 ray start ...). Then run this on that node, with RAY_ADDRESS=HOST:6379, ACTOR_NODES and
+# all paths on storage that every node sees. Ray's workers get the variables of RAY_ENV below from this script.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
