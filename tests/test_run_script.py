@@ -382,6 +382,7 @@ def test_a_run_with_all_checks_and_its_resumption(place):
     env |= {"WANDB_PROJECT": "tcod", "NCCL_DEBUG": "WARN"}
     first = run(env)
     assert first.returncode == 0, first.stderr + first.stdout
+    assert first.stdout.startswith(f"{folder}/run starts\n")
     seen = json.loads((folder / "seen/train.json").read_text())
     to_workers = json.loads(seen["env"]["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]["env_vars"]
     assert to_workers["PYTHONPATH"].split(":")[:3] == [str(SCRIPT.parent), f"{folder}/megatron", f"{folder}/slime"]
@@ -392,7 +393,7 @@ def test_a_run_with_all_checks_and_its_resumption(place):
     (folder / "run/checkpoints/latest_checkpointed_iteration.txt").write_text("25")
     time.sleep(1)  # log folders are named by the second
     second = run({**env, "SKIP_PREFLIGHT": "1"})
-    assert second.returncode == 0 and "continues from checkpoint 25" in second.stdout
+    assert second.returncode == 0 and "run continues from checkpoint 25\n" in second.stdout
     again = json.loads((folder / "seen/train.json").read_text())
     assert again["command"] == seen["command"]
     assert again["env"]["WANDB_RUN_ID"] == seen["env"]["WANDB_RUN_ID"]

@@ -299,7 +299,8 @@ mkdir -p "$LOGS"
 if [[ -z $CHECKPOINT && -f $RUN_DIR/metrics.jsonl ]]; then mv "$RUN_DIR/metrics.jsonl" "$LOGS/metrics-before.jsonl"; fi
 echo "$SETTINGS" >"$RUN_DIR/tcod.yaml"
 print_commands >"$LOGS/command.sh"
-echo "run: $RUN_DIR, logs: $LOGS, ${CHECKPOINT:+continues from checkpoint $CHECKPOINT}${CHECKPOINT:-from the start}"
+if [[ -n $CHECKPOINT ]]; then echo "$RUN_DIR continues from checkpoint $CHECKPOINT"; else echo "$RUN_DIR starts"; fi
+echo "logs: $LOGS"
 
 RUN_CHECKS=(--config "$RUN_DIR/tcod.yaml" --data "$DATA_DIR" --student "$STUDENT")
 if [[ $TEACHER == megatron ]]; then RUN_CHECKS+=(--megatron-teacher "$TEACHER_MODEL"); fi
