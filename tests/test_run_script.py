@@ -151,7 +151,7 @@ def test_in_a_cluster_other_nodes_reach_the_teacher(place):
         ({"TEACHER_MODEL": "/nowhere"}, "no config.json in /nowhere: set TEACHER_MODEL"),
         ({"TEACHER": "megatron", "TEACHER_LOAD": "/nowhere"}, "no weights in /nowhere: set TEACHER_LOAD"),
         ({"ALFWORLD_DATA": "/nowhere"}, "no json_2.1.1 in /nowhere: run alfworld-download, or set ALFWORLD_DATA"),
-        ({"DATA_DIR": "/nowhere"}, "no train.jsonl in /nowhere: prepare the data (README.md), or set DATA_DIR"),
+        ({"DATA_DIR": "/nowhere"}, "no train.jsonl in /nowhere: run prepare_alfworld.py, or set DATA_DIR"),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, "8 GPUs are needed and 3 visible: change ACTOR_GPUS"),
         ({"TEACHER_GPUS": "8"}, "9 GPUs are needed and 8 visible"),
     ],

@@ -240,7 +240,7 @@ fi
 [[ -d $ALFWORLD_DATA/json_2.1.1 ]] ||
   die "no json_2.1.1 in $ALFWORLD_DATA: run alfworld-download, or set ALFWORLD_DATA"
 for split in train valid_seen valid_unseen; do
-  [[ -s $DATA_DIR/$split.jsonl ]] || die "no $split.jsonl in $DATA_DIR: prepare the data (README.md), or set DATA_DIR"
+  [[ -s $DATA_DIR/$split.jsonl ]] || die "no $split.jsonl in $DATA_DIR: run prepare_alfworld.py, or set DATA_DIR"
 done
 NEEDED=0
 if [[ -z ${RAY_ADDRESS:-} ]]; then NEEDED=$((ACTOR_GPUS + ROLLOUT_GPUS)); fi

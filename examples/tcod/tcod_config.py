@@ -134,7 +134,7 @@ def check_settings(args: Namespace, dataset: Sequence[Any] | None) -> TcodConfig
 
 def read_settings(args: Namespace) -> TcodConfig:
     """The settings by themselves, without slime's arguments. Raises ConfigError."""
-    _check_yaml(args)
+    check_yaml(args)
     config = TcodConfig.from_args(args)
     if not Path(config.tcod_data_root).is_dir():
         raise ConfigError(f"tcod_data_root {config.tcod_data_root} is not a folder: set it to the game data's root")
@@ -188,7 +188,8 @@ def _expand(root: str) -> str:
     return expanded
 
 
-def _check_yaml(args: Namespace) -> None:
+def check_yaml(args: Namespace) -> None:
+    """Raise ConfigError if the YAML holds anything but tcod_* keys."""
     path = getattr(args, "custom_config_path", None)
     if not path:
         return
@@ -310,31 +311,38 @@ def _check_engines(args: Namespace) -> None:
 
 def check_teacher(args: Namespace, tokenizer: Any) -> None:
     """Whether the teacher at --rm-url scores the student's tokens, and long enough episodes. Raises ConfigError."""
-    url = teacher_base_url(args)
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Go to cabinet 1: żółw, 龟, 🐢."}],
-        tokenize=False,
-        add_generation_prompt=True,
-        **(args.apply_chat_template_kwargs or {}),
-    )
-    ids = tokenizer.encode(text)
     try:
-        limit = _context_limit(url)
-        reply = _ask(f"{url}/generate", scoring_request(0, text=text))
+        limit = probe(teacher_base_url(args), tokenizer, args.apply_chat_template_kwargs)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no teacher answers at --rm-url {args.rm_url} ({error}): start it first") from error
+    except TeacherFailure as failure:
+        raise ConfigError(
+            f"the teacher at --rm-url does not score a text as the student's tokens ({failure}): "
+            "use a teacher with the student's tokenizer"
+        ) from failure
     if limit < args.rollout_max_context_len:
         raise ConfigError(
             f"the teacher scores sequences of at most {limit} tokens, less than --rollout-max-context-len "
             f"{args.rollout_max_context_len}: raise its --context-length"
         )
-    try:
-        check_scores(reply, ids, 0)
-    except TeacherFailure as failure:
-        raise ConfigError(
-            f"the teacher at --rm-url does not score {text!r} as the student's tokens ({failure}): "
-            "use a teacher with the student's tokenizer"
-        ) from failure
+
+
+def probe(server: str, tokenizer: Any, template_kwargs: dict[str, Any] | None) -> float:
+    """The longest sequence, in tokens, that the SGLang server at this base URL is sure to take.
+
+    Raises:
+        OSError, ValueError: it does not answer, or not as SGLang does.
+        TeacherFailure: it does not encode a text as this tokenizer does.
+    """
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Go to cabinet 1: żółw, 龟, 🐢."}],
+        tokenize=False,
+        add_generation_prompt=True,
+        **(template_kwargs or {}),
+    )
+    limit = _context_limit(server)
+    check_scores(_ask(f"{server}/generate", scoring_request(0, text=text)), tokenizer.encode(text), 0)
+    return limit
 
 
 def _context_limit(server: str) -> float:

@@ -313,6 +313,7 @@ async def _play(args: Namespace, sample: Sample, sampling_params: dict[str, Any]
                 action = demo.replay(runtime, sample, turn, observation)
             elif student.has_room():
                 action = await student.respond(turn)
+                record["turns"][-1]["admissible"] = _is_admissible(action, observation)
             else:
                 break
             observation = await _in_environment(sample, environment.step(action))
@@ -342,6 +343,10 @@ async def _in_environment(sample: Sample, call: Any) -> Observation:
         return await call
 
 
+def _is_admissible(action: str, observation: Observation) -> bool:
+    return not observation.admissible or action in observation.admissible  # not every environment lists them
+
+
 @dataclass(frozen=True)
 class _Demonstration:
     """A recorded solution: actions, and the teacher's responses they were parsed from where those were recorded."""
@@ -367,7 +372,7 @@ class _Demonstration:
     def replay(self, runtime: "_Runtime", sample: Sample, turn: int, observation: Observation) -> str:
         """Append the demonstration's turn to the prompt, as the chat turn it was, and return its action."""
         action = self.actions[turn]
-        if observation.admissible and action not in observation.admissible:
+        if not _is_admissible(action, observation):
             raise _EpisodeFailure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r}")
         response = self.responses[turn] if self.responses else runtime.environment.format_action(action)
         if runtime.environment.parse_action(response) != (action, True):
@@ -427,7 +432,7 @@ class _Student:
         cut = meta_info["finish_reason"]["type"] == "length"
         action, valid = self.runtime.environment.parse_action(self.chat.text(ids))
         self.record["turns"].append(
-            {"turn": turn, "start": start, "end": start + len(ids), "valid": valid, "cut": cut}
+            {"turn": turn, "start": start, "end": start + len(ids), "action": action, "valid": valid, "cut": cut}
         )
         return action
 

@@ -122,6 +122,8 @@ def install() -> None:
     torch.zeros = _on_cpu(torch.zeros)  # Megatron schedules.py
     torch.empty_like = _on_cpu(torch.empty_like)  # slime tensor_backper.py
 
+    torch._C._host_emptyCache = lambda: None  # slime memory_utils.py, with --offload-train
+
     tensor_type = torch.Tensor.type
 
     def cuda_type(self, *args, **kwargs):

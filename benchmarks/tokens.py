@@ -1,0 +1,163 @@
+"""What the teacher prefills and the student trains on: one sequence per trajectory against a sample per turn.
+
+Real ALFWorld games, real trajectories of T = 30 turns at most, and the teacher on the real SGLang. The same finished
+trajectories are scored in four ways, each on an empty cache, eight requests at a time:
+
+    ours          one request per trajectory, log-probs from the end of the prompt on
+    stock         one request per trajectory, log-probs from position 0 on, as slime's single-turn example asks
+    per turn      one request per turn with its whole prefix, log-probs from the turn on (the cache may help)
+    per turn, 0   the same, log-probs from position 0 on, as an engine without partial prompt log-probs does it
+
+"prefilled" counts what the server computed: prompt tokens less those it had cached. "trained" is the length of the
+sequences that the trainer runs forward and backward: a sample per turn repeats its prefix.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import aiohttp
+import hooks
+import make_games
+import make_models
+import ray
+import report
+import requests
+import train_arm
+import yaml
+from servers import HERE, SGLangServer
+
+hooks.find_slime()
+
+import tcod_rollout  # noqa: E402
+from tcod_teacher import scoring_request  # noqa: E402
+
+from slime.rollout.data_source import RolloutDataSourceWithBuffer  # noqa: E402
+from slime.utils.http_utils import init_http_client  # noqa: E402
+from slime.utils.misc import SingletonMeta  # noqa: E402
+
+TURNS, CONTEXT, AT_ONCE = 30, 2000, 8
+SETS = {  # name: (variant, the student is the teacher itself, samples per task)
+    "OPD, student fails": ("opd", False, 1),
+    "OPD, student succeeds": ("opd", True, 1),
+    "B2F, groups of 4": ("b2f", True, 4),
+}
+
+
+def requests_for(sample: Any, scheme: str) -> list[dict[str, Any]]:
+    """The scoring requests that a scheme makes for one trajectory."""
+    prompt = len(sample.tokens) - sample.response_length
+    if scheme == "ours":
+        return [scoring_request(prompt - 1, input_ids=sample.tokens)]
+    if scheme == "stock":
+        return [scoring_request(0, input_ids=sample.tokens)]
+    spans = [(prompt + turn["start"], prompt + turn["end"]) for turn in sample.metadata["tcod"]["turns"]]
+    return [
+        scoring_request(start - 1 if scheme == "per turn" else 0, input_ids=sample.tokens[:end])
+        for start, end in spans
+    ]
+
+
+async def score(url: str, payloads: list[dict[str, Any]]) -> tuple[int, float]:
+    """(prefilled tokens, wall seconds) of all requests, AT_ONCE at a time, on an empty cache."""
+    requests.post(f"{url}/flush_cache", timeout=60).raise_for_status()
+    slots = asyncio.Semaphore(AT_ONCE)
+    async with aiohttp.ClientSession() as session:
+
+        async def one(payload: dict[str, Any]) -> int:
+            async with slots, session.post(f"{url}/generate", json=payload) as response:
+                response.raise_for_status()
+                meta = (await response.json())["meta_info"]
+                return meta["prompt_tokens"] - meta["cached_tokens"]
+
+        started = time.monotonic()
+        prefilled = await asyncio.gather(*map(one, payloads))
+        return sum(prefilled), time.monotonic() - started
+
+
+def measure(name: str, samples: list[Any], url: str, repeats: int) -> list[dict[str, Any]]:
+    """One row per scheme; times are medians over `repeats`, in turns so that no scheme has the quiet minutes."""
+    schemes = ("ours", "stock", "per turn", "per turn, 0")
+    payloads = {s: list(itertools.chain(*(requests_for(sample, s) for sample in samples))) for s in schemes}
+    runs: dict[str, list[tuple[int, float]]] = {scheme: [] for scheme in schemes}
+    for _ in range(repeats):
+        for scheme in schemes:
+            runs[scheme].append(asyncio.run(score(url, payloads[scheme])))
+    trained = {s: sum(len(p["input_ids"]) for p in payloads[s]) for s in schemes}
+    prefilled = {s: runs[s][0][0] for s in schemes}
+    seconds = {s: median(run[1] for run in runs[s]) for s in schemes}
+    return [
+        {
+            "trajectories": name,
+            "scheme": scheme,
+            "requests": len(payloads[scheme]),
+            "prefilled": prefilled[scheme],
+            "/ ours": prefilled[scheme] / prefilled["ours"],
+            "trained": trained[scheme],
+            "trained / ours": trained[scheme] / trained["ours"],
+            "s": seconds[scheme],
+            "s / ours": seconds[scheme] / seconds["ours"],
+        }
+        for scheme in schemes
+    ]
+
+
+def play(options: Any, student: SGLangServer, teacher: SGLangServer, variant: str, group: int) -> list[Any]:
+    """Finished trajectories of one rollout."""
+    config = options.out / f"{variant}.yaml"
+    settings = yaml.safe_load((HERE / "configs" / "b2f.yaml").read_text())
+    config.write_text(yaml.safe_dump({**settings, "tcod_variant": variant, "tcod_horizon": TURNS, "tcod_k_start": 3}))
+    arm = ["--config", config, "--student", make_models.SHIPPED, "--data", options.out, "--run-dir", options.out]
+    arm += ["--student-port", student.port, "--teacher-port", teacher.port, "--context-len", CONTEXT]
+    arm += ["--batch", options.games // group]
+    args = train_arm.slime_args(train_arm.option_parser().parse_args([str(part) for part in arm]))
+    args.n_samples_per_prompt = group
+    SingletonMeta._instances.clear()
+    init_http_client(args)
+    output = tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args))
+    return [sample for samples in output.samples for sample in samples]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tokens that the teacher prefills and that are trained on.")
+    parser.add_argument("--games", type=int, default=32, help="trajectories per set")
+    parser.add_argument("--repeats", type=int, default=3, help="timings per scheme")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "tokens", help="games, models and logs")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ["SMOKE_GAMES"] = str(options.out)
+    make_games.make_games(options.out, options.games, 1)
+    weak = options.out / "student"
+    if not (weak / "model.safetensors").exists():
+        make_models.make_student(make_models.SHIPPED, weak, seed=1)
+    rows, lengths = [], {}
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    with ExitStack() as stack:
+        student = stack.enter_context(SGLangServer("student server", weak, options.out / "student.log"))
+        teacher = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, options.out / "teacher.log"))
+        student.wait_ready()
+        teacher.wait_ready()
+        for name, (variant, strong, group) in SETS.items():
+            train_arm.push_weights(student.port, make_models.SHIPPED if strong else weak, version=name)
+            samples = play(options, student, teacher, variant, group)
+            turns = [len(sample.metadata["tcod"]["turns"]) for sample in samples]
+            lengths[name] = {
+                "turns": sorted(turns),
+                "tokens": sorted(len(sample.tokens) for sample in samples),
+                "won": sum(sample.reward for sample in samples) / len(samples),
+            }
+            rows += measure(name, samples, teacher.url, options.repeats)
+    print(report.table(rows))
+    print(json.dumps({name: {"median turns": median(of["turns"]), "won": of["won"]} for name, of in lengths.items()}))
+    print(f"written to {report.write('tokens', rows, horizon=TURNS, at_once=AT_ONCE, trajectories=lengths)}")
+
+
+if __name__ == "__main__":
+    main()
