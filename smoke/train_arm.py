@@ -32,7 +32,7 @@ def main() -> None:
     print(f"running on {hooks.find_slime()}", flush=True)
 
     import tcod_rollout
-    from transcript import transcript
+    from transcript import to_show, transcript
 
     from slime.rollout.data_source import RolloutDataSourceWithBuffer
     from slime.rollout.sglang_rollout import GenerateState
@@ -52,11 +52,6 @@ def main() -> None:
     def evaluate(n: int) -> None:
         log("eval", n, tcod_rollout.generate_rollout(args, n, source, evaluation=True).metrics)
 
-    def show(samples: list[Any]) -> None:
-        """Keep one episode for reading: a short one that was won, if there is any."""
-        sample = min(samples, key=lambda sample: (-sample.reward, len(sample.tokens)))
-        (options.run_dir / "trajectory.txt").write_text(transcript(sample, GenerateState(args).tokenizer))
-
     copy_tokenizer(options.student, options.run_dir / "weights")
     push(0)
     if not options.skip_first_evaluation:
@@ -73,7 +68,7 @@ def main() -> None:
         metrics = hooks.rollout_metrics(args, samples, output.metrics, rollout_s)
         log("rollout", n, {**metrics, **{f"train/{k}": v for k, v in trained.items()}})
         log("time", n, {"rollout_s": rollout_s, "train_s": time.monotonic() - started})
-        show(samples)
+        (options.run_dir / "trajectory.txt").write_text(transcript(to_show(samples), GenerateState(args).tokenizer))
         if (n + 1) % options.eval_interval == 0 or n + 1 == options.updates:
             evaluate(n + 1)
 

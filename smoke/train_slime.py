@@ -8,14 +8,18 @@ The counterpart of train_arm.py, with the same settings: it writes the same file
 
 import json
 import os
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import hooks
+import torch
 import train_arm
 import yaml
+from transcript import to_show, transcript
+from transformers import AutoTokenizer
 
 SHIMS = Path(__file__).resolve().parent / "slime_cpu"
 
@@ -38,13 +42,25 @@ def main() -> None:
     (options.run_dir / "metrics.jsonl").unlink(missing_ok=True)
     print(f"running on {hooks.find_slime()}, its train.py", flush=True)
     folders = [str(SHIMS), os.environ["MEGATRON_DIR"], *sys.path]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(folders), "SMOKE_RUN_DIR": str(options.run_dir)}
+    os.environ |= {"PYTHONPATH": os.pathsep.join(folders), "TCOD_RUN_DIR": str(options.run_dir)}
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     settings = {**model_settings(options.student), **slime_settings(options), **CPU_SETTINGS}
     if options.teacher:
         settings |= {"opd-type": "megatron", "opd-teacher-load": options.teacher, "offload-train": True}
         settings["rm-url"] = False
-    os.execv(sys.executable, [sys.executable, str(SHIMS / "run_train.py"), *as_flags(settings)])
+    status = subprocess.run([sys.executable, str(SHIMS / "run_train.py"), *as_flags(settings)]).returncode
+    if status == 0 and not options.teacher:  # Megatron scores after the dump
+        write_trajectory(options.run_dir / f"rollout_{options.updates - 1}.pt", options)
+    sys.exit(status)
+
+
+def write_trajectory(dump: Path, options: Namespace) -> None:
+    """Keep one episode of slime's dump of a rollout for reading, as train_arm.py does."""
+    from slime.utils.types import Sample
+
+    samples = [Sample.from_dict(values) for values in torch.load(dump)["samples"]]
+    tokenizer = AutoTokenizer.from_pretrained(options.student)
+    (options.run_dir / "trajectory.txt").write_text(transcript(to_show(samples), tokenizer))
 
 
 def model_settings(checkpoint: Path) -> dict[str, Any]:
@@ -93,8 +109,8 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
         # evaluation and logging
         **{"eval-config": evaluation, "eval-interval": min(options.eval_interval, options.updates)},
         "skip-eval-before-train": options.skip_first_evaluation,
-        "custom-rollout-log-function-path": "log_hooks.log_rollout",
-        "custom-eval-rollout-log-function-path": "log_hooks.log_eval",
+        "custom-rollout-log-function-path": "tcod_log.log_rollout",
+        "custom-eval-rollout-log-function-path": "tcod_log.log_eval",
         "save-debug-rollout-data": options.run_dir / "rollout_{rollout_id}.pt",
         # training
         **{"advantage-estimator": "grpo", "entropy-coef": 0, "micro-batch-size": 1, "clip-grad": 1},

@@ -5,6 +5,11 @@ from typing import Any
 from tcod_metrics import token_kl
 
 
+def to_show(samples: list[Any]) -> Any:
+    """The one to keep for reading: a short one that was won, if there is any."""
+    return min(samples, key=lambda sample: (-sample.reward, len(sample.tokens)))
+
+
 def transcript(sample: Any, tokenizer: Any) -> str:
     """Text of one finished sample.
 

@@ -124,14 +124,20 @@ def check_settings(args: Namespace, dataset: Sequence[Any] | None) -> TcodConfig
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
+    config = read_settings(args)
+    _check_hooks(args)
+    _check_sampling(args)
+    _check_evaluation_kl(args, config)
+    check_rows(config, dataset)
+    return config
+
+
+def read_settings(args: Namespace) -> TcodConfig:
+    """The settings by themselves, without slime's arguments. Raises ConfigError."""
     check_yaml(args)
     config = TcodConfig.from_args(args)
     if not Path(config.tcod_data_root).is_dir():
         raise ConfigError(f"tcod_data_root {config.tcod_data_root} is not a folder: set it to the game data's root")
-    _check_hooks(args)
-    _check_sampling(args)
-    _check_evaluation_kl(args, config)
-    _check_rows(config, dataset)
     return config
 
 
@@ -141,13 +147,18 @@ def check_models(args: Namespace, tokenizer: Any) -> None:
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
+    check_chat_template(args, tokenizer)
+    _check_engines(args)
+    if args.opd_type == "sglang":
+        check_teacher(args, tokenizer)
+
+
+def check_chat_template(args: Namespace, tokenizer: Any) -> None:
+    """Whether turns of the student's chat template can be appended to a context. Raises ConfigError."""
     try:
         ChatTokens(tokenizer, args.apply_chat_template_kwargs)
     except ValueError as error:
         raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
-    _check_engines(args)
-    if args.opd_type == "sglang":
-        _check_teacher(args, tokenizer)
 
 
 def teacher_base_url(args: Namespace) -> str:
@@ -257,7 +268,8 @@ def _check_evaluation_kl(args: Namespace, config: TcodConfig) -> None:
         )
 
 
-def _check_rows(config: TcodConfig, dataset: Sequence[Any] | None) -> None:
+def check_rows(config: TcodConfig, dataset: Sequence[Any] | None) -> None:
+    """Whether the training samples can be played, as far as they and the files show it. Raises ConfigError."""
     try:
         environment = load_environment(config.tcod_environment)
     except (ImportError, AttributeError, ValueError) as error:
@@ -297,7 +309,8 @@ def _check_engines(args: Namespace) -> None:
         )
 
 
-def _check_teacher(args: Namespace, tokenizer: Any) -> None:
+def check_teacher(args: Namespace, tokenizer: Any) -> None:
+    """Whether the teacher at --rm-url scores the student's tokens, and long enough episodes. Raises ConfigError."""
     try:
         limit = probe(teacher_base_url(args), tokenizer, args.apply_chat_template_kwargs)
     except (OSError, ValueError) as error:
