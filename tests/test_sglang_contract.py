@@ -24,7 +24,7 @@ from tcod_metrics import token_kl  # noqa: E402
 from tcod_teacher import TeacherClient, TeacherFailure  # noqa: E402
 from train_arm import push_weights  # noqa: E402
 from trainer import Trainer, response_log_probs  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from slime.rollout.data_source import RolloutDataSourceWithBuffer  # noqa: E402
 from slime.utils.async_utils import run  # noqa: E402
@@ -35,6 +35,7 @@ from slime.utils.misc import SingletonMeta  # noqa: E402
 NUM_GPUS = 0
 MODEL = make_models.SHIPPED
 CONTEXT = 1100
+VOCABULARY = len(AutoTokenizer.from_pretrained(MODEL))
 # float32 on both sides; the differences seen are below 1e-5 nats.
 CLOSE = 1e-4
 
@@ -56,7 +57,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_session():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
 
@@ -102,7 +103,8 @@ def slime_args(server, data, variant, **changes):
 
 
 def client(server, **changes):
-    return TeacherClient(f"{server.url}/generate", **{"timeout_s": 60, "retries": 0, "concurrency": 4, **changes})
+    settings = {"timeout_s": 60, "retries": 0, "concurrency": 4, "vocab_size": VOCABULARY, **changes}
+    return TeacherClient(f"{server.url}/generate", **settings)
 
 
 @pytest.mark.parametrize("variant, n", [("opd", 0), ("f2b", 1), ("b2f", 1)])

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import logging
-import math
 import random
 from collections.abc import Callable
 
@@ -34,10 +33,11 @@ class TeacherClient:
         timeout_s: longest single request, in seconds.
         retries: further attempts after a connection error, a time-out, 429 or 5xx, with exponential back-off.
         concurrency: requests in flight at once.
+        vocab_size: of the tokenizer.
     """
 
-    def __init__(self, url: str, timeout_s: float, retries: int, concurrency: int) -> None:
-        self.url, self.retries = url, retries
+    def __init__(self, url: str, timeout_s: float, retries: int, concurrency: int, vocab_size: int) -> None:
+        self.url, self.retries, self._vocab_size = url, retries, vocab_size
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._slots = asyncio.Semaphore(concurrency)
 
@@ -60,7 +60,7 @@ class TeacherClient:
                 async with self._slots:
                     if unwanted():
                         raise TeacherFailure("teacher_unwanted", "the rollout ended before the score was asked for")
-                    return check_scores(await self._post(payload), tokens, start)
+                    return check_scores(await self._post(payload), tokens, start, self._vocab_size)
             except _Healing as error:
                 if attempt == self.retries:
                     raise TeacherFailure("teacher_unavailable", str(error)) from error
@@ -91,7 +91,15 @@ def scoring_request(start: int, **prompt: object) -> dict:
     return {**prompt, "sampling_params": sampling_params, "return_logprob": True, "logprob_start_len": start}
 
 
-def check_scores(reply: object, tokens: list[int], start: int) -> list[float]:
+def is_log_prob(value: object) -> bool:
+    """Whether a value in a server's reply is a log-probability that float32, in which training computes, can hold.
+
+    Rounding may lift one above 0.
+    """
+    return type(value) in (int, float) and -1e30 < value <= 1e-3  # not isinstance: False would pass for 0
+
+
+def check_scores(reply: object, tokens: list[int], start: int, vocab_size: int) -> list[float]:
     """The log-probs of tokens[start + 1:] out of SGLang's reply to a request with logprob_start_len = start.
 
     Raises:
@@ -107,9 +115,9 @@ def check_scores(reply: object, tokens: list[int], start: int) -> list[float]:
         raise TeacherFailure("teacher_invalid", f"{len(entries)} entries for {len(tokens) - start} tokens")
     for position, (sent, got) in enumerate(zip(tokens[start:], echoed, strict=True), start):
         # SGLang echoes 0 for ids at the very end of the vocabulary, with the right log-prob.
-        if got != sent and got != 0:
+        if got != sent and not (got == 0 and sent >= vocab_size - 1):
             raise TeacherFailure("teacher_invalid", f"token {got} echoed for token {sent} at position {position}")
     for position, value in enumerate(values[1:], start + 1):
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value > 1e-3:
+        if not is_log_prob(value):
             raise TeacherFailure("teacher_invalid", f"{value!r} is no log-probability, at position {position}")
     return [float(value) for value in values[1:]]
