@@ -77,7 +77,7 @@ class HazardousCorridor(Corridor):
             os.kill(os.getpid(), signal.SIGKILL)
         if "game_file" in metadata:
             json.loads((self.data_root / metadata["game_file"]).read_text())
-        text = super().reset(metadata).text + f" {metadata['name']}" * ("name" in metadata)
+        text = f"{super().reset(metadata).text} {metadata.get('name', '')}"
         return Observation(text + " It is long." * 10_000 * (self.hazard == "long at reset"))
 
     def step(self, action: str) -> Observation:
