@@ -61,8 +61,7 @@ class Corridor:
 class HazardousCorridor(Corridor):
     """The task's metadata["hazard"] says what goes wrong, at the reset or at the second step.
 
-    A task with a "game_file" reads it; one with a "name" is told its name. The processes leave their ids in the file
-    `workers` of the data root.
+    A task with a "game_file" reads it; one with a "name" is told its name. See `alive` for its processes.
     """
 
     def __init__(self, data_root: str) -> None:
@@ -92,3 +91,11 @@ class HazardousCorridor(Corridor):
             raise RuntimeError("the corridor collapsed")
         said = {"long at step": "It is long. " * 10_000, "control tokens": CONTROL_TOKENS}.get(self.hazard)
         return Observation(said) if said else observation
+
+
+def alive(data_root: Path) -> set[str]:
+    """Ids of the processes that hold a HazardousCorridor. A dead one may await its parent as a zombie."""
+    ids = set((data_root / "workers").read_text().split())
+    stats = {i: Path(f"/proc/{i}/stat") for i in ids}
+    states = {i: stat.read_text().rpartition(")")[2].split()[0] for i, stat in stats.items() if stat.exists()}
+    return {i for i, state in states.items() if state != "Z"}

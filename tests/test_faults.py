@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import fault_table
@@ -22,7 +21,7 @@ import hooks
 import pytest
 import ray
 from aiohttp import web
-from corridor import CONTROL_TOKENS
+from corridor import CONTROL_TOKENS, alive
 from fake_sglang import generated, hold, scored
 from fault_proxy import FaultProxy
 
@@ -541,14 +540,7 @@ def pool(tmp_path_factory):
 
     yield make
     if pools:
-        wait_until(lambda: len(alive(folder / "workers")) <= 3)
-
-
-def alive(file: Path) -> set[str]:
-    """The processes that wrote their ids into a file and still run; a dead one may await its parent as a zombie."""
-    ids = set(file.read_text().split())
-    stats = {i: Path(f"/proc/{i}/stat") for i in ids}
-    return {i for i, stat in stats.items() if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"}
+        wait_until(lambda: len(alive(folder)) <= 3)
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
