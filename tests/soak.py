@@ -105,7 +105,7 @@ class Soak:
     def rows(self) -> list[dict]:
         """One row per episode and two spare batches: the last rollout's replacements."""
         return [
-            {"goal": 1 + task % 3, "name": f"Task {task}.", "hazard": self.fault_of.get(task, "")}
+            {"goal": 2 + task % 3, "name": f"Task {task}.", "hazard": self.fault_of.get(task, "")}
             for task in range(self.episodes + 2 * BATCH)
         ]
 
@@ -209,6 +209,7 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
             output = tcod_rollout.generate_rollout(args, n, source)
             check_invariants(args, [sample for group in output.samples for sample in group])
             run.enter(source.drawn, output.metrics)
+            taken = run.collateral()
             for recorded in (source.drawn, rig.student.requests, rig.teacher.requests):
                 recorded.clear()
             del output
@@ -217,7 +218,6 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
             if len(run.outcomes) >= episodes:
                 break
     assert sorted(run.outcomes) == list(range(len(run.outcomes))), "a task was skipped"
-    taken = run.collateral()
     warm = samples[len(samples) // 3 :]
     drawn = [sample["episodes"] for sample in warm]
     return {

@@ -488,7 +488,8 @@ def _reset(sample: Sample, status: Sample.Status = Sample.Status.PENDING) -> Non
 
 
 def _fail(sample: Sample, reason: str, detail: str) -> None:
-    logger.warning("sample %s failed, %s: %s", sample.index, reason, detail)
+    line = " ".join(detail.removeprefix(f"{reason}: ").split())  # Ray tells of a dead worker in ten
+    logger.warning("sample %s failed, %s: %s", sample.index, reason, line[:500])
     _reset(sample, Sample.Status.FAILED)
     sample.reward = 0.0
     sample.metadata["tcod"] |= {"won": False, "turns": [], "failure": reason}
