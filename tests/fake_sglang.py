@@ -70,7 +70,7 @@ class Request:
 class FakeSGLang:
     """POST /generate answers `reply(payload)`; /abort_request interrupts waiting replies, those of a rid or all.
 
-    GET /workers names this server, /v1/loads counts the waiting replies, any other path answers `pages[path]` or 404.
+    GET answers `pages[path]`; else /workers names this server, /v1/loads counts the waiting replies, others are 404.
     Any other POST is recorded and answered {"success": true}.
     """
 
@@ -118,12 +118,12 @@ class FakeSGLang:
         self.port = self._runner.addresses[0][1]
 
     async def _get(self, request: web.Request) -> web.Response:
+        if request.path in self.pages:
+            return web.json_response(self.pages[request.path])
         if request.path == "/workers":
             return web.json_response({"workers": [{"url": self.url}]})
         if request.path == "/v1/loads":
             return web.json_response({"loads": [{"num_running_reqs": len(self._in_flight), "num_waiting_reqs": 0}]})
-        if request.path in self.pages:
-            return web.json_response(self.pages[request.path])
         return web.Response(status=404)
 
     async def _post(self, request: web.Request) -> web.Response:

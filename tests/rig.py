@@ -63,6 +63,19 @@ def tokenizer(checkpoint):
     return AutoTokenizer.from_pretrained(checkpoint)
 
 
+class RecordingSource(RolloutDataSourceWithBuffer):
+    """slime's data source, which remembers what was drawn from it."""
+
+    def __init__(self, args):
+        super().__init__(args)
+        self.drawn = []
+
+    def get_samples(self, num_samples):
+        groups = super().get_samples(num_samples)
+        self.drawn += [sample for group in groups for sample in group]
+        return groups
+
+
 class Rig:
     """A scripted student (the reply to the i-th turn of a context is script[i]) and a scripted teacher."""
 
@@ -144,7 +157,9 @@ class Rig:
         args = self.args(rows, **changes)
         SingletonMeta._instances.clear()
         init_http_client(args)
-        output = tcod_rollout.generate_rollout(args, n, RolloutDataSourceWithBuffer(args))
+        source = RecordingSource(args)
+        output = tcod_rollout.generate_rollout(args, n, source)
+        self.drawn = source.drawn
         samples = [sample for group in output.samples for sample in group]
         check_invariants(args, samples)
         return samples, output.metrics

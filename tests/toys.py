@@ -1,4 +1,4 @@
-"""Small deterministic stand-ins for tests: a byte tokenizer with Qwen3's chat shape, and a corridor to walk along."""
+"""Small deterministic stand-ins for tests: a byte tokenizer with Qwen3's chat shape, and a pool without processes."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from corridor import Corridor  # noqa: F401  tests name it toys.Corridor
 from environment import Environment, EnvironmentFailure, Observation, load_environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -33,52 +34,6 @@ def save_tokenizer(folder: Path) -> Path:
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder
-
-
-class Corridor:
-    """Walk to door metadata["goal"]; "right" and "left" move by one. A task with "explode" raises at that step."""
-
-    def __init__(self, data_root: str) -> None:
-        self.goal = self.at = self.steps = 0
-        self.explode: int | None = None
-
-    def reset(self, metadata: dict[str, Any]) -> Observation:
-        self.goal, self.at, self.steps, self.explode = metadata["goal"], 0, 0, metadata.get("explode")
-        return Observation(f"Goal: door {self.goal}. You are at door 0.", admissible=("left", "right"))
-
-    def step(self, action: str) -> Observation:
-        self.steps += 1
-        if self.steps == self.explode:
-            raise RuntimeError("the corridor collapsed")
-        move = {"right": 1, "left": -1}.get(action)
-        if move is None:
-            return Observation("Nothing happens.", admissible=("left", "right"))
-        self.at += move
-        won = self.at == self.goal
-        return Observation(f"You are at door {self.at}.", won=won, done=won, admissible=("left", "right"))
-
-    @staticmethod
-    def check_row(metadata: dict[str, Any], data_root: str) -> None:
-        if "goal" not in metadata:
-            raise ValueError("its metadata has no goal")
-
-    @staticmethod
-    def system_prompt() -> str:
-        return "Walk."
-
-    @staticmethod
-    def render(observation: Observation, first: bool, admissible: bool) -> str:
-        return observation.text + (f" Actions: {', '.join(observation.admissible)}" if admissible else "")
-
-    @staticmethod
-    def parse_action(response: str) -> tuple[str, bool]:
-        action, closed, _ = response.rpartition("<action>")[2].partition("</action>")
-        valid = "<action>" in response and bool(closed)
-        return (action.strip(), True) if valid else (response.strip(), False)
-
-    @staticmethod
-    def format_action(action: str) -> str:
-        return f"<action>{action}</action>"
 
 
 class LocalPool:

@@ -4,6 +4,7 @@ slime turns every key of that YAML into an attribute of `args` and accepts typin
 type, a value out of range or a contradicting slime flag stops the run with one sentence that names it and the fix.
 """
 
+import http.client
 import json
 import math
 import os
@@ -280,12 +281,13 @@ def check_rows(config: TcodConfig, dataset: Sequence[Any] | None) -> None:
         raise ConfigError("--prompt-data has no rows: prepare the data first, see README.md")
     for number, sample in enumerate(dataset, 1):
         try:
-            environment.check_row(sample.metadata or {}, config.tcod_data_root)
+            _check_demonstration(sample.metadata)
+            environment.check_row(sample.metadata, config.tcod_data_root)
         except ValueError as error:
             raise ConfigError(f"row {number} of --prompt-data cannot be played: {error}") from error
     if config.tcod_variant != "b2f":
         return
-    lengths = [len(((sample.metadata or {}).get("demo") or {}).get("actions") or []) for sample in dataset]
+    lengths = [len((sample.metadata.get("demo") or {}).get("actions") or []) for sample in dataset]
     empty = sum(length == 0 for length in lengths)
     long = sum(length > config.tcod_horizon for length in lengths)
     if empty or long:
@@ -293,6 +295,18 @@ def check_rows(config: TcodConfig, dataset: Sequence[Any] | None) -> None:
             f"tcod_variant b2f needs a demonstration of 1 to {config.tcod_horizon} (tcod_horizon) actions for every "
             f"row of --prompt-data: of {len(lengths)} rows {empty} have none and {long} are longer"
         )
+
+
+def _check_demonstration(metadata: Any) -> None:
+    if not isinstance(metadata, dict):
+        raise ValueError(f"its metadata is no JSON object but {metadata!r}")
+    demo = metadata.get("demo") or {}
+    if not isinstance(demo, dict):
+        raise ValueError(f"its demo is no JSON object but {str(demo)[:80]!r}")
+    for key in ("actions", "responses"):
+        texts = demo.get(key) or []
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{key} of its demo is no list of texts")
 
 
 def _check_engines(args: Namespace) -> None:
@@ -341,7 +355,7 @@ def probe(server: str, tokenizer: Any, template_kwargs: dict[str, Any] | None) -
         **(template_kwargs or {}),
     )
     limit = _context_limit(server)
-    check_scores(_ask(f"{server}/generate", scoring_request(0, text=text)), tokenizer.encode(text), 0)
+    check_scores(_ask(f"{server}/generate", scoring_request(0, text=text)), tokenizer.encode(text), 0, len(tokenizer))
     return limit
 
 
@@ -352,9 +366,15 @@ def _context_limit(server: str) -> float:
 
 
 def _ask(url: str, payload: dict[str, Any] | None = None) -> Any:
-    """GET, or POST with a payload; JSON. Raises OSError, ValueError."""
+    """GET, or POST with a payload; a JSON object. Raises OSError, ValueError."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # inside the cluster: never through a proxy
     data = json.dumps(payload).encode() if payload is not None else None
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with opener.open(request, timeout=60) as reply:
-        return json.load(reply)
+    try:
+        with opener.open(request, timeout=60) as reply:
+            answer = json.load(reply)
+    except http.client.HTTPException as error:  # a reply that was cut off, or is no HTTP
+        raise OSError(repr(error)) from error
+    if not isinstance(answer, dict):
+        raise ValueError(f"{url} answers with {str(answer)[:200]}")
+    return answer

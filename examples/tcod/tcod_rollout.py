@@ -36,7 +36,7 @@ from tcod_chat import ChatTokens
 from tcod_config import ConfigError, TcodConfig, check_models, check_settings, teacher_base_url, untempered
 from tcod_http import RequestFailure, SGLangClient
 from tcod_metrics import eval_metrics, rollout_metrics
-from tcod_teacher import TeacherClient, TeacherFailure
+from tcod_teacher import TeacherClient, TeacherFailure, is_log_prob
 
 from slime.observability.trace_utils import build_sglang_meta_trace_attrs, trace_span
 from slime.rollout import sglang_rollout
@@ -327,7 +327,7 @@ async def _play(args: Namespace, sample: Sample, sampling_params: dict[str, Any]
         record["env_s"] = sample.non_generation_time = environment.seconds
     record["episode_s"] = time.monotonic() - started
     if not sample.response_length:
-        raise _EpisodeFailure("nothing_sampled", "the prompt leaves no room for a response: raise the context length")
+        raise _EpisodeFailure("prompt_too_long", "no room for a response: raise --rollout-max-context-len")
     cut = record["context_limited"] or (record["turns"][-1]["cut"] and not record["won"])
     sample.status = Sample.Status.TRUNCATED if cut else Sample.Status.COMPLETED
 
@@ -472,8 +472,8 @@ class _Student:
             raise _EpisodeFailure("nothing_sampled", "the engine returned an empty response")
         if not all(isinstance(i, int) and 0 <= i < self.chat.vocab_size for i in ids):
             raise _EpisodeFailure("engine_invalid", "a sampled id is outside the tokenizer's vocabulary")
-        if not all(isinstance(p, (int, float)) and math.isfinite(p) for p in log_probs):
-            raise _EpisodeFailure("engine_invalid", "a log-probability is not a finite number")
+        if not all(map(is_log_prob, log_probs)):
+            raise _EpisodeFailure("engine_invalid", "a value is no log-probability")
         return ids, log_probs, meta_info
 
 
@@ -496,7 +496,8 @@ def _reset(sample: Sample, status: Sample.Status = Sample.Status.PENDING) -> Non
 
 
 def _fail(sample: Sample, reason: str, detail: str) -> None:
-    logger.warning("sample %s failed, %s: %s", sample.index, reason, detail)
+    line = " ".join(detail.removeprefix(f"{reason}: ").split())  # Ray tells of a dead worker in ten
+    logger.warning("sample %s failed, %s: %s", sample.index, reason, line[:500])
     _reset(sample, Sample.Status.FAILED)
     sample.reward = 0.0
     sample.metadata["tcod"] |= {"won": False, "turns": [], "failure": reason}
@@ -534,6 +535,7 @@ class _Runtime:
             engines_per_worker=config.tcod_engines_per_worker,
             timeout_s=config.tcod_env_timeout_s,
         )
+        chat = ChatTokens(GenerateState(args).tokenizer, args.apply_chat_template_kwargs)
         engine = SGLangClient(config.tcod_engine_timeout_s, ENGINE_RETRIES)
         teacher = None
         if args.opd_type == "sglang":
@@ -542,8 +544,8 @@ class _Runtime:
                 timeout_s=config.tcod_teacher_timeout_s,
                 retries=config.tcod_teacher_retries,
                 concurrency=config.tcod_teacher_concurrency,
+                vocab_size=chat.vocab_size,
             )
-        chat = ChatTokens(GenerateState(args).tokenizer, args.apply_chat_template_kwargs)
         return cls(args, config, load_environment(config.tcod_environment), chat, pool, engine, teacher)
 
     def render(self, observation: Observation, first: bool) -> str:

@@ -1,6 +1,5 @@
 """The teacher's log-probs of a finished trajectory, from SGLang: the request, and what makes a reply valid."""
 
-import math
 from collections.abc import Callable
 
 from tcod_http import RequestFailure, SGLangClient
@@ -20,10 +19,11 @@ class TeacherClient:
     Args:
         url: the server's /generate.
         timeout_s, retries, concurrency: of the requests, see SGLangClient.
+        vocab_size: of the tokenizer.
     """
 
-    def __init__(self, url: str, timeout_s: float, retries: int, concurrency: int) -> None:
-        self._url = url
+    def __init__(self, url: str, timeout_s: float, retries: int, concurrency: int, vocab_size: int) -> None:
+        self._url, self._vocab_size = url, vocab_size
         self._client = SGLangClient(timeout_s, retries, concurrency)
 
     async def score(
@@ -43,7 +43,7 @@ class TeacherClient:
             reply = await self._client.post(self._url, scoring_request(start, input_ids=tokens), unwanted=unwanted)
         except RequestFailure as failure:
             raise TeacherFailure(f"teacher_{failure.reason}", str(failure)) from failure
-        return check_scores(reply, tokens, start)
+        return check_scores(reply, tokens, start, self._vocab_size)
 
 
 def scoring_request(start: int, **prompt: object) -> dict:
@@ -52,7 +52,15 @@ def scoring_request(start: int, **prompt: object) -> dict:
     return {**prompt, "sampling_params": sampling_params, "return_logprob": True, "logprob_start_len": start}
 
 
-def check_scores(reply: object, tokens: list[int], start: int) -> list[float]:
+def is_log_prob(value: object) -> bool:
+    """Whether a value in a server's reply is a log-probability that float32, in which training computes, can hold.
+
+    Rounding may lift one above 0.
+    """
+    return type(value) in (int, float) and -1e30 < value <= 1e-3  # not isinstance: False would pass for 0
+
+
+def check_scores(reply: object, tokens: list[int], start: int, vocab_size: int) -> list[float]:
     """The log-probs of tokens[start + 1:] out of SGLang's reply to a request with logprob_start_len = start.
 
     Raises:
@@ -68,9 +76,9 @@ def check_scores(reply: object, tokens: list[int], start: int) -> list[float]:
         raise TeacherFailure("teacher_invalid", f"{len(entries)} entries for {len(tokens) - start} tokens")
     for position, (sent, got) in enumerate(zip(tokens[start:], echoed, strict=True), start):
         # SGLang echoes 0 for ids at the very end of the vocabulary, with the right log-prob.
-        if got != sent and got != 0:
+        if got != sent and not (got == 0 and sent >= vocab_size - 1):
             raise TeacherFailure("teacher_invalid", f"token {got} echoed for token {sent} at position {position}")
     for position, value in enumerate(values[1:], start + 1):
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value > 1e-3:
+        if not is_log_prob(value):
             raise TeacherFailure("teacher_invalid", f"{value!r} is no log-probability, at position {position}")
     return [float(value) for value in values[1:]]
