@@ -111,5 +111,6 @@ def test_a_run_that_cannot_go_on_ends_with_an_error(rig, driver, tmp_path):
     process = driver(0)
     process.join(timeout=120)
     assert process.exitcode == 1
-    last = (tmp_path / "errors").read_text().strip().splitlines()[-1]
-    assert last.startswith("RuntimeError: rollout 0 stops: ") and "'teacher_invalid': " in last
+    lines = (tmp_path / "errors").read_text().splitlines()
+    stops = [line for line in lines if line.startswith("RuntimeError: rollout 0 stops: ")]
+    assert stops and "'teacher_invalid': " in stops[-1]

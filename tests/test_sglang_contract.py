@@ -5,7 +5,6 @@ The student's engine and the teacher's are one server here, so the KL of every s
 
 import json
 import math
-import threading
 from pathlib import Path
 
 import hooks
@@ -20,7 +19,6 @@ from servers import SGLangServer
 SLIME = hooks.find_slime()
 
 import tcod_rollout  # noqa: E402
-from rig import check_invariants  # noqa: E402
 from tcod_config import ConfigError, check_models  # noqa: E402
 from tcod_metrics import token_kl  # noqa: E402
 from tcod_teacher import TeacherClient, TeacherFailure  # noqa: E402
@@ -143,23 +141,6 @@ def test_surplus_episodes_are_aborted_and_undone(rollout):
     _, samples, metrics = rollout("opd", 0, rollout_batch_size=2, over_sampling_batch_size=6)
     assert len(samples) == 2 and metrics["rollout/tcod/failed"] == 0
     assert metrics["rollout/tcod/aborted"] <= 4
-
-
-def test_requests_that_the_engine_aborts_in_its_queue_are_played_by_others(rollout, server):
-    """Paused, as for an update of its weights, the engine lets requests wait; then it aborts them all."""
-    requests.post(f"{server.url}/pause_generation", json={}, timeout=30).raise_for_status()
-
-    def abort_and_go_on():
-        requests.post(f"{server.url}/abort_request", json={"abort_all": True}, timeout=30).raise_for_status()
-        requests.post(f"{server.url}/continue_generation", json={}, timeout=30).raise_for_status()
-
-    timer = threading.Timer(3.0, abort_and_go_on)
-    timer.start()
-    args, samples, metrics = rollout("opd", 0)
-    timer.join()
-    check_invariants(args, samples)
-    assert len(samples) == 3 and metrics["rollout/tcod/failed"] == 0
-    assert metrics["rollout/tcod/aborted"] == metrics["rollout/dynamic_filter/drop_aborted"] == 3
 
 
 def test_groups_with_a_game_that_does_not_load_are_replaced(rollout, data):
