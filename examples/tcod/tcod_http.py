@@ -96,8 +96,10 @@ class SGLangClient:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S)
             self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
-            loop = asyncio.get_running_loop()
-            atexit.register(
-                lambda: loop.is_running() and asyncio.run_coroutine_threadsafe(self._session.close(), loop)
-            )
+            atexit.register(self._close, asyncio.get_running_loop())
         return self._session
+
+    def _close(self, loop: asyncio.AbstractEventLoop) -> None:
+        """At the end of the process, when slime's event loop still runs in a thread of its own."""
+        if loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._session.close(), loop).result(timeout=5)
