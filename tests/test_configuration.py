@@ -115,6 +115,12 @@ def test_a_router_that_says_something_else_stops_the_run(rig, page):
             rig.rollout([{"goal": 2}], sglang_router_port=router.port)
 
 
+def test_a_router_without_engines_stops_the_run(rig):
+    rig.student.pages["/workers"] = {"workers": []}
+    with pytest.raises(ConfigError, match="knows no engine of the student"):
+        rig.rollout([{"goal": 2}])
+
+
 def test_foreign_keys_in_the_yaml_are_refused(rig):
     args = rig.args([{"goal": 2}])
     with open(args.custom_config_path, "a") as file:

@@ -316,7 +316,9 @@ def _check_engines(args: Namespace) -> None:
         limits = [_context_limit(engine) for engine in engines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"the student's engines behind {router} do not answer ({error}): see their logs") from error
-    if limits and min(limits) < args.rollout_max_context_len:
+    if not limits:
+        raise ConfigError(f"the router {router} knows no engine of the student: see the engines' logs")
+    if min(limits) < args.rollout_max_context_len:
         raise ConfigError(
             f"the student's engine takes sequences of at most {min(limits)} tokens, less than "
             f"--rollout-max-context-len {args.rollout_max_context_len}: raise --sglang-context-length"
