@@ -166,8 +166,8 @@ def parse_options() -> Namespace:
     parser.add_argument("--out", type=Path, default=HERE / "out", help="games, models, logs and results")
     options = parser.parse_args()
     options.out = options.out.resolve()
-    options.updates = 6 if options.quick else 20
-    options.train_games, options.heldout_games = (32, 12) if options.quick else (64, 48)
+    options.updates = 5 if options.quick else 20
+    options.train_games, options.heldout_games = (16, 8) if options.quick else (64, 48)
     return options
 
 

@@ -54,6 +54,12 @@ if [[ $(cat "$_venv/.installed" 2>/dev/null) != "$_stamp"* ]]; then
   # PIP_EXTRA_INDEX_URL at PyTorch's CPU wheels to do without.
   "${_pip[@]}" torch==2.13.0
   for _file in "${_requirements[@]}"; do "${_pip[@]}" --no-deps -r "$_root/smoke/$_file"; done
+  # The first import of these compiles them, which takes a minute: once here, not in the first run.
+  PYTHONPATH=$_root/smoke SGLANG_USE_CPU_ENGINE=1 "$python" -W ignore -c "
+import torchvision_ops, sglang.launch_server, sglang.srt.entrypoints.http_server, sglang.srt.managers.scheduler
+import sglang.srt.managers.detokenizer_manager, sglang.srt.models.registry, transformers.models.qwen3.modeling_qwen3
+import alfworld.agents.environment.alfred_tw_env, matplotlib.pyplot, ray, textworld.envs" >"$_venv/import.log" 2>&1 ||
+    _fail "what was installed does not import: see $_venv/import.log"
   echo "$_stamp" >"$_venv/.installed"
   echo "set up in $((SECONDS - _started)) s"
 fi
