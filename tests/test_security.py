@@ -42,6 +42,7 @@ COMMANDS = {
     "preflight.py",
     "prepare_alfworld.py",
 }
+COMMANDS |= {"tcod_play.py"}  # what two of them share
 ALLOWED = {
     ("environment.py", "load_environment", "import_module"),  # the environment that the settings name
     ("tcod_config.py", "check_yaml", "open"),  # the settings
