@@ -23,6 +23,7 @@ from collections.abc import Collection
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any
+from unittest.mock import patch
 
 import conftest  # noqa: F401  import paths
 import hooks
@@ -36,6 +37,7 @@ from transformers import AutoTokenizer
 
 hooks.find_slime()
 
+import tcod_http  # noqa: E402
 import tcod_rollout  # noqa: E402
 from rig import RecordingSource, Rig, check_invariants, teacher_value  # noqa: E402
 
@@ -71,7 +73,7 @@ TEACHER = {
 }
 ENGINE = {
     "engine resets once": None,
-    "engine truncates": "engine_invalid",
+    "engine truncates": "engine_unavailable",
     "engine aborts": "aborted",
     "engine says nothing": "nothing_sampled",
     "engine says inf": "engine_invalid",
@@ -187,7 +189,14 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
     rig.teacher_reply, rig.student.reply = run.teacher_reply, run.engine_reply
     samples: list[dict[str, float]] = []
     started = time.monotonic()
-    with rig.student, rig.teacher, FaultProxy(rig.student.port) as engine, FaultProxy(rig.teacher.port) as teacher:
+    with (
+        rig.student,
+        rig.teacher,
+        FaultProxy(rig.student.port) as engine,
+        FaultProxy(rig.teacher.port) as teacher,
+        patch.object(tcod_http, "FIRST_PAUSE_S", 0.1),
+        patch.object(tcod_rollout, "ENGINE_RETRIES", 2),
+    ):
         engine.fault = functools.partial(run.on_the_wire, ENGINE.keys())
         teacher.fault = functools.partial(run.on_the_wire, TEACHER.keys())
         args = rig.args(
@@ -199,7 +208,7 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
             tcod_env_workers=WORKERS,
             tcod_engines_per_worker=ENGINES,
             tcod_env_timeout_s=5.0,
-            tcod_engine_timeout_s=10.0,
+            tcod_engine_timeout_s=5.0,
             tcod_teacher_retries=2,
         )
         SingletonMeta._instances.clear()

@@ -271,6 +271,12 @@ class NeedsWhatIsMissing:
 # --------------------------------------------------------------------------------------------------------- processes
 
 
+def heed_signals():
+    """What this process may have been started to ignore, in the background or under nohup."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Running:
     """The script as a process, with the output so far in a file."""
 
@@ -283,7 +289,7 @@ class Running:
                 env={**env, "SKIP_PREFLIGHT": "1"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                preexec_fn=heed_signals,
             )
 
     def wait_for(self, role):
