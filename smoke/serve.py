@@ -5,6 +5,7 @@ Beside that, the server answers GET /workers as slime's router does, so that one
 """
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +18,10 @@ import torchvision_ops  # noqa: E402, F401  at module level, because spawned chi
 def main() -> None:
     # If the launcher is killed outright, the server must not stay behind.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+    # SGLang spawns its processes, for CUDA's sake, and each imports everything anew: most of a start on a laptop.
+    use = multiprocessing.set_start_method
+    multiprocessing.set_start_method = lambda method, force=False: use("fork", force=True)
 
     from sglang.launch_server import run_server
     from sglang.srt.entrypoints.http_server import app
