@@ -53,7 +53,7 @@ HOSTILE = [
     f"$(touch {MARK})",
     f"`touch {MARK}`; touch {MARK} | sh -c 'touch {MARK}'",
     f"../../../{MARK}",
-    f"/tmp/{MARK}",
+    f"/{MARK}",
     f"{MARK}\x00.tw-pddl",
     f"__import__('os').system('touch {MARK}')",
     "{" + MARK + ".__class__}" + f" #{MARK}# %({MARK})s",

@@ -1,7 +1,7 @@
 """Requests to SGLang servers, the student's engines and the teacher's alike: time limits, retries, kept connections.
 
-slime's own `post` has no time limit and repeats even a request that the server refuses sixty times. Its client's cost
-per request also grows with the number of connections: 5 ms at 64 episodes at once, where this one takes less than 1.
+slime's own `post` has no time limit and repeats even a request that the server refuses sixty times. Its client also
+searches all connections for every request, so that its cost grows with the number of episodes at once.
 """
 
 import asyncio

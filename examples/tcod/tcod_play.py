@@ -21,7 +21,7 @@ import ray
 import yaml
 from environment import WORKER_CPUS, load_environment
 from tcod_chat import ChatTokens
-from tcod_config import ConfigError, TcodConfig, check_yaml, probe
+from tcod_config import ConfigError, TcodConfig, probe, read_settings
 from tcod_rollout import generate
 from tcod_teacher import TeacherFailure
 
@@ -64,10 +64,7 @@ def start(options: Namespace) -> Namespace:
             f"--max-context-len {options.max_context_len}"
         )
     args = _slime_args(options)
-    check_yaml(args)
-    config = TcodConfig.from_args(args)
-    if not Path(config.tcod_data_root).is_dir():
-        raise ConfigError(f"tcod_data_root {config.tcod_data_root} is not a folder: set it to the game data's root")
+    config = read_settings(args)
     _check_server(options, args)
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level="warning", log_to_driver=False)
@@ -172,7 +169,7 @@ def failure(sample: Sample) -> str | None:
 
 
 def _slime_args(options: Namespace) -> Namespace:
-    """Those of slime's arguments that its HTTP client, its sampling parameters and `generate` read."""
+    """Those of slime's arguments that its sampling parameters and `generate` read."""
     host, _, port = options.url.removeprefix("http://").rstrip("/").rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError(f"--url must be http://HOST:PORT, got {options.url}")

@@ -164,7 +164,7 @@ async def reward_func(args: Namespace, sample: Sample, **kwargs: Any) -> float:
         try:
             with trace_span(sample, "teacher"):
                 sample.teacher_log_probs = await _runtime(args).teacher.score(
-                    sample.tokens, prompt_length, unwanted=lambda: GenerateState(args).aborted
+                    sample.tokens, prompt_length, unwanted=lambda: _has_ended(args)
                 )
         except Exception as error:  # it would end slime's run
             reason = error.reason if isinstance(error, TeacherFailure) else "internal"
@@ -173,7 +173,7 @@ async def reward_func(args: Namespace, sample: Sample, **kwargs: Any) -> float:
             if episode["evaluation"]:
                 logger.warning("evaluation episode without a KL: %s", error)
                 episode["unscored"] = reason
-            elif GenerateState(args).aborted:  # a surplus episode: slime throws it away
+            elif _has_ended(args):  # a surplus episode: slime throws it away
                 _reset(sample, Sample.Status.ABORTED)
                 return 0.0
             else:
@@ -303,12 +303,12 @@ async def _play(args: Namespace, sample: Sample, sampling_params: dict[str, Any]
     }
     started = time.monotonic()
     async with runtime.pool.borrow() as environment:
-        _stop_if_aborted(args)  # while it waited for an engine
+        _stop_if_ended(args)  # while it waited for an engine
         student = _Student(args, runtime, sample, sampling_params)
         observation = await _in_environment(sample, environment.reset(sample.metadata))
         sample.tokens = runtime.chat.prompt(runtime.environment.system_prompt(), runtime.render(observation, True))
         for turn in range(plan.replayed + plan.budget):
-            _stop_if_aborted(args)
+            _stop_if_ended(args)
             if turn < plan.replayed:
                 action = demo.replay(runtime, sample, turn, observation)
             elif student.has_room():
@@ -332,9 +332,13 @@ async def _play(args: Namespace, sample: Sample, sampling_params: dict[str, Any]
     sample.status = Sample.Status.TRUNCATED if cut else Sample.Status.COMPLETED
 
 
-def _stop_if_aborted(args: Namespace) -> None:
-    """slime sets this when a rollout has all the groups it needs; an evaluation never runs meanwhile."""
-    if GenerateState(args).aborted:
+def _has_ended(args: Namespace) -> bool:
+    """Whether slime has all the groups that this rollout needs; an evaluation never runs meanwhile."""
+    return GenerateState(args).aborted
+
+
+def _stop_if_ended(args: Namespace) -> None:
+    if _has_ended(args):
         raise _Aborted
 
 
@@ -416,7 +420,9 @@ class _Student:
         }
         with trace_span(self.sample, "sglang_generate", attrs={"max_new_tokens": max_new_tokens}) as span:
             try:
-                output = await self.runtime.engine.post(self.url, payload, self.headers, self._unwanted)
+                output = await self.runtime.engine.post(
+                    self.url, payload, self.headers, unwanted=lambda: _has_ended(self.args)
+                )
             except RequestFailure as failure:
                 if failure.reason == "unwanted":
                     raise _Aborted from failure
@@ -450,9 +456,6 @@ class _Student:
         text = self.chat.tokenizer.decode(ids, skip_special_tokens=False)
         self.sample.append_response_tokens(self.args, tokens=ids, trainable=False, text=text)
         return True
-
-    def _unwanted(self) -> bool:
-        return GenerateState(self.args).aborted
 
     def _room(self) -> int:
         """Tokens a response may have; one place is kept for the end-of-turn token of a cut response."""
