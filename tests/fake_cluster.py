@@ -57,6 +57,18 @@ def build(place: Path, save_tokenizer) -> dict[str, str]:
     }
 
 
+def processes_of(run_dir: Path) -> list[tuple[int, str]]:
+    """(pid, command line) of every process that the script started for this run directory."""
+    mark, found = f"TCOD_RUN_DIR={run_dir}\0".encode(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes():
+                found.append((int(process.name), (process / "cmdline").read_text()))
+        except OSError:
+            pass
+    return found
+
+
 def executable(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o755)

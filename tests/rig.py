@@ -111,8 +111,8 @@ class Rig:
         values = [student_value(i) for i in range(len(ids))]
         return generated(ids, values, text="", finish=finish, prompt_tokens=len(payload["input_ids"]))
 
-    def rows(self, rows):
-        path = self.folder / "rows.jsonl"
+    def rows(self, rows, name="train"):
+        path = self.folder / f"{name}.jsonl"
         path.write_text(
             "".join(json.dumps({"prompt": "walk", "label": "walk", "metadata": row}) + "\n" for row in rows)
         )

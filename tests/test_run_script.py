@@ -19,6 +19,7 @@ from pathlib import Path
 
 import fake_cluster
 import pytest
+from fake_cluster import processes_of
 from servers import free_port
 from toys import save_tokenizer
 
@@ -52,18 +53,6 @@ def dry_run(env, *arguments):
 
 def value(flags, name):
     return flags[flags.index(name) + 1]
-
-
-def processes_of(folder):
-    """Processes that were started with this place's run directory."""
-    mark, found = f"TCOD_RUN_DIR={folder}/run\0".encode(), []
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and mark in (process / "environ").read_bytes():
-                found.append((process.name, (process / "cmdline").read_text()))
-        except OSError:
-            pass
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- dry runs
@@ -213,7 +202,11 @@ def test_preflight_accepts_what_can_run(preflight):
         ("f2b.yaml", "tcod_variant: f2b\ntcod_horizn: 4\n", "unknown setting tcod_horizn"),
         ("f2b.yaml", "tcod_variant: f2b\ntcod_horizon: 4\nlr: 1\n", "sets lr: slime reads this file too late"),
         ("data/train.jsonl", "{}\n{\n", "line 2 of .*train.jsonl is no JSON object"),
-        ("data/train.jsonl", '{"metadata": {}}\n', "row 1 of --prompt-data cannot be played: its .* has no goal"),
+        (
+            "data/train.jsonl",
+            '{"metadata": {}}\n',
+            "row 1 of train.jsonl in DATA_DIR cannot be played: its .* has no goal",
+        ),
         ("data/valid_seen.jsonl", '{"metadata": {}}\n', "row 1 of valid_seen.jsonl in DATA_DIR cannot be played"),
         ("data/train.jsonl", '{"metadata": {"goal": 1, "explode": 1}}\n', "the corridor collapsed.*: repair"),
         ("student/chat_template.jinja", "{{ messages }}", "chat template ends an assistant turn"),
@@ -305,7 +298,7 @@ class Running:
         if number:
             self.popen.send_signal(number)
         status = self.popen.wait(timeout=10 if number else 60)
-        assert processes_of(self.folder) == []
+        assert processes_of(self.folder / "run") == []
         return status, self.output.read_text()
 
 
@@ -322,7 +315,7 @@ def script(place):
     yield begin
     for running in started:
         running.popen.kill()
-    for pid, _ in processes_of(folder):
+    for pid, _ in processes_of(folder / "run"):
         os.kill(int(pid), signal.SIGKILL)
 
 
@@ -330,7 +323,7 @@ def script(place):
 def test_a_signal_while_the_teacher_starts_stops_it(script, number, status):
     running = script(FAKE_TEACHER="is slow")
     running.wait_for("teacher")
-    assert len(processes_of(running.folder)) >= 3  # the script, the teacher and its child
+    assert len(processes_of(running.folder / "run")) >= 3  # the script, the teacher and its child
     assert running.end(number)[0] == status
     assert not (running.folder / "seen/train.json").exists()
 
@@ -415,7 +408,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(place):
     file.write_text(json.dumps(tokenizer))
     done = run(env)
     assert done.returncode == 1 and "use a teacher with the student's tokenizer" in done.stderr
-    assert not (folder / "seen/train.json").exists() and processes_of(folder) == []
+    assert not (folder / "seen/train.json").exists() and processes_of(folder / "run") == []
 
 
 # ------------------------------------------------------------------------------------------------ slime's own parser

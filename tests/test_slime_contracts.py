@@ -6,6 +6,7 @@ post_process_rewards is there to refuse. Buffer, data source and sample filter h
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,30 @@ def hook_paths():
 @pytest.mark.parametrize("where, path", sorted(set(hook_paths())))
 def test_slime_loads_every_hook(where, path):
     assert callable(load_function(path))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """slime's settings, with the recipe and its tests where slime has examples and tests."""
+    root = tmp_path_factory.mktemp("slime")
+    shutil.copy(Path(os.environ["SLIME_DIR"]) / "pyproject.toml", root)
+    shutil.copytree(ROOT / "examples/tcod", root / "examples/tcod", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "tests").mkdir()
+    for test in ("test_tcod_curriculum.py", "test_qwen2.5_0.5B_tcod_short.py"):
+        shutil.copy(ROOT / "tests" / test, root / "tests")
+    return root
+
+
+@pytest.mark.parametrize(
+    "tool, options",
+    [
+        ("pytest", ["tests/test_tcod_curriculum.py", "-p", "no:cacheprovider"]),
+        ("black", ["--check", "."]),
+        ("isort", ["--check", "--profile=black", "."]),
+        ("ruff", ["check", "--no-cache", "."]),
+    ],
+)
+def test_the_recipe_keeps_slimes_own_rules(tree, tool, options):
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "-m", tool, *options], cwd=tree, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]

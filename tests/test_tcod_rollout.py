@@ -468,8 +468,8 @@ def test_incomplete_samples_never_reach_training(rig):
 # --------------------------------------------------------------------------------------------------- evaluation
 
 
-def evaluation(rig, temperatures=(0.4,), **changes):
-    path = str(rig.rows([{"goal": 2}, {"goal": 9}]))
+def evaluation(rig, temperatures=(0.4,), rows=({"goal": 2}, {"goal": 9}), **changes):
+    path = str(rig.rows(rows, "heldout"))
     datasets = [
         EvalDatasetConfig(
             name=f"t{temperature:g}",
@@ -498,6 +498,11 @@ def test_evaluation_plays_the_full_horizon_without_the_teacher(rig):
     assert output.metrics["eval/tcod/t0.4/turns/student"] == 3.0
     assert rig.scoring_requests() == []
     assert {payload["sampling_params"]["temperature"] for payload in rig.student.payloads()} == {0.4}
+
+
+def test_an_evaluation_does_not_look_at_demonstrations(rig):
+    output = evaluation(rig, rows=[{"goal": 2, "demo": "none"}])
+    assert output.metrics["eval/tcod/t0.4/success"] == 1.0 and output.metrics["eval/tcod/t0.4/failed"] == 0
 
 
 def test_the_evaluation_kl_is_measured_where_it_is_defined(rig):

@@ -100,6 +100,9 @@ class _EngineHost:
         return self._engines[slot].step(action)
 
 
+_EngineActor = ray.remote(_EngineHost)  # once: Ray exports and keeps every class that it is given
+
+
 class _Worker:
     """A worker process as the pool sees it. The process starts with the first call."""
 
@@ -135,7 +138,7 @@ class _Worker:
         # A worker imports this module and the environment's from where this process found them.
         env_vars = {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
         options = {"num_cpus": WORKER_CPUS, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": env_vars}}
-        host = ray.remote(_EngineHost).options(**options)
+        host = _EngineActor.options(**options)
         actor = await asyncio.to_thread(host.remote, *self._arguments)
         try:
             await asyncio.wait_for(actor.ready.remote(), START_TIMEOUT_S)

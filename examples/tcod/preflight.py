@@ -14,7 +14,15 @@ from typing import Any
 
 import yaml
 from environment import load_environment
-from tcod_config import ConfigError, TcodConfig, check_chat_template, check_rows, check_teacher, read_settings
+from tcod_config import (
+    ConfigError,
+    TcodConfig,
+    check_chat_template,
+    check_rows,
+    check_teacher,
+    check_training_rows,
+    read_settings,
+)
 from transformers import AutoConfig, AutoTokenizer
 
 CHAT = {"enable_thinking": False}  # as in the script's --apply-chat-template-kwargs
@@ -34,9 +42,9 @@ def check_run(options: Namespace) -> None:
     if options.megatron_teacher:
         check_architecture(options.student, options.megatron_teacher)
     rows = {split: read_rows(options.data / f"{split}.jsonl") for split in ("train", "valid_seen", "valid_unseen")}
-    check_rows(config, rows["train"])
+    check_training_rows(config, rows["train"], "train.jsonl in DATA_DIR")
     for split in ("valid_seen", "valid_unseen"):
-        check_evaluation(config, split, rows[split])
+        check_rows(config, rows[split], f"{split}.jsonl in DATA_DIR")
     play_one_step(config, rows["train"][0].metadata)
     if options.ray_gpus:
         check_ray(options.ray_gpus)
@@ -56,15 +64,6 @@ def read_rows(path: Path) -> list[Namespace]:
         except (ValueError, AttributeError) as error:
             raise ConfigError(f"line {number} of {path} is no JSON object: prepare DATA_DIR again") from error
     return rows
-
-
-def check_evaluation(config: TcodConfig, split: str, rows: list[Namespace]) -> None:
-    environment = load_environment(config.tcod_environment)
-    for number, row in enumerate(rows, 1):
-        try:
-            environment.check_row(row.metadata or {}, config.tcod_data_root)
-        except ValueError as error:
-            raise ConfigError(f"row {number} of {split}.jsonl in DATA_DIR cannot be played: {error}") from error
 
 
 def play_one_step(config: TcodConfig, metadata: dict[str, Any]) -> None:

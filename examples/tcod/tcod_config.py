@@ -129,7 +129,8 @@ def check_settings(args: Namespace, dataset: Sequence[Any] | None) -> TcodConfig
     _check_hooks(args)
     _check_sampling(args)
     _check_evaluation_kl(args, config)
-    check_rows(config, dataset)
+    if dataset is not None:
+        check_training_rows(config, dataset, "--prompt-data")
     return config
 
 
@@ -139,6 +140,10 @@ def read_settings(args: Namespace) -> TcodConfig:
     config = TcodConfig.from_args(args)
     if not Path(config.tcod_data_root).is_dir():
         raise ConfigError(f"tcod_data_root {config.tcod_data_root} is not a folder: set it to the game data's root")
+    try:
+        load_environment(config.tcod_environment)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"tcod_environment {config.tcod_environment} cannot be imported: {error}") from error
     return config
 
 
@@ -269,31 +274,39 @@ def _check_evaluation_kl(args: Namespace, config: TcodConfig) -> None:
         )
 
 
-def check_rows(config: TcodConfig, dataset: Sequence[Any] | None) -> None:
-    """Whether the training samples can be played, as far as they and the files show it. Raises ConfigError."""
-    try:
-        environment = load_environment(config.tcod_environment)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"tcod_environment {config.tcod_environment} cannot be imported: {error}") from error
-    if dataset is None:
-        return
-    if not len(dataset):
-        raise ConfigError("--prompt-data has no rows: prepare the data first, see README.md")
-    for number, sample in enumerate(dataset, 1):
+def check_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
+    """Whether samples can be played, as far as they and the files show it.
+
+    Args:
+        rows: with .metadata each.
+        source: the flag or file that they come from, for the message.
+
+    Raises:
+        ConfigError: with the first row that cannot.
+    """
+    if not len(rows):
+        raise ConfigError(f"{source} has no rows: prepare the data first, see README.md")
+    environment = load_environment(config.tcod_environment)
+    for number, row in enumerate(rows, 1):
         try:
-            _check_demonstration(sample.metadata)
-            environment.check_row(sample.metadata, config.tcod_data_root)
+            _check_demonstration(row.metadata)
+            environment.check_row(row.metadata, config.tcod_data_root)
         except ValueError as error:
-            raise ConfigError(f"row {number} of --prompt-data cannot be played: {error}") from error
+            raise ConfigError(f"row {number} of {source} cannot be played: {error}") from error
+
+
+def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
+    """The same for training samples, which b2f needs demonstrations for. Raises ConfigError."""
+    check_rows(config, rows, source)
     if config.tcod_variant != "b2f":
         return
-    lengths = [len((sample.metadata.get("demo") or {}).get("actions") or []) for sample in dataset]
+    lengths = [len((row.metadata.get("demo") or {}).get("actions") or []) for row in rows]
     empty = sum(length == 0 for length in lengths)
     long = sum(length > config.tcod_horizon for length in lengths)
     if empty or long:
         raise ConfigError(
             f"tcod_variant b2f needs a demonstration of 1 to {config.tcod_horizon} (tcod_horizon) actions for every "
-            f"row of --prompt-data: of {len(lengths)} rows {empty} have none and {long} are longer"
+            f"row of {source}: of {len(lengths)} rows {empty} have none and {long} are longer"
         )
 
 

@@ -294,7 +294,7 @@ class _EpisodeFailure(Exception):
 async def _play(args: Namespace, sample: Sample, sampling_params: dict[str, Any], evaluation: bool) -> None:
     """The one episode loop of all arms and of evaluation; the plan says who acts at which turn."""
     runtime = _runtime(args)
-    demo = _Demonstration.of(sample)
+    demo = _Demonstration([], None) if evaluation else _Demonstration.of(sample)
     plan = runtime.plan(sample, demo, evaluation)
     record = sample.metadata["tcod"] = {
         **sample.metadata.get("tcod", {}),
@@ -360,7 +360,7 @@ class _Demonstration:
 
     @staticmethod
     def of(sample: Sample) -> "_Demonstration":
-        demo = (sample.metadata or {}).get("demo") or {}
+        demo = sample.metadata.get("demo") or {}
         return _Demonstration(
             [" ".join(action.split()) for action in demo.get("actions") or []], demo.get("responses")
         )
