@@ -40,6 +40,7 @@ WRONG = [
     ({"tcod_env_timeout_s": 0.0}, "tcod_env_timeout_s must be a positive number"),
     ({"tcod_teacher_timeout_s": float("nan")}, "tcod_teacher_timeout_s must be a positive number"),
     ({"tcod_teacher_retries": -1}, "tcod_teacher_retries must be >= 0"),
+    ({"tcod_max_staleness": -1}, "tcod_max_staleness must be >= 0"),
     ({"tcod_max_replacements": 0}, "tcod_max_replacements must be >= 1"),
     ({"tcod_variant": "b2f"}, "of 1 rows 1 have none"),
     ({"partial_rollout": True}, "--partial-rollout"),

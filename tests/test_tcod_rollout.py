@@ -637,6 +637,15 @@ def test_fully_async_aborted_groups_are_played_again_from_a_clean_sample(rig, fu
     assert all(len(sample.metadata["tcod"]["turns"]) == 2 and sample.reward == 1.0 for sample in group)
 
 
+def test_fully_async_stale_groups_are_dropped_and_counted(fully_async):
+    """slime draws six groups ahead for a batch of two."""
+    outputs = fully_async([{"goal": 2}] * 2, 3, sglang_server_concurrency=6, tcod_max_staleness=0)
+    drawn_at = [[sample.metadata["tcod"]["n"] for [sample] in output.samples] for output in outputs]
+    assert drawn_at == [[0, 0], [1, 1], [2, 2]]
+    stale = [output.metrics["rollout/tcod/stale"] for output in outputs]
+    assert stale[0] == 0 and stale[1] >= 4 and stale[2] >= 4
+
+
 def test_fully_async_stops_when_everything_fails(rig, fully_async):
     rig.teacher_reply = lambda payload: {"error": "?"}
     with pytest.raises(RuntimeError, match="failed groups were replaced.*teacher_invalid"):

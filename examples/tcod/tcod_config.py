@@ -65,6 +65,8 @@ class TcodConfig:
     """Scoring requests in flight at once."""
     tcod_max_replacements: int = 4
     """Stop the run when failed groups were replaced more than this many whole batches within one rollout."""
+    tcod_max_staleness: int = 2
+    """Fully asynchronous mode: a group drawn more than this many rollouts ago is dropped."""
     tcod_eval_kl: bool = False
     """Score evaluation episodes too (those sampled at temperature 1), to measure the full-horizon KL."""
 
@@ -95,8 +97,9 @@ class TcodConfig:
         for key in ("tcod_env_timeout_s", "tcod_engine_timeout_s", "tcod_teacher_timeout_s"):
             if not 0 < getattr(config, key) < float("inf"):
                 raise ConfigError(f"{key} must be a positive number of seconds, got {getattr(config, key)}")
-        if config.tcod_teacher_retries < 0:
-            raise ConfigError(f"tcod_teacher_retries must be >= 0, got {config.tcod_teacher_retries}")
+        for key in ("tcod_teacher_retries", "tcod_max_staleness"):
+            if getattr(config, key) < 0:
+                raise ConfigError(f"{key} must be >= 0, got {getattr(config, key)}")
         try:
             config.curriculum  # noqa: B018  its constructor checks the schedule
         except ValueError as error:

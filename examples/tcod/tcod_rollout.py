@@ -89,8 +89,8 @@ def generate_rollout_fully_async(
 ) -> RolloutFnTrainOutput:
     """slime's fully asynchronous rollout (train_async.py), in which episodes go on while the model is trained.
 
-    An episode's depth is k(rollout id when it was drawn). slime has no filter there, so groups with a failed sample
-    are dropped here and others taken instead.
+    An episode's depth is k(rollout id when it was drawn). slime has no filter there, so groups with a failed sample,
+    and those drawn more than tcod_max_staleness rollouts ago, are dropped here and others taken instead.
 
     Raises:
         ConfigError: on the first call, when a setting cannot work; always in an evaluation, which slime lacks there.
@@ -109,16 +109,29 @@ def generate_rollout_fully_async(
     _continuous_source.rollout_id = rollout_id
     kept: list[list[Sample]] = []
     dropped: list[list[Sample]] = []
+    stale: list[list[Sample]] = []
     while missing := args.rollout_batch_size - len(kept):
         if len(dropped) > config.tcod_max_replacements * args.rollout_batch_size:
             raise _too_many_failures(rollout_id, missing, _flat(dropped))
         # The size of the batch is all that slime reads from these arguments; its worker keeps those of the first call.
-        wanted = args if not dropped else Namespace(**{**vars(args), "rollout_batch_size": missing})
+        fewer = missing < args.rollout_batch_size
+        wanted = Namespace(**{**vars(args), "rollout_batch_size": missing}) if fewer else args
         for group in collect(wanted, rollout_id, _continuous_source):
-            (kept if drop_failed(args, group).keep else dropped).append(group)
+            if rollout_id - group[0].metadata["tcod"]["n"] > config.tcod_max_staleness:
+                stale.append(group)
+            elif drop_failed(args, group).keep:
+                kept.append(group)
+            else:
+                dropped.append(group)
+    if stale:
+        logger.warning(
+            "rollout %d: %d groups were drawn more than tcod_max_staleness %d rollouts ago and dropped; a lower "
+            "--sglang-server-concurrency draws fewer ahead",
+            *(rollout_id, len(stale), config.tcod_max_staleness),
+        )
     trained = _flat(kept)
     metrics = rollout_metrics(trained, trained + _flat(dropped), time.monotonic() - started)
-    return RolloutFnTrainOutput(samples=kept, metrics=metrics)
+    return RolloutFnTrainOutput(samples=kept, metrics={**metrics, "rollout/tcod/stale": len(_flat(stale))})
 
 
 async def generate(
@@ -509,7 +522,7 @@ def _fail(sample: Sample, reason: str, detail: str) -> None:
 def _kl_wanted(args: Namespace, sample: Sample) -> bool:
     """Whether an evaluation episode is scored, by leaving its reward to reward_func. Where sampling changes the policy
     (any temperature but 1), the difference of the engine's and the teacher's log-probs would be no KL."""
-    wanted = TcodConfig.from_args(args).tcod_eval_kl and args.opd_type == "sglang"
+    wanted = _runtime(args).config.tcod_eval_kl and args.opd_type == "sglang"
     return wanted and sample.status != Sample.Status.FAILED and sample.metadata["tcod"]["untempered"]
 
 
