@@ -1,6 +1,7 @@
 """Launch checks: whatever cannot work stops the run before its first rollout, with one sentence that names the fix."""
 
 import re
+import threading
 
 import hooks
 import pytest
@@ -9,6 +10,7 @@ from fault_proxy import FaultProxy
 
 SLIME = hooks.find_slime()
 
+import tcod_config  # noqa: E402
 import tcod_rollout  # noqa: E402
 from rig import checkpoint, local_pool, rig, teacher_value, tokenizer  # noqa: E402, F401
 from tcod_config import ConfigError  # noqa: E402
@@ -116,7 +118,15 @@ def test_a_router_that_says_something_else_stops_the_run(rig, page):
             rig.rollout([{"goal": 2}], sglang_router_port=router.port)
 
 
-def test_a_router_without_engines_stops_the_run(rig):
+def test_engines_that_the_router_lists_late_are_waited_for(rig):
+    rig.student.pages["/workers"] = {"workers": []}
+    threading.Timer(1.0, rig.student.pages.pop, ["/workers"]).start()
+    samples, _ = rig.rollout([{"goal": 2}])
+    assert len(samples) == 1
+
+
+def test_a_router_without_engines_stops_the_run(rig, monkeypatch):
+    monkeypatch.setattr(tcod_config, "ROUTER_PATIENCE_S", 1.0)
     rig.student.pages["/workers"] = {"workers": []}
     with pytest.raises(ConfigError, match="knows no engine of the student"):
         rig.rollout([{"goal": 2}])

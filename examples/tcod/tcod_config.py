@@ -8,6 +8,7 @@ import http.client
 import json
 import math
 import os
+import time
 import typing
 import urllib.request
 from argparse import Namespace
@@ -21,6 +22,8 @@ from curriculum import Curriculum
 from environment import load_environment
 from tcod_chat import ChatTokens
 from tcod_teacher import TeacherFailure, check_scores, scoring_request
+
+ROUTER_PATIENCE_S = 60.0  # The router lists an engine only after its own check of it, which slime does not wait for.
 
 
 class ConfigError(ValueError):
@@ -327,8 +330,13 @@ def _check_demonstration(metadata: Any) -> None:
 
 def _check_engines(args: Namespace) -> None:
     router = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
+    deadline = time.monotonic() + ROUTER_PATIENCE_S
     try:
-        engines = [worker["url"] for worker in _ask(f"{router}/workers")["workers"]]
+        while True:
+            engines = [worker["url"] for worker in _ask(f"{router}/workers")["workers"]]
+            if engines or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
         limits = [_context_limit(engine) for engine in engines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"the student's engines behind {router} do not answer ({error}): see their logs") from error
