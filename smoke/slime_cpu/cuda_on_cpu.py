@@ -117,11 +117,14 @@ def install() -> None:
     torch.cuda.Stream = _NoStream  # Megatron get_model
     torch.cuda.current_stream = lambda *_: _NoStream()  # Megatron get_model
     torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()  # Megatron tensor_parallel/random.py
+    torch.cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()  # the same, with recomputed activations
     torch.Tensor.cuda = lambda self, *_, **__: self  # Megatron get_model, through Module.cuda
     torch.tensor = _on_cpu(torch.tensor)  # Megatron optimizer.py
     torch.zeros = _on_cpu(torch.zeros)  # Megatron schedules.py
+    torch.empty = _on_cpu(torch.empty)  # Megatron exchange_utils.py, a checkpoint's tensors
     torch.empty_like = _on_cpu(torch.empty_like)  # slime tensor_backper.py
 
+    torch.cuda.synchronize = lambda *_: None  # Megatron filesystem_async.py, writing a checkpoint
     torch._C._host_emptyCache = lambda: None  # slime memory_utils.py, with --offload-train
 
     tensor_type = torch.Tensor.type
