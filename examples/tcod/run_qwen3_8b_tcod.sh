@@ -271,15 +271,18 @@ check() {
   unset 'SESSIONS[-1]'
 }
 stop() {
-  local sessions i
+  local sessions pids i
   trap '' INT TERM HUP
   sessions=$(IFS=, && echo "${SESSIONS[*]}")
   [[ -n $sessions ]] || return 0
   # train.py takes its Ray down when it is asked to end, SGLang its workers; what is left of them goes then.
-  # shellcheck disable=SC2046
-  kill -TERM $(jobs -pr) 2>/dev/null || true
+  pids=$(jobs -pr)
+  disown -a # or the shell reports how each of them ended
+  # shellcheck disable=SC2086
+  kill -TERM $pids 2>/dev/null || true
   for ((i = 0; i < 150; i++)); do
-    [[ -n $(jobs -pr) ]] || break
+    # shellcheck disable=SC2086
+    kill -0 $pids 2>/dev/null || break
     sleep 0.1
   done
   pkill -TERM -s "$sessions" || return 0

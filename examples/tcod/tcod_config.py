@@ -24,6 +24,7 @@ from tcod_chat import ChatTokens
 from tcod_teacher import TeacherFailure, check_scores, scoring_request
 
 ROUTER_PATIENCE_S = 60.0  # The router lists an engine only after its own check of it, which slime does not wait for.
+PROBED_TOKENS = 256  # Of the vocabulary, evenly spaced: two tokenizers may agree on a short text.
 
 
 class ConfigError(ValueError):
@@ -380,6 +381,8 @@ def probe(server: str, tokenizer: Any, template_kwargs: dict[str, Any] | None) -
         add_generation_prompt=True,
         **(template_kwargs or {}),
     )
+    every = max(1, len(tokenizer) // PROBED_TOKENS)
+    text += tokenizer.decode(list(range(0, len(tokenizer), every)), skip_special_tokens=True)
     limit = _context_limit(server)
     check_scores(_ask(f"{server}/generate", scoring_request(0, text=text)), tokenizer.encode(text), 0, len(tokenizer))
     return limit

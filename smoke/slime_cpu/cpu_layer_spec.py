@@ -1,11 +1,13 @@
 """Megatron layers in plain torch, for slime's `--spec cpu_layer_spec layer_spec`.
 
 slime's Hugging Face loader and saver know TransformerEngine's parameter names, where a norm belongs to the linear
-layer after it, and slime always packs sequences (THD); Megatron's own local layers have neither.
+layer after it, and slime always packs sequences (THD); Megatron's own local layers have neither. And without
+TransformerEngine Megatron's optimizer cannot load a checkpoint before its first step.
 """
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
@@ -46,3 +48,16 @@ def layer_spec(args, config, vp_stage):
     layer.self_attention.submodules.core_attention = PackedAttention
     layer.mlp.submodules.linear_fc1 = NormColumnParallelLinear
     return spec
+
+
+_state_dict = DistributedOptimizer.state_dict
+
+
+def _state_dict_before_the_first_step(self):
+    """The place into which a checkpoint is loaded; what the empty step moves is loaded as well."""
+    if not self.optimizer.state:
+        self._init_optimizer_states_with_dummy_values()
+    return _state_dict(self)
+
+
+DistributedOptimizer.state_dict = _state_dict_before_the_first_step
