@@ -2,7 +2,7 @@
 
 slime's Hugging Face loader and saver know TransformerEngine's parameter names, where a norm belongs to the linear
 layer after it, and slime always packs sequences (THD); Megatron's own local layers have neither. And without
-TransformerEngine Megatron's optimizer cannot load a checkpoint before its first step.
+TransformerEngine, in float32, Megatron's optimizer saves checkpoints that it cannot load.
 """
 
 import torch
@@ -53,11 +53,13 @@ def layer_spec(args, config, vp_stage):
 _state_dict = DistributedOptimizer.state_dict
 
 
-def _state_dict_before_the_first_step(self):
-    """The place into which a checkpoint is loaded; what the empty step moves is loaded as well."""
+def _state_dict_with_a_state(self):
+    """Also before the first step, for the place into which a checkpoint is loaded; it replaces what this step does."""
     if not self.optimizer.state:
         self._init_optimizer_states_with_dummy_values()
     return _state_dict(self)
 
 
-DistributedOptimizer.state_dict = _state_dict_before_the_first_step
+DistributedOptimizer.state_dict = _state_dict_with_a_state
+# In float32 the optimizer's parameters are views of the model's, which autograd guards.
+DistributedOptimizer.load_state_dict = torch.no_grad()(DistributedOptimizer.load_state_dict)
