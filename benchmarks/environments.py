@@ -119,8 +119,8 @@ class OneEngine:
     @staticmethod
     def _serve(name: str, data_root: str, pipe: Any) -> None:
         engine = ENGINES[name](data_root)
-        while True:
-            jobs, profiled = pipe.recv()
+        while task := pipe.recv():
+            jobs, profiled = task
             profile = cProfile.Profile() if profiled else contextlib.nullcontext()
             with profile:
                 played = play(engine, jobs)
@@ -129,6 +129,10 @@ class OneEngine:
     def play(self, jobs: list[Job], profiled: bool = False) -> Any:
         self._pipe.send((jobs, profiled))
         return self._pipe.recv()
+
+    def end(self) -> None:
+        self._pipe.send(None)
+        self._process.join()
 
 
 class Pool:
@@ -210,6 +214,8 @@ def main() -> None:
             ways[name].play(batch)
         memory[name].append(resident_mb(ways[name].pids))
     profile = ways["patched"].play(jobs[0], profiled=True)
+    for name in ENGINES:
+        ways[name].end()
 
     rates = {n: median(count / s for count, s in zip(steps[1:], of[1:], strict=True)) for n, of in seconds.items()}
     hundreds = ROUNDS * options.games / 100

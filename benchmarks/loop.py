@@ -30,6 +30,7 @@ from toys import LocalPool, save_tokenizer
 SLIME = hooks.find_slime()
 
 import tcod_rollout  # noqa: E402
+from tcod_http import SGLangClient  # noqa: E402
 
 import slime  # noqa: E402
 from slime.utils.async_utils import run  # noqa: E402
@@ -59,7 +60,7 @@ class Endless:
     format_action = staticmethod(lambda action: action)
 
 
-class SlimesClient(tcod_rollout.SGLangClient):
+class SlimesClient(SGLangClient):
     """The recipe's client with slime's way of sending a request."""
 
     async def post(self, url: str, payload: dict[str, Any], headers: Any = None, unwanted: Any = None) -> Any:
@@ -68,7 +69,7 @@ class SlimesClient(tcod_rollout.SGLangClient):
 
 def loops(turns: int) -> dict[str, tuple[Callable[..., Coroutine], type]]:
     """name: (slime's custom generate function for episodes of that many turns, client of the recipe)."""
-    found = {"recipe": (tcod_rollout.generate, tcod_rollout.SGLangClient)}
+    found = {"recipe": (tcod_rollout.generate, SGLangClient)}
     found["slime's post"] = (tcod_rollout.generate, SlimesClient)
     example = Path(slime.__file__).resolve().parents[1] / "examples" / "retool"
     if example.is_dir():
@@ -81,7 +82,7 @@ def loops(turns: int) -> dict[str, tuple[Callable[..., Coroutine], type]]:
         retool.execute_predictions = useless
         retool.tool_registry.get_tool_specs = lambda: []  # a prompt as short as the recipe's here
         retool.TOOL_CONFIGS["max_turns"] = turns
-        found["slime's retool"] = (retool.generate, tcod_rollout.SGLangClient)
+        found["slime's retool"] = (retool.generate, SGLangClient)
     return found
 
 
