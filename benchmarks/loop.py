@@ -39,7 +39,7 @@ from slime.utils.misc import SingletonMeta  # noqa: E402
 from slime.utils.types import Sample  # noqa: E402
 
 TURNS, LATENCY_S = 30, 1.0
-SLIMES_LIMIT = 128  # the cost of a turn with slime's post grows with the episodes at once: 256 take minutes
+SLIMES_LIMIT = 64  # the cost of a turn with slime's post grows with the episodes at once: 128 take minutes
 REPLY_IDS = list(range(40, 60))  # twenty bytes: no action, the episode goes on
 
 
@@ -156,7 +156,7 @@ def measure(loop: str, port: int, episodes: int, folder: Path, turns: int = TURN
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Overhead of the episode loop at a fixed engine latency.")
-    parser.add_argument("--episodes", type=int, nargs="+", default=[8, 64, 128, 512, 1024], help="episodes at once")
+    parser.add_argument("--episodes", type=int, nargs="+", default=[8, 64, 256, 512, 1024], help="episodes at once")
     options = parser.parse_args()
     tcod_rollout.EnvironmentPool = LocalPool
     here, there = multiprocessing.Pipe()
