@@ -209,7 +209,8 @@ def main() -> None:
         assert len(said) == 1, "the ways differ in what they say"
         steps.append(sum(count for count, _ in played))
         print(f"round {number}: " + ", ".join(f"{name} {of[-1]:.1f} s" for name, of in seconds.items()))
-    for name in [name for name in ways if name not in ("per episode", "reused")]:
+    recipes = [name for name in ways if name not in ("per episode", "reused")]
+    for name in recipes:
         for batch in jobs[1:]:
             ways[name].play(batch)
         memory[name].append(resident_mb(ways[name].pids))
@@ -227,7 +228,7 @@ def main() -> None:
             "/ per episode": rates[name] / rates["per episode"],
             "MB": memory[name][-1],
             "MB per 100 episodes": (memory[name][ROUNDS] - memory[name][0]) / hundreds,
-            "again": (memory[name][-1] - memory[name][ROUNDS]) / hundreds,
+            "again": (memory[name][-1] - memory[name][ROUNDS]) / hundreds if name in recipes else None,
         }
         for name in ways
     ]
