@@ -3,14 +3,21 @@
 The engine is a process of its own that answers every request after LATENCY_S with the same few tokens, so an episode
 of T turns takes at least T x LATENCY_S however many there are. Measured in the rollout process: CPU time per turn, and
 wall time over that ideal. Contexts grow as in ALFWorld, by about 100 tokens a turn.
+
+    recipe            as it is
+    slime's post      the recipe's loop, its requests sent by slime.utils.http_utils.post
+    slime's retool    slime's own multi-turn example (examples/retool) with a tool that costs nothing; with SLIME_DIR
 """
 
 import argparse
 import asyncio
 import json
 import multiprocessing
+import re
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +27,19 @@ from environment import Observation
 from rig import UNTEMPERED
 from toys import LocalPool, save_tokenizer
 
-hooks.find_slime()
+SLIME = hooks.find_slime()
 
 import tcod_rollout  # noqa: E402
+from tcod_http import SGLangClient  # noqa: E402
 
+import slime  # noqa: E402
 from slime.utils.async_utils import run  # noqa: E402
-from slime.utils.http_utils import init_http_client  # noqa: E402
+from slime.utils.http_utils import init_http_client, post  # noqa: E402
 from slime.utils.misc import SingletonMeta  # noqa: E402
 from slime.utils.types import Sample  # noqa: E402
 
 TURNS, LATENCY_S = 30, 1.0
+SLIMES_LIMIT = 64  # the cost of a turn with slime's post grows with the episodes at once: 128 take minutes
 REPLY_IDS = list(range(40, 60))  # twenty bytes: no action, the episode goes on
 
 
@@ -49,6 +59,32 @@ class Endless:
     render = staticmethod(lambda observation, first, admissible: observation.text)
     parse_action = staticmethod(lambda response: (response, True))
     format_action = staticmethod(lambda action: action)
+
+
+class SlimesClient(SGLangClient):
+    """The recipe's client with slime's way of sending a request."""
+
+    async def post(self, url: str, payload: dict[str, Any], headers: Any = None, unwanted: Any = None) -> Any:
+        return await post(url, payload, headers=headers)
+
+
+def loops(turns: int) -> dict[str, tuple[Callable[..., Coroutine], type]]:
+    """name: (slime's custom generate function for episodes of that many turns, client of the recipe)."""
+    found = {"recipe": (tcod_rollout.generate, SGLangClient)}
+    found["slime's post"] = (tcod_rollout.generate, SlimesClient)
+    example = Path(slime.__file__).resolve().parents[1] / "examples" / "retool"
+    if example.is_dir():
+        sys.path.append(str(example))
+        import generate_with_retool as retool
+
+        async def useless(prediction: str) -> tuple[str, bool]:
+            return "x" * 80, False  # as long as a user turn of Endless in the chat template
+
+        retool.execute_predictions = useless
+        retool.tool_registry.get_tool_specs = lambda: []  # a prompt as short as the recipe's here
+        retool.TOOL_CONFIGS["max_turns"] = turns
+        found["slime's retool"] = (retool.generate, SGLangClient)
+    return found
 
 
 def engine(port: Any) -> None:
@@ -78,8 +114,8 @@ def engine(port: Any) -> None:
     asyncio.run(serve())
 
 
-def measure(port: int, episodes: int, folder: Path) -> dict[str, Any]:
-    """One row: `episodes` at once, each of TURNS turns."""
+def measure(loop: str, port: int, episodes: int, folder: Path, turns: int = TURNS) -> dict[str, Any]:
+    """One row: `episodes` at once, of so many turns each."""
     args = hooks.rollout_args(
         hf_checkpoint=str(folder),
         apply_chat_template_kwargs={"enable_thinking": False},
@@ -92,27 +128,29 @@ def measure(port: int, episodes: int, folder: Path) -> dict[str, Any]:
         rollout_num_gpus=1,
         rm_url="http://127.0.0.1:9/generate",
     )
-    settings = {"variant": "opd", "horizon": TURNS, "environment": "loop.Endless", "data_root": str(folder)}
+    settings = {"variant": "opd", "horizon": turns, "environment": "loop.Endless", "data_root": str(folder)}
     vars(args).update({f"tcod_{key}": value for key, value in settings.items()})
     SingletonMeta._instances.clear()
     init_http_client(args)
-    samples = [Sample(index=i, metadata={"tcod": {"n": 0, "k": TURNS}}) for i in range(episodes)]
+    generate, tcod_rollout.SGLangClient = loops(turns)[loop]
+    samples = [Sample(index=i, prompt="Go on.", metadata={"tcod": {"n": 0, "k": turns}}) for i in range(episodes)]
 
     async def play() -> None:
         params = {**UNTEMPERED, "max_new_tokens": 64}
-        await asyncio.gather(*(tcod_rollout.generate(args, sample, params) for sample in samples))
+        await asyncio.gather(*(generate(args, sample, params) for sample in samples))
 
     cpu, wall = time.process_time(), time.monotonic()
     run(play())
     cpu, wall = time.process_time() - cpu, time.monotonic() - wall
-    assert all(len(sample.metadata["tcod"]["turns"]) == TURNS for sample in samples)
-    turns = episodes * TURNS
+    assert all(sum(sample.loss_mask) == turns * len(REPLY_IDS) for sample in samples)
     return {
+        "loop": loop,
         "episodes": episodes,
-        "CPU ms per turn": 1000 * cpu / turns,
+        "CPU ms per turn": 1000 * cpu / (episodes * turns),
         "wall s": wall,
-        "wall / ideal": wall / (TURNS * LATENCY_S),
-        "turns per s": turns / wall,
+        "wall / ideal": wall / (turns * LATENCY_S),
+        "turns per s": episodes * turns / wall,
+        "tokens at the end": len(samples[0].tokens),
     }
 
 
@@ -125,13 +163,20 @@ def main() -> None:
     server = multiprocessing.get_context("spawn").Process(target=engine, args=(there,), daemon=True)
     server.start()
     port = here.recv()
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(Path(folder))
-        measure(port, 8, Path(folder))  # connections, tokenizer
-        rows = [measure(port, episodes, Path(folder)) for episodes in options.episodes]
+        names = list(loops(TURNS))
+        for name in names:
+            measure(name, port, 8, Path(folder), turns=2)  # connections, tokenizer
+        for episodes in options.episodes:
+            for name in names if episodes <= SLIMES_LIMIT else names[:1]:
+                rows.append(measure(name, port, episodes, Path(folder)))
+                print(f"{name}, {episodes} episodes: {rows[-1]['CPU ms per turn']:.2f} ms per turn")
     server.terminate()
     print(report.table(rows))
-    print(f"written to {report.write('loop', rows, turns=TURNS, latency_s=LATENCY_S)}")
+    slimes = re.sub(r" at \S+", "", SLIME)  # without where it lies
+    print(f"written to {report.write('loop', rows, slime=slimes, turns=TURNS, latency_s=LATENCY_S)}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
 
 
-def write(name: str, rows: list[dict[str, Any]], **more: Any) -> Path:
-    """results/NAME.json: rows, command, commit, machine and date."""
+def write(name: str, rows: list[dict[str, Any]], variant: str = "", **more: Any) -> Path:
+    """results/NAME.json or results/NAME-VARIANT.json: rows, command, commit, machine and date."""
     commit = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    path = HERE / "results" / f"{name}.json"
+    path = HERE / "results" / f"{'-'.join(filter(None, (name, variant)))}.json"
     path.parent.mkdir(exist_ok=True)
     result = {
         "command": f"bash benchmarks/run.sh {' '.join([name, *sys.argv[1:]])}",

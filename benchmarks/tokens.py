@@ -1,26 +1,27 @@
 """What the teacher prefills and the student trains on: one sequence per trajectory against a sample per turn.
 
 Real ALFWorld games, real trajectories of T = 30 turns at most, and the teacher on the real SGLang. The same finished
-trajectories are scored in four ways, each on an empty cache, eight requests at a time:
+trajectories are scored in four ways, each on an empty cache, AT_ONCE trajectories at a time, a trajectory's own
+requests one after the other, so that a later turn finds what an earlier one left in the cache:
 
     ours          one request per trajectory, log-probs from the end of the prompt on
     stock         one request per trajectory, log-probs from position 0 on, as slime's single-turn example asks
-    per turn      one request per turn with its whole prefix, log-probs from the turn on (the cache may help)
+    per turn      one request per turn with its whole prefix, log-probs from the turn on (the cache helps)
     per turn, 0   the same, log-probs from position 0 on, as an engine without partial prompt log-probs does it
 
 "prefilled" counts what the server computed: prompt tokens less those it had cached. "trained" is the length of the
-sequences that the trainer runs forward and backward: a sample per turn repeats its prefix.
+sequences that the trainer runs forward and backward: a sample per turn repeats its prefix. Both are given as totals,
+and as the ratio to ours of each trajectory.
 """
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import aiohttp
@@ -44,9 +45,10 @@ from slime.utils.http_utils import init_http_client  # noqa: E402
 from slime.utils.misc import SingletonMeta  # noqa: E402
 
 TURNS, CONTEXT, AT_ONCE = 30, 2000, 8
+SCHEMES = ("ours", "stock", "per turn", "per turn, 0")
 SETS = {  # name: (variant, the student is the teacher itself, samples per task)
-    "OPD, student fails": ("opd", False, 1),
-    "OPD, student succeeds": ("opd", True, 1),
+    "OPD, weak student": ("opd", False, 1),
+    "OPD, strong student": ("opd", True, 1),
     "B2F, groups of 4": ("b2f", True, 4),
 }
 
@@ -65,48 +67,83 @@ def requests_for(sample: Any, scheme: str) -> list[dict[str, Any]]:
     ]
 
 
-async def score(url: str, payloads: list[dict[str, Any]]) -> tuple[int, float]:
-    """(prefilled tokens, wall seconds) of all requests, AT_ONCE at a time, on an empty cache."""
+async def score(url: str, trajectories: list[list[dict[str, Any]]]) -> tuple[list[int], float]:
+    """(prefilled tokens of each trajectory, wall seconds) on an empty cache."""
     requests.post(f"{url}/flush_cache", timeout=60).raise_for_status()
     slots = asyncio.Semaphore(AT_ONCE)
     async with aiohttp.ClientSession() as session:
 
-        async def one(payload: dict[str, Any]) -> int:
-            async with slots, session.post(f"{url}/generate", json=payload) as response:
-                response.raise_for_status()
-                meta = (await response.json())["meta_info"]
-                return meta["prompt_tokens"] - meta["cached_tokens"]
+        async def prefilled(payloads: list[dict[str, Any]]) -> int:
+            tokens = 0
+            async with slots:
+                for payload in payloads:
+                    async with session.post(f"{url}/generate", json=payload) as response:
+                        response.raise_for_status()
+                        meta = (await response.json())["meta_info"]
+                        tokens += meta["prompt_tokens"] - meta["cached_tokens"]
+            return tokens
 
         started = time.monotonic()
-        prefilled = await asyncio.gather(*map(one, payloads))
-        return sum(prefilled), time.monotonic() - started
+        counts = await asyncio.gather(*map(prefilled, trajectories))
+        return counts, time.monotonic() - started
 
 
-def measure(name: str, samples: list[Any], url: str, repeats: int) -> list[dict[str, Any]]:
-    """One row per scheme; times are medians over `repeats`, in turns so that no scheme has the quiet minutes."""
-    schemes = ("ours", "stock", "per turn", "per turn, 0")
-    payloads = {s: list(itertools.chain(*(requests_for(sample, s) for sample in samples))) for s in schemes}
-    runs: dict[str, list[tuple[int, float]]] = {scheme: [] for scheme in schemes}
+def measure(samples: list[Any], url: str, repeats: int) -> dict[str, dict[str, Any]]:
+    """Per scheme: requests, prefilled and trained tokens of each trajectory, median seconds over `repeats`.
+
+    The schemes take turns, so that no scheme has the quiet minutes.
+    """
+    payloads = {scheme: [requests_for(sample, scheme) for sample in samples] for scheme in SCHEMES}
+    runs: dict[str, list[tuple[list[int], float]]] = {scheme: [] for scheme in SCHEMES}
     for _ in range(repeats):
-        for scheme in schemes:
+        for scheme in SCHEMES:
             runs[scheme].append(asyncio.run(score(url, payloads[scheme])))
-    trained = {s: sum(len(p["input_ids"]) for p in payloads[s]) for s in schemes}
-    prefilled = {s: runs[s][0][0] for s in schemes}
-    seconds = {s: median(run[1] for run in runs[s]) for s in schemes}
+    return {
+        scheme: {
+            "requests": sum(map(len, payloads[scheme])),
+            "prefilled": runs[scheme][0][0],
+            "trained": [sum(len(payload["input_ids"]) for payload in one) for one in payloads[scheme]],
+            "s": median(seconds for _, seconds in runs[scheme]),
+        }
+        for scheme in SCHEMES
+    }
+
+
+def totals(name: str, measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per scheme."""
+    ours = measured["ours"]
     return [
         {
             "trajectories": name,
             "scheme": scheme,
-            "requests": len(payloads[scheme]),
-            "prefilled": prefilled[scheme],
-            "/ ours": prefilled[scheme] / prefilled["ours"],
-            "trained": trained[scheme],
-            "trained / ours": trained[scheme] / trained["ours"],
-            "s": seconds[scheme],
-            "s / ours": seconds[scheme] / seconds["ours"],
+            "requests": of["requests"],
+            "prefilled": sum(of["prefilled"]),
+            "/ ours": sum(of["prefilled"]) / sum(ours["prefilled"]),
+            "trained": sum(of["trained"]),
+            "trained / ours": sum(of["trained"]) / sum(ours["trained"]),
+            "s": of["s"],
+            "s / ours": of["s"] / ours["s"],
         }
-        for scheme in schemes
+        for scheme, of in measured.items()
     ]
+
+
+def ratios(name: str, samples: list[Any], measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Quartiles over trajectories of what a scheme takes of each, over what ours takes; failed and won ones apart."""
+    rows = []
+    for outcome, reward in (("failed", 0.0), ("won", 1.0)):
+        chosen = [i for i, sample in enumerate(samples) if sample.reward == reward]
+        if len(chosen) < 4:  # no quartiles
+            continue
+        half = median(len(samples[i].metadata["tcod"]["turns"]) for i in chosen) / 2
+        for scheme in SCHEMES[1:]:
+            row = {"trajectories": f"{name}, {outcome}", "number": len(chosen), "T / 2": half, "scheme": scheme}
+            for what in ("prefilled", "trained"):
+                of = [measured[scheme][what][i] / measured["ours"][what][i] for i in chosen]
+                for label, value in zip(("1/4", "1/2", "3/4"), quantiles(of, n=4, method="inclusive"), strict=True):
+                    row[f"{what} {label}"] = value
+            rows.append(row)
+    return rows
 
 
 def play(options: Any, student: SGLangServer, teacher: SGLangServer, variant: str, group: int) -> list[Any]:
@@ -137,7 +174,7 @@ def main() -> None:
     weak = options.out / "student"
     if not (weak / "model.safetensors").exists():
         make_models.make_student(make_models.SHIPPED, weak, seed=1)
-    rows, lengths = [], {}
+    rows, distribution, lengths = [], [], {}
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     with ExitStack() as stack:
         student = stack.enter_context(SGLangServer("student server", weak, options.out / "student.log"))
@@ -153,10 +190,14 @@ def main() -> None:
                 "tokens": sorted(len(sample.tokens) for sample in samples),
                 "won": sum(sample.reward for sample in samples) / len(samples),
             }
-            rows += measure(name, samples, teacher.url, options.repeats)
+            measured = measure(samples, teacher.url, options.repeats)
+            rows += totals(name, measured)
+            distribution += ratios(name, samples, measured)
     print(report.table(rows))
+    print(f"each trajectory over ours, quartiles:\n{report.table(distribution)}")
     print(json.dumps({name: {"median turns": median(of["turns"]), "won": of["won"]} for name, of in lengths.items()}))
-    print(f"written to {report.write('tokens', rows, horizon=TURNS, at_once=AT_ONCE, trajectories=lengths)}")
+    more = {"horizon": TURNS, "at_once": AT_ONCE, "trajectories": lengths, "per_trajectory": distribution}
+    print(f"written to {report.write('tokens', rows, **more)}")
 
 
 if __name__ == "__main__":

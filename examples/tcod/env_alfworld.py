@@ -63,8 +63,10 @@ def _speed_up_textworld() -> None:
     textgen.deepcopy = clone
     Rule.parse_conjunctive_query = staticmethod(functools.lru_cache(maxsize=4096)(Rule.parse_conjunctive_query))
     logic._parse_and_convert = functools.lru_cache(maxsize=64)(logic._parse_and_convert)
-    # load() and reset() of one episode share a translation; the most recent games keep theirs.
-    fast_downward.pddl2sas = functools.lru_cache(maxsize=64)(fast_downward.pddl2sas)
+    # load() and reset() of one episode share a translation; the most recent games keep theirs. TextWorld asks for a
+    # second one to plan with, which takes as long. Nothing here plans: it gets the same.
+    translate = functools.lru_cache(maxsize=64)(fast_downward.pddl2sas)
+    fast_downward.pddl2sas = lambda domain, problem, verbose=False, optimize=False: translate(domain, problem)
 
 
 class AlfworldEnvironment:
