@@ -156,9 +156,11 @@ EVAL_ARGS=(
   --eval-prompt-data seen "$DATA_DIR/valid_seen.jsonl" unseen "$DATA_DIR/valid_unseen.jsonl"
   --eval-temperature "$EVAL_TEMPERATURE" --eval-top-p 1 --eval-max-response-len "$MAX_TURN_LEN"
 )
+# The learning rate is constant; the override lets a resumed run have another one, or more rollouts.
 TRAIN_ARGS=(
   --advantage-estimator grpo --opd-kl-coef 1.0 --entropy-coef 0.0
   --optimizer adam --lr "$LR" --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
+  --override-opt-param-scheduler
   --tensor-model-parallel-size "$TENSOR_PARALLEL" --sequence-parallel
   --recompute-granularity full --recompute-method uniform --recompute-num-layers 1
   --use-dynamic-batch-size --max-tokens-per-gpu "$MAX_CONTEXT_LEN"

@@ -51,6 +51,7 @@ def layer_spec(args, config, vp_stage):
 
 
 _state_dict = DistributedOptimizer.state_dict
+_set_states = DistributedOptimizer._set_main_param_and_optimizer_states
 
 
 def _state_dict_with_a_state(self):
@@ -60,6 +61,14 @@ def _state_dict_with_a_state(self):
     return _state_dict(self)
 
 
+def _set_states_but_the_step(self, model_param, tensors):
+    """PyTorch's Adam counts steps for each parameter; the checkpoint has one count, which is loaded by then."""
+    group, index = self.model_param_group_index_map[model_param]
+    state = self.optimizer.state[self.optimizer.param_groups[group]["params"][index]]
+    _set_states(self, model_param, {"step": state["step"].clone(), **tensors})
+
+
 DistributedOptimizer.state_dict = _state_dict_with_a_state
+DistributedOptimizer._set_main_param_and_optimizer_states = _set_states_but_the_step
 # In float32 the optimizer's parameters are views of the model's, which autograd guards.
 DistributedOptimizer.load_state_dict = torch.no_grad()(DistributedOptimizer.load_state_dict)
