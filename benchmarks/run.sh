@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One benchmark: `bash benchmarks/run.sh tokens|loop [its options]`. Sets up what it needs, see benchmarks/README.md.
+# One benchmark: `bash benchmarks/run.sh tokens|loop|study [its options]`. Sets up what it needs, see benchmarks/README.md.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=smoke/setup.sh

@@ -39,10 +39,9 @@ from transformers import AutoTokenizer
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "examples" / "tcod"
 RESULTS = HERE / "results" / "study"
-TUNING_RESULTS = RESULTS / "tuning"
 
 # The setting, one for all arms.
-HORIZON, BATCH, UPDATES, EVERY = 25, 16, 60, 10
+HORIZON, BATCH, UPDATES, EVERY = 20, 16, 50, 10
 ETA = 2
 RATES = {"opd": 4e-4, "f2b": 4e-4, "b2f": 4e-4}  # of Adam, out of TUNING_RATES
 SETTINGS: dict[str, Any] = {
@@ -54,17 +53,18 @@ SETTINGS: dict[str, Any] = {
     "tcod_engines_per_worker": 16,
     "tcod_eval_kl": True,
 }
-RESPONSE_LEN, CONTEXT_LEN = 32, 1280
+RESPONSE_LEN, CONTEXT_LEN = 32, 1024
 SEEDS = (1, 2, 3, 4, 5)
 TRAIN_GAMES, HELDOUT_GAMES = 128, 100
-PASSES = 4  # episodes of the teacher per training game, for its demonstrations
+PASSES = 2  # episodes of the teacher per training game, for its demonstrations
 
 # What the settings were chosen on: another student, other training games, other held-out games.
-TUNING_SEEDS, TUNING_RATES, TUNING_UPDATES = (101,), (2e-4, 4e-4, 8e-4), 30
-TUNING_HELDOUT_GAMES = 64
+# A tuning run is half as long, and its curriculum passes twice as fast.
+TUNING_SEEDS, TUNING_RATES = (101,), (2e-4, 4e-4, 8e-4)
+TUNING_UPDATES, TUNING_ETA, TUNING_HELDOUT_GAMES = UPDATES // 2, ETA // 2, 64
 
 # The student: a model of the teacher's shape, trained on the first turns of the scripted searcher and nothing deeper.
-STUDENT_TURNS, STUDENT_STEPS, STUDENT_RATE = 5, 500, 3e-3
+STUDENT_TURNS, STUDENT_STEPS, STUDENT_RATE = 5, 400, 3e-3
 STUDENT_GAMES = 160  # seeds of games that neither the teacher nor any arm has seen, PLAYS demonstrations of each
 
 
@@ -76,7 +76,8 @@ class Arm:
     settings: dict[str, Any]
     batch: int = BATCH
     updates: int = UPDATES
-    control: str | None = None  # see control_arm.py
+    every: int = EVERY  # updates between evaluations
+    control: str | None = None  # see study_arm.py
     itself: bool = False  # the teacher is its own student
     seeds: tuple[int, ...] = SEEDS
 
@@ -87,21 +88,29 @@ def curriculum(variant: str, eta: int = ETA, k_start: int = 1, **more: Any) -> d
 
 OPD = {"tcod_variant": "opd"}
 MAIN = {"opd": Arm("opd", OPD), "f2b": Arm("f2b", curriculum("f2b")), "b2f": Arm("b2f", curriculum("b2f"))}
+TUNING = {
+    name: Arm(name, settings, updates=TUNING_UPDATES, every=TUNING_UPDATES)
+    for name, settings in (
+        ("opd", OPD),
+        ("f2b", curriculum("f2b", TUNING_ETA)),
+        ("b2f", curriculum("b2f", TUNING_ETA)),
+    )
+}
 CHECKS = {
     "teacher": Arm("opd", OPD, updates=1, itself=True, seeds=SEEDS[:1]),
-    "shuffled": Arm("opd", OPD, control="shuffled", seeds=SEEDS[:2]),
+    "shuffled": Arm("opd", OPD, control="shuffled", seeds=SEEDS[:1]),
 }
 CONTROLS = {
     "opd-batch-8": Arm("opd", OPD, batch=BATCH // 2),
     "fixed-horizon-8": Arm("f2b", curriculum("f2b", k_start=8, eta=10**6)),
     "random-horizon": Arm("f2b", curriculum("f2b"), control="random-horizon"),
 }
+FEW = SEEDS[:3]
 SENSITIVITY = {
-    **{f"f2b-eta-{eta}": Arm("f2b", curriculum("f2b", eta)) for eta in (4, 6)},
-    **{f"b2f-eta-{eta}": Arm("b2f", curriculum("b2f", eta)) for eta in (4, 6)},
-    "b2f-to-the-horizon": Arm("b2f", curriculum("b2f", tcod_b2f_budget="horizon")),
+    **{f"f2b-eta-{eta}": Arm("f2b", curriculum("f2b", eta), seeds=FEW) for eta in (4, 6)},
+    **{f"b2f-eta-{eta}": Arm("b2f", curriculum("b2f", eta), seeds=FEW) for eta in (4, 6)},
+    "b2f-to-the-horizon": Arm("b2f", curriculum("b2f", tcod_b2f_budget="horizon"), seeds=FEW),
 }
-ARMS = {**MAIN, **CHECKS, **CONTROLS, **SENSITIVITY}
 
 
 @dataclass(frozen=True)
@@ -109,26 +118,27 @@ class Job:
     """One training run. Its settings stand in its result, and a result of other settings is refused."""
 
     name: str
-    arm: str
+    arm_name: str
+    arm: Arm
     seed: int
     rate: float
-    updates: int
-    every: int
     games: str  # "report" or "tuning"
-    results: Path
+    folder: Path  # of the result
 
     @property
     def path(self) -> Path:
-        return self.results / f"{self.name}.json"
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe's settings, as the arm's YAML has them."""
+        return {**SETTINGS, **self.arm.settings}
 
     @property
     def settings(self) -> dict[str, Any]:
-        arm = ARMS[self.arm]
-        return {
-            **{"seed": self.seed, "lr": self.rate, "batch": arm.batch, "updates": self.updates, "every": self.every},
-            **{"games": self.games, "control": arm.control, "student": "teacher" if arm.itself else "short episodes"},
-            **{**SETTINGS, **arm.settings},
-        }
+        arm, student = self.arm, "the teacher" if self.arm.itself else f"{STUDENT_TURNS} turns, {STUDENT_STEPS} steps"
+        run = {"seed": self.seed, "lr": self.rate, "batch": arm.batch, "updates": arm.updates, "games": self.games}
+        return {**run, "student": student, "control": arm.control, **self.recipe}
 
     def done(self) -> bool:
         """Whether the result is there. Raises SystemExit when it was made with other settings."""
@@ -141,32 +151,22 @@ class Job:
 
 def study_jobs() -> list[Job]:
     """All jobs, the main comparison first, and all arms of a seed before the next seed."""
-    jobs = []
-    for group in (MAIN | CHECKS, CONTROLS, SENSITIVITY):
-        for seed in SEEDS:
-            for name, arm in group.items():
-                if seed in arm.seeds:
-                    about = {"rate": RATES[arm.family], "updates": arm.updates, "every": EVERY}
-                    jobs.append(Job(f"{name}-{seed}", name, seed, **about, games="report", results=RESULTS))
-    return jobs
+    return [
+        Job(f"{name}-{seed}", name, arm, seed, RATES[arm.family], "report", RESULTS)
+        for group in (MAIN | CHECKS, CONTROLS, SENSITIVITY)
+        for seed in SEEDS
+        for name, arm in group.items()
+        if seed in arm.seeds
+    ]
 
 
 def tuning_jobs() -> list[Job]:
     """The same effort for each arm: all rates."""
     return [
-        Job(
-            name=f"{arm}-{rate:g}-{seed}",
-            arm=arm,
-            seed=seed,
-            rate=rate,
-            updates=TUNING_UPDATES,
-            every=EVERY,
-            games="tuning",
-            results=TUNING_RESULTS,
-        )
+        Job(f"{name}-{rate:g}-{seed}", name, arm, seed, rate, "tuning", RESULTS / "tuning")
         for seed in TUNING_SEEDS
         for rate in TUNING_RATES
-        for arm in MAIN
+        for name, arm in TUNING.items()
     ]
 
 
@@ -254,11 +254,11 @@ class Running:
     def __init__(self, job: Job, out: Path, teacher: SGLangServer) -> None:
         self.job, self.folder = job, out / "runs" / job.games / job.name
         self._stack, self._started = ExitStack(), time.monotonic()
-        arm = ARMS[job.arm]
+        arm = job.arm
         shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed
         self.folder.mkdir(parents=True)
         config = self.folder / "config.yaml"
-        config.write_text(yaml.safe_dump({**SETTINGS, **arm.settings}))
+        config.write_text(yaml.safe_dump(job.recipe))
         student = make_models.SHIPPED if arm.itself else student_folder(out, job.seed)
         with ExitStack() as stack:
             server = stack.enter_context(SGLangServer(f"{job.name}'s server", student, self.folder / "server.log"))
@@ -271,7 +271,7 @@ class Running:
             command += ["--config", str(config), "--student", str(student), "--data", str(out / job.games)]
             command += ["--run-dir", str(self.folder), "--seed", str(job.seed), "--lr", str(job.rate)]
             command += ["--student-port", str(server.port), "--teacher-port", str(teacher.port)]
-            command += ["--batch", str(arm.batch), "--updates", str(job.updates), "--eval-interval", str(job.every)]
+            command += ["--batch", str(arm.batch), "--updates", str(arm.updates), "--eval-interval", str(arm.every)]
             command += ["--response-len", str(RESPONSE_LEN), "--context-len", str(CONTEXT_LEN)]
             log = self.folder / "train.log"
             self._process = stack.enter_context(Process(job.name, command, log, child_environment(out)))
@@ -286,9 +286,9 @@ class Running:
     def save(self) -> str:
         """Write the result and say it in a line. Raises RuntimeError when the training ended with an error."""
         self._process.check()
-        result = study_report.result(read_run(self.folder), ARMS[self.job.arm].batch)
+        result = study_report.result(read_run(self.folder), self.job.arm.batch)
         minutes = round((time.monotonic() - self._started) / 60, 1)
-        about = {"arm": self.job.arm, "settings": self.job.settings, "minutes": minutes}
+        about = {"arm": self.job.arm_name, "settings": self.job.settings, "minutes": minutes}
         report.save(self.job.path, {**about, **report.circumstances("study"), **result})
         return f"{self.job.name}, {minutes} minutes: {study_report.one_line(result)}"
 
@@ -297,30 +297,44 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
     """Run the jobs that have no result, `parallel` of them at once.
 
     Raises:
-        RuntimeError: a job failed, with the end of its log. Those beside it are ended; the command goes on with them.
+        SystemExit: jobs failed; the others were run.
     """
     waiting = [job for job in jobs if not job.done()]
     print(f"{len(waiting)} of {len(jobs)} jobs to do, {parallel} at once; working folder {out}", flush=True)
     if not waiting:
         return
     running: list[Running] = []
+    failed: list[str] = []
+
+    def fail(job: Job, error: Exception) -> None:
+        failed.append(job.name)
+        print(f"{job.name} failed: {error}", flush=True)
+
     with ExitStack() as stack:
         log = out / "logs" / "teacher.log"
         teacher = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, log, 64 * parallel))
         teacher.wait_ready()
         make_data(out, teacher)
-        stack.callback(lambda: [job.stop() for job in running])
+        stack.callback(lambda: [one.stop() for one in running])
         while waiting or running:
+            teacher.check_running()
             for one in [one for one in running if one.ended()]:
                 one.stop()
                 running.remove(one)
-                print(one.save(), flush=True)
+                try:
+                    print(one.save(), flush=True)
+                except RuntimeError as error:
+                    fail(one.job, error)
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
-                make_student(out, job.seed)
-                running.append(Running(job, out, teacher))
-            teacher.check_running()
+                try:
+                    make_student(out, job.seed)
+                    running.append(Running(job, out, teacher))
+                except RuntimeError as error:
+                    fail(job, error)
             time.sleep(0.5)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the same command runs what has no result")
 
 
 def main() -> None:
@@ -335,7 +349,7 @@ def main() -> None:
         hooks.find_slime()
         run_jobs(jobs, options.out.resolve(), options.parallel)
     if options.tune:
-        print(study_report.tuning_table(study_report.load(TUNING_RESULTS)))
+        print(study_report.tuning_table(RESULTS / "tuning"))
     else:
         print(study_report.write_all(study_report.load(RESULTS)))
 

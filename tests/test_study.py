@@ -5,6 +5,7 @@ import random
 from statistics import fmean
 
 import pytest
+import report
 import study
 import study_arm
 import study_report
@@ -101,27 +102,27 @@ def test_the_arms_differ_in_the_curriculum_only():
     for seed in study.SEEDS:
         kept = [{key: value for key, value in jobs[f"{arm}-{seed}"].items() if key not in own} for arm in study.MAIN]
         assert kept[0] == kept[1] == kept[2]
-    assert {job.settings["seed"] for job in study.tuning_jobs()}.isdisjoint(study.SEEDS)
-    assert len({job.name for job in study.study_jobs()}) == len(study.study_jobs())
+    assert {job.seed for job in study.tuning_jobs()}.isdisjoint(study.SEEDS)
+    names = [job.name for job in study.study_jobs() + study.tuning_jobs()]
+    assert len(set(names)) == len(names)
 
 
 def test_a_finished_job_is_not_repeated_and_one_of_other_settings_is_refused(tmp_path):
-    about = {
-        "name": "opd-1",
-        "arm": "opd",
-        "seed": 1,
-        "updates": 4,
-        "every": 2,
-        "games": "report",
-        "results": tmp_path,
-    }
-    job = study.Job(rate=1e-4, **about)
+    about = {"name": "opd-1", "arm_name": "opd", "arm": study.MAIN["opd"], "seed": 1, "games": "report"}
+    job = study.Job(rate=1e-4, folder=tmp_path, **about)
     assert not job.done()
-    job.path.write_text(json.dumps({"settings": job.settings}))
+    report.save(job.path, {"settings": job.settings})
     assert job.done()
     study.run_jobs([job], tmp_path, parallel=1)  # starts nothing
     with pytest.raises(SystemExit, match="made with other settings"):
-        study.Job(rate=2e-4, **about).done()
+        study.Job(rate=2e-4, folder=tmp_path, **about).done()
+
+
+def test_a_result_is_written_with_a_line_per_item(tmp_path):
+    value = {"a": 1, "rows": [{"n": 0, "kl": [1.5, 2]}, {"n": 1}], "none": []}
+    report.save(tmp_path / "new" / "x.json", value)
+    text = (tmp_path / "new" / "x.json").read_text()
+    assert json.loads(text) == value and len(text.splitlines()) == 8
 
 
 def test_shuffling_keeps_the_teachers_numbers_and_the_untrained_tokens():
