@@ -21,19 +21,36 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def write(name: str, rows: list[dict[str, Any]], variant: str = "", **more: Any) -> Path:
     """results/NAME.json or results/NAME-VARIANT.json: rows, command, commit, machine and date."""
-    commit = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)
     path = HERE / "results" / f"{'-'.join(filter(None, (name, variant)))}.json"
-    path.parent.mkdir(exist_ok=True)
-    result = {
+    save(path, {**circumstances(name), **more, "rows": rows})
+    return path
+
+
+def circumstances(name: str) -> dict[str, str]:
+    """The command, the commit, the machine and the date of this run of benchmark `name`."""
+    commit = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return {
         "command": f"bash benchmarks/run.sh {' '.join([name, *sys.argv[1:]])}",
         "commit": commit.stdout.strip(),
         "machine": f"{os.cpu_count()} cores, {_cpu()}, Python {platform.python_version()}",
         "date": time.strftime("%Y-%m-%d"),
-        **more,
-        "rows": rows,
     }
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return path
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Write a JSON file, a line per key of `result` or item of a list in it; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(
+        "{\n" + ",\n".join(f" {json.dumps(key)}: {_lines(value)}" for key, value in result.items()) + "\n}\n"
+    )
+    partial.replace(path)
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(f"  {json.dumps(item)}" for item in value) + "\n ]"
+    return json.dumps(value)
 
 
 def _cpu() -> str:

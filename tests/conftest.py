@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = [str(ROOT / name) for name in ("examples/tcod", "smoke", "tests")]
+FOLDERS = [str(ROOT / name) for name in ("examples/tcod", "smoke", "benchmarks", "tests")]
 sys.path[:0] = FOLDERS
 # Ray's workers and other child processes find the modules the same way.
 os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")])

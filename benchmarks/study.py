@@ -1,0 +1,368 @@
+"""OPD, F2B and B2F compared: the same students, teacher, games, batch and number of updates, several seeds per arm.
+
+    bash benchmarks/run.sh study                 # every job that has no result yet, then the report
+    bash benchmarks/run.sh study --tune          # the learning rates, on seeds and games of their own
+    bash benchmarks/run.sh study --report        # figure and tables of benchmarks/STUDY.md from results/study/*.json
+
+A job is one arm and one seed. It goes through the smoke run's train_arm.py, so through the recipe's hooks, the real
+SGLang and the real ALFWorld engine. Its result is a JSON file that appears when the job has ended, so the command may
+be killed at any point and started again: no finished job is repeated. STUDY.md describes the setting.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from argparse import Namespace
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hooks
+import make_games
+import make_models
+import report
+import study_report
+import torch
+import transformers
+import yaml
+from expert import Step
+from plot_runs import read_run
+from servers import Process, SGLangServer
+from tcod_chat import ChatTokens
+from transformers import AutoTokenizer
+
+HERE = Path(__file__).resolve().parent
+RECIPE = HERE.parent / "examples" / "tcod"
+RESULTS = HERE / "results" / "study"
+
+# The setting, one for all arms.
+HORIZON, BATCH, UPDATES, EVERY = 20, 16, 50, 10
+ETA = 2
+RATES = {"opd": 4e-4, "f2b": 4e-4, "b2f": 4e-4}  # of Adam, out of TUNING_RATES
+SETTINGS: dict[str, Any] = {
+    "tcod_horizon": HORIZON,
+    "tcod_environment": "env_alfworld.AlfworldEnvironment",
+    "tcod_data_root": "$SMOKE_GAMES",
+    "tcod_admissible": "never",
+    "tcod_env_workers": 2,
+    "tcod_engines_per_worker": 16,
+    "tcod_eval_kl": True,
+}
+RESPONSE_LEN, CONTEXT_LEN = 32, 1024
+SEEDS = (1, 2, 3, 4, 5)
+TRAIN_GAMES, HELDOUT_GAMES = 128, 100
+PASSES = 2  # episodes of the teacher per training game, for its demonstrations
+
+# What the settings were chosen on: another student, other training games, other held-out games.
+# A tuning run is half as long, and its curriculum passes twice as fast.
+TUNING_SEEDS, TUNING_RATES = (101,), (2e-4, 4e-4, 8e-4)
+TUNING_UPDATES, TUNING_ETA, TUNING_HELDOUT_GAMES = UPDATES // 2, ETA // 2, 64
+
+# The student: a model of the teacher's shape, trained on the first turns of the scripted searcher and nothing deeper.
+STUDENT_TURNS, STUDENT_STEPS, STUDENT_RATE = 5, 400, 3e-3
+STUDENT_GAMES = 160  # seeds of games that neither the teacher nor any arm has seen, PLAYS demonstrations of each
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the jobs of an arm do differently from others. `family`: the arm whose learning rate they have."""
+
+    family: str
+    settings: dict[str, Any]
+    batch: int = BATCH
+    updates: int = UPDATES
+    every: int = EVERY  # updates between evaluations
+    control: str | None = None  # see study_arm.py
+    itself: bool = False  # the teacher is its own student
+    seeds: tuple[int, ...] = SEEDS
+
+
+def curriculum(variant: str, eta: int = ETA, k_start: int = 1, **more: Any) -> dict[str, Any]:
+    return {"tcod_variant": variant, "tcod_k_start": k_start, "tcod_eta": eta, **more}
+
+
+OPD = {"tcod_variant": "opd"}
+MAIN = {"opd": Arm("opd", OPD), "f2b": Arm("f2b", curriculum("f2b")), "b2f": Arm("b2f", curriculum("b2f"))}
+TUNING = {
+    name: Arm(name, settings, updates=TUNING_UPDATES, every=TUNING_UPDATES)
+    for name, settings in (
+        ("opd", OPD),
+        ("f2b", curriculum("f2b", TUNING_ETA)),
+        ("b2f", curriculum("b2f", TUNING_ETA)),
+    )
+}
+CHECKS = {
+    "teacher": Arm("opd", OPD, updates=1, itself=True, seeds=SEEDS[:1]),
+    "shuffled": Arm("opd", OPD, control="shuffled", seeds=SEEDS[:1]),
+}
+CONTROLS = {
+    "opd-batch-8": Arm("opd", OPD, batch=BATCH // 2),
+    "fixed-horizon-8": Arm("f2b", curriculum("f2b", k_start=8, eta=10**6)),
+    "random-horizon": Arm("f2b", curriculum("f2b"), control="random-horizon"),
+}
+FEW = SEEDS[:3]
+SENSITIVITY = {
+    **{f"f2b-eta-{eta}": Arm("f2b", curriculum("f2b", eta), seeds=FEW) for eta in (4, 6)},
+    **{f"b2f-eta-{eta}": Arm("b2f", curriculum("b2f", eta), seeds=FEW) for eta in (4, 6)},
+    "b2f-to-the-horizon": Arm("b2f", curriculum("b2f", tcod_b2f_budget="horizon"), seeds=FEW),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run. Its settings stand in its result, and a result of other settings is refused."""
+
+    name: str
+    arm_name: str
+    arm: Arm
+    seed: int
+    rate: float
+    games: str  # "report" or "tuning"
+    folder: Path  # of the result
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe's settings, as the arm's YAML has them."""
+        return {**SETTINGS, **self.arm.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        arm, student = self.arm, "the teacher" if self.arm.itself else f"{STUDENT_TURNS} turns, {STUDENT_STEPS} steps"
+        run = {"seed": self.seed, "lr": self.rate, "batch": arm.batch, "updates": arm.updates, "games": self.games}
+        return {**run, "student": student, "control": arm.control, **self.recipe}
+
+    def done(self) -> bool:
+        """Whether the result is there. Raises SystemExit when it was made with other settings."""
+        if not self.path.exists():
+            return False
+        if json.loads(self.path.read_text())["settings"] != self.settings:
+            sys.exit(f"{self.path} was made with other settings than the study has now: move it away")
+        return True
+
+
+def study_jobs() -> list[Job]:
+    """All jobs, the main comparison first, and all arms of a seed before the next seed."""
+    return [
+        Job(f"{name}-{seed}", name, arm, seed, RATES[arm.family], "report", RESULTS)
+        for group in (MAIN | CHECKS, CONTROLS, SENSITIVITY)
+        for seed in SEEDS
+        for name, arm in group.items()
+        if seed in arm.seeds
+    ]
+
+
+def tuning_jobs() -> list[Job]:
+    """The same effort for each arm: all rates."""
+    return [
+        Job(f"{name}-{rate:g}-{seed}", name, arm, seed, rate, "tuning", RESULTS / "tuning")
+        for seed in TUNING_SEEDS
+        for rate in TUNING_RATES
+        for name, arm in TUNING.items()
+    ]
+
+
+# ------------------------------------------------------------------------------------------- games and students
+
+
+def make_data(out: Path, teacher: SGLangServer) -> None:
+    """Games and demonstrations in OUT/report and OUT/tuning: train.jsonl and heldout.jsonl, no game in two of them.
+
+    A training game is one that the teacher solved, with its shortest solution of PASSES episodes: for every arm.
+    """
+    if (out / "tuning" / "heldout.jsonl").exists():
+        return
+    games, half = out / "games", TRAIN_GAMES
+    make_games.make_games(games, 2 * TRAIN_GAMES, HELDOUT_GAMES + TUNING_HELDOUT_GAMES)
+    config = out / "demonstrations.yaml"
+    config.write_text(yaml.safe_dump({**SETTINGS, **OPD}))
+    command = [sys.executable, str(RECIPE / "collect_demos.py"), "--rows", str(games / "train.jsonl")]
+    command += ["--out", str(out / "demos.jsonl"), "--url", teacher.url, "--model", str(make_models.SHIPPED)]
+    command += ["--samples", str(PASSES), "--max-turn-len", str(RESPONSE_LEN), "--max-context-len", str(CONTEXT_LEN)]
+    command += ["--config", str(config), "--concurrency", "32"]
+    with Process("demonstrations", command, out / "logs" / "demonstrations.log", child_environment(out)) as process:
+        process.popen.wait()
+        process.check()
+    # As many of each half's games as there are rows; demos.jsonl has them in their order.
+    number = {json.loads(line)["metadata"]["game_file"]: i for i, line in enumerate(read_lines(games / "train.jsonl"))}
+    train: dict[str, list[str]] = {"report": [], "tuning": []}
+    for line in read_lines(out / "demos.jsonl"):
+        metadata = json.loads(line)["metadata"]
+        if metadata["demo"]["actions"]:
+            train["report" if number[metadata["game_file"]] < half else "tuning"].append(line)
+    heldout = read_lines(games / "heldout.jsonl")
+    rows = {"report": heldout[:HELDOUT_GAMES], "tuning": heldout[HELDOUT_GAMES:]}
+    for name in ("report", "tuning"):
+        (out / name).mkdir(exist_ok=True)
+        (out / name / "train.jsonl").write_text("".join(train[name]))
+        (out / name / "heldout.jsonl").write_text("".join(rows[name]))
+
+
+def read_lines(path: Path) -> list[str]:
+    return path.read_text().splitlines(keepends=True)
+
+
+def student_folder(out: Path, seed: int) -> Path:
+    return out / "students" / str(seed)
+
+
+def make_student(out: Path, seed: int) -> None:
+    """A model of the teacher's shape that has seen the first STUDENT_TURNS turns of episodes only; seeded.
+
+    Its demonstrations are the teacher's kind (make_models.py): the scripted searcher, disturbed by random actions.
+    """
+    folder = student_folder(out, seed)
+    if folder.exists():
+        return
+    print(f"training the student of seed {seed}", flush=True)
+    torch.set_num_threads(os.cpu_count() or 1)
+    tokenizer = AutoTokenizer.from_pretrained(make_models.SHIPPED)
+    chat = ChatTokens(tokenizer, make_models.CHAT)
+    first = make_models.GAMES + 1000 * seed
+    plays = make_models.demonstrations(range(first, first + STUDENT_GAMES))
+    examples = [make_models.encode(chat, *first_turns(*play)) for play in plays]
+    model = make_models.new_model(tokenizer, seed)
+    rates = make_models.cosine(STUDENT_STEPS, STUDENT_RATE)
+    make_models.train(model, make_models.batches(examples, seed), rates)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    make_models.save(model, tokenizer, partial)
+    partial.rename(folder)
+
+
+def first_turns(observation: str, steps: list[Step]) -> tuple[str, list[Step]]:
+    return observation, steps[:STUDENT_TURNS]
+
+
+# -------------------------------------------------------------------------------------------------------- jobs
+
+
+def child_environment(out: Path) -> dict[str, str]:
+    return {"SMOKE_GAMES": str(out / "games"), "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+
+class Running:
+    """A job under way: the student's server and the training, both ended by `stop`."""
+
+    def __init__(self, job: Job, out: Path, teacher: SGLangServer) -> None:
+        self.job, self.folder = job, out / "runs" / job.games / job.name
+        self._stack, self._started = ExitStack(), time.monotonic()
+        arm = job.arm
+        shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed
+        self.folder.mkdir(parents=True)
+        config = self.folder / "config.yaml"
+        config.write_text(yaml.safe_dump(job.recipe))
+        student = make_models.SHIPPED if arm.itself else student_folder(out, job.seed)
+        with ExitStack() as stack:
+            server = stack.enter_context(SGLangServer(f"{job.name}'s server", student, self.folder / "server.log"))
+            server.wait_ready()
+            command = [
+                sys.executable,
+                str(HERE / "study_arm.py"),
+                *(["--control", arm.control] if arm.control else []),
+            ]
+            command += ["--config", str(config), "--student", str(student), "--data", str(out / job.games)]
+            command += ["--run-dir", str(self.folder), "--seed", str(job.seed), "--lr", str(job.rate)]
+            command += ["--student-port", str(server.port), "--teacher-port", str(teacher.port)]
+            command += ["--batch", str(arm.batch), "--updates", str(arm.updates), "--eval-interval", str(arm.every)]
+            command += ["--response-len", str(RESPONSE_LEN), "--context-len", str(CONTEXT_LEN)]
+            log = self.folder / "train.log"
+            self._process = stack.enter_context(Process(job.name, command, log, child_environment(out)))
+            self._stack = stack.pop_all()
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    def ended(self) -> bool:
+        return self._process.popen.poll() is not None
+
+    def save(self) -> str:
+        """Write the result and say it in a line. Raises RuntimeError when the training ended with an error."""
+        self._process.check()
+        result = study_report.result(read_run(self.folder), self.job.arm.batch)
+        minutes = round((time.monotonic() - self._started) / 60, 1)
+        about = {"arm": self.job.arm_name, "settings": self.job.settings, "minutes": minutes}
+        report.save(self.job.path, {**about, **report.circumstances("study"), **result})
+        return f"{self.job.name}, {minutes} minutes: {study_report.one_line(result)}"
+
+
+def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
+    """Run the jobs that have no result, `parallel` of them at once.
+
+    Raises:
+        SystemExit: jobs failed; the others were run.
+    """
+    waiting = [job for job in jobs if not job.done()]
+    print(f"{len(waiting)} of {len(jobs)} jobs to do, {parallel} at once; working folder {out}", flush=True)
+    if not waiting:
+        return
+    running: list[Running] = []
+    failed: list[str] = []
+
+    def fail(job: Job, error: Exception) -> None:
+        failed.append(job.name)
+        print(f"{job.name} failed: {error}", flush=True)
+
+    with ExitStack() as stack:
+        log = out / "logs" / "teacher.log"
+        teacher = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, log, 64 * parallel))
+        teacher.wait_ready()
+        make_data(out, teacher)
+        stack.callback(lambda: [one.stop() for one in running])
+        while waiting or running:
+            teacher.check_running()
+            for one in [one for one in running if one.ended()]:
+                one.stop()
+                running.remove(one)
+                try:
+                    print(one.save(), flush=True)
+                except RuntimeError as error:
+                    fail(one.job, error)
+            while waiting and len(running) < parallel:
+                job = waiting.pop(0)
+                try:
+                    make_student(out, job.seed)
+                    running.append(Running(job, out, teacher))
+                except RuntimeError as error:
+                    fail(job, error)
+            time.sleep(0.5)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the same command runs what has no result")
+
+
+def main() -> None:
+    options = parse_options()
+    for number in (signal.SIGINT, signal.SIGTERM):  # either takes the servers down
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    transformers.utils.logging.disable_progress_bar()
+    jobs = tuning_jobs() if options.tune else study_jobs()
+    if options.only:
+        jobs = [job for job in jobs if job.name in options.only]
+    if not options.report:
+        hooks.find_slime()
+        run_jobs(jobs, options.out.resolve(), options.parallel)
+    if options.tune:
+        print(study_report.tuning_table(RESULTS / "tuning"))
+    else:
+        print(study_report.write_all(study_report.load(RESULTS)))
+
+
+def parse_options() -> Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tune", action="store_true", help="run the tuning instead of the study")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--only", nargs="+", metavar="JOB", help="jobs by name, such as f2b-1")
+    parser.add_argument("--parallel", type=int, default=max((os.cpu_count() or 1) // 2, 1), help="jobs at once")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "study", help="games, students, logs")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

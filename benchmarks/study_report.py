@@ -1,0 +1,388 @@
+"""The study's numbers: a job's result out of its metrics, bootstrap intervals over seeds, the tables and the figure.
+
+Everything here is computed from results/study/*.json, so `study --report` gives the same tables again anywhere.
+"""
+
+import json
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from plot_runs import STYLES, by_turn, draw_curves, label  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE / "STUDY.md"
+FIGURE = HERE.parent / "docs" / "study.png"
+BEGIN, END = "<!-- results: written by `study --report` -->\n", "<!-- end of results -->"
+NOT_RUN = "Not yet run: there are no results in `benchmarks/results/study/`.\n"
+
+MAIN = ("opd", "f2b", "b2f")
+CHECKS = ("teacher", "shuffled")
+RESAMPLES = 10_000
+TURNS = (1, 3, 5, 8, 12, 16, 20)  # of the table of KL by turn
+
+Result = dict[str, Any]  # of one job, see `result`
+Arms = dict[str, dict[int, Result]]  # {arm: {seed: result}}
+Interval = tuple[float, float]
+
+AT_04, AT_1 = "eval/tcod/heldout/", "eval/tcod/heldout_t1/"
+
+
+def result(lines: list[dict[str, Any]], batch: int) -> Result:
+    """What is kept of a job's metrics.jsonl: a line per evaluation and a line per update.
+
+    Evaluations: success at temperatures 0.4 and 1, KL in nats of whole trajectories and by turn (with the number of
+    episodes that reached the turn), at temperature 1. Updates: depth, success and KL of the training episodes, the
+    environment's steps by the student and by replay, tokens, and seconds of rollout and training.
+    """
+    seconds = {line["n"]: line["rollout_s"] + line["train_s"] for line in lines if line["kind"] == "time"}
+    evaluations, updates = [], []
+    for line in lines:
+        if line["kind"] == "eval":
+            counts = by_turn(line, f"{AT_1}kl_by_turn_count/")
+            evaluations.append(
+                {
+                    "n": line["n"],
+                    "success": line[f"{AT_04}success"],
+                    "success_t1": line[f"{AT_1}success"],
+                    "turns": line[f"{AT_04}turns/student"],
+                    "kl": line[f"{AT_1}kl/trajectory"],
+                    "episodes": line[f"{AT_04}episodes"],
+                    "kl_by_turn": [kl for _, kl in sorted(by_turn(line, f"{AT_1}kl_by_turn/").items())],
+                    "kl_by_turn_episodes": [count for _, count in sorted(counts.items())],
+                }
+            )
+        elif line["kind"] == "rollout":
+            of = {key.removeprefix("rollout/tcod/"): value for key, value in line.items()}
+            updates.append(
+                {
+                    "n": line["n"],
+                    "k": of["k"],
+                    "success": of["success"],
+                    "kl": of["kl/trajectory"],
+                    "student_steps": round(of["turns/student"] * batch),
+                    "replayed_steps": round(of["turns/replayed"] * batch),
+                    "scored": of["tokens/scored"],
+                    "trained": of["tokens/trained"],
+                    "failed": of["failed"],
+                    "s": seconds[line["n"]],
+                }
+            )
+    return {"evaluations": _rounded(evaluations), "updates": _rounded(updates)}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def load(folder: Path) -> Arms:
+    """All results of a folder, the main arms first."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    results.sort(key=lambda one: (MAIN.index(one["arm"]) if one["arm"] in MAIN else len(MAIN), one["arm"]))
+    arms: Arms = {}
+    for one in results:
+        arms.setdefault(one["arm"], {})[one["settings"]["seed"]] = one
+    return arms
+
+
+def one_line(one: Result) -> str:
+    first, last = one["evaluations"][0], one["evaluations"][-1]
+    return (
+        f"{last['n']} updates, success {first['success']:.2f} -> {last['success']:.2f} at temperature 0.4, "
+        f"{first['success_t1']:.2f} -> {last['success_t1']:.2f} at 1, KL {first['kl']:.1f} -> {last['kl']:.1f} nats"
+    )
+
+
+# -------------------------------------------------------------------------------------------------- statistics
+
+
+def bootstrap(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
+    """95% percentile interval of the mean over seeds, by drawing seeds with replacement.
+
+    With five seeds it is too narrow: it covers the true mean in about 85 of 100 studies rather than 95.
+    """
+    rng = random.Random(0)
+    means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(resamples))
+    return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
+
+
+def final(metric: str) -> Callable[[Result], float]:
+    return lambda one: one["evaluations"][-1][metric]
+
+
+def paired(arm: dict[int, Result], base: dict[int, Result], value: Callable[[Result], float]) -> list[float]:
+    """value(arm) - value(base) of every seed that both have."""
+    return [value(arm[seed]) - value(base[seed]) for seed in sorted(arm.keys() & base.keys())]
+
+
+def spent(one: Result, *names: str) -> dict[int, float]:
+    """{n: what all updates before the evaluation at n took}, the sum of these counts."""
+    return {
+        evaluation["n"]: sum(update[name] for update in one["updates"][: evaluation["n"]] for name in names)
+        for evaluation in one["evaluations"]
+    }
+
+
+def steps(one: Result) -> dict[int, float]:
+    """The environment's steps, replayed ones included."""
+    return spent(one, "student_steps", "replayed_steps")
+
+
+def success_at_steps(one: Result, wanted: float) -> float:
+    """Success at temperature 0.4 after `wanted` environment steps, linear between evaluations, at most the last's."""
+    xs = list(steps(one).values())
+    ys = [evaluation["success"] for evaluation in one["evaluations"]]
+    i = bisect_left(xs, wanted)
+    if i == 0 or i == len(xs):
+        return ys[min(i, len(ys) - 1)]
+    return ys[i - 1] + (ys[i] - ys[i - 1]) * (wanted - xs[i - 1]) / (xs[i] - xs[i - 1])
+
+
+def lead_at_equal_steps(arm: dict[int, Result], opd: dict[int, Result]) -> list[float]:
+    """Final success of each seed minus OPD's after as many environment steps as the arm took in all."""
+    return [
+        final("success")(arm[seed]) - success_at_steps(opd[seed], list(steps(arm[seed]).values())[-1])
+        for seed in sorted(arm.keys() & opd.keys())
+    ]
+
+
+def reached(runs: dict[int, Result], target: float) -> int | None:
+    """The first evaluation at which the mean success over seeds is `target` or more; None if there is none."""
+    for i, evaluation in enumerate(next(iter(runs.values()))["evaluations"]):
+        if fmean(one["evaluations"][i]["success"] for one in runs.values()) >= target:
+            return evaluation["n"]
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------ tables
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def mean_text(values: Sequence[float], form: str = ".2f", sign: str = "") -> str:
+    """Mean and interval; of a single seed the value."""
+    if len(values) < 2:
+        return f"{fmean(values):{sign}{form}}"
+    low, high = bootstrap(values)
+    return f"{fmean(values):{sign}{form}} [{low:{sign}{form}}, {high:{sign}{form}}]"
+
+
+def final_table(arms: Arms) -> str:
+    rows = []
+    for name, runs in arms.items():
+        values = {metric: [final(metric)(one) for one in runs.values()] for metric in ("success", "success_t1", "kl")}
+        deviation = f"{stdev(values['success']):.3f}" if len(runs) > 1 else ""
+        start = fmean(one["evaluations"][0]["success"] for one in runs.values())
+        texts = [
+            mean_text(values["success"]),
+            deviation,
+            mean_text(values["success_t1"]),
+            mean_text(values["kl"], ".1f"),
+        ]
+        rows.append([name, str(len(runs)), f"{start:.2f}", *texts])
+    return table(
+        [
+            "arm",
+            "seeds",
+            "success before",
+            "success after",
+            "SD over seeds",
+            "after, at temperature 1",
+            "KL after, nats",
+        ],
+        rows,
+    )
+
+
+def cost_table(arms: Arms) -> str:
+    rows = []
+    for name, runs in arms.items():
+        counts = [("student_steps",), ("replayed_steps",), ("scored",), ("trained",), ("s",)]
+        means = [fmean(list(spent(one, *names).values())[-1] for one in runs.values()) for names in counts]
+        failed = sum(update["failed"] for one in runs.values() for update in one["updates"])
+        *numbers, seconds = means
+        rows.append([name, *(f"{number:,.0f}" for number in numbers), f"{seconds / 60:.1f}", f"{failed:.0f}"])
+    header = [
+        "arm",
+        "student's steps",
+        "replayed steps",
+        "tokens scored",
+        "tokens trained",
+        "minutes",
+        "failed episodes",
+    ]
+    return table(header, rows)
+
+
+def difference_table(arms: Arms) -> str:
+    rows = []
+    for name, runs in arms.items():
+        if name in ("opd", *CHECKS) or not runs.keys() & arms["opd"].keys():
+            continue
+        differences = [paired(runs, arms["opd"], final(metric)) for metric in ("success", "success_t1", "kl")]
+        texts = [mean_text(values, form, "+") for values, form in zip(differences, (".2f", ".2f", ".1f"), strict=True)]
+        better = sum(value > 0 for value in differences[0])
+        lead = mean_text(lead_at_equal_steps(runs, arms["opd"]), ".2f", "+")
+        rows.append([f"{name} - opd", f"{better} of {len(differences[0])}", *texts, lead])
+    header = [
+        "difference",
+        "seeds ahead",
+        "success",
+        "at temperature 1",
+        "KL, nats",
+        "success at equal environment steps",
+    ]
+    return table(header, rows)
+
+
+def reach_table(arms: Arms) -> str:
+    target = fmean(final("success")(one) for one in arms["opd"].values())
+    rows = []
+    for name in MAIN:
+        n = reached(arms[name], target)
+        cells = ["never"] + [""] * 4
+        if n is not None:
+            costs = [("student_steps", "replayed_steps"), ("scored",), ("trained",), ("s",)]
+            *counts, seconds = (fmean(spent(one, *names)[n] for one in arms[name].values()) for names in costs)
+            cells = [str(n), *(f"{count:,.0f}" for count in counts), f"{seconds / 60:.1f}"]
+        rows.append([name, *cells])
+    return table(["arm", "updates", "environment steps", "tokens scored", "tokens trained", "minutes"], rows)
+
+
+def turn_table(arms: Arms) -> str:
+    rows = []
+    for name in MAIN:
+        last = len(next(iter(arms[name].values()))["evaluations"]) - 1
+        for when, i in (("start", 0), ("middle", last // 2), ("end", last)):
+            kl = kl_by_turn([one["evaluations"][i] for one in arms[name].values()])
+            cells = [f"{kl[turn]:.2f}" if turn in kl else "" for turn in TURNS]
+            rows.append([name, f"{when} (update {next(iter(arms[name].values()))['evaluations'][i]['n']})", *cells])
+    return table(["arm", "", *(f"turn {turn}" for turn in TURNS)], rows)
+
+
+def kl_by_turn(evaluations: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """{turn, from 1: mean KL of the turn over all episodes that reached it}, in nats."""
+    totals: dict[int, list[float]] = {}
+    for evaluation in evaluations:
+        pairs = zip(evaluation["kl_by_turn"], evaluation["kl_by_turn_episodes"], strict=True)
+        for turn, (kl, episodes) in enumerate(pairs, 1):
+            total = totals.setdefault(turn, [0.0, 0.0])
+            total[0] += kl * episodes
+            total[1] += episodes
+    return {turn: total / episodes for turn, (total, episodes) in totals.items()}
+
+
+def check_lines(arms: Arms) -> str:
+    lines = []
+    for one in arms.get("teacher", {}).values():
+        first = one["evaluations"][0]
+        lines.append(
+            f"- The teacher as its own student, before any update: KL {abs(first['kl']):.4f} nats per trajectory; its "
+            f"success is {first['success']:.2f} at temperature 0.4 and {first['success_t1']:.2f} at 1.\n"
+        )
+    for seed, one in arms.get("shuffled", {}).items():
+        lines.append(f"- The teacher's log-probs shuffled, seed {seed}: {one_line(one)}.\n")
+    return "".join(lines)
+
+
+def text(arms: Arms) -> str:
+    """The page's results, in Markdown."""
+    if any(name not in arms for name in MAIN):
+        return NOT_RUN
+    compared = {name: runs for name, runs in arms.items() if name not in CHECKS}
+    commits = sorted({one["commit"] for runs in arms.values() for one in runs.values()})
+    machines = sorted({one["machine"] for runs in arms.values() for one in runs.values()})
+    count = sum(len(runs) for runs in arms.values())
+    parts = [
+        f"{count} jobs, on {'; '.join(machines)}; code of commit {', '.join(commits)}. Intervals are 95% bootstrap "
+        "intervals over seeds.\n",
+        "**Held-out success at the full horizon** (temperature 0.4 unless said otherwise)\n\n" + final_table(compared),
+        "**Paired differences to OPD**, same seed, student and games\n\n" + difference_table(compared),
+        "**What it took**, mean per run; minutes of rollout and training, with other jobs beside it\n\n"
+        + cost_table(compared),
+        "**To reach the OPD arm's final success**: the first evaluation at which the mean over seeds is there\n\n"
+        + reach_table(arms),
+        "**KL by turn**, nats, held-out episodes at temperature 1 that reached the turn\n\n" + turn_table(arms),
+    ]
+    if checks := check_lines(arms):
+        parts.append("**Checks**\n\n" + checks)
+    return "\n".join(parts)
+
+
+def tuning_table(folder: Path) -> str:
+    """A row per tuning run. What a rate is chosen by: the mean of the successes at both temperatures, at the end."""
+    rows = []
+    for one in sorted((json.loads(path.read_text()) for path in folder.glob("*.json")), key=_tuning_order):
+        first, last = one["evaluations"][0], one["evaluations"][-1]
+        numbers = [last["success"], last["success_t1"], (last["success"] + last["success_t1"]) / 2]
+        seed, rate = one["settings"]["seed"], one["settings"]["lr"]
+        kl = f"{first['kl']:.1f} → {last['kl']:.1f}"
+        rows.append([one["arm"], f"{rate:g}", str(seed), *(f"{number:.2f}" for number in numbers), kl])
+    return table(["arm", "learning rate", "seed", "success", "at temperature 1", "mean", "KL, nats"], rows)
+
+
+def _tuning_order(one: Result) -> tuple[int, float, int]:
+    return MAIN.index(one["arm"]), one["settings"]["lr"], one["settings"]["seed"]
+
+
+def write_all(arms: Arms) -> str:
+    """Put the results into the page and draw the figure, where there are any. Returns the text."""
+    results = text(arms)
+    page = PAGE.read_text()
+    head, rest = page.split(BEGIN)
+    PAGE.write_text(head + BEGIN + results + END + rest.split(END)[1])
+    if results != NOT_RUN:
+        draw(arms, FIGURE)
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------ figure
+
+
+def draw(arms: Arms, path: Path) -> None:
+    """Success against updates and environment steps, KL against updates, and KL by turn before and after."""
+    runs = {name.upper(): list(arms[name].values()) for name in MAIN}
+    figure, ((success, by_steps), (kl, turns)) = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
+
+    def curve(metric: str) -> Callable[[Result], dict[int, float]]:
+        return lambda one: {evaluation["n"]: evaluation[metric] for evaluation in one["evaluations"]}
+
+    draw_curves(success, runs, curve("success"))
+    success.set(xlabel="update", ylabel="success", title="held-out success, mean and range of the seeds")
+    draw_curves(kl, runs, curve("kl"))
+    kl.set(xlabel="update", ylabel="KL, nats", yscale="log", title="trajectory KL to the teacher, full horizon")
+    for (name, results), (colour, marker, dash) in zip(runs.items(), STYLES, strict=False):
+        style = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4, "label": label(name, results)}
+        each = range(len(results[0]["evaluations"]))
+        xs = [fmean(list(steps(one).values())[i] for one in results) for i in each]
+        by_steps.plot(xs, [fmean(one["evaluations"][i]["success"] for one in results) for i in each], **style)
+        after = kl_by_turn([one["evaluations"][-1] for one in results])
+        turns.plot(list(after), list(after.values()), **style)
+    by_steps.set(xlabel="environment steps", ylabel="success", title="the same against environment steps, mean")
+    before = kl_by_turn([one["evaluations"][0] for results in runs.values() for one in results])
+    turns.plot(list(before), list(before.values()), color="#555555", marker="x", label="before training")
+    turns.set(xlabel="turn", ylabel="KL of the turn, nats", yscale="log", title="KL by turn, after training")
+    for axes in (success, by_steps, kl, turns):
+        _finish(axes)
+    figure.savefig(path, dpi=110)  # on white: it is read on dark pages and printed as well
+    plt.close(figure)
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
