@@ -100,6 +100,8 @@ class SGLangClient:
         return self._session
 
     def _close(self, loop: asyncio.AbstractEventLoop) -> None:
-        """At the end of the process, when slime's event loop still runs in a thread of its own."""
+        """At the end of the process: slime's event loop still runs in a thread of its own, other loops have ended."""
         if loop.is_running():
             asyncio.run_coroutine_threadsafe(self._session.close(), loop).result(timeout=5)
+        else:
+            asyncio.run(self._session.close())

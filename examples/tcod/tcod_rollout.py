@@ -341,6 +341,8 @@ async def _play(args: Namespace, sample: Sample, sampling_params: dict[str, Any]
     record["episode_s"] = time.monotonic() - started
     if not sample.response_length:
         raise _EpisodeFailure("prompt_too_long", "no room for a response: raise --rollout-max-context-len")
+    response = sample.tokens[-sample.response_length :]
+    sample.response = runtime.chat.tokenizer.decode(response, skip_special_tokens=False)
     cut = record["context_limited"] or (record["turns"][-1]["cut"] and not record["won"])
     sample.status = Sample.Status.TRUNCATED if cut else Sample.Status.COMPLETED
 
@@ -443,9 +445,8 @@ class _Student:
             ids, log_probs, meta_info = self._checked(output)
             span.update(build_sglang_meta_trace_attrs(meta_info))
         start = self.sample.response_length
-        text = self.chat.tokenizer.decode(ids, skip_special_tokens=False)
         self.sample.append_response_tokens(
-            self.args, tokens=ids, log_probs=log_probs, trainable=True, meta_info=meta_info, text=text
+            self.args, tokens=ids, log_probs=log_probs, trainable=True, meta_info=meta_info
         )
         self.open = ids[-1] not in self.chat.stop_ids
         cut = meta_info["finish_reason"]["type"] == "length"
@@ -466,8 +467,7 @@ class _Student:
         if self._room() - len(ids) < 1:
             self.record["context_limited"] = True
             return False
-        text = self.chat.tokenizer.decode(ids, skip_special_tokens=False)
-        self.sample.append_response_tokens(self.args, tokens=ids, trainable=False, text=text)
+        self.sample.append_response_tokens(self.args, tokens=ids, trainable=False)
         return True
 
     def _room(self) -> int:
