@@ -26,6 +26,7 @@ _SYSTEM_PROMPT = (
     "think in a few words, then give exactly one action, like this: <action>go to cabinet 1</action>"
 )
 _PATCHED_TEXTWORLD = "1.7.0"
+_KEPT_GAMES = 256  # per process, about 0.2 MB each: an evaluation's games are played again and again
 
 
 @functools.cache
@@ -62,10 +63,10 @@ def _speed_up_textworld() -> None:
     textgen._parse_and_convert = lambda text, rule_name, trace=False: clone(parse_once(text, rule_name))
     textgen.deepcopy = clone
     Rule.parse_conjunctive_query = staticmethod(functools.lru_cache(maxsize=4096)(Rule.parse_conjunctive_query))
-    logic._parse_and_convert = functools.lru_cache(maxsize=64)(logic._parse_and_convert)
+    logic._parse_and_convert = functools.lru_cache(_KEPT_GAMES)(logic._parse_and_convert)
     # load() and reset() of one episode share a translation; the most recent games keep theirs. TextWorld asks for a
     # second one to plan with, which takes as long. Nothing here plans: it gets the same.
-    translate = functools.lru_cache(maxsize=64)(fast_downward.pddl2sas)
+    translate = functools.lru_cache(_KEPT_GAMES)(fast_downward.pddl2sas)
     fast_downward.pddl2sas = lambda domain, problem, verbose=False, optimize=False: translate(domain, problem)
 
 
