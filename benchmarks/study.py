@@ -56,6 +56,7 @@ SETTINGS: dict[str, Any] = {
 RESPONSE_LEN, CONTEXT_LEN = 32, 1024
 SEEDS = (1, 2, 3, 4, 5)
 TRAIN_GAMES, HELDOUT_GAMES = 128, 100
+KL_GAMES = 32  # of the held-out ones, for the evaluation at temperature 1
 PASSES = 1  # episodes of the teacher per training game: of more, the shortest solution is short
 
 # What the settings were chosen on: another student, other training games, other held-out games.
@@ -203,6 +204,7 @@ def make_data(out: Path, teacher: SGLangServer) -> None:
     for name in ("report", "tuning"):
         (out / name).mkdir(exist_ok=True)
         (out / name / "train.jsonl").write_text("".join(train[name]))
+        (out / name / "heldout_kl.jsonl").write_text("".join(rows[name][:KL_GAMES]))
         (out / name / "heldout.jsonl").write_text("".join(rows[name]))
 
 

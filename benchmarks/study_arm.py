@@ -41,11 +41,21 @@ def random_depth(curriculum: Curriculum, n: int) -> int:
     return random.Random(f"depth/{n}").randint(1, curriculum.horizon)
 
 
+def evaluation_datasets(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fewer games at temperature 1: a KL is a mean over many tokens, a success one of two outcomes."""
+    success, kl = smokes_datasets(options)
+    return [success, {**kl, "path": str(options.data / "heldout_kl.jsonl")}]
+
+
+smokes_datasets = train_arm.evaluation_datasets
+
+
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no job outlives a study that is killed
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--control", choices=["shuffled", "random-horizon"])
     options, sys.argv[1:] = parser.parse_known_args()
+    train_arm.evaluation_datasets = evaluation_datasets
     if options.control == "shuffled":
         train_arm.Trainer = ShuffledTrainer
     elif options.control == "random-horizon":
