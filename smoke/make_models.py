@@ -211,12 +211,9 @@ def cosine(steps: int, highest: float) -> list[float]:
     ]
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen3ForCausalLM:
-    """An untrained model of the teacher's shape.
-
-    A thing's embedding starts as the sum of its words', so " apple 1" resembles " apple".
-    """
-    torch.manual_seed(seed)
+def new_teacher(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """An untrained model. A thing's embedding starts as the sum of its words', so " apple 1" resembles " apple"."""
+    torch.manual_seed(0)
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -244,7 +241,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen3ForCaus
 def make_teacher(out: Path) -> None:
     """Train the teacher from nothing. The curve of its losses is kept beside it."""
     tokenizer = make_tokenizer(tokenizer_texts())
-    model, chat = new_model(tokenizer), ChatTokens(tokenizer, CHAT)
+    model, chat = new_teacher(tokenizer), ChatTokens(tokenizer, CHAT)
     examples = [encode(chat, *one) for one in demonstrations(range(GAMES))]
     # Compiled, a step takes less than half the time.
     eager = model.model.forward

@@ -175,7 +175,7 @@ def test_the_shipped_teacher_is_what_its_command_makes(tmp_path, tokenizer, chat
     steps = 20
     torch.set_num_threads(2)
     rates = make_models.cosine(*make_models.CYCLES[0])[:steps]
-    losses = make_models.train(make_models.new_model(tokenizer), make_models.batches(fresh, seed=0), rates)
+    losses = make_models.train(make_models.new_teacher(tokenizer), make_models.batches(fresh, seed=0), rates)
     assert losses == pytest.approx(curve[:steps], rel=0.01)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
