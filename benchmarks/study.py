@@ -43,7 +43,7 @@ RESULTS = HERE / "results" / "study"
 # The setting, one for all arms.
 HORIZON, BATCH, UPDATES, EVERY = 20, 16, 48, 12
 ETA = 2
-RATES = {"opd": 8e-4, "f2b": 8e-4, "b2f": 8e-4}  # of Adam, out of TUNING_RATES
+RATES = {"opd": 1.6e-3, "f2b": 8e-4, "b2f": 4e-4}  # of Adam, out of TUNING_RATES
 SETTINGS: dict[str, Any] = {
     "tcod_horizon": HORIZON,
     "tcod_environment": "env_alfworld.AlfworldEnvironment",
