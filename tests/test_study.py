@@ -169,6 +169,7 @@ def test_the_page_shows_what_the_results_in_the_repository_give():
     page = study_report.PAGE.read_text()
     shown = page.split(study_report.BEGIN)[1].split(study_report.END)[0]
     assert shown == study_report.text(RESULTS)
+    assert study_report.tuning_table(study.RESULTS / "tuning") in page
 
 
 @pytest.mark.skipif("teacher" not in RESULTS, reason="the study has not been run")
