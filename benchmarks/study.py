@@ -110,6 +110,8 @@ FEW = SEEDS[:3]
 SENSITIVITY = {
     **{f"f2b-eta-{eta}": Arm("f2b", curriculum("f2b", eta), seeds=FEW) for eta in (4, 6)},
     **{f"b2f-eta-{eta}": Arm("b2f", curriculum("b2f", eta), seeds=FEW) for eta in (4, 6)},
+    "opd-f2b-rate": Arm("f2b", OPD, seeds=FEW),
+    "b2f-f2b-rate": Arm("f2b", curriculum("b2f"), seeds=FEW),
     "b2f-to-the-horizon": Arm("b2f", curriculum("b2f", tcod_b2f_budget="horizon"), seeds=FEW),
 }
 
