@@ -101,17 +101,16 @@ CHECKS = {
     "teacher": Arm("opd", OPD, updates=1, itself=True, seeds=SEEDS[:1]),
     "shuffled": Arm("opd", OPD, control="shuffled", seeds=SEEDS[:1]),
 }
-CONTROLS = {
-    "opd-batch-8": Arm("opd", OPD, batch=BATCH // 2),
-    "fixed-horizon-8": Arm("f2b", curriculum("f2b", k_start=8, eta=10**6)),
-    "random-horizon": Arm("f2b", curriculum("f2b"), control="random-horizon"),
-}
+EQUAL_RATE = {"opd-f2b-rate": Arm("f2b", OPD), "b2f-f2b-rate": Arm("f2b", curriculum("b2f"))}
 FEW = SEEDS[:3]
+CONTROLS = {
+    "opd-batch-8": Arm("opd", OPD, batch=BATCH // 2, seeds=FEW),
+    "fixed-horizon-8": Arm("f2b", curriculum("f2b", k_start=8, eta=10**6), seeds=FEW),
+    "random-horizon": Arm("f2b", curriculum("f2b"), control="random-horizon", seeds=FEW),
+}
 SENSITIVITY = {
     **{f"f2b-eta-{eta}": Arm("f2b", curriculum("f2b", eta), seeds=FEW) for eta in (4, 6)},
     **{f"b2f-eta-{eta}": Arm("b2f", curriculum("b2f", eta), seeds=FEW) for eta in (4, 6)},
-    "opd-f2b-rate": Arm("f2b", OPD, seeds=FEW),
-    "b2f-f2b-rate": Arm("f2b", curriculum("b2f"), seeds=FEW),
     "b2f-to-the-horizon": Arm("b2f", curriculum("b2f", tcod_b2f_budget="horizon"), seeds=FEW),
 }
 
@@ -156,7 +155,7 @@ def study_jobs() -> list[Job]:
     """All jobs, the main comparison first, and all arms of a seed before the next seed."""
     return [
         Job(f"{name}-{seed}", name, arm, seed, RATES[arm.family], "report", RESULTS)
-        for group in (MAIN, CHECKS, CONTROLS, SENSITIVITY)
+        for group in (MAIN, CHECKS, EQUAL_RATE, CONTROLS, SENSITIVITY)
         for seed in SEEDS
         for name, arm in group.items()
         if seed in arm.seeds
