@@ -26,6 +26,20 @@ NOT_RUN = "Not yet run: there are no results in `benchmarks/results/study/`.\n"
 
 MAIN = ("opd", "f2b", "b2f")
 CHECKS = ("teacher", "shuffled")
+PAIRS = (  # of the table of paired differences
+    ("f2b", "opd"),
+    ("b2f", "opd"),
+    ("opd-batch-8", "opd"),
+    ("f2b", "opd-f2b-rate"),
+    ("b2f-f2b-rate", "opd-f2b-rate"),
+    ("f2b", "fixed-horizon-8"),
+    ("f2b", "random-horizon"),
+    ("f2b-eta-4", "f2b"),
+    ("f2b-eta-6", "f2b"),
+    ("b2f-eta-4", "b2f"),
+    ("b2f-eta-6", "b2f"),
+    ("b2f-to-the-horizon", "b2f"),
+)
 RESAMPLES = 10_000
 TURNS = (1, 3, 5, 8, 12, 16, 20)  # of the table of KL by turn
 
@@ -150,12 +164,13 @@ def success_at_steps(one: Result, wanted: float) -> float:
     return ys[i - 1] + (ys[i] - ys[i - 1]) * (wanted - xs[i - 1]) / (xs[i] - xs[i - 1])
 
 
-def lead_at_equal_steps(arm: dict[int, Result], opd: dict[int, Result]) -> list[float]:
-    """Final success of each seed minus OPD's after as many environment steps as the arm took in all."""
-    return [
-        final("success")(arm[seed]) - success_at_steps(opd[seed], list(steps(arm[seed]).values())[-1])
-        for seed in sorted(arm.keys() & opd.keys())
-    ]
+def lead_at_equal_steps(arm: dict[int, Result], base: dict[int, Result]) -> list[float]:
+    """Success of each seed minus the base's, after as many environment steps as the cheaper of the two took in all."""
+    leads = []
+    for seed in sorted(arm.keys() & base.keys()):
+        common = min(list(steps(one[seed]).values())[-1] for one in (arm, base))
+        leads.append(success_at_steps(arm[seed], common) - success_at_steps(base[seed], common))
+    return leads
 
 
 def reached(runs: dict[int, Result], target: float) -> int | None:
@@ -230,15 +245,16 @@ def cost_table(arms: Arms) -> str:
 
 
 def difference_table(arms: Arms) -> str:
+    """A row per pair of PAIRS that have a seed in common: the first arm minus the second."""
     rows = []
-    for name, runs in arms.items():
-        if name in ("opd", *CHECKS) or not runs.keys() & arms["opd"].keys():
+    for name, base in PAIRS:
+        if name not in arms or base not in arms or not arms[name].keys() & arms[base].keys():
             continue
-        differences = [paired(runs, arms["opd"], final(metric)) for metric in ("success", "success_t1", "kl")]
+        differences = [paired(arms[name], arms[base], final(metric)) for metric in ("success", "success_t1", "kl")]
         texts = [mean_text(values, form, "+") for values, form in zip(differences, (".2f", ".2f", ".1f"), strict=True)]
         better = sum(value > 0 for value in differences[0])
-        lead = mean_text(lead_at_equal_steps(runs, arms["opd"]), ".2f", "+")
-        rows.append([f"{name} - opd", f"{better} of {len(differences[0])}", *texts, lead])
+        lead = mean_text(lead_at_equal_steps(arms[name], arms[base]), ".2f", "+")
+        rows.append([f"{name} - {base}", f"{better} of {len(differences[0])}", *texts, lead])
     header = [
         "difference",
         "seeds ahead",
@@ -312,7 +328,7 @@ def text(arms: Arms) -> str:
         f"{count} jobs, on {'; '.join(machines)}; code of commit {', '.join(commits)}. Intervals are 95% bootstrap "
         "intervals over seeds.\n",
         "**Held-out success at the full horizon** (temperature 0.4 unless said otherwise)\n\n" + final_table(compared),
-        "**Paired differences to OPD**, same seed, student and games\n\n" + difference_table(compared),
+        "**Paired differences**, same seed, student and games\n\n" + difference_table(compared),
         "**What it took**, mean per run; minutes of rollout and training, with other jobs beside it\n\n"
         + cost_table(compared),
         "**To reach the OPD arm's final success**: the first evaluation at which the mean over seeds is there\n\n"

@@ -60,6 +60,7 @@ def test_success_at_equal_steps_is_interpolated():
     )
     cheap = run(1, [0.0, 0.1, 0.5], per_update=45)
     assert study_report.lead_at_equal_steps({1: cheap}, {1: opd}) == pytest.approx([0.1])
+    assert study_report.lead_at_equal_steps({1: opd}, {1: cheap}) == pytest.approx([-0.1])
 
 
 def test_a_target_is_reached_by_the_mean_over_seeds():
@@ -105,6 +106,12 @@ def test_the_arms_differ_in_the_curriculum_only():
     assert {job.seed for job in study.tuning_jobs()}.isdisjoint(study.SEEDS)
     names = [job.name for job in study.study_jobs() + study.tuning_jobs()]
     assert len(set(names)) == len(names)
+
+
+def test_the_report_knows_the_studys_arms():
+    arms = {job.arm_name for job in study.study_jobs()}
+    assert set(study_report.CHECKS) == study.CHECKS.keys() and set(study_report.MAIN) == study.MAIN.keys()
+    assert {name for pair in study_report.PAIRS for name in pair} == arms - study.CHECKS.keys()
 
 
 def test_a_finished_job_is_not_repeated_and_one_of_other_settings_is_refused(tmp_path):
