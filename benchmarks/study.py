@@ -10,6 +10,7 @@ be killed at any point and started again: no finished job is repeated. STUDY.md 
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -57,7 +58,6 @@ RESPONSE_LEN, CONTEXT_LEN = 32, 1024
 SEEDS = (1, 2, 3, 4, 5)
 TRAIN_GAMES, HELDOUT_GAMES = 128, 100
 KL_GAMES = 32  # of the held-out ones, for the evaluation at temperature 1
-PASSES = 1  # episodes of the teacher per training game: of more, the shortest solution is short
 
 # What the settings were chosen on: another student, other training games, other held-out games.
 # A tuning run is shorter, and its curriculum passes twice as fast.
@@ -104,13 +104,17 @@ CHECKS = {
 EQUAL_RATE = {"opd-f2b-rate": Arm("f2b", OPD), "b2f-f2b-rate": Arm("f2b", curriculum("b2f"))}
 FEW = SEEDS[:3]
 CONTROLS = {
-    "opd-batch-8": Arm("opd", OPD, batch=BATCH // 2, seeds=FEW),
-    "fixed-horizon-8": Arm("f2b", curriculum("f2b", k_start=8, eta=10**6), seeds=FEW),
+    # The first two take about as many environment steps as F2B does.
+    "opd-batch-11": Arm("opd", OPD, batch=11, seeds=FEW),
+    "fixed-horizon-10": Arm("f2b", curriculum("f2b", k_start=10, eta=10**6), seeds=FEW),
     "random-horizon": Arm("f2b", curriculum("f2b"), control="random-horizon", seeds=FEW),
 }
 SENSITIVITY = {
-    **{f"f2b-eta-{eta}": Arm("f2b", curriculum("f2b", eta), seeds=FEW) for eta in (4, 6)},
-    **{f"b2f-eta-{eta}": Arm("b2f", curriculum("b2f", eta), seeds=FEW) for eta in (4, 6)},
+    **{
+        f"{name}-eta-{eta}": Arm(name, curriculum(name, eta), seeds=FEW)
+        for eta in (1, 4, 6)
+        for name in ("f2b", "b2f")
+    },
     "b2f-to-the-horizon": Arm("b2f", curriculum("b2f", tcod_b2f_budget="horizon"), seeds=FEW),
 }
 
@@ -178,35 +182,38 @@ def tuning_jobs() -> list[Job]:
 def make_data(out: Path, teacher: SGLangServer) -> None:
     """Games and demonstrations in OUT/report and OUT/tuning: train.jsonl and heldout.jsonl, no game in two of them.
 
-    A training game is one that the teacher solved, with its shortest solution of PASSES episodes: for every arm.
+    A training game, for every arm, is one that the teacher solved in a single episode, which is its demonstration.
     """
-    if (out / "tuning" / "heldout.jsonl").exists():
+    if (out / "report").exists() and (out / "tuning").exists():
         return
-    games, half = out / "games", TRAIN_GAMES
+    games = out / "games"
     make_games.make_games(games, 2 * TRAIN_GAMES, HELDOUT_GAMES + TUNING_HELDOUT_GAMES)
     config = out / "demonstrations.yaml"
     config.write_text(yaml.safe_dump({**SETTINGS, **OPD}))
     command = [sys.executable, str(RECIPE / "collect_demos.py"), "--rows", str(games / "train.jsonl")]
     command += ["--out", str(out / "demos.jsonl"), "--url", teacher.url, "--model", str(make_models.SHIPPED)]
-    command += ["--samples", str(PASSES), "--max-turn-len", str(RESPONSE_LEN), "--max-context-len", str(CONTEXT_LEN)]
+    command += ["--samples", "1", "--max-turn-len", str(RESPONSE_LEN), "--max-context-len", str(CONTEXT_LEN)]
     command += ["--config", str(config), "--concurrency", "32"]
     with Process("demonstrations", command, out / "logs" / "demonstrations.log", child_environment(out)) as process:
         process.popen.wait()
         process.check()
-    # As many of each half's games as there are rows; demos.jsonl has them in their order.
+    # The first half of the games is the report's, the other the tuning's.
     number = {json.loads(line)["metadata"]["game_file"]: i for i, line in enumerate(read_lines(games / "train.jsonl"))}
     train: dict[str, list[str]] = {"report": [], "tuning": []}
     for line in read_lines(out / "demos.jsonl"):
         metadata = json.loads(line)["metadata"]
         if metadata["demo"]["actions"]:
-            train["report" if number[metadata["game_file"]] < half else "tuning"].append(line)
+            train["report" if number[metadata["game_file"]] < TRAIN_GAMES else "tuning"].append(line)
     heldout = read_lines(games / "heldout.jsonl")
     rows = {"report": heldout[:HELDOUT_GAMES], "tuning": heldout[HELDOUT_GAMES:]}
     for name in ("report", "tuning"):
-        (out / name).mkdir(exist_ok=True)
-        (out / name / "train.jsonl").write_text("".join(train[name]))
-        (out / name / "heldout_kl.jsonl").write_text("".join(rows[name][:KL_GAMES]))
-        (out / name / "heldout.jsonl").write_text("".join(rows[name]))
+        partial = out / f"{name}.partial"
+        partial.mkdir(exist_ok=True)
+        (partial / "train.jsonl").write_text("".join(train[name]))
+        (partial / "heldout_kl.jsonl").write_text("".join(rows[name][:KL_GAMES]))
+        (partial / "heldout.jsonl").write_text("".join(rows[name]))
+        shutil.rmtree(out / name, ignore_errors=True)
+        partial.rename(out / name)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -234,7 +241,7 @@ def make_student(out: Path, seed: int) -> None:
     examples = [make_models.encode(chat, *first_turns(*play)) for play in plays]
     model = Qwen3ForCausalLM.from_pretrained(make_models.SHIPPED, dtype=torch.float32)
     make_models.train(model, make_models.batches(examples, seed), [STUDENT_RATE] * STUDENT_STEPS)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f"{folder.name}.partial")
     make_models.save(model, tokenizer, partial)
     partial.rename(folder)
 
@@ -255,7 +262,7 @@ class Running:
 
     def __init__(self, job: Job, out: Path, teacher: SGLangServer) -> None:
         self.job, self.folder = job, out / "runs" / job.games / job.name
-        self._stack, self._started = ExitStack(), time.monotonic()
+        self._started = time.monotonic()
         arm = job.arm
         shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed
         self.folder.mkdir(parents=True)
@@ -285,13 +292,13 @@ class Running:
     def ended(self) -> bool:
         return self._process.popen.poll() is not None
 
-    def save(self) -> str:
+    def save(self, circumstances: dict[str, str]) -> str:
         """Write the result and say it in a line. Raises RuntimeError when the training ended with an error."""
         self._process.check()
         result = study_report.result(read_run(self.folder), self.job.arm.batch)
         minutes = round((time.monotonic() - self._started) / 60, 1)
         about = {"arm": self.job.arm_name, "settings": self.job.settings, "minutes": minutes}
-        report.save(self.job.path, {**about, **report.circumstances("study"), **result})
+        report.save(self.job.path, {**about, **circumstances, **result})
         return f"{self.job.name}, {minutes} minutes: {study_report.one_line(result)}"
 
 
@@ -312,7 +319,14 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
         failed.append(job.name)
         print(f"{job.name} failed: {error}", flush=True)
 
+    # Finding slime also puts it on the children's path.
+    circumstances = {**report.circumstances("study"), "slime": hooks.find_slime()}
     with ExitStack() as stack:
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            fcntl.flock(stack.enter_context((out / "lock").open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"another study runs in {out}: wait for its end, or choose another --out")
         log = out / "logs" / "teacher.log"
         teacher = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, log, 64 * parallel))
         teacher.wait_ready()
@@ -324,7 +338,7 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
                 one.stop()
                 running.remove(one)
                 try:
-                    print(one.save(), flush=True)
+                    print(one.save(circumstances), flush=True)
                 except RuntimeError as error:
                     fail(one.job, error)
             while waiting and len(running) < parallel:
@@ -346,9 +360,12 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     jobs = tuning_jobs() if options.tune else study_jobs()
     if options.only:
+        if unknown := set(options.only) - {job.name for job in jobs}:
+            sys.exit(
+                f"--only: no such job: {', '.join(sorted(unknown))}; jobs are {', '.join(job.name for job in jobs)}"
+            )
         jobs = [job for job in jobs if job.name in options.only]
     if not options.report:
-        hooks.find_slime()
         run_jobs(jobs, options.out.resolve(), options.parallel)
     if options.tune:
         print(study_report.tuning_table(RESULTS / "tuning"))

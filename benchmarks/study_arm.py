@@ -1,7 +1,7 @@
 """One job of the study: smoke/train_arm.py with its options, and `--control` for what no setting of the recipe does.
 
-    shuffled         the teacher's log-probs change places among all trained tokens of a batch: nothing can be learned
-    random-horizon   each update draws its depth k evenly from 1..T: as short as a curriculum on average, in no order
+    shuffled         the teacher's log-probs change places among all trained tokens of a batch
+    random-horizon   the curriculum's depths k of all updates, in a random order
 """
 
 import argparse
@@ -9,6 +9,7 @@ import ctypes
 import random
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import train_arm
@@ -36,30 +37,35 @@ class ShuffledTrainer(Trainer):
         return result
 
 
-def random_depth(curriculum: Curriculum, n: int) -> int:
-    """A function of n alone, as the recipe's schedule is."""
-    return random.Random(f"depth/{n}").randint(1, curriculum.horizon)
+Depth = Callable[[Curriculum, int], int]
+
+
+def in_random_order(depth: Depth, updates: int, seed: int) -> Depth:
+    """The schedule with its first `updates` depths shuffled; the next one only stamps the last evaluation."""
+    order = [*random.Random(seed).sample(range(updates), updates), updates]
+    return lambda curriculum, n: depth(curriculum, order[n])
+
+
+smoke_datasets = train_arm.evaluation_datasets
 
 
 def evaluation_datasets(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Fewer games at temperature 1: a KL is a mean over many tokens, a success one of two outcomes."""
-    success, kl = smokes_datasets(options)
+    success, kl = smoke_datasets(options)
     return [success, {**kl, "path": str(options.data / "heldout_kl.jsonl")}]
-
-
-smokes_datasets = train_arm.evaluation_datasets
 
 
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no job outlives a study that is killed
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--control", choices=["shuffled", "random-horizon"])
-    options, sys.argv[1:] = parser.parse_known_args()
+    control, sys.argv[1:] = parser.parse_known_args()
     train_arm.evaluation_datasets = evaluation_datasets
-    if options.control == "shuffled":
+    if control.control == "shuffled":
         train_arm.Trainer = ShuffledTrainer
-    elif options.control == "random-horizon":
-        Curriculum.depth = random_depth
+    elif control.control == "random-horizon":
+        options = train_arm.option_parser().parse_args()
+        Curriculum.depth = in_random_order(Curriculum.depth, options.updates, options.seed)
     train_arm.main()
 
 

@@ -29,13 +29,15 @@ CHECKS = ("teacher", "shuffled")
 PAIRS = (  # of the table of paired differences
     ("f2b", "opd"),
     ("b2f", "opd"),
-    ("opd-batch-8", "opd"),
     ("f2b", "opd-f2b-rate"),
     ("b2f-f2b-rate", "opd-f2b-rate"),
-    ("f2b", "fixed-horizon-8"),
+    ("f2b", "opd-batch-11"),
+    ("f2b", "fixed-horizon-10"),
     ("f2b", "random-horizon"),
+    ("f2b-eta-1", "f2b"),
     ("f2b-eta-4", "f2b"),
     ("f2b-eta-6", "f2b"),
+    ("b2f-eta-1", "b2f"),
     ("b2f-eta-4", "b2f"),
     ("b2f-eta-6", "b2f"),
     ("b2f-to-the-horizon", "b2f"),
@@ -190,38 +192,31 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def mean_text(values: Sequence[float], form: str = ".2f", sign: str = "") -> str:
-    """Mean and interval; of a single seed the value."""
-    if len(values) < 2:
-        return f"{fmean(values):{sign}{form}}"
+    """Mean and interval; of fewer than five seeds, whose interval says nothing, mean and range."""
+    mean = f"{fmean(values):{sign}{form}}"
+    if len(values) < 5:
+        return f"{mean} ({min(values):{sign}{form}} to {max(values):{sign}{form}})"
     low, high = bootstrap(values)
-    return f"{fmean(values):{sign}{form}} [{low:{sign}{form}}, {high:{sign}{form}}]"
+    return f"{mean} [{low:{sign}{form}}, {high:{sign}{form}}]"
 
 
 def final_table(arms: Arms) -> str:
+    """ "Before" is the mean over all runs of a seed, which start from one checkpoint."""
+    starts: dict[int, list[float]] = {}
+    for runs in arms.values():
+        for seed, one in runs.items():
+            starts.setdefault(seed, []).append(one["evaluations"][0]["success"])
     rows = []
     for name, runs in arms.items():
         values = {metric: [final(metric)(one) for one in runs.values()] for metric in ("success", "success_t1", "kl")}
+        rate = next(iter(runs.values()))["settings"]["lr"]
+        before = fmean(fmean(starts[seed]) for seed in runs)
         deviation = f"{stdev(values['success']):.3f}" if len(runs) > 1 else ""
-        start = fmean(one["evaluations"][0]["success"] for one in runs.values())
-        texts = [
-            mean_text(values["success"]),
-            deviation,
-            mean_text(values["success_t1"]),
-            mean_text(values["kl"], ".1f"),
-        ]
-        rows.append([name, str(len(runs)), f"{start:.2f}", *texts])
-    return table(
-        [
-            "arm",
-            "seeds",
-            "success before",
-            "success after",
-            "SD over seeds",
-            "after, at temperature 1",
-            "KL after, nats",
-        ],
-        rows,
-    )
+        texts = [mean_text(values["success"]), deviation, mean_text(values["success_t1"])]
+        texts.append(mean_text(values["kl"], ".1f"))
+        rows.append([name, f"{rate:g}", str(len(runs)), f"{before:.2f}", *texts])
+    header = ["arm", "learning rate", "seeds", "success before", "success after", "SD over seeds"]
+    return table([*header, "after, at temperature 1", "KL after, nats"], rows)
 
 
 def cost_table(arms: Arms) -> str:
@@ -281,26 +276,30 @@ def reach_table(arms: Arms) -> str:
 
 
 def turn_table(arms: Arms) -> str:
-    rows = []
-    for name in MAIN:
-        last = len(next(iter(arms[name].values()))["evaluations"]) - 1
-        for when, i in (("start", 0), ("middle", last // 2), ("end", last)):
-            kl = kl_by_turn([one["evaluations"][i] for one in arms[name].values()])
-            cells = [f"{kl[turn]:.2f}" if turn in kl else "" for turn in TURNS]
-            rows.append([name, f"{when} (update {next(iter(arms[name].values()))['evaluations'][i]['n']})", *cells])
-    return table(["arm", "", *(f"turn {turn}" for turn in TURNS)], rows)
+    """The start is one row: the arms have the same checkpoints there."""
+    runs = {name: list(arms[name].values()) for name in MAIN}
+    points = [evaluation["n"] for evaluation in runs["opd"][0]["evaluations"]]
+    middle, end = len(points) // 2, len(points) - 1
+
+    def row(name: str, i: int, results: list[Result]) -> list[str]:
+        kl = kl_by_turn([one["evaluations"][i] for one in results])
+        cells = [f"{kl[turn][0]:.2f} ({kl[turn][1]})" if turn in kl else "" for turn in TURNS]
+        return [name, str(points[i]), *cells]
+
+    rows = [row("all", 0, [one for results in runs.values() for one in results])]
+    rows += [row(name, i, results) for i in (middle, end) for name, results in runs.items()]
+    return table(["arm", "update", *(f"turn {turn}" for turn in TURNS)], rows)
 
 
-def kl_by_turn(evaluations: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """{turn, from 1: mean KL of the turn over all episodes that reached it}, in nats."""
-    totals: dict[int, list[float]] = {}
+def kl_by_turn(evaluations: Sequence[dict[str, Any]]) -> dict[int, tuple[float, int]]:
+    """{turn, from 1: (mean KL of the turn over the episodes that reached it, in nats; how many they are)}."""
+    totals: dict[int, tuple[float, int]] = {}
     for evaluation in evaluations:
         pairs = zip(evaluation["kl_by_turn"], evaluation["kl_by_turn_episodes"], strict=True)
         for turn, (kl, episodes) in enumerate(pairs, 1):
-            total = totals.setdefault(turn, [0.0, 0.0])
-            total[0] += kl * episodes
-            total[1] += episodes
-    return {turn: total / episodes for turn, (total, episodes) in totals.items()}
+            total, count = totals.get(turn, (0.0, 0))
+            totals[turn] = (total + kl * episodes, count + episodes)
+    return {turn: (total / count, count) for turn, (total, count) in totals.items()}
 
 
 def check_lines(arms: Arms) -> str:
@@ -323,17 +322,19 @@ def text(arms: Arms) -> str:
     compared = {name: runs for name, runs in arms.items() if name not in CHECKS}
     commits = sorted({one["commit"] for runs in arms.values() for one in runs.values()})
     machines = sorted({one["machine"] for runs in arms.values() for one in runs.values()})
+    slimes = sorted({one["slime"] for runs in arms.values() for one in runs.values()})
     count = sum(len(runs) for runs in arms.values())
     parts = [
-        f"{count} jobs, on {'; '.join(machines)}; code of commit {', '.join(commits)}. Intervals are 95% bootstrap "
-        "intervals over seeds.\n",
+        f"{count} jobs, on {'; '.join(machines)}; on {'; '.join(slimes)}; code of commit {', '.join(commits)}. In "
+        "brackets 95% bootstrap intervals over seeds; in parentheses, where seeds are fewer than five, the range.\n",
         "**Held-out success at the full horizon** (temperature 0.4 unless said otherwise)\n\n" + final_table(compared),
         "**Paired differences**, same seed, student and games\n\n" + difference_table(compared),
-        "**What it took**, mean per run; minutes of rollout and training, with other jobs beside it\n\n"
+        "**What it took**, mean per run; minutes of rollout and training, a hint only, as other jobs ran beside it\n\n"
         + cost_table(compared),
         "**To reach the OPD arm's final success**: the first evaluation at which the mean over seeds is there\n\n"
         + reach_table(arms),
-        "**KL by turn**, nats, held-out episodes at temperature 1 that reached the turn\n\n" + turn_table(arms),
+        "**KL by turn**, nats, and the number of held-out episodes at temperature 1 that reached the turn\n\n"
+        + turn_table(arms),
     ]
     if checks := check_lines(arms):
         parts.append("**Checks**\n\n" + checks)
@@ -381,18 +382,18 @@ def draw(arms: Arms, path: Path) -> None:
     draw_curves(success, runs, curve("success"))
     success.set(xlabel="update", ylabel="success", title="held-out success, mean and range of the seeds")
     draw_curves(kl, runs, curve("kl"))
-    kl.set(xlabel="update", ylabel="KL, nats", yscale="log", title="trajectory KL to the teacher, full horizon")
+    kl.set(xlabel="update", ylabel="KL, nats", ylim=(0, None), title="trajectory KL to the teacher, full horizon")
     for (name, results), (colour, marker, dash) in zip(runs.items(), STYLES, strict=False):
         style = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4, "label": label(name, results)}
         each = range(len(results[0]["evaluations"]))
         xs = [fmean(list(steps(one).values())[i] for one in results) for i in each]
         by_steps.plot(xs, [fmean(one["evaluations"][i]["success"] for one in results) for i in each], **style)
         after = kl_by_turn([one["evaluations"][-1] for one in results])
-        turns.plot(list(after), list(after.values()), **style)
+        turns.plot(list(after), [kl for kl, _ in after.values()], **style)
     by_steps.set(xlabel="environment steps", ylabel="success", title="the same against environment steps, mean")
     before = kl_by_turn([one["evaluations"][0] for results in runs.values() for one in results])
-    turns.plot(list(before), list(before.values()), color="#555555", marker="x", label="before training")
-    turns.set(xlabel="turn", ylabel="KL of the turn, nats", yscale="log", title="KL by turn, after training")
+    turns.plot(list(before), [kl for kl, _ in before.values()], color="#555555", marker="x", label="before training")
+    turns.set(xlabel="turn", xticks=TURNS, ylabel="KL of the turn, nats", title="KL by turn, after training")
     for axes in (success, by_steps, kl, turns):
         _finish(axes)
     figure.savefig(path, dpi=110)  # on white: it is read on dark pages and printed as well

@@ -1,5 +1,6 @@
 """The study: its statistics, its jobs, its controls, and its page against the results in the repository."""
 
+import fcntl
 import json
 import random
 from statistics import fmean
@@ -32,7 +33,7 @@ def run(seed, finals, per_update=100, arm="opd"):
         }
         for i, s in enumerate(finals)
     ]
-    about = {"arm": arm, "settings": {"seed": seed}, "commit": "c", "machine": "m"}
+    about = {"arm": arm, "settings": {"seed": seed, "lr": 1e-3}, "commit": "c", "machine": "m", "slime": "slime"}
     return {**about, "updates": updates, "evaluations": evaluations}
 
 
@@ -73,7 +74,7 @@ def test_a_target_is_reached_by_the_mean_over_seeds():
 def test_kl_by_turn_weighs_episodes():
     evaluations = [{"kl_by_turn": [1.0, 4.0], "kl_by_turn_episodes": [9, 1]}]
     evaluations.append({"kl_by_turn": [2.0], "kl_by_turn_episodes": [1]})
-    assert study_report.kl_by_turn(evaluations) == pytest.approx({1: 1.1, 2: 4.0})
+    assert study_report.kl_by_turn(evaluations) == {1: (pytest.approx(1.1), 10), 2: (4.0, 1)}
 
 
 def test_the_result_of_a_job_is_what_its_metrics_say():
@@ -125,6 +126,17 @@ def test_a_finished_job_is_not_repeated_and_one_of_other_settings_is_refused(tmp
         study.Job(rate=2e-4, folder=tmp_path, **about).done()
 
 
+def test_two_studies_at_once_and_unknown_jobs_are_refused(tmp_path, monkeypatch):
+    job = study.Job("opd-1", "opd", study.MAIN["opd"], seed=1, rate=1e-4, games="report", folder=tmp_path / "results")
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="another study runs in"):
+            study.run_jobs([job], tmp_path, parallel=1)
+    monkeypatch.setattr("sys.argv", ["study", "--only", "opd-1", "opd-9"])
+    with pytest.raises(SystemExit, match="no such job: opd-9; jobs are opd-1, "):
+        study.main()
+
+
 def test_a_result_is_written_with_a_line_per_item(tmp_path):
     value = {"a": 1, "rows": [{"n": 0, "kl": [1.5, 2]}, {"n": 1}], "none": []}
     report.save(tmp_path / "new" / "x.json", value)
@@ -149,17 +161,21 @@ def test_shuffling_keeps_the_teachers_numbers_and_the_untrained_tokens():
     assert values(after, 1) != values(before, 1) and sorted(values(after, 1)) == sorted(values(before, 1))
 
 
-def test_random_depths_are_even_and_a_function_of_the_update():
-    curriculum = Curriculum("f2b", horizon=5)
-    depths = [study_arm.random_depth(curriculum, n) for n in range(500)]
-    assert depths == [study_arm.random_depth(curriculum, n) for n in range(500)]
-    assert all(70 <= depths.count(k) <= 130 for k in range(1, 6))
+def test_the_random_horizon_is_the_schedule_in_another_order():
+    curriculum = Curriculum("f2b", horizon=20, eta=2)
+    schedule = [curriculum.depth(n) for n in range(49)]
+    orders = {}
+    for seed in (1, 2):
+        depth = study_arm.in_random_order(Curriculum.depth, 48, seed)
+        orders[seed] = [depth(curriculum, n) for n in range(49)]
+        assert sorted(orders[seed]) == schedule and orders[seed][48] == 20
+    assert schedule != orders[1] != orders[2] != schedule
 
 
 def test_the_page_and_the_figure_are_made_of_the_results(tmp_path, monkeypatch):
     arms = {
         name: {seed: run(seed, [0.1, 0.2 + seed / 10], arm=name) for seed in (1, 2)}
-        for name in (*study_report.MAIN, "opd-batch-8", *study_report.CHECKS)
+        for name in (*study_report.MAIN, "opd-batch-11", *study_report.CHECKS)
     }
     page = tmp_path / "page.md"
     page.write_text(f"Before.\n{study_report.BEGIN}old\n{study_report.END}\nAfter.\n")
@@ -167,9 +183,18 @@ def test_the_page_and_the_figure_are_made_of_the_results(tmp_path, monkeypatch):
     monkeypatch.setattr(study_report, "FIGURE", tmp_path / "figure.png")
     results = study_report.write_all(arms)
     assert page.read_text() == f"Before.\n{study_report.BEGIN}{results}{study_report.END}\nAfter.\n"
-    assert "| f2b - opd | 0 of 2 | +0.00 [+0.00, +0.00] |" in results
-    assert "| opd | 2 | 0.10 | 0.35 [0.30, 0.40] | 0.071 |" in results
+    assert "| f2b - opd | 0 of 2 | +0.00 (+0.00 to +0.00) |" in results
+    assert "| opd | 0.001 | 2 | 0.10 | 0.35 (0.30 to 0.40) | 0.071 |" in results
+    assert "| all | 0 | 0.00 (24) |" in results
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_results_in_the_repository_are_of_the_studys_settings():
+    jobs = study.study_jobs() + study.tuning_jobs()
+    assert {path.stem for path in study.RESULTS.rglob("*.json")} <= {job.name for job in jobs}
+    assert all(job.done() for job in jobs if job.path.exists())
+    evaluations = [one for runs in RESULTS.values() for result in runs.values() for one in result["evaluations"]]
+    assert all(one["episodes"] == study.HELDOUT_GAMES for one in evaluations)
 
 
 def test_the_page_shows_what_the_results_in_the_repository_give():
