@@ -3,6 +3,7 @@
 Everything here is computed from results/study/*.json, so `study --report` gives the same tables again anywhere.
 """
 
+import itertools
 import json
 import random
 from bisect import bisect_left
@@ -338,6 +339,8 @@ def text(arms: Arms) -> str:
     ]
     if checks := check_lines(arms):
         parts.append("**Checks**\n\n" + checks)
+    if missing := [name for name in dict.fromkeys(itertools.chain(*PAIRS)) if name not in arms]:
+        parts.append(f"**Not run yet**: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 

@@ -186,6 +186,7 @@ def test_the_page_and_the_figure_are_made_of_the_results(tmp_path, monkeypatch):
     assert "| f2b - opd | 0 of 2 | +0.00 (+0.00 to +0.00) |" in results
     assert "| opd | 0.001 | 2 | 0.10 | 0.35 (0.30 to 0.40) | 0.071 |" in results
     assert "| all | 0 | 0.00 (24) |" in results
+    assert "**Not run yet**: opd-f2b-rate, b2f-f2b-rate, fixed-horizon-10, " in results
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
