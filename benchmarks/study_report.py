@@ -193,8 +193,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def mean_text(values: Sequence[float], form: str = ".2f", sign: str = "") -> str:
-    """Mean and interval; of fewer than five seeds, whose interval says nothing, mean and range."""
+    """Mean and interval; of fewer than five seeds, whose interval says nothing, mean and range; of one the value."""
     mean = f"{fmean(values):{sign}{form}}"
+    if len(values) == 1:
+        return mean
     if len(values) < 5:
         return f"{mean} ({min(values):{sign}{form}} to {max(values):{sign}{form}})"
     low, high = bootstrap(values)
