@@ -319,14 +319,14 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
         failed.append(job.name)
         print(f"{job.name} failed: {error}", flush=True)
 
-    # Finding slime also puts it on the children's path.
-    circumstances = {**report.circumstances("study"), "slime": hooks.find_slime()}
     with ExitStack() as stack:
         out.mkdir(parents=True, exist_ok=True)
         try:
             fcntl.flock(stack.enter_context((out / "lock").open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f"another study runs in {out}: wait for its end, or choose another --out")
+        # Finding slime also puts it on the children's path.
+        circumstances = {**report.circumstances("study"), "slime": hooks.find_slime()}
         log = out / "logs" / "teacher.log"
         teacher = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, log, 64 * parallel))
         teacher.wait_ready()
@@ -355,9 +355,6 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
 
 def main() -> None:
     options = parse_options()
-    for number in (signal.SIGINT, signal.SIGTERM):  # either takes the servers down
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    transformers.utils.logging.disable_progress_bar()
     jobs = tuning_jobs() if options.tune else study_jobs()
     if options.only:
         if unknown := set(options.only) - {job.name for job in jobs}:
@@ -366,6 +363,9 @@ def main() -> None:
             )
         jobs = [job for job in jobs if job.name in options.only]
     if not options.report:
+        for number in (signal.SIGINT, signal.SIGTERM):  # either takes the servers down
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        transformers.utils.logging.disable_progress_bar()
         run_jobs(jobs, options.out.resolve(), options.parallel)
     if options.tune:
         print(study_report.tuning_table(RESULTS / "tuning"))

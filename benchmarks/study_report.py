@@ -26,6 +26,7 @@ BEGIN, END = "<!-- results: written by `study --report` -->\n", "<!-- end of res
 NOT_RUN = "Not yet run: there are no results in `benchmarks/results/study/`.\n"
 
 MAIN = ("opd", "f2b", "b2f")
+EQUAL_RATE = ("opd-f2b-rate", "b2f-f2b-rate")
 CHECKS = ("teacher", "shuffled")
 PAIRS = (  # of the table of paired differences
     ("f2b", "opd"),
@@ -278,9 +279,25 @@ def reach_table(arms: Arms) -> str:
     return table(["arm", "updates", "environment steps", "tokens scored", "tokens trained", "minutes"], rows)
 
 
+def course_table(arms: Arms) -> str:
+    """Success and KL at every evaluation, means over seeds; of the main comparison and the one at equal rates."""
+    rows = []
+    for name in _shown(arms):
+        results = list(arms[name].values())
+        for i, evaluation in enumerate(results[0]["evaluations"]):
+            success, kl = (fmean(one["evaluations"][i][metric] for one in results) for metric in ("success", "kl"))
+            steps_so_far = fmean(steps(one)[evaluation["n"]] for one in results)
+            rows.append([name, str(evaluation["n"]), f"{steps_so_far:,.0f}", f"{success:.2f}", f"{kl:.1f}"])
+    return table(["arm", "updates", "environment steps", "success", "KL, nats"], rows)
+
+
+def _shown(arms: Arms) -> list[str]:
+    return [name for name in (*MAIN, *EQUAL_RATE) if name in arms]
+
+
 def turn_table(arms: Arms) -> str:
     """The start is one row: the arms have the same checkpoints there."""
-    runs = {name: list(arms[name].values()) for name in MAIN}
+    runs = {name: list(arms[name].values()) for name in _shown(arms)}
     points = [evaluation["n"] for evaluation in runs["opd"][0]["evaluations"]]
     middle, end = len(points) // 2, len(points) - 1
 
@@ -336,6 +353,7 @@ def text(arms: Arms) -> str:
         + cost_table(compared),
         "**To reach the OPD arm's final success**: the first evaluation at which the mean over seeds is there\n\n"
         + reach_table(arms),
+        "**On the way**, means over seeds\n\n" + course_table(arms),
         "**KL by turn**, nats, and the number of held-out episodes at temperature 1 that reached the turn\n\n"
         + turn_table(arms),
     ]

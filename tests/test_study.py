@@ -112,6 +112,7 @@ def test_the_arms_differ_in_the_curriculum_only():
 def test_the_report_knows_the_studys_arms():
     arms = {job.arm_name for job in study.study_jobs()}
     assert set(study_report.CHECKS) == study.CHECKS.keys() and set(study_report.MAIN) == study.MAIN.keys()
+    assert set(study_report.EQUAL_RATE) == study.EQUAL_RATE.keys()
     assert {name for pair in study_report.PAIRS for name in pair} == arms - study.CHECKS.keys()
 
 
@@ -186,6 +187,7 @@ def test_the_page_and_the_figure_are_made_of_the_results(tmp_path, monkeypatch):
     assert "| f2b - opd | 0 of 2 | +0.00 (+0.00 to +0.00) |" in results
     assert "| opd | 0.001 | 2 | 0.10 | 0.35 (0.30 to 0.40) | 0.071 |" in results
     assert "| all | 0 | 0.00 (24) |" in results
+    assert "| f2b | 2 | 220 | 0.35 | 9.0 |" in results
     assert "**Not run yet**: opd-f2b-rate, b2f-f2b-rate, fixed-horizon-10, " in results
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
