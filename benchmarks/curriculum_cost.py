@@ -19,13 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import make_games
-import make_models
-import report
-import run
+from smoke import make_games
+from smoke import make_models
+from benchmarks import report
+from smoke import run
 import yaml
-from servers import HERE, Process, SGLangServer
-from train_arm import option_parser
+from smoke.servers import HERE, Process, SGLangServer
+from smoke.train_arm import option_parser
 
 ARMS = ("opd", "f2b", "b2f")
 GAMES, BATCH = 64, option_parser().get_default("batch")

@@ -28,13 +28,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import env_alfworld
-import make_games
+from examples.tcod import env_alfworld
+from smoke import make_games
 import psutil
 import ray
-import report
-from env_alfworld import AlfworldEnvironment
-from environment import EnvironmentPool, Observation
+from benchmarks import report
+from examples.tcod.env_alfworld import AlfworldEnvironment
+from examples.tcod.environment import EnvironmentPool, Observation
 
 HERE = Path(__file__).resolve().parent
 TURNS, ROUNDS, PROFILED = 30, 3, 15

@@ -21,22 +21,22 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import hooks
-import report
-from environment import Observation
-from rig import UNTEMPERED
-from toys import LocalPool, save_tokenizer
+from smoke import hooks
+from benchmarks import report
+from examples.tcod.environment import Observation
+from tests.support.rig import UNTEMPERED
+from tests.support.toys import LocalPool, save_tokenizer
 
 SLIME = hooks.find_slime()
 
-import tcod_rollout  # noqa: E402
-from tcod_http import SGLangClient  # noqa: E402
+from examples.tcod import tcod_rollout
+from examples.tcod.sglang_client import SGLangClient
 
-import slime  # noqa: E402
-from slime.utils.async_utils import run  # noqa: E402
-from slime.utils.http_utils import init_http_client, post  # noqa: E402
-from slime.utils.misc import SingletonMeta  # noqa: E402
-from slime.utils.types import Sample  # noqa: E402
+import slime
+from slime.utils.async_utils import run
+from slime.utils.http_utils import init_http_client, post
+from slime.utils.misc import SingletonMeta
+from slime.utils.types import Sample
 
 TURNS, LATENCY_S = 30, 1.0
 SLIMES_LIMIT = 64  # the cost of a turn with slime's post grows with the episodes at once: 128 take minutes

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import report
+from benchmarks import report
 
 ARMS = ("f2b", "b2f")
 

@@ -23,18 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hooks
-import make_games
-import make_models
-import report
-import study_report
+from smoke import hooks
+from smoke import make_games
+from smoke import make_models
+from benchmarks import report
+from benchmarks import study_report
 import torch
 import transformers
 import yaml
-from expert import Step
-from plot_runs import read_run
-from servers import Process, SGLangServer
-from tcod_chat import ChatTokens
+from smoke.expert import Step
+from examples.tcod.tools.plot_runs import read_run
+from smoke.servers import Process, SGLangServer
+from examples.tcod.chat import ChatTokens
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 HERE = Path(__file__).resolve().parent

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import train_arm
-from curriculum import Curriculum
-from trainer import Trainer
+from smoke import train_arm
+from examples.tcod.curriculum import Curriculum
+from smoke.trainer import Trainer
 
 
 class ShuffledTrainer(Trainer):

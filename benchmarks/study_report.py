@@ -15,9 +15,9 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from plot_runs import STYLES, by_turn, draw_curves, label  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from examples.tcod.tools.plot_runs import STYLES, by_turn, draw_curves, label
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE / "STUDY.md"

@@ -25,24 +25,24 @@ from statistics import median, quantiles
 from typing import Any
 
 import aiohttp
-import hooks
-import make_games
-import make_models
+from smoke import hooks
+from smoke import make_games
+from smoke import make_models
 import ray
-import report
+from benchmarks import report
 import requests
-import train_arm
+from smoke import train_arm
 import yaml
-from servers import HERE, SGLangServer
+from smoke.servers import HERE, SGLangServer
 
 hooks.find_slime()
 
-import tcod_rollout  # noqa: E402
-from tcod_teacher import scoring_request  # noqa: E402
+from examples.tcod import tcod_rollout
+from examples.tcod.teacher import scoring_request
 
-from slime.rollout.data_source import RolloutDataSourceWithBuffer  # noqa: E402
-from slime.utils.http_utils import init_http_client  # noqa: E402
-from slime.utils.misc import SingletonMeta  # noqa: E402
+from slime.rollout.data_source import RolloutDataSourceWithBuffer
+from slime.utils.http_utils import init_http_client
+from slime.utils.misc import SingletonMeta
 
 TURNS, CONTEXT, AT_ONCE = 30, 2000, 8
 SCHEMES = ("ours", "stock", "per turn", "per turn, 0")

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 STYLE = {"f2b": ("#1f77b4", "o", "-"), "b2f": ("#ff7f0e", "s", "--"), "opd": ("#2ca02c", "^", ":")}
 KL, SUCCESS = "eval/tcod/heldout_t1/kl/trajectory", "eval/tcod/heldout/success"

@@ -109,7 +109,7 @@ def find_slime() -> str:
     home = Path(importlib.util.find_spec("slime").origin).resolve().parents[1]
     if home == STANDIN:
         return "the minimal slime stand-in"
-    import torchvision_ops  # noqa: F401  slime imports transformers' processors, and they torchvision
+    from smoke import torchvision_ops  # noqa: F401  slime imports transformers' processors, and they torchvision
 
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # slime imports sglang
     git = subprocess.run(["git", "-C", home, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision_ops  # noqa: F401  before transformers
+from smoke import torchvision_ops  # noqa: F401  before transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -30,10 +30,10 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples" / "tcod"))
 
-import expert  # noqa: E402
-import make_games  # noqa: E402
-from env_alfworld import AlfworldEnvironment  # noqa: E402
-from tcod_chat import ChatTokens  # noqa: E402
+from smoke import expert
+from smoke import make_games
+from examples.tcod.env_alfworld import AlfworldEnvironment
+from examples.tcod.chat import ChatTokens
 
 SHIPPED = HERE / "teacher"
 TASK = "pick_and_place_simple"

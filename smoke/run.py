@@ -17,12 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import hooks
-import make_models
+from smoke import hooks
+from smoke import make_models
 import transformers
-from figure import KL, SUCCESS, draw
-from make_games import make_games
-from servers import HERE, Process, SGLangServer
+from smoke.figure import KL, SUCCESS, draw
+from smoke.make_games import make_games
+from smoke.servers import HERE, Process, SGLangServer
 from tqdm import tqdm
 
 ARMS = ("f2b", "b2f")

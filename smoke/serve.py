@@ -12,7 +12,7 @@ import sys
 
 os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
 
-import torchvision_ops  # noqa: E402, F401  at module level, because spawned children run it too
+from smoke import torchvision_ops  # noqa: F401  at module level, because spawned children run it too
 
 
 def main() -> None:

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hooks
+from smoke import hooks
 import ray
 import requests
 import torch
 import yaml
-from trainer import Trainer
+from smoke.trainer import Trainer
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     torch.set_num_threads(1)  # the two engines and the environment workers share the cores
     print(f"running on {hooks.find_slime()}", flush=True)
 
-    import tcod_rollout
-    from transcript import to_show, transcript
+    from examples.tcod import tcod_rollout
+    from smoke.transcript import to_show, transcript
 
     from slime.rollout.data_source import RolloutDataSourceWithBuffer
     from slime.rollout.sglang_rollout import GenerateState

@@ -14,11 +14,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import hooks
+from smoke import hooks
 import torch
-import train_arm
+from smoke import train_arm
 import yaml
-from transcript import to_show, transcript
+from smoke.transcript import to_show, transcript
 from transformers import AutoTokenizer
 
 SHIMS = Path(__file__).resolve().parent / "slime_cpu"

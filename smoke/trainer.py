@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision_ops  # noqa: F401  before transformers
+from smoke import torchvision_ops  # noqa: F401  before transformers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tcod_metrics import token_kl
+from examples.tcod.metrics import token_kl
 
 
 def to_show(samples: list[Any]) -> Any:

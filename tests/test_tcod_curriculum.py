@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "tcod"))
 
-from curriculum import Curriculum, EpisodePlan, depth  # noqa: E402
+from examples.tcod.curriculum import Curriculum, EpisodePlan, depth
 
 NUM_GPUS = 0
 

@@ -14,7 +14,7 @@ import sys
 import warnings
 from typing import Any
 
-from environment import Observation
+from .environment import Observation
 
 MAX_ACTION_CHARS = 200
 _BANNER = "-= Welcome to TextWorld, ALFRED! =-"

@@ -30,13 +30,13 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
 
-from curriculum import EpisodePlan
-from environment import Environment, EnvironmentFailure, EnvironmentPool, Observation, load_environment
-from tcod_chat import ChatTokens
-from tcod_config import ConfigError, TcodConfig, check_models, check_settings, teacher_base_url, untempered
-from tcod_http import RequestFailure, SGLangClient
-from tcod_metrics import eval_metrics, rollout_metrics
-from tcod_teacher import TeacherClient, TeacherFailure, is_log_prob
+from .curriculum import EpisodePlan
+from .environment import Environment, EnvironmentFailure, EnvironmentPool, Observation, load_environment
+from .chat import ChatTokens
+from .config import ConfigError, TcodConfig, check_models, check_settings, teacher_base_url, untempered
+from .sglang_client import RequestFailure, SGLangClient
+from .metrics import eval_metrics, rollout_metrics
+from .teacher import TeacherClient, TeacherFailure, is_log_prob
 
 from slime.observability.trace_utils import build_sglang_meta_trace_attrs, trace_span
 from slime.rollout import sglang_rollout

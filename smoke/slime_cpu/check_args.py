@@ -13,13 +13,13 @@ import sys
 import types
 
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron wants it for tensor parallelism
-import cuda_on_cpu  # noqa: E402  before slime and Megatron
-import torch  # noqa: E402
+from smoke.slime_cpu import cuda_on_cpu  # before slime and Megatron
+import torch
 
 cuda_on_cpu.install()
 torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(major=9, minor=0)  # Megatron arguments.py
 torch.cuda.get_device_capability = lambda *_: (9, 0)  # Megatron arguments.py
-from slime.utils.arguments import parse_args  # noqa: E402
+from slime.utils.arguments import parse_args
 
 
 def refusal(flags: list[str]) -> str | None:

@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hooks
+from smoke import hooks
 import torch
 from safetensors.torch import load_file
-from trainer import Trainer, response_log_probs
+from smoke.trainer import Trainer, response_log_probs
 from transformers import AutoModelForCausalLM
 
 SLIME = hooks.find_slime()
 
-from slime.utils.types import Sample  # noqa: E402
+from slime.utils.types import Sample
 
 TOLERANCE = 1e-4
 

@@ -12,7 +12,7 @@ import tempfile
 import types
 
 import torch
-import torchvision_ops  # noqa: F401  before transformers
+from smoke import torchvision_ops  # noqa: F401  before transformers
 
 
 class _NoStream:

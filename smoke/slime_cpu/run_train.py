@@ -8,12 +8,12 @@ import runpy
 import sys
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling would take longer than the whole run
-import cuda_on_cpu  # noqa: E402
+from smoke.slime_cpu import cuda_on_cpu
 
 cuda_on_cpu.install()
-import ray  # noqa: E402
+import ray
 
-import slime.backends.megatron_utils.arguments as megatron_arguments  # noqa: E402
+import slime.backends.megatron_utils.arguments as megatron_arguments
 
 _slime_defaults = megatron_arguments._set_default_megatron_args
 

@@ -1,0 +1,84 @@
+"""The teacher's log-probs of a finished trajectory, from SGLang: the request, and what makes a reply valid."""
+
+from collections.abc import Callable
+
+from .sglang_client import RequestFailure, SGLangClient
+
+
+class TeacherFailure(Exception):
+    """No usable score. `reason` is what is counted: teacher_invalid, or teacher_ and a RequestFailure's."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class TeacherClient:
+    """Scores token sequences; belongs to the event loop that first awaits it.
+
+    Args:
+        url: the server's /generate.
+        timeout_s, retries, concurrency: of the requests, see SGLangClient.
+        vocab_size: of the tokenizer.
+    """
+
+    def __init__(self, url: str, timeout_s: float, retries: int, concurrency: int, vocab_size: int) -> None:
+        self._url, self._vocab_size = url, vocab_size
+        self._client = SGLangClient(timeout_s, retries, concurrency)
+
+    async def score(
+        self, tokens: list[int], prompt_length: int, unwanted: Callable[[], bool] = lambda: False
+    ) -> list[float]:
+        """log pi_teacher(tokens[i] | tokens[:i]) for i in prompt_length..len(tokens)-1, in nats.
+
+        One request for the whole trajectory. logprob_start_len is prompt_length - 1, because the first entry of the
+        reply never has a value; a smaller one would keep the server from reusing the cached prompt. `unwanted` is
+        asked before each attempt, so that a score nobody needs any more is not waited for.
+
+        Raises:
+            TeacherFailure: the server cannot be reached, refuses the request, or its reply does not fit the tokens.
+        """
+        start = prompt_length - 1
+        try:
+            reply = await self._client.post(self._url, scoring_request(start, input_ids=tokens), unwanted=unwanted)
+        except RequestFailure as failure:
+            raise TeacherFailure(f"teacher_{failure.reason}", str(failure)) from failure
+        return check_scores(reply, tokens, start, self._vocab_size)
+
+
+def scoring_request(start: int, **prompt: object) -> dict:
+    """SGLang's request for log-probs from position `start` on; `prompt` is input_ids=[..] or text=".."."""
+    sampling_params = {"temperature": 1.0, "max_new_tokens": 0, "skip_special_tokens": False}
+    return {**prompt, "sampling_params": sampling_params, "return_logprob": True, "logprob_start_len": start}
+
+
+def is_log_prob(value: object) -> bool:
+    """Whether a value in a server's reply is a log-probability that float32, in which training computes, can hold.
+
+    Rounding may lift one above 0.
+    """
+    return type(value) in (int, float) and -1e30 < value <= 1e-3  # not isinstance: False would pass for 0
+
+
+def check_scores(reply: object, tokens: list[int], start: int, vocab_size: int) -> list[float]:
+    """The log-probs of tokens[start + 1:] out of SGLang's reply to a request with logprob_start_len = start.
+
+    Raises:
+        TeacherFailure: teacher_invalid, when the reply is not about exactly these tokens or holds a number that is no
+            log-probability. Such a sample must be dropped: a filled-in value would train on an invention.
+    """
+    try:
+        entries = reply["meta_info"]["input_token_logprobs"]  # type: ignore[index]
+        values, echoed = [entry[0] for entry in entries], [entry[1] for entry in entries]
+    except (KeyError, TypeError, IndexError) as error:
+        raise TeacherFailure("teacher_invalid", f"no input_token_logprobs in the reply ({error!r})") from error
+    if len(entries) != len(tokens) - start:
+        raise TeacherFailure("teacher_invalid", f"{len(entries)} entries for {len(tokens) - start} tokens")
+    for position, (sent, got) in enumerate(zip(tokens[start:], echoed, strict=True), start):
+        # SGLang echoes 0 for ids at the very end of the vocabulary, with the right log-prob.
+        if got != sent and not (got == 0 and sent >= vocab_size - 1):
+            raise TeacherFailure("teacher_invalid", f"token {got} echoed for token {sent} at position {position}")
+    for position, value in enumerate(values[1:], start + 1):
+        if not is_log_prob(value):
+            raise TeacherFailure("teacher_invalid", f"{value!r} is no log-probability, at position {position}")
+    return [float(value) for value in values[1:]]

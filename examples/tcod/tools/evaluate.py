@@ -1,0 +1,86 @@
+"""Success rates on any SGLang server: every game once, full horizon, by task type, with 95% intervals.
+
+    python examples/tcod/evaluate.py --rows valid_seen.jsonl --out f2b.json --url http://HOST:PORT --model DIR
+
+compare_evals.py takes two such results.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .compare_evals import by_type, summarise
+from ..config import ConfigError
+from .play import Row, add_options, failure, play, read_rows, settings, start, task
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+
+async def evaluate(args: Namespace, rows: list[Row]) -> dict[str, Any]:
+    """Play every row once.
+
+    Returns {"success": summaries by task type, "failed": counts by reason, "episodes": one entry each, in the rows'
+    order}. A failed episode is no loss: it is counted, and takes no part in the rates.
+    """
+    episodes: dict[int, dict[str, Any]] = {}
+    failed: Counter[str] = Counter()
+    with logging_redirect_tqdm(), tqdm(total=len(rows), unit="episode") as bar:
+        async for index, sample in play(args, rows):
+            if reason := failure(sample):
+                failed[reason] += 1
+            else:
+                row, record = rows[index], sample.metadata["tcod"]
+                episodes[index] = {
+                    "task": task(row),
+                    "task_type": row["label"],
+                    "won": record["won"],
+                    "turns": len(record["turns"]),
+                    "context_limited": record["context_limited"],
+                }
+            wins = sum(episode["won"] for episode in episodes.values())
+            bar.set_postfix_str(f"success {wins / max(len(episodes), 1):.2f}, failed {failed.total()}", refresh=False)
+            bar.update()
+    in_order = [episodes[index] for index in sorted(episodes)]
+    success = {name: summarise(group) for name, group in by_type(in_order).items()}
+    return {"success": success, "failed": dict(failed), "episodes": in_order}
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [f"{'task type':<32}{'episodes':>9}{'success':>9}{'95% interval':>17}{'turns':>7}"]
+    for name, row in result["success"].items():
+        interval = "[{:.3f}, {:.3f}]".format(*row["interval"])
+        lines.append(f"{name:<32}{row['episodes']:>9}{row['success']:>9.3f}{interval:>17}{row['turns']:>7.1f}")
+    if limited := sum(episode["context_limited"] for episode in result["episodes"]):
+        lines.append(f"{limited} episodes ended because --max-context-len was reached")
+    if result["failed"]:
+        lines.append(f"{sum(result['failed'].values())} episodes failed and are not counted: {result['failed']}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=Path, required=True, help="the games: JSONL rows of prepare_alfworld.py")
+    parser.add_argument("--out", type=Path, required=True, help="gets the result as JSON")
+    add_options(parser, temperature=0.4)
+    options = parser.parse_args()
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        args = start(options)
+        rows = read_rows(options.rows, args)
+        result = asyncio.run(evaluate(args, rows))
+    except (ConfigError, RuntimeError) as error:
+        sys.exit(f"evaluate.py: {error}")
+    if not result["episodes"]:
+        sys.exit(f"evaluate.py: all {len(rows)} episodes failed ({result['failed']}): see the warnings above")
+    about = {**settings(options, args), "rows": str(options.rows)}
+    options.out.write_text(json.dumps({"settings": about, **result}, indent=1))
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

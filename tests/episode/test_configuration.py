@@ -1,0 +1,140 @@
+"""Launch checks: whatever cannot work stops the run before its first rollout, with one sentence that names the fix."""
+
+import re
+import threading
+
+from smoke import hooks
+import pytest
+from tests.support.fake_sglang import FakeSGLang, scored
+from tests.support.fault_proxy import FaultProxy
+
+SLIME = hooks.find_slime()
+
+from examples.tcod import config
+from examples.tcod import tcod_rollout
+from tests.support.rig import checkpoint, local_pool, rig, teacher_value, tokenizer  # noqa: F401
+from examples.tcod.config import ConfigError
+
+from slime.rollout.data_source import RolloutDataSourceWithBuffer
+from slime.utils.misc import SingletonMeta
+
+NUM_GPUS = 0
+
+# A change of working settings (None: left out), and words of the sentence. Part of examples/tcod/FAULTS.md.
+WRONG = [
+    ({"tcod_etta": 3}, "unknown setting tcod_etta"),
+    ({"tcod_variant": "f2b", "tcod_eta": 0}, "tcod_eta must be >= 1"),
+    ({"tcod_eta": 2.5}, "tcod_eta must be of type int"),
+    ({"tcod_eta": True}, "tcod_eta must be of type int"),
+    ({"tcod_horizon": "30"}, "tcod_horizon must be of type int"),
+    ({"tcod_horizon": 0}, "tcod_horizon must be >= 1"),
+    ({"tcod_variant": "f2b", "tcod_k_start": 5}, "below tcod_k_start 5"),
+    ({"tcod_variant": "b2f", "tcod_b2f_slack": -1}, "tcod_b2f_slack must be >= 0"),
+    ({"tcod_b2f_budget": "all"}, "tcod_b2f_budget must be one of slack, horizon"),
+    ({"tcod_eval_kl": 1}, "tcod_eval_kl must be of type bool"),
+    ({"tcod_variant": "fb2"}, "tcod_variant must be one of"),
+    ({"tcod_variant": None}, "tcod_variant is missing"),
+    ({"tcod_admissible": "always"}, "tcod_admissible must be one of turn, never"),
+    ({"tcod_data_root": "/nowhere"}, "tcod_data_root /nowhere is not a folder"),
+    ({"tcod_data_root": "$TCOD_UNSET/x"}, "that variable is not set"),
+    ({"tcod_environment": "toys.Nowhere"}, "tcod_environment toys.Nowhere cannot be imported"),
+    ({"tcod_env_workers": 0}, "tcod_env_workers must be >= 1"),
+    ({"tcod_env_timeout_s": 0.0}, "tcod_env_timeout_s must be a positive number"),
+    ({"tcod_teacher_timeout_s": float("nan")}, "tcod_teacher_timeout_s must be a positive number"),
+    ({"tcod_teacher_retries": -1}, "tcod_teacher_retries must be >= 0"),
+    ({"tcod_max_staleness": -1}, "tcod_max_staleness must be >= 0"),
+    ({"tcod_max_replacements": 0}, "tcod_max_replacements must be >= 1"),
+    ({"tcod_variant": "b2f"}, "of 1 rows 1 have none"),
+    ({"partial_rollout": True}, "--partial-rollout"),
+    ({"group_rm": True}, "--group-rm"),
+    ({"use_opd": False}, "--use-opd"),
+    ({"opd_kl_coef": 0.0}, "--opd-kl-coef is 0"),
+    ({"normalize_advantages": True}, "--normalize-advantages"),
+    ({"tcod_engine_timeout_s": 0.0}, "tcod_engine_timeout_s must be a positive number"),
+    ({"rollout_temperature": 0.7}, "--rollout-temperature 1"),
+    ({"rollout_top_p": 0.9}, "--rollout-top-p 1"),
+    ({"rm_url": None}, "--rm-url is missing"),
+    ({"rm_url": "http://127.0.0.1:9/generate"}, "no teacher answers"),
+    ({"rollout_max_context_len": None}, "--rollout-max-context-len is missing"),
+    ({"rollout_max_context_len": 64}, "must be below"),
+    ({"rollout_max_context_len": 4096}, "raise its --context-length"),
+    ({"custom_rm_path": None}, "--custom-rm-path must be tcod_rollout.reward_func"),
+    ({"dynamic_sampling_filter_path": None}, "--dynamic-sampling-filter-path must be tcod_rollout.drop_failed"),
+    ({"opd_type": "megatron", "offload_train": False}, "--offload-train"),
+    ({"use_rollout_routing_replay": True}, "--use-rollout-routing-replay"),
+    ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
+    ({"rollout_max_context_len": 8000}, "raise --sglang-context-length"),
+    ({"sglang_router_port": 9}, "the student's engines behind http://127.0.0.1:9 do not answer"),
+]
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+@pytest.mark.parametrize("change, says", WRONG)
+def test_a_wrong_configuration_stops_before_the_first_rollout(rig, change, says, evaluating):
+    args = rig.args([{"goal": 2}], **change)
+    SingletonMeta._instances.clear()
+    with pytest.raises(ConfigError, match=re.escape(says)) as stop:
+        tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args), evaluation=evaluating)
+    assert "\n" not in str(stop.value)
+    assert rig.student.requests == []
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([{"goal": 2}, {}], "row 2 of --prompt-data cannot be played: its metadata has no goal"),
+        ([{"goal": 2}, ["goal"]], "row 2 of --prompt-data cannot be played: its metadata is no JSON object"),
+        ([{"goal": 2, "demo": "right"}], "row 1 of --prompt-data cannot be played: its demo is no JSON object"),
+        ([{"goal": 2, "demo": {"actions": "right"}}], "actions of its demo is no list of texts"),
+        ([], "has no rows"),
+    ],
+)
+def test_rows_that_cannot_be_played_stop_the_run(rig, rows, words):
+    args = rig.args(rows, rollout_batch_size=1)
+    SingletonMeta._instances.clear()
+    with pytest.raises(ConfigError, match=words):
+        tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args))
+
+
+def test_a_teacher_with_other_tokens_stops_the_run(rig):
+    rig.teacher.reply = lambda payload: scored({**payload, "input_ids": [5, 6, 7]}, teacher_value)
+    with pytest.raises(ConfigError, match="use a teacher with the student's tokenizer"):
+        rig.rollout([{"goal": 2}])
+
+
+@pytest.mark.parametrize("fault", ["reset", "lost", "truncated"])
+def test_a_teacher_that_cannot_finish_a_reply_stops_the_run(rig, fault):
+    with FaultProxy(rig.teacher.port) as proxy:
+        proxy.fault = lambda body: fault
+        with pytest.raises(ConfigError, match="no teacher answers at --rm-url .*: start it first"):
+            rig.rollout([{"goal": 2}], rm_url=proxy.url)
+
+
+@pytest.mark.parametrize("page", [[], {"workers": None}, {"workers": [{}]}])
+def test_a_router_that_says_something_else_stops_the_run(rig, page):
+    with FakeSGLang(rig.student_reply) as router:
+        router.pages["/workers"] = page
+        with pytest.raises(ConfigError, match="the student's engines behind .* do not answer"):
+            rig.rollout([{"goal": 2}], sglang_router_port=router.port)
+
+
+def test_engines_that_the_router_lists_late_are_waited_for(rig):
+    rig.student.pages["/workers"] = {"workers": []}
+    threading.Timer(1.0, rig.student.pages.pop, ["/workers"]).start()
+    samples, _ = rig.rollout([{"goal": 2}])
+    assert len(samples) == 1
+
+
+def test_a_router_without_engines_stops_the_run(rig, monkeypatch):
+    monkeypatch.setattr(config, "ROUTER_PATIENCE_S", 1.0)
+    rig.student.pages["/workers"] = {"workers": []}
+    with pytest.raises(ConfigError, match="knows no engine of the student"):
+        rig.rollout([{"goal": 2}])
+
+
+def test_foreign_keys_in_the_yaml_are_refused(rig):
+    args = rig.args([{"goal": 2}])
+    with open(args.custom_config_path, "a") as file:
+        file.write("rollout_batch_size: 3\n")
+    with pytest.raises(ConfigError, match="rollout_batch_size.*command line"):
+        tcod_rollout.generate_rollout(args, 0, None)

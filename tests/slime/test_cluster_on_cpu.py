@@ -1,0 +1,127 @@
+"""The run script with all but the GPUs real: SGLang, slime's train.py, Megatron, ALFWorld; small and on a CPU.
+
+Needs SLIME_DIR and MEGATRON_DIR. What the script does around them is tested without them in test_run_script.py.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+from tests.support import cpu_cluster
+import pytest
+from tests.support.fake_cluster import processes_of
+
+if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
+    pytest.skip(
+        "the run script on a CPU: run with SLIME_DIR=/path/to/slime MEGATRON_DIR=/path/to/Megatron-LM",
+        allow_module_level=True,
+    )
+
+from smoke import make_models
+from smoke.servers import Process, SGLangServer, free_port
+
+NUM_GPUS = 0
+SCRIPT = cpu_cluster.ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """(folder, the script's variables, its arguments), with the student's engine up."""
+    place = tmp_path_factory.mktemp("cluster")
+    make_models.make_student(make_models.SHIPPED, place / "student", seed=5)
+    with SGLangServer("student server", place / "student", place / "student.log") as engine:
+        variables, arguments = cpu_cluster.build(place, place / "student", make_models.SHIPPED, engine.port)
+        engine.wait_ready()
+        yield place, variables, arguments
+
+
+def start(cluster, log, **variables):
+    place, ours, arguments = cluster
+    env = {**ours, "TEACHER_PORT": str(free_port()), "RUN_DIR": f"{place}/run", **variables}
+    env["CONFIG"] = f"{place}/{env['VARIANT']}.yaml"
+    return Process("run script", ["bash", str(SCRIPT), *arguments], place / log, env)
+
+
+def refusal(cluster, **variables):
+    """The last line of a run that must not begin."""
+    with start(cluster, "refused.log", RUN_DIR=f"{cluster[0]}/refused", VARIANT="b2f", **variables) as process:
+        assert process.popen.wait(300) == 1
+    assert not (cluster[0] / "refused/metrics.jsonl").exists()
+    return process.log.read_text().splitlines()[-1]
+
+
+def copy_of_the_data(cluster, folder, change):
+    """A copy of DATA_DIR in which `change` was applied to the first training row."""
+    shutil.copytree(cluster[0] / "data", cluster[0] / folder)
+    file = cluster[0] / folder / "train.jsonl"
+    first, *others = map(json.loads, file.read_text().splitlines())
+    change(first["metadata"])
+    file.write_text("".join(json.dumps(row) + "\n" for row in [first, *others]))
+    return str(file.parent)
+
+
+def test_a_busy_port_is_named(cluster):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert f"port {port} of 127.0.0.1 is taken" in refusal(cluster, TEACHER_PORT=port)
+
+
+def test_a_missing_game_is_named(cluster):
+    data = copy_of_the_data(cluster, "missing", lambda metadata: metadata.update(game_file="json_2.1.1/gone"))
+    assert "gone" in refusal(cluster, DATA_DIR=data)
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(cluster):
+    teacher = cluster[0] / "teacher"
+    shutil.copytree(make_models.SHIPPED, teacher)
+    file = teacher / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = "Ġgo", "Ġto"
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(tokenizer))
+    assert "use a teacher with the student's tokenizer" in refusal(cluster, TEACHER_MODEL=str(teacher))
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(cluster):
+    """One row's demonstration is not one: its episodes are counted and never trained on."""
+    data = copy_of_the_data(cluster, "damaged", lambda metadata: metadata["demo"].update(actions=["put x in y"] * 4))
+    run_dir = cluster[0] / "run"
+    with start(cluster, "first.log", VARIANT="b2f", DATA_DIR=data) as process:
+        wait_for(process, lambda: ("rollout", 2) in [(line["kind"], line["n"]) for line in lines(run_dir)])
+        [driver] = driver_of(run_dir)
+        os.kill(driver, signal.SIGKILL)
+        assert process.popen.wait(120) == 1
+    assert f"training ended with status 137: see {run_dir}/logs" in process.log.read_text()
+    assert processes_of(run_dir) == []
+    before = lines(run_dir)
+    with start(cluster, "second.log", VARIANT="b2f", DATA_DIR=data) as process:
+        assert process.popen.wait(900) == 0, process.log.read_text()[-3000:]
+    assert processes_of(run_dir) == []
+    assert f"{run_dir} continues from checkpoint" in process.log.read_text()
+    after = lines(run_dir)[len(before) :]
+    rollouts = [line for line in before + after if line["kind"] == "rollout"]
+    assert [line["n"] for line in rollouts] == [0, 1, 2, 2, 3]
+    assert [line["rollout/tcod/k"] for line in rollouts] == [2, 3, 4, 4, 5]
+    assert sum(line.get("rollout/tcod/failed/demo_inadmissible", 0) for line in rollouts) >= 2
+
+
+def lines(run_dir: Path) -> list[dict]:
+    file = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def wait_for(process: Process, condition) -> None:
+    deadline = time.monotonic() + 900
+    while not condition():
+        process.check_running()
+        assert time.monotonic() < deadline, process.describe("takes too long")
+        time.sleep(0.2)
+
+
+def driver_of(run_dir: Path) -> list[int]:
+    return [pid for pid, command in processes_of(run_dir) if "/run_train.py\0" in command]

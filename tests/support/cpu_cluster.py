@@ -1,0 +1,84 @@
+"""A place for the run script on a CPU: real games, tiny models, real SGLang and real slime; the GPUs are names only.
+
+cpu_cluster.py itself is the place's `python3`: the script's own programs run as they are, SGLang's server through
+smoke/serve.py, train.py through smoke/slime_cpu/run_train.py.
+"""
+
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = ROOT / "smoke"
+SPLITS = {"train": (8, 0), "valid_seen": (2, 500_000), "valid_unseen": (2, 600_000)}  # games, first seed
+CONFIG = """\
+tcod_variant: {variant}
+tcod_k_start: 2
+tcod_eta: 1
+tcod_horizon: 12
+tcod_environment: .env_alfworld.AlfworldEnvironment
+tcod_data_root: $ALFWORLD_DATA
+tcod_admissible: never
+tcod_env_workers: 2
+tcod_engines_per_worker: 8
+"""
+
+
+def build(place: Path, student: Path, teacher: Path, engine_port: int) -> tuple[dict[str, str], list[str]]:
+    """Make everything below `place`. Returns the script's variables, and its arguments."""
+    from smoke.make_games import make_game
+    from smoke.train_slime import CPU_SETTINGS, as_flags, model_settings
+
+    for folder in ("bin", "games"):
+        (place / folder).mkdir(parents=True)
+    programs = {"python3": f'exec {sys.executable} {__file__} "$@"', "nvidia-smi": "seq 0 2"}
+    for name, text in programs.items():
+        program = place / "bin" / name
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    for split, (games, seed) in SPLITS.items():
+        for i in range(games):
+            make_game(place / "games", split, "pick_and_place_simple", i, seed + i)
+    prepare = [sys.executable, ROOT / "examples/tcod/prepare_alfworld.py", "--data-root", place / "games"]
+    subprocess.run([*prepare, "--out", place / "data", "--horizon", "12"], check=True, capture_output=True)
+    for variant in ("f2b", "b2f"):
+        (place / f"{variant}.yaml").write_text(CONFIG.format(variant=variant))
+    shape = shlex.join(as_flags(model_settings(student)))
+    (place / "model.sh").write_text(f"MODEL_ARGS=({shape})\n")
+    folders = [SMOKE / "slime_cpu", SMOKE, os.environ.get("PYTHONPATH", "")]
+    variables = {
+        **{"PATH": f"{place}/bin:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(map(str, folders))},
+        **{"MODEL_SCRIPT": f"{place}/model.sh", "STUDENT": f"{student}", "TEACHER_MODEL": f"{teacher}"},
+        **{"ALFWORLD_DATA": f"{place}/games", "DATA_DIR": f"{place}/data", "RUN_DIR": f"{place}/run"},
+        **{"ACTOR_GPUS": "1", "ROLLOUT_GPUS": "1", "TEACHER_GPUS": "2", "ROUTER_POLICY": "cache_aware"},
+        **{"BATCH": "8", "LR": "5e-4", "MAX_TURN_LEN": "32", "MAX_CONTEXT_LEN": "1024", "OMP_NUM_THREADS": "1"},
+        **{"NUM_ROLLOUT": "4", "SAVE_INTERVAL": "2", "EVAL_INTERVAL": "2", "RAY_USAGE_STATS_ENABLED": "0"},
+    }
+    flags = CPU_SETTINGS | {
+        "rollout-external-engine-addrs": f"127.0.0.1:{engine_port}",
+        "sglang-server-concurrency": 16,
+        "attention-backend": "auto",
+        **{"update-weight-mode": "full", "update-weight-transport": "disk"},
+        "update-weight-disk-dir": place / "run/weights",
+        "save-debug-rollout-data": place / "run/rollout_{rollout_id}.pt",
+    }
+    return variables, as_flags(flags)
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["-m", "sglang.launch_server", *flags]:
+            command = [SMOKE / "serve.py", *flags, "--device", "cpu", "--dtype", "float32"]
+            command += ["--attention-backend", "torch_native", "--max-total-tokens", "65536", "--sleep-on-idle"]
+        case [program, *flags] if program.endswith("/train.py"):
+            command = [SMOKE / "slime_cpu/run_train.py", *flags]
+        case command:
+            pass
+    os.execv(sys.executable, [sys.executable, *map(str, command)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A training run without training, for test_resume.py: rollouts, with a checkpoint of the data source after each."""
+
+import json
+import sys
+from pathlib import Path
+
+from smoke import hooks
+
+hooks.find_slime()
+
+from examples.tcod import tcod_rollout
+from tests.support.toys import LocalPool
+
+from slime.rollout.data_source import RolloutDataSourceWithBuffer
+from slime.utils.http_utils import init_http_client
+
+TASKS, BATCH, ROLLOUTS = 10, 4, 6  # six batches of four: two epochs, shuffled anew, and a bit
+
+
+def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, first: int) -> None:
+    """Play from rollout `first` on; one JSON line for each finished one goes to rollouts.jsonl, errors to errors."""
+    sys.stderr = (Path(folder) / "errors").open("a", buffering=1)
+    tcod_rollout.EnvironmentPool = LocalPool
+    args = hooks.rollout_args(
+        hf_checkpoint=checkpoint,
+        apply_chat_template_kwargs={"enable_thinking": False},
+        prompt_data=f"{folder}/rows.jsonl",
+        input_key="prompt",
+        label_key="label",
+        rollout_batch_size=BATCH,
+        rollout_shuffle=True,
+        rollout_max_response_len=64,
+        rollout_max_context_len=2000,
+        sglang_router_ip="127.0.0.1",
+        sglang_router_port=student_port,
+        rollout_num_gpus=1,
+        rm_url=f"http://127.0.0.1:{teacher_port}/generate",
+        save=folder,
+        load=folder,
+        tcod_variant="f2b",
+        tcod_horizon=4,
+        tcod_eta=2,
+        tcod_environment="toys.Corridor",
+        tcod_data_root=folder,
+        tcod_admissible="never",
+        tcod_teacher_retries=0,
+    )
+    init_http_client(args)
+    source = RolloutDataSourceWithBuffer(args)
+    source.load(first - 1)
+    for n in range(first, ROLLOUTS):
+        output = tcod_rollout.generate_rollout(args, n, source)
+        tasks = [sample.metadata["goal"] for group in output.samples for sample in group]
+        record = {"n": n, "k": output.metrics["rollout/tcod/k"], "tasks": tasks}
+        source.save(n)
+        with (Path(folder) / "rollouts.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")

@@ -1,0 +1,204 @@
+"""A rig for whole episodes: a scripted student, a scripted teacher, and slime's own rollout loop between them.
+
+On the real slime where SLIME_DIR points to a checkout, else on the stand-in. Test modules import the fixtures by name.
+"""
+
+import json
+import math
+from argparse import Namespace
+
+from smoke import hooks
+import pytest
+import yaml
+from tests.support.fake_sglang import FakeSGLang, generated, scored
+from tests.support.toys import LocalPool, save_tokenizer
+
+SLIME = hooks.find_slime()
+
+from examples.tcod import tcod_rollout
+from transformers import AutoTokenizer
+
+from slime.rollout.data_source import RolloutDataSourceWithBuffer
+from slime.utils.async_utils import run
+from slime.utils.http_utils import init_http_client
+from slime.utils.misc import SingletonMeta
+from slime.utils.types import Sample
+
+HEADER = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
+UNTEMPERED = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
+
+
+def user(text: str) -> str:
+    """What stands between an end-of-turn token and the next response."""
+    return f"\n<|im_start|>user\n{text}<|im_end|>\n{HEADER}"
+
+
+def opening(goal: int) -> str:
+    first = f"Goal: door {goal}. You are at door 0."
+    return f"<|im_start|>system\nWalk.<|im_end|>\n<|im_start|>user\n{first}<|im_end|>\n{HEADER}"
+
+
+def teacher_value(position: int, token: int) -> float:
+    return -0.5 - position / 1000
+
+
+def student_value(index: int) -> float:
+    return -0.01 * (index + 1)
+
+
+@pytest.fixture(autouse=True)
+def local_pool(monkeypatch):
+    """Episodes without worker processes; the pool has tests of its own."""
+    monkeypatch.setattr(tcod_rollout, "EnvironmentPool", LocalPool)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint):
+    return AutoTokenizer.from_pretrained(checkpoint)
+
+
+class RecordingSource(RolloutDataSourceWithBuffer):
+    """slime's data source, which remembers what was drawn from it."""
+
+    def __init__(self, args):
+        super().__init__(args)
+        self.drawn = []
+
+    def get_samples(self, num_samples):
+        groups = super().get_samples(num_samples)
+        self.drawn += [sample for group in groups for sample in group]
+        return groups
+
+
+class Rig:
+    """A scripted student (the reply to the i-th turn of a context is script[i]) and a scripted teacher."""
+
+    def __init__(self, tmp_path, checkpoint, tokenizer):
+        self.folder, self.checkpoint, self.tokenizer = tmp_path, checkpoint, tokenizer
+        self.script = [RIGHT] * 20
+        self.cut = set()  # turns whose reply is cut by the length limit
+        self.student = FakeSGLang(self.student_reply)
+        self.teacher_reply = lambda payload: scored(payload, teacher_value)
+        self.teacher = FakeSGLang(self.teacher_answer)
+        for server, limit in ((self.student, 8000), (self.teacher, 4090)):
+            server.pages["/server_info"] = {"max_req_input_len": limit}
+
+    def teacher_answer(self, payload):
+        if "text" in payload:  # the launch check
+            ids = self.tokenizer.encode(payload["text"], add_special_tokens=False)
+            return scored({**payload, "input_ids": ids}, teacher_value)
+        return self.teacher_reply(payload)
+
+    def scoring_requests(self):
+        return [payload for payload in self.teacher.payloads() if "input_ids" in payload]
+
+    def student_reply(self, payload):
+        turn = self.tokenizer.decode(payload["input_ids"]).count(HEADER) - 1
+        return self.answer(turn, payload)
+
+    def answer(self, turn, payload):
+        ids = self.tokenizer.encode(self.script[turn], add_special_tokens=False)
+        ids = ids if turn in self.cut else ids + [self.tokenizer.eos_token_id]
+        finish = "stop"
+        if len(ids) > payload["sampling_params"]["max_new_tokens"] or turn in self.cut:
+            ids, finish = ids[: payload["sampling_params"]["max_new_tokens"]], "length"
+        values = [student_value(i) for i in range(len(ids))]
+        return generated(ids, values, text="", finish=finish, prompt_tokens=len(payload["input_ids"]))
+
+    def rows(self, rows, name="train"):
+        path = self.folder / f"{name}.jsonl"
+        path.write_text(
+            "".join(json.dumps({"prompt": "walk", "label": "walk", "metadata": row}) + "\n" for row in rows)
+        )
+        return path
+
+    def args(self, rows, **changes) -> Namespace:
+        settings = {
+            **{"tcod_variant": "opd", "tcod_horizon": 4, "tcod_environment": "toys.Corridor"},
+            **{"tcod_data_root": str(self.folder), "tcod_admissible": "never", "tcod_env_timeout_s": 30.0},
+            **{"tcod_env_workers": 1, "tcod_engines_per_worker": 8, "tcod_teacher_retries": 0},
+            **{key: changes.pop(key) for key in list(changes) if key.startswith("tcod_")},
+        }
+        settings = {key: value for key, value in settings.items() if value is not None}
+        config = self.folder / "tcod.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        args = hooks.rollout_args(
+            **{
+                "hf_checkpoint": str(self.checkpoint),
+                "apply_chat_template_kwargs": {"enable_thinking": False},
+                "prompt_data": str(self.rows(rows)),
+                "input_key": "prompt",
+                "label_key": "label",
+                "rollout_batch_size": len(rows),
+                "n_samples_per_prompt": 1,
+                "rollout_max_response_len": 64,
+                "rollout_max_context_len": 2000,
+                "sglang_router_ip": self.student.host,
+                "sglang_router_port": self.student.port,
+                "sglang_server_concurrency": 32,
+                "rollout_num_gpus": 1,
+                "rm_url": f"{self.teacher.url}/generate",
+                "custom_config_path": str(config),
+                **changes,
+            }
+        )
+        for key, value in settings.items():
+            setattr(args, key, value)
+        return args
+
+    def rollout(self, rows, n=0, **changes):
+        """(samples, metrics) of rollout n over these rows."""
+        args = self.args(rows, **changes)
+        SingletonMeta._instances.clear()
+        init_http_client(args)
+        source = RecordingSource(args)
+        output = tcod_rollout.generate_rollout(args, n, source)
+        self.drawn = source.drawn
+        samples = [sample for group in output.samples for sample in group]
+        check_invariants(args, samples)
+        return samples, output.metrics
+
+    def play(self, metadata, k, max_new_tokens=64, sampling=None, **changes):
+        """One training sample through generate and reward_func, without slime's loop."""
+        args = self.args([metadata], **changes)
+        SingletonMeta._instances.clear()
+        init_http_client(args)
+        sample = Sample(index=0, prompt="walk", metadata={**metadata, "tcod": {"n": 0, "k": k}})
+        params = {**UNTEMPERED, "max_new_tokens": max_new_tokens, **(sampling or {})}
+
+        async def both():
+            played = await tcod_rollout.generate(args, sample, params)
+            if played.reward is None:
+                played.reward = await tcod_rollout.reward_func(args, played)
+            return played
+
+        return run(both())
+
+
+@pytest.fixture
+def rig(tmp_path, checkpoint, tokenizer):
+    rig = Rig(tmp_path, checkpoint, tokenizer)
+    with rig.student, rig.teacher:
+        yield rig
+
+
+def check_invariants(args, samples):
+    """What must hold of every sample that reaches training."""
+    for sample in samples:
+        assert sample.status in (Sample.Status.COMPLETED, Sample.Status.TRUNCATED)
+        assert 0 < sample.response_length < len(sample.tokens) <= args.rollout_max_context_len
+        lists = (sample.loss_mask, sample.rollout_log_probs, sample.teacher_log_probs)
+        assert [len(values) for values in lists] == [sample.response_length] * 3
+        assert all(math.isfinite(value) for values in lists for value in values)
+        spans = [(turn["start"], turn["end"]) for turn in sample.metadata["tcod"]["turns"]]
+        sampled = {i for start, end in spans for i in range(start, end)}
+        assert sample.loss_mask == [int(i in sampled) for i in range(sample.response_length)]
+        assert type(sample.reward) is float
+    raw, trained = tcod_rollout.post_process_rewards(args, samples)
+    assert raw == [sample.reward for sample in samples] and trained == [0.0] * len(samples)

@@ -1,0 +1,74 @@
+"""Small deterministic stand-ins for tests: a byte tokenizer with Qwen3's chat shape, and a pool without processes."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.support.corridor import Corridor  # noqa: F401  tests name it toys.Corridor
+from examples.tcod.environment import Environment, EnvironmentFailure, Observation, load_environment
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+# Qwen3's shape in non-thinking mode: only the generation header carries the empty think block.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """One token per byte, and <|im_end|> (end of turn), <|endoftext|> (pad), <|im_start|>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class LocalPool:
+    """EnvironmentPool without processes: a new engine per episode, called in place."""
+
+    def __init__(self, environment: str, data_root: str, **sizes: Any) -> None:
+        self._make = lambda: load_environment(environment)(data_root)
+
+    @contextlib.asynccontextmanager
+    async def borrow(self) -> AsyncIterator["LocalBorrowed"]:
+        yield LocalBorrowed(self._make())
+
+
+class LocalBorrowed:
+    seconds = 0.0
+
+    def __init__(self, engine: Environment) -> None:
+        self._engine = engine
+
+    async def reset(self, metadata: dict[str, Any]) -> Observation:
+        return self._engine.reset(metadata)
+
+    async def step(self, action: str) -> Observation:
+        try:
+            return self._engine.step(action)
+        except RuntimeError as error:
+            raise EnvironmentFailure("env_error", str(error)) from error
+
+
+def random_logits(index: int, length: int, vocab: int) -> torch.Tensor:
+    """[length, vocab]; the same in every process."""
+    return torch.randn(length, vocab, generator=torch.Generator().manual_seed(index))
+
+
+def response_log_probs(tokens: list[int], response_length: int, logits: torch.Tensor) -> torch.Tensor:
+    """log softmax of the logits before each response token, at that token: [response_length]."""
+    targets = torch.tensor(tokens[-response_length:])
+    return logits[-response_length - 1 : -1].log_softmax(-1).gather(1, targets[:, None])[:, 0]

@@ -1,0 +1,441 @@
+"""collect_demos.py, evaluate.py and compare_evals.py on a scripted engine; kill and resume with real processes."""
+
+import asyncio
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections import Counter, defaultdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from smoke import hooks
+import pytest
+import ray
+import yaml
+from aiohttp import web
+from tests.support.fake_sglang import FakeSGLang, generated, scored
+from tests.support.toys import LocalPool, save_tokenizer
+
+SLIME = hooks.find_slime()
+
+from examples.tcod.tools import collect_demos
+from examples.tcod.tools import compare_evals
+from examples.tcod.tools import evaluate
+from examples.tcod.tools import play as play_tool
+from examples.tcod import tcod_rollout
+from examples.tcod.tools.collect_demos import Journal
+from examples.tcod.tools.compare_evals import difference, mcnemar, paired_difference, wilson
+from examples.tcod.config import ConfigError
+from examples.tcod.sglang_client import RequestFailure
+from transformers import AutoTokenizer
+
+from slime.rollout.sglang_rollout import GenerateState
+from slime.utils import http_utils
+from slime.utils.misc import SingletonMeta
+from slime.utils.types import Sample
+
+NUM_GPUS = 0
+HORIZON = 5
+RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Scripts run by their main(): without Ray and worker processes, and with an HTTP client of their own."""
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: None)
+    monkeypatch.setattr(tcod_rollout, "EnvironmentPool", LocalPool)
+    forget_slimes_state()
+    yield
+    forget_slimes_state()
+
+
+def forget_slimes_state() -> None:
+    """slime keeps one HTTP client and one tokenizer per process; the former belongs to an event loop."""
+    for name in ("_client", "_http_client"):  # the stand-in's and slime's own
+        setattr(http_utils, name, None)
+    SingletonMeta._instances.clear()
+
+
+class Rig:
+    """A scripted model: the n-th episode of a goal begins with openings[goal][n], every later turn says RIGHT."""
+
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
+        self.folder, self.checkpoint = folder, checkpoint
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.openings: dict[int, list[str]] = defaultdict(lambda: [RIGHT])
+        self.begun: Counter[int] = Counter()
+        self.delay_s = 0.0
+        self.server = FakeSGLang(self.reply)
+        self.server.pages["/server_info"] = {"max_req_input_len": 4000}
+        self.config = folder / "tcod.yaml"
+        settings = {"tcod_variant": "b2f", "tcod_horizon": HORIZON, "tcod_environment": "toys.Corridor"}
+        settings |= {"tcod_data_root": str(folder), "tcod_admissible": "never", "tcod_env_workers": 1}
+        self.config.write_text(yaml.safe_dump(settings))
+
+    async def reply(self, payload: dict) -> dict | web.Response:
+        if "text" in payload:  # the launch check
+            return scored(
+                {**payload, "input_ids": self.tokenizer.encode(payload["text"])}, lambda position, token: -1.0
+            )
+        await asyncio.sleep(self.delay_s)
+        context = self.tokenizer.decode(payload["input_ids"])
+        text = RIGHT
+        if context.count("<|im_start|>assistant") == 1:
+            goal = int(context.split("Goal: door ")[1].split(".")[0])
+            text = self.openings[goal][self.begun[goal] % len(self.openings[goal])]
+            self.begun[goal] += 1
+        ids = self.tokenizer.encode(text, add_special_tokens=False) + [self.tokenizer.eos_token_id]
+        return generated(ids, [-0.1] * len(ids), prompt_tokens=len(payload["input_ids"]))
+
+    def rows(self, *goals: int, **more: object) -> Path:
+        path = self.folder / "rows.jsonl"
+        rows = [{"prompt": "walk", "label": f"walk {goal}", "metadata": {"goal": goal, **more}} for goal in goals]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    def command(self, rows: Path, out: str, *more: str) -> list[str]:
+        return [
+            *("--rows", str(rows), "--out", str(self.folder / out), "--url", self.server.url),
+            *("--model", str(self.checkpoint), "--config", str(self.config), "--max-turn-len", "64"),
+            *("--max-context-len", "2000", "--concurrency", "4", *more),
+        ]
+
+    def run(self, script: ModuleType, monkeypatch, *command: Any) -> None:
+        monkeypatch.setattr(sys, "argv", [script.__name__, *self.command(*command)])
+        script.main()
+
+
+@pytest.fixture
+def rig(tmp_path, checkpoint):
+    rig = Rig(tmp_path, checkpoint)
+    with rig.server:
+        yield rig
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# -------------------------------------------------------------------------------------------------- demonstrations
+
+
+def test_the_shortest_replayable_solution_is_kept_with_its_responses(in_process, rig, monkeypatch, capsys):
+    rig.openings[2] = [LEFT, "Right it is. " + RIGHT, RIGHT]  # 4 turns, 2, 2
+    rig.openings[3] = ["jump", "<action>jump</action>", LEFT]  # shorter, but with an action that no replay accepts
+    rig.openings[1] = [" " + RIGHT, LEFT, " " + RIGHT]  # a leading space is lost when the text is replayed
+    rig.openings[4] = [" " + RIGHT]
+    rig.run(collect_demos, monkeypatch, rig.rows(1, 2, 3, 4, 9), "demos.jsonl", "--samples", "3")
+    one, two, three, four, never = read(rig.folder / "demos.jsonl")
+    assert two == {
+        "prompt": "walk",
+        "label": "walk 2",
+        "metadata": {
+            "goal": 2,
+            "demo": {"actions": ["right", "right"], "responses": ["Right it is. " + RIGHT, RIGHT]},
+        },
+    }
+    assert one["metadata"]["demo"]["actions"] == ["left", "right", "right"]
+    assert three["metadata"]["demo"]["actions"] == ["left"] + ["right"] * 4
+    assert four["metadata"]["demo"]["responses"] == [" " + RIGHT] + [RIGHT] * 3
+    assert never["metadata"] == {"goal": 9, "demo": {"actions": []}}
+    table = {line[:31].strip(): line[31:].split() for line in capsys.readouterr().out.splitlines()}
+    assert table["task type"] == ["games", "solved", "success", "length", "inexact"]
+    assert table["walk 4"] == ["1", "1", "1.00", "4", "1"] and table["walk 9"] == ["1", "0", "0.00", "-", "0"]
+    assert table["all"] == ["5", "4", "0.80", "4", "1"]
+
+
+def test_what_replays_is_what_was_sampled(in_process, rig, monkeypatch):
+    """B2F's prompt out of a collected demonstration has, token for token, the context of the teacher's episode."""
+    rig.openings[3] = ["Look, a door! " + RIGHT]
+    rig.run(collect_demos, monkeypatch, rig.rows(3), "demos.jsonl", "--samples", "1")
+    taught = rig.server.payloads()[-1]["input_ids"]
+    [row] = read(rig.folder / "demos.jsonl")
+    forget_slimes_state()
+    options = Namespace(url=rig.server.url, model=str(rig.checkpoint), config=rig.config, temperature=1.0)
+    args = play_tool.start(Namespace(**vars(options), max_turn_len=64, max_context_len=2000, concurrency=1))
+    sample = Sample(index=0, metadata={**row["metadata"], "tcod": {"n": 0, "k": 1}})
+    sampling = GenerateState(args).sampling_params
+    asyncio.run(tcod_rollout.generate(args, sample, sampling))
+    assert sample.metadata["tcod"]["replayed"] == 2 and sample.metadata["tcod"]["won"]
+    assert sample.tokens[: len(sample.tokens) - sample.response_length] == taught
+
+
+def test_games_that_are_neither_solved_nor_done_are_named(in_process, rig, monkeypatch, capsys):
+    rig.openings[2] = ["<action>jump</action>"]
+    rig.run(collect_demos, monkeypatch, rig.rows(2), "demos.jsonl", "--samples", "2")
+    assert "left out of" in (out := capsys.readouterr().out) and "invalid or inadmissible" in out
+    assert read(rig.folder / "demos.jsonl") == []
+    rig.openings[3] = [LEFT]
+    with pytest.raises(SystemExit, match=r"2 episodes failed \(\{'env_error': 2\}\): run it again"):
+        rig.run(collect_demos, monkeypatch, rig.rows(3, explode=2), "others.jsonl", "--samples", "2")
+    assert "only 0 of 2 episodes were played" in capsys.readouterr().out
+    assert len(read(rig.folder / "others.journal.jsonl")) == 1  # its settings: failures are played again
+
+
+def test_a_second_run_plays_only_what_is_missing(in_process, rig, monkeypatch):
+    for samples, wanted in (("2", 4), ("2", 4), ("3", 6)):
+        rig.run(collect_demos, monkeypatch, rig.rows(1, 2), "demos.jsonl", "--samples", samples)
+        forget_slimes_state()
+        assert rig.begun.total() == wanted
+    with pytest.raises(SystemExit, match="was begun with another temperature: choose another --out"):
+        rig.run(collect_demos, monkeypatch, rig.rows(1, 2), "demos.jsonl", "--temperature", "0.5")
+
+
+def test_a_killed_run_goes_on_without_redoing_or_losing_anything(rig):
+    """A real process and SIGKILL; without Ray, which takes long to start."""
+    rig.delay_s = 0.05
+    rows, journal = rig.rows(1, 2, 3, 9), rig.folder / "demos.journal.jsonl"
+    driver = "import hooks, ray, toys; hooks.find_slime(); import tcod_rollout, collect_demos; "
+    driver += "ray.init, tcod_rollout.EnvironmentPool = (lambda *_, **__: None), toys.LocalPool; collect_demos.main()"
+    command = [sys.executable, "-c", driver, *rig.command(rows, "demos.jsonl", "--samples", "6")]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 6:
+        assert first.poll() is None and time.monotonic() < deadline, first.stderr.read()
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = journal.read_bytes()
+    assert 6 <= before.count(b"\n") < 25
+    with journal.open("ab") as file:
+        file.write(b'{"task": {"goal": 9}, "atte')
+    time.sleep(0.3)  # for what the first run still had in flight
+    rig.begun.clear()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    assert journal.read_bytes().startswith(before)
+    entries = read(journal)[1:]
+    assert rig.begun.total() == 24 - (before.count(b"\n") - 1)
+    played = {(entry["task"]["goal"], entry["attempt"]) for entry in entries}
+    assert len(entries) == 24 and played == set(itertools.product((1, 2, 3, 9), range(6)))
+    assert [row["metadata"]["demo"]["actions"] for row in read(rig.folder / "demos.jsonl")] == [
+        ["right"],
+        ["right"] * 2,
+        ["right"] * 3,
+        [],
+    ]
+    assert "success 0.75, failed 0" in done.stderr and "24/24" in done.stderr
+
+
+def test_a_journal_is_cut_at_its_torn_line_and_locked(tmp_path):
+    row = {"metadata": {"goal": 1, "demo": {"actions": ["right"]}}}
+    path = tmp_path / "new" / "journal.jsonl"
+    journal = Journal(path, {"temperature": 1.0})
+    journal.add({"task": {"goal": 1}, "attempt": 0})
+    with pytest.raises(ConfigError, match="another process writes"):
+        Journal(path, {"temperature": 1.0})
+    del journal
+    whole = path.read_bytes()
+    for torn in (b'{"ta', b"{}", b""):
+        path.write_bytes(whole + torn)
+        journal = Journal(path, {"temperature": 1.0})
+        assert journal.of(row) == [{"task": {"goal": 1}, "attempt": 0}] and path.read_bytes() == whole
+        del journal
+    path.write_bytes(whole[:5])
+    assert Journal(path, {"temperature": 1.0}).of(row) == []
+    path.write_bytes(whole.replace(b"{", b"x", 2))
+    with pytest.raises(ConfigError, match="is damaged"):
+        Journal(path, {"temperature": 1.0})
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
+
+
+def test_an_evaluation_counts_success_and_turns_by_task_type(in_process, rig, monkeypatch, capsys):
+    rig.openings[3] = [LEFT]
+    rig.run(evaluate, monkeypatch, rig.rows(1, 9, 3), "new/result.json")
+    result = json.loads((rig.folder / "new/result.json").read_text())
+    assert [(episode["task"]["goal"], episode["won"], episode["turns"]) for episode in result["episodes"]] == [
+        (1, True, 1),
+        (9, False, HORIZON),
+        (3, True, 5),
+    ]
+    assert result["settings"]["temperature"] == 0.4 and result["settings"]["horizon"] == HORIZON
+    assert result["success"]["all"] == {
+        **{"episodes": 3, "won": 2, "success": 2 / 3, "turns": 11 / 3},
+        "interval": [pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4)],
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["all", "3", "0.667", "[0.208,", "0.939]", "3.7"] and len(lines) == 5
+    payload = next(payload for payload in rig.server.payloads() if "input_ids" in payload)
+    assert payload["sampling_params"]["temperature"] == 0.4 and payload["sampling_params"]["top_p"] == 1.0
+
+
+def test_a_failed_episode_is_no_loss(in_process, rig, monkeypatch, capsys):
+    path = rig.rows(2)
+    with path.open("a") as file:
+        for goal in (3, 4):
+            file.write(json.dumps({"prompt": "", "label": "x", "metadata": {"goal": goal, "explode": 2}}) + "\n")
+    rig.run(evaluate, monkeypatch, path, "result.json")
+    result = json.loads((rig.folder / "result.json").read_text())
+    assert result["success"]["all"]["episodes"] == 1 and result["failed"] == {"env_error": 2}
+    assert "2 episodes failed and are not counted: {'env_error': 2}" in capsys.readouterr().out
+
+
+def test_nothing_is_written_where_all_failed(in_process, rig, monkeypatch):
+    with pytest.raises(SystemExit, match=r"all 1 episodes failed \(\{'env_error': 1\}\)"):
+        rig.run(evaluate, monkeypatch, rig.rows(3, explode=1), "result.json")
+    assert not (rig.folder / "result.json").exists()
+
+
+def test_a_broken_server_ends_the_run(in_process, rig, monkeypatch):
+    async def broken(*args, **kwargs):
+        raise RequestFailure("unavailable", "connection refused")
+
+    monkeypatch.setattr(tcod_rollout.SGLangClient, "post", broken)
+    with pytest.raises(SystemExit, match=r"the last 32 episodes failed \(\{'engine_unavailable': 32\}\)"):
+        rig.run(evaluate, monkeypatch, rig.rows(*range(1, 50)), "result.json")
+
+
+def test_the_context_bounds_an_evaluation_too(in_process, rig, monkeypatch, capsys):
+    rig.run(evaluate, monkeypatch, rig.rows(9), "result.json", "--max-context-len", "250")
+    assert "1 episodes ended because --max-context-len was reached" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--url", "http://127.0.0.1:9"], "no SGLang server answers at --url http://127.0.0.1:9 "),
+        (["--url", "127.0.0.1"], "--url must be http://HOST:PORT"),
+        (["--model", "/nowhere"], "--model /nowhere: .*; name the checkpoint"),
+        (["--config", "/nowhere"], "--config /nowhere is not a file"),
+        (["--max-context-len", "5000"], "at most 3999 tokens, less than --max-context-len 5000"),
+        (["--max-turn-len", "2000"], "--max-turn-len 2000 bounds one turn"),
+        (["--concurrency", "0"], "--concurrency must be >= 1"),
+        (["--rows", "/nowhere"], "--rows /nowhere cannot be read"),
+    ],
+)
+def test_wrong_options_stop_at_once_with_the_fix(in_process, rig, monkeypatch, more, message):
+    with pytest.raises(SystemExit, match=message) as error:
+        rig.run(evaluate, monkeypatch, rig.rows(1), "result.json", *more)
+    assert "\n" not in str(error.value) and not rig.begun
+
+
+def test_a_server_with_another_tokenizer_is_refused(in_process, rig, monkeypatch):
+    rig.server.reply = lambda payload: scored({**payload, "input_ids": [5, 6, 7]}, lambda position, token: -1.0)
+    with pytest.raises(SystemExit, match="the server at --url does not encode text as --model"):
+        rig.run(evaluate, monkeypatch, rig.rows(1), "result.json")
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (["no row"], "line 1 of .* cannot be played"),
+        ([{"metadata": {"goal": 1}}], "line 1 of .* cannot be played .*prompt"),
+        ([{"prompt": "", "label": "", "metadata": {}}], "line 1 of .* cannot be played .*no goal"),
+        (
+            [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": n}} for n in (1, 2)],
+            "lines 1 and 2 of .* same",
+        ),
+        ([], "is empty"),
+    ],
+)
+def test_rows_that_cannot_be_played_are_named(in_process, rig, monkeypatch, rows, message):
+    path = rig.rows()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit, match=message):
+        rig.run(evaluate, monkeypatch, path, "result.json")
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_wilson_is_newcombes_table():
+    """R. G. Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3."""
+    for wins, n, interval in ((81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (1, 29, (0.0061, 0.1718))):
+        assert wilson(wins, n) == pytest.approx(interval, abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
+    assert wilson(20, 20) == pytest.approx((1 - 0.1611, 1), abs=5e-5)
+
+
+def test_the_difference_is_newcombes_table():
+    """R. G. Newcombe, Statistics in Medicine 17 (1998) 873-890, table II, method 10; b - a there as a - b."""
+    for (a, n), (b, m), interval in (
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((5, 56), (0, 29), (-0.0381, 0.1926)),
+        ((10, 10), (0, 10), (0.6075, 1.0)),
+    ):
+        assert difference(b, m, a, n) == pytest.approx(interval, abs=5e-5)
+        low, high = difference(a, n, b, m)
+        assert (-high, -low) == pytest.approx(interval, abs=5e-5)
+
+
+def test_mcnemar_is_the_binomial_test():
+    assert mcnemar(1, 6) == mcnemar(6, 1) == pytest.approx(0.125)
+    assert mcnemar(0, 6) == pytest.approx(2 / 64)
+    assert mcnemar(4, 4) == mcnemar(0, 0) == 1.0
+    assert 0 < mcnemar(400, 600) < 1e-9
+
+
+@pytest.mark.parametrize("p_a, p_b", [(0.1, 0.1), (0.1, 0.25), (0.02, 0.1)])
+def test_the_paired_interval_covers_the_difference(p_a, p_b):
+    """All outcomes of 40 games, in which only a wins with probability p_a and only b with p_b."""
+    n, covered = 40, 0.0
+    for a, b in itertools.product(range(n + 1), repeat=2):
+        if a + b <= n:
+            low, high = paired_difference(a, b, n)
+            ways = math.comb(n, a) * math.comb(n - a, b)
+            covered += (low <= p_b - p_a <= high) * ways * p_a**a * p_b**b * (1 - p_a - p_b) ** (n - a - b)
+    assert 0.94 < covered < 0.99
+
+
+# ------------------------------------------------------------------------------------------------------- comparing
+
+
+def result(path: Path, games: dict[int, bool], **settings: object) -> Path:
+    episodes = [
+        {"task": {"goal": goal}, "task_type": f"walk {goal % 2}", "won": won, "turns": 3 if won else 5}
+        for goal, won in games.items()
+    ]
+    settings = {"model": path.stem, "rows": "rows.jsonl", "temperature": 0.4, **settings}
+    path.write_text(json.dumps({"settings": settings, "episodes": episodes}))
+    return path
+
+
+def compared(monkeypatch, capsys, a: Path, b: Path) -> list[str]:
+    monkeypatch.setattr(sys, "argv", ["compare_evals.py", str(a), str(b)])
+    compare_evals.main()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_results_on_the_same_games_are_compared_in_pairs(tmp_path, monkeypatch, capsys):
+    a = result(tmp_path / "a.json", {1: True, 2: False, 3: False, 4: False, 5: True, 7: True})
+    b = result(tmp_path / "b.json", {5: False, 4: True, 3: True, 2: True, 1: True, 9: True}, temperature=1.0)
+    lines = compared(monkeypatch, capsys, a, b)
+    assert lines[:2] == ["a: a on rows.jsonl", "b: b on rows.jsonl"]
+    assert lines[2] == "note: the two were played with different settings, temperature 0.4 and 1.0"
+    low, high = paired_difference(1, 3, 5)
+    assert lines[4].split() == [
+        *("all", "5", "5", "0.400", "0.800", "+0.400", f"[{low:+.3f},", f"{high:+.3f}]", "0.625", "-0.8")
+    ]
+    assert lines[5].split()[:3] == ["walk", "0", "2"] and lines[6].split()[:3] == ["walk", "1", "3"]
+    assert lines[-1] == "not compared: 2 episodes of games that only one of the two has"
+
+
+def test_results_on_different_games_are_compared_as_samples(tmp_path, monkeypatch, capsys):
+    a = result(tmp_path / "a.json", {goal: goal < 9 for goal in range(10)})
+    b = result(tmp_path / "b.json", {goal: goal < 23 for goal in range(20, 30)})
+    rows = compare_evals.compare(json.loads(b.read_text()), json.loads(a.read_text()))
+    assert rows["all"]["interval"] == pytest.approx((0.1705, 0.8090), abs=5e-5) and not rows["all"]["paired"]
+    assert compared(monkeypatch, capsys, a, b)[-1] == "no game in common: compared as independent samples"
+
+
+def test_what_is_no_result_is_refused(tmp_path, monkeypatch, capsys):
+    good = result(tmp_path / "a.json", {1: True})
+    (tmp_path / "b.json").write_text("{}")
+    for name in ("b.json", "c.json"):
+        with pytest.raises(SystemExit, match="name two results of evaluate.py"):
+            compared(monkeypatch, capsys, good, tmp_path / name)
