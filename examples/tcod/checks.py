@@ -3,6 +3,8 @@
 slime has no hook before the first rollout, so they are made there, and by the run script before a GPU is taken.
 """
 
+import contextlib
+import logging
 import math
 import time
 from argparse import Namespace
@@ -17,7 +19,9 @@ from .environment import load_environment
 from .episode import is_untempered
 from .errors import ConfigError, Failure
 from .rows import check_demonstrations, check_rows
-from .teacher import check_scores, scoring_request
+from .teacher import check_scores, scoring_request, teacher_headers
+
+logger = logging.getLogger(__name__)
 
 ROUTER_PATIENCE_S = 60.0  # The router lists an engine only after its own check of it, which slime does not wait for.
 PROBED_TOKENS = 256  # Of the vocabulary, evenly spaced: two tokenizers may agree on a short text.
@@ -55,9 +59,10 @@ def check_models(args: Namespace, chat: ChatTokens) -> None:
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
-    _check_engines(f"http://{args.sglang_router_ip}:{args.sglang_router_port}", args.rollout_max_context_len)
+    longest = max(args.rollout_max_context_len, args.eval_max_context_len or 0)
+    _check_engines(f"http://{args.sglang_router_ip}:{args.sglang_router_port}", longest)
     if args.opd_type == "sglang":
-        check_teacher(base_url(args.rm_url), chat, args.rollout_max_context_len)
+        check_teacher(base_url(args.rm_url), chat, longest)
 
 
 def check_environment(config: TcodConfig) -> None:
@@ -143,13 +148,10 @@ def _check_evaluation_kl(args: Namespace, config: TcodConfig) -> None:
 def _check_engines(router: str, max_context_len: int) -> None:
     deadline = time.monotonic() + ROUTER_PATIENCE_S
     try:
-        while True:
-            engines = [worker["url"] for worker in _ask(f"{router}/workers")["workers"]]
-            if engines or time.monotonic() > deadline:
-                break
+        while not (engines := _workers(router)) and time.monotonic() < deadline:
             time.sleep(0.5)
         limits = [_context_limit(engine) for engine in engines]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx.HTTPError, ValueError) as error:
         raise ConfigError(f"the student's engines behind {router} do not answer ({error}): see their logs") from error
     if not limits:
         raise ConfigError(f"the router {router} knows no engine of the student: see the engines' logs")
@@ -167,7 +169,12 @@ def check_teacher(url: str, chat: ChatTokens, max_context_len: int) -> None:
         ConfigError: with one sentence that names the flag and the fix.
     """
     try:
-        limit = probe(url, chat)
+        limit = probe(url, chat, teacher_headers())
+    except httpx.HTTPStatusError as error:
+        raise ConfigError(
+            f"the teacher at --rm-url {url}/generate is up and refuses ({_refusal(error)}): give its address and, "
+            "where it needs a key, TCOD_TEACHER_API_KEY"
+        ) from error
     except (httpx.HTTPError, ValueError) as error:
         raise ConfigError(f"no teacher answers at --rm-url {url}/generate ({error}): start it first") from error
     except Failure as failure:
@@ -182,7 +189,7 @@ def check_teacher(url: str, chat: ChatTokens, max_context_len: int) -> None:
         )
 
 
-def probe(server: str, chat: ChatTokens) -> float:
+def probe(server: str, chat: ChatTokens, headers: dict[str, str] | None = None) -> float:
     """The longest sequence, in tokens, that the SGLang server at this base URL is sure to take.
 
     Raises:
@@ -193,20 +200,46 @@ def probe(server: str, chat: ChatTokens) -> float:
     every = max(1, len(tokenizer) // PROBED_TOKENS)
     text = tokenizer.decode(chat.prompt("Rules.", "Go to cabinet 1: żółw, 龟, 🐢."))
     text += tokenizer.decode(list(range(0, len(tokenizer), every)), skip_special_tokens=True)
-    limit = _context_limit(server)
-    check_scores(_ask(f"{server}/generate", scoring_request(0, text=text)), tokenizer.encode(text), 0, len(tokenizer))
+    limit = _context_limit(server, headers)
+    reply = _ask(f"{server}/generate", scoring_request(0, text=text), headers)
+    check_scores(reply, tokenizer.encode(text), 0, len(tokenizer))
     return limit
 
 
-def _context_limit(server: str) -> float:
-    """The longest sequence, in tokens, that an SGLang server is sure to take; infinite where it does not say."""
-    limit = _ask(f"{server}/server_info").get("max_req_input_len")
-    return limit - 1 if isinstance(limit, int) else math.inf
+def _context_limit(server: str, headers: dict[str, str] | None = None) -> float:
+    """The longest sequence, in tokens, that an SGLang server is sure to take; infinite where it does not say.
+
+    A router has no limit of its own: the smallest of its workers' counts, as far as they can be reached from here.
+    """
+    try:
+        limit = _ask(f"{server}/server_info", headers=headers).get("max_req_input_len")
+        return limit - 1 if isinstance(limit, int) else math.inf
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != 404:
+            raise
+    limits = []
+    with contextlib.suppress(httpx.HTTPError, ValueError):
+        limits = [_context_limit(worker, headers) for worker in _workers(server, headers) if worker != server]
+    if not limits:
+        logger.warning("%s does not say how long a sequence may be: see to its --context-length", server)
+    return min(limits, default=math.inf)
 
 
-def _ask(url: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+def _workers(router: str, headers: dict[str, str] | None = None) -> list[str]:
+    """Base URLs of the engines behind a router. Raises httpx.HTTPError, ValueError."""
+    try:
+        return [worker["url"] for worker in _ask(f"{router}/workers", headers=headers)["workers"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{router}/workers lists no workers") from error
+
+
+def _refusal(error: httpx.HTTPStatusError) -> str:
+    return f"HTTP {error.response.status_code} {error.response.text[:200]}".strip()
+
+
+def _ask(url: str, payload: dict[str, Any] | None = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
     """GET, or POST with a payload; the JSON object. Raises httpx.HTTPError, ValueError."""
-    with httpx.Client(trust_env=False, timeout=60) as client:  # inside the cluster: never through a proxy
+    with httpx.Client(trust_env=False, timeout=60, headers=headers) as client:  # in the cluster: never by a proxy
         reply = client.get(url) if payload is None else client.post(url, json=payload)
     answer = reply.raise_for_status().json()
     if not isinstance(answer, dict):

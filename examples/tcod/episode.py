@@ -104,10 +104,9 @@ class Runtime:
     chat: ChatTokens
     pool: EnvironmentPool
     student: StudentClient
-    max_context_len: int
 
     @classmethod
-    def create(cls, config: TcodConfig, chat: ChatTokens, engine_url: str, max_context_len: int) -> "Runtime":
+    def create(cls, config: TcodConfig, chat: ChatTokens, engine_url: str) -> "Runtime":
         pool = EnvironmentPool(
             config.tcod_environment,
             config.tcod_data_root,
@@ -116,7 +115,7 @@ class Runtime:
             timeout_s=config.tcod_env_timeout_s,
         )
         student = StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids)
-        return cls(config, load_environment(config.tcod_environment), chat, pool, student, max_context_len)
+        return cls(config, load_environment(config.tcod_environment), chat, pool, student)
 
     def render(self, observation: Observation, first: bool) -> str:
         return self.environment.render(observation, first, self.config.tcod_admissible == "turn")
@@ -130,6 +129,7 @@ class Assignment:
     plan: EpisodePlan
     demo: Demonstration
     sampling_params: dict[str, Any]
+    max_context_len: int  # tokens of the whole episode
     session: str  # the same for all turns: they should reach the engine whose cache holds the prefix
     has_ended: Callable[[], bool] = lambda: False  # whether nobody needs the episode any more
     trace: Trace = lambda name: contextlib.nullcontext(lambda meta_info: None)
@@ -155,7 +155,7 @@ async def _play(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> Ap
     plan, demo = task.plan, task.demo
     record.replayed, record.budget = plan.replayed, plan.budget
     record.untempered = is_untempered(task.sampling_params)
-    history = AppendHistory(runtime.chat, runtime.max_context_len)
+    history = AppendHistory(runtime.chat, task.max_context_len)
     started = time.monotonic()
     async with runtime.pool.borrow() as environment:
         _stop_if_ended(task)  # while it waited for an engine
@@ -239,5 +239,7 @@ def _stop_if_ended(task: Assignment) -> None:
 
 
 def is_untempered(sampling: dict[str, Any]) -> bool:
-    """Whether temperature, top_p and top_k leave the policy as it is: the teacher's log-probs are always so."""
-    return (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (1.0, 1.0, -1)
+    """Whether sampling parameters leave the policy as it is: the teacher's log-probs are always so."""
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "min_new_tokens": 0}
+    given = {name: sampling.get(name) for name in neutral}
+    return all(value is None or value == neutral[name] for name, value in given.items())

@@ -33,11 +33,15 @@ class SGLangClient:
         timeout_s: longest single attempt, in seconds, waiting in the server's queue included. It is not repeated: a
             server that is this slow has too much to do already.
         concurrency: requests in flight at once, or None for any number. A pause between attempts holds no place.
+        headers: of every request.
     """
 
-    def __init__(self, timeout_s: float, concurrency: int | None = None) -> None:
+    def __init__(
+        self, timeout_s: float, concurrency: int | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._slots = asyncio.Semaphore(concurrency) if concurrency else contextlib.nullcontext()
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._session: aiohttp.ClientSession | None = None
 
     async def post(
@@ -53,7 +57,7 @@ class SGLangClient:
             Failure: unavailable (after all retries), timeout, refused (HTTP 4xx but 429) or aborted.
         """
         body = orjson.dumps(payload)  # thousands of ids a turn: json would take most of this loop's time
-        headers = {"Content-Type": "application/json", **(headers or {})}
+        headers = {**self._headers, **(headers or {})}
         for attempt in itertools.count():
             async with self._slots:
                 if unwanted():

@@ -94,6 +94,7 @@ async def generate(
             plan=plan,
             demo=demo,
             sampling_params=sampling_params,
+            max_context_len=_max_context_len(args, evaluation),
             has_ended=_has_ended(args),
             trace=lambda name: span(sample, name),
             session=sample.session_id or uuid.uuid4().hex,  # an evaluation's samples have none
@@ -242,6 +243,11 @@ def _plan(config: TcodConfig, record: EpisodeRecord, metadata: dict[str, Any]) -
     return config.curriculum.plan(record.k, len(demo.actions)), demo
 
 
+def _max_context_len(args: Namespace, evaluation: bool) -> int:
+    """slime fills --eval-max-context-len in, and enforces neither."""
+    return (args.eval_max_context_len if evaluation else None) or args.rollout_max_context_len
+
+
 def _is_scored(args: Namespace, sample: Sample) -> bool:
     """Whether an evaluation episode is scored, by leaving its reward to reward_func. Where sampling changes the policy
     (any temperature but 1), the difference of the engine's and the teacher's log-probs would be no KL."""
@@ -278,7 +284,7 @@ class _Runtime:
                 concurrency=config.tcod_teacher_concurrency,
                 vocab_size=chat.vocab_size,
             )
-        return cls(args, config, Runtime.create(config, chat, engine_url, args.rollout_max_context_len), teacher)
+        return cls(args, config, Runtime.create(config, chat, engine_url), teacher)
 
 
 # Engines, sessions and semaphores belong to one event loop; slime has one, its fully asynchronous mode another.

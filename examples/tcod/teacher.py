@@ -1,5 +1,6 @@
 """The teacher's log-probs of a finished trajectory, from SGLang: the request, and what makes a reply valid."""
 
+import os
 from collections.abc import Callable
 
 from .errors import ABORTED, Failure
@@ -17,7 +18,7 @@ class TeacherClient:
 
     def __init__(self, url: str, timeout_s: float, concurrency: int, vocab_size: int) -> None:
         self._url, self._vocab_size = url, vocab_size
-        self._client = SGLangClient(timeout_s, concurrency)
+        self._client = SGLangClient(timeout_s, concurrency, teacher_headers())
 
     async def score(
         self, tokens: list[int], prompt_length: int, unwanted: Callable[[], bool] = lambda: False
@@ -39,6 +40,12 @@ class TeacherClient:
                 raise
             raise Failure(f"teacher_{failure.reason}", str(failure)) from failure
         return check_scores(reply, tokens, start, self._vocab_size)
+
+
+def teacher_headers() -> dict[str, str]:
+    """The teacher's API key, where it needs one. It comes from the environment, so that no log or script holds it."""
+    key = os.environ.get("TCOD_TEACHER_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def scoring_request(start: int, **prompt: object) -> dict:

@@ -46,6 +46,7 @@ class Player:
 
     runtime: Runtime
     sampling_params: dict[str, Any]
+    max_context_len: int
     concurrency: int
     settings: dict[str, Any]
 
@@ -121,8 +122,8 @@ def start(options: Namespace) -> Player:
         "environment": config.tcod_environment,
         "admissible": config.tcod_admissible,
     }
-    runtime = Runtime.create(config, chat, options.url.rstrip("/"), options.max_context_len)
-    return Player(runtime, sampling_params, options.concurrency, settings)
+    runtime = Runtime.create(config, chat, options.url.rstrip("/"))
+    return Player(runtime, sampling_params, options.max_context_len, options.concurrency, settings)
 
 
 async def play(player: Player, rows: Iterable[Row]) -> AsyncIterator[tuple[int, Played]]:
@@ -156,8 +157,14 @@ async def play(player: Player, rows: Iterable[Row]) -> AsyncIterator[tuple[int, 
 
 async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Played]:
     record = EpisodeRecord(evaluation=True)
-    plan = player.runtime.config.curriculum.full_plan()
-    task = Assignment(row.metadata, plan, Demonstration(), player.sampling_params, session=uuid.uuid4().hex)
+    task = Assignment(
+        metadata=row.metadata,
+        plan=player.runtime.config.curriculum.full_plan(),
+        demo=Demonstration(),
+        sampling_params=player.sampling_params,
+        max_context_len=player.max_context_len,
+        session=uuid.uuid4().hex,
+    )
     try:
         return index, Played(record, await play_episode(player.runtime, task, record))
     except Failure as failure:
