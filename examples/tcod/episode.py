@@ -36,6 +36,8 @@ class TurnRecord:
     start: int
     """Its sampled tokens are response tokens start..end-1 of the sample."""
     end: int
+    observation: str
+    """The user turn that it answers."""
     action: str
     """As it was sent to the environment."""
     valid: bool
@@ -46,6 +48,17 @@ class TurnRecord:
     """A length limit ended the response before a stop token did."""
     weight_version: str | None = None
     """Of the engine that sampled it, as SGLang reports it."""
+
+
+@dataclass
+class ReplayedTurn:
+    """One turn of the demonstration, replayed in the prompt."""
+
+    start: int
+    """Its response is tokens start..end-1 of the sample."""
+    end: int
+    observation: str
+    action: str
 
 
 @dataclass
@@ -65,7 +78,10 @@ class EpisodeRecord:
     """Turns of the demonstration that were played before the student took over."""
     budget: int = 0
     """Turns that the student may play."""
+    replay: list[ReplayedTurn] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)
+    outcome: str = ""
+    """The environment's answer to the last action."""
     won: bool = False
     context_limited: bool = False
     """The context had no room for a further turn."""
@@ -82,8 +98,10 @@ class EpisodeRecord:
     @classmethod
     def of(cls, sample: Any) -> "EpisodeRecord":
         """The record in a sample's metadata."""
-        fields = dict(sample.metadata["tcod"])
-        return cls(**{**fields, "turns": [TurnRecord(**turn) for turn in fields.get("turns", [])]})
+        record = cls(**sample.metadata["tcod"])
+        record.replay = [ReplayedTurn(**turn) for turn in record.replay]
+        record.turns = [TurnRecord(**turn) for turn in record.turns]
+        return record
 
     def store(self, sample: Any) -> None:
         """Put the record into a sample's metadata, as plain data that Ray, JSON and torch.save take."""
@@ -160,27 +178,29 @@ async def _play(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> Ap
     async with runtime.pool.borrow() as environment:
         _stop_if_ended(task)  # while it waited for an engine
         observation = await _reset(environment, task)
-        history.begin(runtime.environment.system_prompt(), runtime.render(observation, True))
-        for turn in range(plan.turns):
+        shown = runtime.render(observation, True)
+        has_room = history.begin(runtime.environment.system_prompt(), shown)
+        for turn in range(plan.turns if has_room else 0):
             _stop_if_ended(task)
             if turn < plan.replayed:
-                history.replay(demo.response(turn, observation, runtime.environment))
                 action = demo.actions[turn]
-            elif history.room() >= 1:
-                action = await _respond(runtime, task, record, history, turn, observation)
+                start, end = history.replay(demo.response(turn, observation, runtime.environment))
+                record.replay.append(ReplayedTurn(start, end, shown, action))
             else:
-                record.context_limited = True
-                break
+                played = await _respond(runtime, task, history, turn, observation, shown)
+                record.turns.append(played)
+                action = played.action
             observation = await _step(environment, task, action)
             over = observation.won or observation.done
             if over and turn < plan.replayed:
                 raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
             if over or turn + 1 == plan.turns:
                 break
-            if not history.observe(runtime.render(observation, False)):
+            shown = runtime.render(observation, False)
+            if not history.observe(shown):
                 record.context_limited = True
                 break
-        record.won = observation.won
+        record.won, record.outcome = observation.won, observation.text
         record.env_s = environment.seconds
     record.episode_s = time.monotonic() - started
     if not record.turns:
@@ -191,12 +211,12 @@ async def _play(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> Ap
 async def _respond(
     runtime: Runtime,
     task: Assignment,
-    record: EpisodeRecord,
     history: AppendHistory,
     turn: int,
     observation: Observation,
-) -> str:
-    """The student's turn: sample, append, parse. Returns the action to send."""
+    shown: str,
+) -> TurnRecord:
+    """The student's turn: sample, append, parse; the record's action is the one to send."""
     max_new_tokens = min(task.sampling_params["max_new_tokens"], history.room())
     with task.trace("sglang_generate") as note:
         response = await runtime.student.respond(
@@ -207,20 +227,18 @@ async def _respond(
     history.respond(response)
     action, valid = runtime.environment.parse_action(runtime.chat.text(response.ids))
     action = as_listed(action, observation)
-    record.turns.append(
-        TurnRecord(
-            turn=turn,
-            start=start,
-            end=history.response_length,
-            action=action,
-            valid=valid,
-            admissible=is_admissible(action, observation),
-            # SGLang tests the length first: a stop token in the last place completes the turn all the same.
-            cut=response.at_limit and response.ids[-1] not in runtime.chat.stop_ids,
-            weight_version=response.meta_info.get("weight_version"),
-        )
+    return TurnRecord(
+        turn=turn,
+        start=start,
+        end=history.response_length,
+        observation=shown,
+        action=action,
+        valid=valid,
+        admissible=is_admissible(action, observation),
+        # SGLang tests the length first: a stop token in the last place completes the turn all the same.
+        cut=response.at_limit and response.ids[-1] not in runtime.chat.stop_ids,
+        weight_version=response.meta_info.get("weight_version"),
     )
-    return action
 
 
 async def _reset(environment: BorrowedEnvironment, task: Assignment) -> Observation:

@@ -37,15 +37,18 @@ class AppendHistory:
     def response_length(self) -> int:
         return len(self.tokens) - self.prompt_length
 
-    def begin(self, system: str, user: str) -> None:
-        """The prompt: rules, and the first observation."""
+    def begin(self, system: str, user: str) -> bool:
+        """The prompt: rules, and the first observation; False if no response would fit behind it."""
         self.tokens += self.chat.prompt(system, user)
         self.prompt_length = len(self.tokens)
+        return self.room() >= 1
 
-    def replay(self, response: str) -> None:
-        """A demonstration's turn, as the chat turn it was; part of the prompt."""
+    def replay(self, response: str) -> tuple[int, int]:
+        """A demonstration's turn, as the chat turn it was; part of the prompt. Returns its place, tokens[start:end]."""
+        start = len(self.tokens)
         self.tokens += self.chat.assistant(response)
         self.prompt_length = len(self.tokens)
+        return start, self.prompt_length
 
     def room(self) -> int:
         """Tokens that the next response may have; one place is kept for the end-of-turn token of a cut one."""
