@@ -47,7 +47,7 @@ class TcodConfig:
     """The student's turns after b2f's hand-over: "slack" (k + tcod_b2f_slack) or "horizon" (all that T leaves)."""
     tcod_b2f_slack: int = 2
     """Turns beyond k under tcod_b2f_budget: slack."""
-    tcod_environment: str = "env_alfworld.AlfworldEnvironment"
+    tcod_environment: str = ".env_alfworld.AlfworldEnvironment"
     """Import path of the environment class, see environment.py."""
     tcod_data_root: str = "$ALFWORLD_DATA"
     """Folder that the rows' game_file paths are relative to; environment variables are expanded."""

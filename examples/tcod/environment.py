@@ -76,9 +76,9 @@ class EnvironmentFailure(Exception):
 
 
 def load_environment(path: str) -> type[Environment]:
-    """The environment class named "module.Class"."""
+    """The environment class named "module.Class"; ".module.Class" is one of this package."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(module, __package__), name)
 
 
 class _EngineHost:
