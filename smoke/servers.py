@@ -12,6 +12,8 @@ from pathlib import Path
 
 import requests
 
+from smoke import hooks
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -83,14 +85,14 @@ class SGLangServer(Process):
     def __init__(self, name: str, model: Path, log: Path, max_running_requests: int = 64) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, str(HERE / "serve.py"), "--model-path", str(model)]
+        command = [sys.executable, "-m", "smoke.serve", "--model-path", str(model)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"]
         command += ["--attention-backend", "torch_native", "--max-total-tokens", "65536", "--log-level", "warning"]
         command += ["--max-running-requests", str(max_running_requests)]
         command += ["--sleep-on-idle"]  # an idle scheduler otherwise spins on a whole core
         # One thread each: two engines, the trainer and the environments share the cores.
         env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        env["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+        env["PYTHONPATH"] = hooks.python_path()
         super().__init__(name, command, log, env)
 
     def wait_ready(self, limit_s: float = 300.0) -> None:

@@ -12,12 +12,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT / "tests", ROOT / "smoke", ROOT / "examples" / "tcod"):
-    sys.path.insert(0, str(folder))
-
-pytest.importorskip("alfworld")
-
 from examples.tcod import env_alfworld
 from examples.tcod.env_alfworld import MAX_ACTION_CHARS, AlfworldEnvironment
 from examples.tcod.environment import Observation

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-HERE = Path(__file__).resolve().parent
-for folder in (HERE, HERE.parent / "examples" / "tcod"):
-    sys.path.insert(0, str(folder))  # worker processes import this file and the recipe from these
-
-ray = pytest.importorskip("ray")
-
-import environment as environment_module
+from examples.tcod import environment as environment_module
 from examples.tcod.environment import EnvironmentFailure, EnvironmentPool, Observation
+from smoke import hooks
 
 NUM_GPUS = 0
 PATIENT_S = 300.0  # a time limit that no test waits for
@@ -248,12 +244,12 @@ def test_a_worker_that_ray_never_schedules_is_a_timeout(monkeypatch):
 
 def test_the_pool_works_inside_an_actor_with_its_own_import_path():
     """slime's rollouts run in an actor whose import path the driver does not share."""
-    here, tcod = str(HERE), str(HERE.parent / "examples" / "tcod")
+    root = str(hooks.ROOT)
 
     @ray.remote(num_cpus=0.1, runtime_env={"env_vars": {"PYTHONPATH": ""}})
     def rollout() -> list:
-        sys.path[:0] = [here, tcod]
-        import test_environment as inside  # this file, as the actor imports it
+        sys.path.insert(0, root)
+        from tests.engine import test_environment as inside  # this file, as the actor imports it
 
         return asyncio.run(inside.play(inside.make_pool(engines=1), "inside", ["go"]))[1]
 

@@ -3,20 +3,15 @@
 import re
 import threading
 
-from smoke import hooks
 import pytest
-from tests.support.fake_sglang import FakeSGLang, scored
-from tests.support.fault_proxy import FaultProxy
 
-SLIME = hooks.find_slime()
-
-from examples.tcod import config
-from examples.tcod import tcod_rollout
-from tests.support.rig import checkpoint, local_pool, rig, teacher_value, tokenizer  # noqa: F401
+from examples.tcod import config, tcod_rollout
 from examples.tcod.config import ConfigError
-
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.misc import SingletonMeta
+from tests.support.fake_sglang import FakeSGLang, scored
+from tests.support.fault_proxy import FaultProxy
+from tests.support.rig import teacher_value
 
 NUM_GPUS = 0
 
@@ -37,7 +32,8 @@ WRONG = [
     ({"tcod_admissible": "always"}, "tcod_admissible must be one of turn, never"),
     ({"tcod_data_root": "/nowhere"}, "tcod_data_root /nowhere is not a folder"),
     ({"tcod_data_root": "$TCOD_UNSET/x"}, "that variable is not set"),
-    ({"tcod_environment": "toys.Nowhere"}, "tcod_environment toys.Nowhere cannot be imported"),
+    ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
+    ({"tcod_environment": "nowhere.Corridor"}, "tcod_environment nowhere.Corridor cannot be imported"),
     ({"tcod_env_workers": 0}, "tcod_env_workers must be >= 1"),
     ({"tcod_env_timeout_s": 0.0}, "tcod_env_timeout_s must be a positive number"),
     ({"tcod_teacher_timeout_s": float("nan")}, "tcod_teacher_timeout_s must be a positive number"),

@@ -7,14 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from smoke import hooks
 import pytest
-
-SLIME = hooks.find_slime()
 
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from smoke.make_games import TASKS, make_game
-from tests.support.rig import checkpoint, local_pool, rig, tokenizer  # noqa: F401
 
 NUM_GPUS = 0
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,14 +3,13 @@
 import json
 import random
 
-from smoke import expert
-from smoke import make_games
-from smoke import make_models
 import pytest
 import torch
-from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.chat import ChatTokens
 from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+from examples.tcod.chat import ChatTokens
+from examples.tcod.env_alfworld import AlfworldEnvironment
+from smoke import expert, make_games, make_models
 
 NUM_GPUS = 0
 PICK = make_models.TASK

@@ -8,14 +8,14 @@ import copy
 import tempfile
 from pathlib import Path
 
-from examples.tcod import tcod_rollout
-from tests.support.rig import UNTEMPERED, Rig
-from tests.support.toys import LocalPool, save_tokenizer
 from transformers import AutoTokenizer
 
+from examples.tcod import tcod_rollout
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import init_http_client
 from slime.utils.types import Sample
+from tests.support.rig import UNTEMPERED, Rig
+from tests.support.toys import LocalPool, save_tokenizer
 
 GOAL = {"goal": 2}
 _folder = tempfile.TemporaryDirectory()

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.support.corridor import Corridor  # noqa: F401  tests name it toys.Corridor
-from examples.tcod.environment import Environment, EnvironmentFailure, Observation, load_environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from examples.tcod.environment import Environment, EnvironmentFailure, Observation, load_environment
+from tests.support.corridor import Corridor  # noqa: F401  tests name it toys.Corridor
 
 # Qwen3's shape in non-thinking mode: only the generation header carries the empty think block.
 CHAT_TEMPLATE = (

@@ -14,38 +14,38 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from smoke import hooks
 import pytest
 import ray
 import yaml
 from aiohttp import web
-from tests.support.fake_sglang import FakeSGLang, generated, scored
-from tests.support.toys import LocalPool, save_tokenizer
-
-SLIME = hooks.find_slime()
-
-from examples.tcod.tools import collect_demos
-from examples.tcod.tools import evaluate
-from examples.tcod.tools import play as play_tool
-from examples.tcod import tcod_rollout
-from examples.tcod.tools.collect_demos import Journal
-from examples.tcod.config import ConfigError
-from examples.tcod.sglang_client import RequestFailure
 from transformers import AutoTokenizer
 
+from examples.tcod import tcod_rollout
+from examples.tcod.config import ConfigError
+from examples.tcod.sglang_client import RequestFailure
+from examples.tcod.tools import collect_demos, compare_evals, evaluate
+from examples.tcod.tools import play as play_tool
+from examples.tcod.tools.collect_demos import Journal
+from examples.tcod.tools.compare_evals import difference, mcnemar, paired_difference, wilson
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils import http_utils
 from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
+from tests.support.fake_sglang import FakeSGLang, generated, scored
+from tests.support.toys import LocalPool
 
 NUM_GPUS = 0
 HORIZON = 5
 RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+# collect_demos.py in a process of its own, with the environments in it too: Ray takes long to start.
+DRIVER = """
+import ray
+from examples.tcod import tcod_rollout
+from examples.tcod.tools import collect_demos
+from tests.support.toys import LocalPool
+ray.init, tcod_rollout.EnvironmentPool = (lambda *_, **__: None), LocalPool
+collect_demos.main()
+"""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ class Rig:
         self.server = FakeSGLang(self.reply)
         self.server.pages["/server_info"] = {"max_req_input_len": 4000}
         self.config = folder / "tcod.yaml"
-        settings = {"tcod_variant": "b2f", "tcod_horizon": HORIZON, "tcod_environment": "toys.Corridor"}
+        settings = {"tcod_variant": "b2f", "tcod_horizon": HORIZON, "tcod_environment": "tests.support.toys.Corridor"}
         settings |= {"tcod_data_root": str(folder), "tcod_admissible": "never", "tcod_env_workers": 1}
         self.config.write_text(yaml.safe_dump(settings))
 
@@ -191,12 +191,10 @@ def test_a_second_run_plays_only_what_is_missing(in_process, rig, monkeypatch):
 
 
 def test_a_killed_run_goes_on_without_redoing_or_losing_anything(rig):
-    """A real process and SIGKILL; without Ray, which takes long to start."""
+    """A real process and SIGKILL."""
     rig.delay_s = 0.05
     rows, journal = rig.rows(1, 2, 3, 9), rig.folder / "demos.journal.jsonl"
-    driver = "import hooks, ray, toys; hooks.find_slime(); import tcod_rollout, collect_demos; "
-    driver += "ray.init, tcod_rollout.EnvironmentPool = (lambda *_, **__: None), toys.LocalPool; collect_demos.main()"
-    command = [sys.executable, "-c", driver, *rig.command(rows, "demos.jsonl", "--samples", "6")]
+    command = [sys.executable, "-c", DRIVER, *rig.command(rows, "demos.jsonl", "--samples", "6")]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 90
     while not journal.exists() or journal.read_bytes().count(b"\n") < 6:
