@@ -23,7 +23,7 @@ from typing import Any
 
 import slime
 from benchmarks import SLIME, report
-from examples.tcod import tcod_rollout
+from examples.tcod import episode, tcod_rollout
 from examples.tcod.environment import Observation
 from examples.tcod.sglang_client import SGLangClient
 from slime.utils.async_utils import run
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Overhead of the episode loop at a fixed engine latency.")
     parser.add_argument("--episodes", type=int, nargs="+", default=[8, 64, 256, 512, 1024], help="episodes at once")
     options = parser.parse_args()
-    tcod_rollout.EnvironmentPool = LocalPool
+    episode.EnvironmentPool = LocalPool
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=engine, args=(there,), daemon=True)
     server.start()

@@ -69,6 +69,7 @@ SLIME_DEFAULTS: dict[str, Any] = {
     "eval_datasets": None,
     "eval_function_path": None,
     "eval_max_prompt_len": None,
+    "eval_max_context_len": None,
     "eval_reward_key": None,
     # reward, OPD and the train batch
     "rm_type": None,

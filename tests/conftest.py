@@ -35,9 +35,13 @@ def tokenizer(checkpoint):
 
 
 @pytest.fixture
-def rig(tmp_path, checkpoint, tokenizer):
-    """A scripted student and a scripted teacher, up for one test."""
+def rig(tmp_path, checkpoint, tokenizer, monkeypatch):
+    """A scripted student and a scripted teacher, up for one test. Nothing is asked twice."""
+    from examples.tcod import sglang_client, student
     from tests.support.rig import Rig
+
+    monkeypatch.setattr(sglang_client, "RETRIES", 0)
+    monkeypatch.setattr(student, "FIRST_PAUSE_S", 0.001)
 
     rig = Rig(tmp_path, checkpoint, tokenizer)
     with rig.student, rig.teacher:
@@ -47,7 +51,7 @@ def rig(tmp_path, checkpoint, tokenizer):
 @pytest.fixture
 def local_pool(monkeypatch):
     """Episodes without worker processes; the pool has tests of its own."""
-    from examples.tcod import tcod_rollout
+    from examples.tcod import episode
     from tests.support.toys import LocalPool
 
-    monkeypatch.setattr(tcod_rollout, "EnvironmentPool", LocalPool)
+    monkeypatch.setattr(episode, "EnvironmentPool", LocalPool)

@@ -9,12 +9,13 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from .chat import ChatTokens
-from .config import TcodConfig
+from .config import TcodConfig, read_yaml
 from .environment import load_environment
 from .episode import is_untempered
 from .errors import ConfigError, Failure
@@ -37,6 +38,8 @@ def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
+    if getattr(args, "custom_config_path", None):
+        read_yaml(Path(args.custom_config_path))  # slime takes any key in it
     config = TcodConfig.from_args(args)
     check_environment(config)
     _check_hooks(args)

@@ -44,7 +44,7 @@ class AppendHistory:
         return self.room() >= 1
 
     def replay(self, response: str) -> tuple[int, int]:
-        """A demonstration's turn, as the chat turn it was; part of the prompt. Returns its place, tokens[start:end]."""
+        """A demonstration's turn, as the chat turn it was, in the prompt. Returns its place: tokens[start:end]."""
         start = len(self.tokens)
         self.tokens += self.chat.assistant(response)
         self.prompt_length = len(self.tokens)

@@ -103,7 +103,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line)
-            rows.append(Row(fields.get("prompt", ""), fields.get("label", ""), fields["metadata"]))
+            rows.append(Row(fields["prompt"], fields["label"], fields["metadata"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"line {number} of {path} is no row ({error!r}): prepare the data anew") from error
     if not rows:

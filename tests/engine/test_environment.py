@@ -11,7 +11,9 @@ import pytest
 import ray
 
 from examples.tcod import environment as environment_module
-from examples.tcod.environment import EnvironmentFailure, EnvironmentPool, Observation
+from examples.tcod.environment import Observation
+from examples.tcod.environment_pool import EnvironmentPool
+from examples.tcod.errors import Failure
 from smoke import hooks
 
 NUM_GPUS = 0
@@ -84,7 +86,7 @@ async def play(pool: EnvironmentPool, episode: Any, actions: list[str]) -> tuple
 
 
 async def failure(episode: Any) -> str:
-    with pytest.raises(EnvironmentFailure) as caught:
+    with pytest.raises(Failure) as caught:
         await episode
     return caught.value.reason
 
@@ -146,7 +148,7 @@ def test_an_engine_that_raised_is_replaced_and_its_neighbours_finish():
             await neighbour.reset({"episode": "neighbour"})
             async with pool.borrow() as env:
                 raising = await env.reset({"episode": "raises"})
-                with pytest.raises(EnvironmentFailure, match="ValueError: no such door") as caught:
+                with pytest.raises(Failure, match="ValueError: no such door") as caught:
                     await env.step("raise")
                 assert caught.value.reason == "env_error"
             name, said = await play(pool, "next", ["go"])
@@ -211,7 +213,7 @@ def test_a_cancelled_borrower_leaves_a_consistent_engine(tmp_path):
 def test_an_engine_that_cannot_be_built_is_an_environment_error():
     async def main():
         async with make_pool(environment="Unbuildable").borrow() as env:
-            with pytest.raises(EnvironmentFailure, match="no engine today") as caught:
+            with pytest.raises(Failure, match="no engine today") as caught:
                 await env.reset({})
             assert caught.value.reason == "env_error"
 
@@ -222,7 +224,7 @@ def test_a_worker_that_cannot_import_its_environment_says_so():
     async def main():
         pool = EnvironmentPool("no_such_module.Engine", "", 1, 1, PATIENT_S)
         async with pool.borrow() as env:
-            with pytest.raises(EnvironmentFailure, match="no_such_module") as caught:
+            with pytest.raises(Failure, match="no_such_module") as caught:
                 await env.reset({})
             assert caught.value.reason == "env_worker_died"
 
@@ -235,7 +237,7 @@ def test_a_worker_that_ray_never_schedules_is_a_timeout(monkeypatch):
 
     async def main():
         async with make_pool().borrow() as env:
-            with pytest.raises(EnvironmentFailure, match="each needs 1000 CPU") as caught:
+            with pytest.raises(Failure, match="each needs 1000 CPU") as caught:
                 await env.reset({})
             assert caught.value.reason == "env_timeout"
 

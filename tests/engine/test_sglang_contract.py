@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.tcod import tcod_rollout
-from examples.tcod.config import ConfigError, check_models
+from examples.tcod.errors import ConfigError, check_models
 from examples.tcod.metrics import token_kl
 from examples.tcod.teacher import TeacherClient, TeacherFailure
 from slime.rollout.data_source import RolloutDataSourceWithBuffer

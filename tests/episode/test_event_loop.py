@@ -6,8 +6,8 @@ import time
 import pytest
 import ray
 
-from examples.tcod import tcod_rollout
-from examples.tcod.environment import EnvironmentPool
+from examples.tcod import episode, tcod_rollout
+from examples.tcod.environment_pool import EnvironmentPool
 from slime.utils.async_utils import run
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
@@ -32,7 +32,7 @@ class SlowCorridor(Corridor):
 
 
 def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, ray_session, monkeypatch):
-    monkeypatch.setattr(tcod_rollout, "EnvironmentPool", EnvironmentPool)
+    monkeypatch.setattr(episode, "EnvironmentPool", EnvironmentPool)
     args = rig.args([{"goal": 9}], tcod_environment=f"{__name__}.SlowCorridor")
     SingletonMeta._instances.clear()
     init_http_client(args)

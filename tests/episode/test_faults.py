@@ -16,14 +16,14 @@ from collections.abc import Callable
 import pytest
 import ray
 
-from examples.tcod import sglang_client, tcod_rollout
-from examples.tcod.config import ConfigError, TcodConfig
-from examples.tcod.environment import EnvironmentPool
+from examples.tcod import sglang_client
+from examples.tcod.environment_pool import EnvironmentPool
+from examples.tcod.errors import ConfigError
 from tests.support import fault_table
 from tests.support.corridor import alive
 from tests.support.fault_cases import CASES
 from tests.support.fault_proxy import FaultProxy
-from tests.support.faults import PAUSES, Scene
+from tests.support.faults import PAUSES, RETRIES, Scene
 
 NUM_GPUS = 0
 
@@ -77,7 +77,7 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
 @pytest.fixture
 def scene(rig, monkeypatch, pool):
     monkeypatch.setattr(sglang_client, "FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(tcod_rollout, "ENGINE_RETRIES", 2)
+    monkeypatch.setattr(sglang_client, "RETRIES", 2)
     with FaultProxy(rig.student.port) as engine, FaultProxy(rig.teacher.port) as teacher:
         yield Scene(rig, engine, teacher, monkeypatch, pool)
 
@@ -88,7 +88,7 @@ def test_fault(case, scene, caplog):
     rows[1] |= case.row
     case.inject(scene)
     servers = {"rm_url": f"{scene.teacher.url}/generate", "sglang_router_port": scene.engine.port}
-    play = functools.partial(scene.rig.rollout, rows, **{"tcod_teacher_retries": 2, **servers, **case.changes})
+    play = functools.partial(scene.rig.rollout, rows, **{**servers, **case.changes})
     if case.outcome == "stops":
         with pytest.raises((ConfigError, RuntimeError), match=re.escape(case.says)) as stop:
             play()
@@ -108,8 +108,10 @@ def test_fault(case, scene, caplog):
         return
     assert case.outcome == "dropped" and hit not in trained and sum(count.values()) == 1
     assert metrics[f"rollout/dynamic_filter/drop_{case.counted.removeprefix('failed/')}"] == 1
-    assert hit.tokens == [] and hit.response == "" and hit.response_length == 0
-    assert hit.loss_mask is hit.rollout_log_probs is hit.teacher_log_probs is None
+    assert hit.teacher_log_probs is None and hit.reward in (0.0, None)
+    if not case.counted.startswith("failed/teacher"):  # what the student played stays for reading
+        assert hit.tokens == [] and hit.response == "" and hit.response_length == 0
+        assert hit.loss_mask is hit.rollout_log_probs is None
 
 
 def test_the_document_is_what_the_table_says():
@@ -118,8 +120,5 @@ def test_the_document_is_what_the_table_says():
 
 def test_the_default_retries_outlast_a_minute():
     """Even where every pause is as short as chance makes it, which is half of its length."""
-    pauses = [
-        min(PAUSES["FIRST_PAUSE_S"] * 2**i, PAUSES["LONGEST_PAUSE_S"]) / 2
-        for i in range(TcodConfig.tcod_teacher_retries)
-    ]
+    pauses = [min(PAUSES["FIRST_PAUSE_S"] * 2**i, PAUSES["LONGEST_PAUSE_S"]) / 2 for i in range(RETRIES)]
     assert sum(pauses) >= 60

@@ -2,8 +2,7 @@
 
 import pytest
 
-from examples.tcod import tcod_rollout
-from examples.tcod.config import ConfigError
+from examples.tcod.errors import ConfigError
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
@@ -19,10 +18,11 @@ def fully_async(rig, monkeypatch):
     """rollouts(rows, count, **changes) -> the outputs of rollouts 0, 1, .. by slime's fully asynchronous worker."""
     if not hooks.find_slime().startswith("slime at"):
         pytest.skip("slime's own code: run with SLIME_DIR=/path/to/slime")
-    from slime.rollout import fully_async_rollout
+    from examples.tcod import fully_async_rollout
+    from slime.rollout.fully_async_rollout import _stop_global_worker
     from slime.utils import http_utils
 
-    monkeypatch.setattr(tcod_rollout, "_continuous_source", None)
+    monkeypatch.setattr(fully_async_rollout, "_continuous", None)
     monkeypatch.setattr(http_utils, "_http_client", None)  # its connections belong to the event loop of another test
 
     def rollouts(rows, count, **changes):
@@ -30,14 +30,14 @@ def fully_async(rig, monkeypatch):
         SingletonMeta._instances.clear()
         init_http_client(args)
         source = RolloutDataSourceWithBuffer(args)
-        outputs = [tcod_rollout.generate_rollout_fully_async(args, n, source) for n in range(count)]
+        outputs = [fully_async_rollout.generate_rollout_fully_async(args, n, source) for n in range(count)]
         for output in outputs:
             assert len(output.samples) == args.rollout_batch_size
             check_invariants(args, [sample for group in output.samples for sample in group])
         return outputs
 
     yield rollouts
-    fully_async_rollout._stop_global_worker()
+    _stop_global_worker()
 
 
 def test_fully_async_depth_is_that_of_the_draw(fully_async):
@@ -61,22 +61,24 @@ def test_fully_async_failed_groups_never_train(fully_async):
     assert sum(output.metrics["rollout/tcod/failed/env_error"] for output in outputs) >= 2
 
 
-def test_fully_async_aborted_groups_are_played_again_from_a_clean_sample(rig, fully_async):
-    """The engine aborts one of two samples in its second turn; its finished sibling is undone as well."""
-    aborted = []
+def test_fully_async_a_weight_push_costs_no_episode(rig, fully_async):
+    """Every request of every second turn is aborted once: all episodes are trained, whatever their length."""
+    aborted = set()
 
     def reply(payload):
-        text = rig.tokenizer.decode(payload["input_ids"])
-        if text.count(HEADER) == 2 and not aborted:
-            aborted.append(payload)
-            return generated([], [], finish="abort")
+        seen = tuple(payload["input_ids"])
+        if rig.tokenizer.decode(seen).count(HEADER) % 2 == 0 and seen not in aborted:
+            aborted.add(seen)
+            return generated([1], [-0.5], finish="abort")
         return rig.student_reply(payload)
 
     rig.student.reply = reply
-    [output, _] = fully_async([{"goal": 2}], 2, n_samples_per_prompt=2, sglang_server_concurrency=1)
-    [group] = output.samples
-    assert aborted and [sample.index for sample in group] == [0, 1]
-    assert all(len(sample.metadata["tcod"]["turns"]) == 2 and sample.reward == 1.0 for sample in group)
+    rows = [{"goal": goal} for goal in (1, 2, 3, 4)]
+    [output, _] = fully_async(rows, 2, sglang_server_concurrency=4)
+    played = {sample.metadata["goal"]: sample.metadata["tcod"]["turns"] for [sample] in output.samples}
+    assert aborted and {goal: len(turns) for goal, turns in played.items()} == {1: 1, 2: 2, 3: 3, 4: 4}
+    assert all(turn["weight_version"] == "default" for turns in played.values() for turn in turns)
+    assert output.metrics["rollout/tcod/aborted"] == output.metrics["rollout/tcod/failed"] == 0
 
 
 def test_fully_async_stale_groups_are_dropped_and_counted(fully_async):
@@ -95,5 +97,6 @@ def test_fully_async_stops_when_everything_fails(rig, fully_async):
 
 
 def test_fully_async_has_no_evaluation(rig):
+    fully_async_rollout = pytest.importorskip("examples.tcod.fully_async_rollout", exc_type=ImportError)
     with pytest.raises(ConfigError, match="--eval-interval"):
-        tcod_rollout.generate_rollout_fully_async(rig.args([{"goal": 2}]), 0, None, evaluation=True)
+        fully_async_rollout.generate_rollout_fully_async(rig.args([{"goal": 2}]), 0, None, evaluation=True)

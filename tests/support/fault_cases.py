@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
-from examples.tcod.config import TcodConfig
 from tests.support.fake_sglang import generated, hold
 from tests.support.faults import (
     Case,
+    all_retries,
+    counted_as,
     cut_once,
     echoed,
     echoed_as_sglang_does,
@@ -38,9 +39,8 @@ TEACHER = [
     Case("connection refused during a restart", wire("teacher", "down", 1, 0.05), says="; again in", **HEALED),
     Case(
         "gone for a minute and back (all times a sixtieth)",
-        then(minute_of_a_second, wire("teacher", "down", 1, 1.0)),
+        then(minute_of_a_second, all_retries, wire("teacher", "down", 1, 1.0)),
         says="; again in",
-        changes={"tcod_teacher_retries": TcodConfig.tcod_teacher_retries},
         **HEALED,
     ),
     Case(
@@ -107,13 +107,29 @@ TEACHER = [
     Case("the vocabulary's last id echoed as 0, as SGLang does", echoed_as_sglang_does, **HEALED),
 ]
 
-ABORTED = {"outcome": "dropped", "counted": "aborted"}
 
 ENGINE = [
     Case(
-        "aborts a queued request", samples(lambda *_: {"meta_info": {"finish_reason": {"type": "abort"}}}), **ABORTED
+        "aborts a queued request, as at a weight push: the turn is asked again",
+        samples(lambda *_: {"meta_info": {"finish_reason": {"type": "abort"}}}, times=1),
+        **HEALED,
     ),
-    Case("aborts a running request", samples(sampled("<action>ri", "abort")), **ABORTED),
+    Case(
+        "aborts a running request: the turn is asked again", samples(sampled("<action>ri", "abort"), times=2), **HEALED
+    ),
+    Case(
+        "aborts a turn whenever it is asked",
+        samples(sampled("<action>ri", "abort")),
+        says="aborted a turn 8 times",
+        outcome="dropped",
+        counted="failed/engine_aborted",
+    ),
+    Case(
+        "fewer log-probs than sampled tokens, as with speculative decoding",
+        samples(lambda scene, payload: counted_as(scene.rig.student_reply(payload), 23)),
+        says="log-probs for 23 sampled tokens",
+        **INVALID_REPLY,
+    ),
     Case("restarts: asked again", wire("engine", "down", 1, 0.05), says="; again in", **HEALED),
     Case("resets a connection in the middle of a reply", wire("engine", "reset", 1), **HEALED),
     Case(

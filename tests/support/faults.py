@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from examples.tcod import sglang_client, tcod_rollout
-from examples.tcod.environment import EnvironmentPool
+from examples.tcod import episode, sglang_client
+from examples.tcod.environment_pool import EnvironmentPool
 from slime.utils.types import Sample
 from tests.support.corridor import CONTROL_TOKENS
 from tests.support.fake_sglang import generated, scored
@@ -73,14 +73,14 @@ def scores(damage: Callable[[dict], Any], times: float = math.inf) -> Callable[[
     return inject
 
 
-def samples(reply: Callable[[Scene, dict], Any], turn: int = 1) -> Callable[[Scene], None]:
-    """The engine's reply to the hit task at `turn` (0-based) is `reply(scene, payload)`."""
+def samples(reply: Callable[[Scene, dict], Any], turn: int = 1, times: float = math.inf) -> Callable[[Scene], None]:
+    """The engine's reply to the hit task from its request `turn` (0-based) on, `times` times, is `reply(..)`."""
 
     def inject(scene: Scene) -> None:
-        turns = iter(range(10**6))
+        requests = iter(range(10**6))
 
         def answer(payload: dict) -> Any:
-            hit = scene.hits(payload) and next(turns) >= turn
+            hit = scene.hits(payload) and turn <= next(requests) < turn + times
             return reply(scene, payload) if hit else scene.rig.student_reply(payload)
 
         scene.rig.student.reply = answer
@@ -104,6 +104,12 @@ def wire(server: str, fault: str, times: float = math.inf, back_s: float | None 
         proxy.fault = decide
 
     return inject
+
+
+def counted_as(reply: dict, tokens: int) -> dict:
+    """The engine's own count of what it sampled."""
+    reply["meta_info"]["completion_tokens"] = tokens
+    return reply
 
 
 def then(*injections: Callable[[Scene], None]) -> Callable[[Scene], None]:
@@ -162,13 +168,18 @@ def minute_of_a_second(scene: Scene) -> None:
     scene.monkeypatch.setattr(sglang_client.random, "uniform", lambda low, high: low)
 
 
+def all_retries(scene: Scene) -> None:
+    scene.monkeypatch.setattr(sglang_client, "RETRIES", RETRIES)
+
+
+RETRIES = sglang_client.RETRIES
 PAUSES = {name: getattr(sglang_client, name) for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S")}
 
 
 def in_processes(scene: Scene) -> None:
     """Environments in Ray's worker processes."""
     pool = scene.pool()
-    scene.monkeypatch.setattr(tcod_rollout, "EnvironmentPool", lambda *args, **kwargs: pool)
+    scene.monkeypatch.setattr(episode, "EnvironmentPool", lambda *args, **kwargs: pool)
 
 
 def cut_once(scene: Scene, payload: dict) -> dict:

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from examples.tcod import tcod_rollout
+from examples.tcod import episode, tcod_rollout
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from smoke import hooks
@@ -16,7 +16,7 @@ TASKS, BATCH, ROLLOUTS = 10, 4, 6  # six batches of four: two epochs, shuffled a
 def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, first: int) -> None:
     """Play from rollout `first` on; one JSON line for each finished one goes to rollouts.jsonl, errors to errors."""
     sys.stderr = (Path(folder) / "errors").open("a", buffering=1)
-    tcod_rollout.EnvironmentPool = LocalPool
+    episode.EnvironmentPool = LocalPool
     args = hooks.rollout_args(
         hf_checkpoint=checkpoint,
         apply_chat_template_kwargs={"enable_thinking": False},
@@ -39,7 +39,6 @@ def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, fir
         tcod_environment="tests.support.toys.Corridor",
         tcod_data_root=folder,
         tcod_admissible="never",
-        tcod_teacher_retries=0,
     )
     init_http_client(args)
     source = RolloutDataSourceWithBuffer(args)

@@ -186,7 +186,7 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
         FaultProxy(rig.student.port) as engine,
         FaultProxy(rig.teacher.port) as teacher,
         patch.object(sglang_client, "FIRST_PAUSE_S", 0.1),
-        patch.object(tcod_rollout, "ENGINE_RETRIES", 2),
+        patch.object(sglang_client, "RETRIES", 2),
     ):
         engine.fault = functools.partial(run.on_the_wire, ENGINE.keys())
         teacher.fault = functools.partial(run.on_the_wire, TEACHER.keys())
@@ -200,7 +200,6 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
             tcod_engines_per_worker=ENGINES,
             tcod_env_timeout_s=5.0,
             tcod_engine_timeout_s=5.0,
-            tcod_teacher_retries=2,
         )
         SingletonMeta._instances.clear()
         init_http_client(args)

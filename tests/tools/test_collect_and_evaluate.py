@@ -1,5 +1,6 @@
 """collect_demos.py and evaluate.py on a scripted engine; kill and resume with real processes."""
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import ModuleType
@@ -20,17 +20,15 @@ import yaml
 from aiohttp import web
 from transformers import AutoTokenizer
 
-from examples.tcod import tcod_rollout
-from examples.tcod.config import ConfigError
-from examples.tcod.sglang_client import RequestFailure
-from examples.tcod.tools import collect_demos, compare_evals, evaluate
+from examples.tcod import episode
+from examples.tcod.curriculum import EpisodePlan
+from examples.tcod.episode import Assignment, EpisodeRecord
+from examples.tcod.errors import ConfigError, Failure
+from examples.tcod.rows import Demonstration, Row
+from examples.tcod.sglang_client import SGLangClient
+from examples.tcod.tools import collect_demos, evaluate
 from examples.tcod.tools import play as play_tool
 from examples.tcod.tools.collect_demos import Journal
-from examples.tcod.tools.compare_evals import difference, mcnemar, paired_difference, wilson
-from slime.rollout.sglang_rollout import GenerateState
-from slime.utils import http_utils
-from slime.utils.misc import SingletonMeta
-from slime.utils.types import Sample
 from tests.support.fake_sglang import FakeSGLang, generated, scored
 from tests.support.toys import LocalPool
 
@@ -40,29 +38,19 @@ RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
 # collect_demos.py in a process of its own, with the environments in it too: Ray takes long to start.
 DRIVER = """
 import ray
-from examples.tcod import tcod_rollout
+from examples.tcod import episode
 from examples.tcod.tools import collect_demos
 from tests.support.toys import LocalPool
-ray.init, tcod_rollout.EnvironmentPool = (lambda *_, **__: None), LocalPool
+ray.init, episode.EnvironmentPool = (lambda *_, **__: None), LocalPool
 collect_demos.main()
 """
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Scripts run by their main(): without Ray and worker processes, and with an HTTP client of their own."""
+    """Scripts run by their main(), without Ray and worker processes."""
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: None)
-    monkeypatch.setattr(tcod_rollout, "EnvironmentPool", LocalPool)
-    forget_slimes_state()
-    yield
-    forget_slimes_state()
-
-
-def forget_slimes_state() -> None:
-    """slime keeps one HTTP client and one tokenizer per process; the former belongs to an event loop."""
-    for name in ("_client", "_http_client"):  # the stand-in's and slime's own
-        setattr(http_utils, name, None)
-    SingletonMeta._instances.clear()
+    monkeypatch.setattr(episode, "EnvironmentPool", LocalPool)
 
 
 class Rig:
@@ -159,14 +147,21 @@ def test_what_replays_is_what_was_sampled(in_process, rig, monkeypatch):
     rig.run(collect_demos, monkeypatch, rig.rows(3), "demos.jsonl", "--samples", "1")
     taught = rig.server.payloads()[-1]["input_ids"]
     [row] = read(rig.folder / "demos.jsonl")
-    forget_slimes_state()
-    options = Namespace(url=rig.server.url, model=str(rig.checkpoint), config=rig.config, temperature=1.0)
-    args = play_tool.start(Namespace(**vars(options), max_turn_len=64, max_context_len=2000, concurrency=1))
-    sample = Sample(index=0, metadata={**row["metadata"], "tcod": {"n": 0, "k": 1}})
-    sampling = GenerateState(args).sampling_params
-    asyncio.run(tcod_rollout.generate(args, sample, sampling))
-    assert sample.metadata["tcod"]["replayed"] == 2 and sample.metadata["tcod"]["won"]
-    assert sample.tokens[: len(sample.tokens) - sample.response_length] == taught
+    parser = argparse.ArgumentParser()
+    play_tool.add_options(parser, temperature=1.0)
+    player = play_tool.start(parser.parse_args(rig.command(Path(), "")[4:]))
+    task = Assignment(
+        metadata=row["metadata"],
+        plan=EpisodePlan(replayed=2, budget=3),
+        demo=Demonstration.of(row["metadata"]),
+        sampling_params=player.sampling_params,
+        max_context_len=2000,
+        session="",
+    )
+    record = EpisodeRecord()
+    history = asyncio.run(episode.play_episode(player.runtime, task, record))
+    assert record.won and [turn.action for turn in record.replay] == ["right"] * 2 and len(record.turns) == 1
+    assert history.tokens[: history.prompt_length] == taught
 
 
 def test_games_that_are_neither_solved_nor_done_are_named(in_process, rig, monkeypatch, capsys):
@@ -184,7 +179,6 @@ def test_games_that_are_neither_solved_nor_done_are_named(in_process, rig, monke
 def test_a_second_run_plays_only_what_is_missing(in_process, rig, monkeypatch):
     for samples, wanted in (("2", 4), ("2", 4), ("3", 6)):
         rig.run(collect_demos, monkeypatch, rig.rows(1, 2), "demos.jsonl", "--samples", samples)
-        forget_slimes_state()
         assert rig.begun.total() == wanted
     with pytest.raises(SystemExit, match="was begun with another temperature: choose another --out"):
         rig.run(collect_demos, monkeypatch, rig.rows(1, 2), "demos.jsonl", "--temperature", "0.5")
@@ -225,7 +219,7 @@ def test_a_killed_run_goes_on_without_redoing_or_losing_anything(rig):
 
 
 def test_a_journal_is_cut_at_its_torn_line_and_locked(tmp_path):
-    row = {"metadata": {"goal": 1, "demo": {"actions": ["right"]}}}
+    row = Row("", "", {"goal": 1, "demo": {"actions": ["right"]}})
     path = tmp_path / "new" / "journal.jsonl"
     journal = Journal(path, {"temperature": 1.0})
     journal.add({"task": {"goal": 1}, "attempt": 0})
@@ -287,9 +281,9 @@ def test_nothing_is_written_where_all_failed(in_process, rig, monkeypatch):
 
 def test_a_broken_server_ends_the_run(in_process, rig, monkeypatch):
     async def broken(*args, **kwargs):
-        raise RequestFailure("unavailable", "connection refused")
+        raise Failure("unavailable", "connection refused")
 
-    monkeypatch.setattr(tcod_rollout.SGLangClient, "post", broken)
+    monkeypatch.setattr(SGLangClient, "post", broken)
     with pytest.raises(SystemExit, match=r"the last 32 episodes failed \(\{'engine_unavailable': 32\}\)"):
         rig.run(evaluate, monkeypatch, rig.rows(*range(1, 50)), "result.json")
 
@@ -305,11 +299,11 @@ def test_the_context_bounds_an_evaluation_too(in_process, rig, monkeypatch, caps
         (["--url", "http://127.0.0.1:9"], "no SGLang server answers at --url http://127.0.0.1:9 "),
         (["--url", "127.0.0.1"], "--url must be http://HOST:PORT"),
         (["--model", "/nowhere"], "--model /nowhere: .*; name the checkpoint"),
-        (["--config", "/nowhere"], "--config /nowhere is not a file"),
+        (["--config", "/nowhere"], "/nowhere cannot be read .*: name a YAML file of tcod_. settings"),
         (["--max-context-len", "5000"], "at most 3999 tokens, less than --max-context-len 5000"),
         (["--max-turn-len", "2000"], "--max-turn-len 2000 bounds one turn"),
         (["--concurrency", "0"], "--concurrency must be >= 1"),
-        (["--rows", "/nowhere"], "--rows /nowhere cannot be read"),
+        (["--rows", "/nowhere"], "/nowhere cannot be read"),
     ],
 )
 def test_wrong_options_stop_at_once_with_the_fix(in_process, rig, monkeypatch, more, message):
@@ -327,14 +321,14 @@ def test_a_server_with_another_tokenizer_is_refused(in_process, rig, monkeypatch
 @pytest.mark.parametrize(
     "rows, message",
     [
-        (["no row"], "line 1 of .* cannot be played"),
-        ([{"metadata": {"goal": 1}}], "line 1 of .* cannot be played .*prompt"),
-        ([{"prompt": "", "label": "", "metadata": {}}], "line 1 of .* cannot be played .*no goal"),
+        (["no row"], "line 1 of .* is no row"),
+        ([{"metadata": {"goal": 1}}], "line 1 of .* is no row .*prompt"),
+        ([{"prompt": "", "label": "", "metadata": {}}], "row 1 of .* cannot be played: .*no goal"),
         (
             [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": n}} for n in (1, 2)],
             "lines 1 and 2 of .* same",
         ),
-        ([], "is empty"),
+        ([], "has no rows"),
     ],
 )
 def test_rows_that_cannot_be_played_are_named(in_process, rig, monkeypatch, rows, message):

@@ -17,10 +17,11 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from tests.support import fake_cluster
 import pytest
-from tests.support.fake_cluster import processes_of
+
 from smoke.servers import free_port
+from tests.support import fake_cluster
+from tests.support.fake_cluster import processes_of
 from tests.support.toys import save_tokenizer
 
 NUM_GPUS = 0
@@ -176,8 +177,8 @@ def preflight(place, monkeypatch):
     """check(**options) of preflight.py's checks before a GPU is taken; the message where they refuse."""
     folder, env = place
     monkeypatch.setenv("ALFWORLD_DATA", env["ALFWORLD_DATA"])
+    from examples.tcod.errors import ConfigError
     from examples.tcod.tools import preflight
-    from examples.tcod.config import ConfigError
 
     def check(**options):
         given = {"config": Path(env["CONFIG"]), "data": folder / "data", "student": folder / "student"}
