@@ -27,7 +27,8 @@ STARTERS = {"launch_settings.py", "processes.py"}  # start SGLang and slime: lis
 # The tools are commands, whose files their options name. No other module handles a file but these.
 ALLOWED = {
     ("environment.py", "load_environment", "import_module"),  # the environment that the settings name
-    ("config.py", "check_yaml", "open"),  # the settings
+    ("config.py", "read_yaml", "read_text"),  # the settings
+    ("rows.py", "read_rows", "read_text"),  # the data set
     ("run_log.py", "_append", "open"),  # the run's metrics
 }
 
