@@ -1,4 +1,4 @@
-"""The smoke run's games, tokenizer and models. The last test trains for a minute; the others take seconds."""
+"""The smoke run's games, tokenizer and models."""
 
 import json
 import random
@@ -160,6 +160,7 @@ def success(model, chat, root, temperature, seed=0):
     return sum(won) / len(won)
 
 
+@pytest.mark.slow
 def test_the_shipped_teacher_is_what_its_command_makes(tmp_path, tokenizer, chat, teacher):
     """The first steps of a fresh training repeat the shipped loss curve; the shipped file is where that curve ends."""
     make_models.make_tokenizer(make_models.tokenizer_texts()).save_pretrained(tmp_path)
