@@ -37,11 +37,13 @@ from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
+from .about import write_about
 from .chat import ChatTokens
 from .checks import base_url, check_models, check_settings
 from .config import TcodConfig
 from .curriculum import EpisodePlan
 from .episode import Assignment, EpisodeRecord, Runtime, play_episode
+from .episode_log import save_evaluation, save_rollout
 from .errors import ABORTED, ConfigError, Failure
 from .metrics import eval_metrics, rollout_metrics
 from .rows import Demonstration
@@ -68,12 +70,15 @@ def generate_rollout(
     started = time.monotonic()
     if evaluation:
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
-        output.metrics = {**(output.metrics or {}), **eval_metrics(output.data, time.monotonic() - started)}
+        metrics = eval_metrics(output.data, time.monotonic() - started)
+        metrics |= save_evaluation(args, rollout_id, output.data)
+        output.metrics = {**(output.metrics or {}), **metrics}
         return output
     source = _OneRolloutSource(args, config, rollout_id, data_source)
     output = sglang_rollout.generate_rollout(args, rollout_id, source)
-    seconds = time.monotonic() - started
-    output.metrics = {**(output.metrics or {}), **rollout_metrics(flat(output.samples), source.drawn, seconds)}
+    metrics = rollout_metrics(flat(output.samples), source.drawn, time.monotonic() - started)
+    metrics |= save_rollout(args, rollout_id, source.drawn)
+    output.metrics = {**(output.metrics or {}), **metrics}
     return output
 
 
@@ -316,5 +321,6 @@ def launch(args: Namespace, data_source: Any) -> TcodConfig:
     config = check_settings(args, getattr(dataset, "samples", None))
     check_models(args, _chat(args))
     logger.info("TCOD: %s", config)
+    write_about(args)
     _launched = args
     return config
