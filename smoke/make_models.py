@@ -23,14 +23,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from examples.tcod.chat import ChatTokens
 from examples.tcod.env_alfworld import AlfworldEnvironment
@@ -182,7 +175,7 @@ def batches(examples: list[Example], seed: int) -> Iterator[list[Example]]:
             yield from made
 
 
-def label_loss(model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
+def label_loss(model: torch.nn.Module, batch: list[Example]) -> torch.Tensor:
     """Mean negative log-likelihood of the labelled tokens."""
     ids = pad_sequence([torch.tensor(ids) for ids, _ in batch], batch_first=True)
     labels = pad_sequence([torch.tensor(labels, dtype=torch.bool) for _, labels in batch], batch_first=True)[:, 1:]
@@ -190,7 +183,7 @@ def label_loss(model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
     return F.cross_entropy(model.lm_head(hidden[labels]), ids[:, 1:][labels])
 
 
-def train(model: PreTrainedModel, stream: Iterator[list[Example]], rates: list[float]) -> list[float]:
+def train(model: torch.nn.Module, stream: Iterator[list[Example]], rates: list[float]) -> list[float]:
     """One Adam step per learning rate in `rates`. Returns the losses."""
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     losses = []
@@ -214,7 +207,7 @@ def cosine(steps: int, highest: float) -> list[float]:
     ]
 
 
-def new_teacher(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def new_teacher(tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
     """An untrained model. A thing's embedding starts as the sum of its words', so " apple 1" resembles " apple"."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
@@ -292,7 +285,7 @@ def make_student(teacher: Path, out: Path, seed: int) -> None:
     save(model, tokenizer, out)
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """A checkpoint as Hugging Face and SGLang load it, weights in bfloat16."""
     stop = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)

@@ -1,10 +1,7 @@
-"""Processes of the smoke run: started together, stopped together, with their logs in files."""
+"""SGLang on the CPU. It and the other processes of the smoke run are started and stopped as the recipe's are."""
 
-import os
 import random
-import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -12,7 +9,10 @@ from pathlib import Path
 
 import requests
 
+from examples.tcod.tools.processes import Process
 from smoke import hooks
+
+__all__ = ["HERE", "Process", "SGLangServer", "free_port"]
 
 HERE = Path(__file__).resolve().parent
 
@@ -24,57 +24,6 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-
-
-def tail(path: Path, lines: int = 25) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
-
-
-class Process:
-    """A child in a process group of its own, so that stopping it reaches all that it started."""
-
-    patience_s = 20.0  # between SIGTERM and SIGKILL
-
-    def __init__(self, name: str, command: list[str], log: Path, env: dict[str, str] | None = None) -> None:
-        self.name, self.log = name, log
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w") as output:
-            self.popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,
-            )
-
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.stop()
-
-    def check(self) -> None:
-        """Raise RuntimeError with the end of the log if the process has ended with an error."""
-        if self.popen.poll() not in (None, 0):
-            raise RuntimeError(self.describe(f"ended with {self.popen.returncode}"))
-
-    def check_running(self) -> None:
-        """Raise RuntimeError with the end of the log if the process has ended at all."""
-        if self.popen.poll() is not None:
-            raise RuntimeError(self.describe(f"ended with {self.popen.returncode}"))
-
-    def describe(self, what: str) -> str:
-        return f"{self.name} {what}; {self.log} ends:\n{tail(self.log)}"
-
-    def stop(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self.popen.wait(self.patience_s)
-        with suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
 
 
 class SGLangServer(Process):

@@ -4,15 +4,17 @@
 #   VARIANT=f2b bash examples/tcod/run_qwen3_8b_tcod.sh
 #   DRY_RUN=1   bash examples/tcod/run_qwen3_8b_tcod.sh     # print the commands, start nothing
 #
-# Everything below is set in the environment; arguments of the script are appended to train.py's. Running it again
-# continues from the last checkpoint in RUN_DIR, with the same curriculum position and tracking run.
+# Everything below is set in the environment; arguments of the script are appended to train.py's, which runs in
+# SLIME_DIR. Running it again continues from the last checkpoint in RUN_DIR, with the same curriculum position and
+# tracking run. tools/launch.py does the rest: it checks the settings, starts the commands, and ends them together.
 #
 # Several nodes: start Ray on each of them, on the teacher's node without the teacher's GPUs
 # (CUDA_VISIBLE_DEVICES=0,1,2,3 ray start ...). Then run this on that node, with RAY_ADDRESS=HOST:6379, ACTOR_NODES and
-# all paths on storage that every node sees. Ray's workers get the variables of RAY_ENV below from this script.
+# all paths on storage that every node sees. Ray's workers get WORKER_VARIABLES of tools/launch.py from this script.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+set -a # the settings are exported: launch.py reads them
 # The arm. The other tcod_* settings are those of CONFIG.
 VARIANT=${VARIANT:-f2b}                                # opd, f2b or b2f
 CONFIG=${CONFIG:-$HERE/configs/alfworld_$VARIANT.yaml}
@@ -42,7 +44,7 @@ TEACHER_GPUS=${TEACHER_GPUS:-6,7}                      # GPUs here of the teache
 # sglang-router 0.3.2, cannot: cache_aware.
 ROUTER_POLICY=${ROUTER_POLICY:-consistent_hashing}
 # Data
-export ALFWORLD_DATA=${ALFWORLD_DATA:-/root/alfworld}  # holds json_2.1.1/
+ALFWORLD_DATA=${ALFWORLD_DATA:-/root/alfworld}         # holds json_2.1.1/
 DATA_DIR=${DATA_DIR:-/root/tcod_alfworld}              # train.jsonl, valid_seen.jsonl, valid_unseen.jsonl
 # Training
 NUM_ROLLOUT=${NUM_ROLLOUT:-250}                        # rollouts, of one optimizer step each
@@ -56,15 +58,12 @@ EVAL_TEMPERATURE=${EVAL_TEMPERATURE:-0.4}              # 1: the teacher's server
 SAVE_INTERVAL=${SAVE_INTERVAL:-25}                     # rollouts between checkpoints
 WANDB_PROJECT=${WANDB_PROJECT:-}                       # set it to log to Weights & Biases
 DRY_RUN=${DRY_RUN:-0}
+set +a
 
 die() {
-  echo "run_qwen3_8b_tcod.sh: $*" >&2
+  echo "$(basename "${BASH_SOURCE[0]}"): $*" >&2
   exit 1
 }
-
-# ------------------------------------------------------------------------------------------- settings that contradict
-case $VARIANT in opd | f2b | b2f) ;; *) die "VARIANT must be opd, f2b or b2f, not $VARIANT" ;; esac
-case $TEACHER in sglang | megatron) ;; *) die "TEACHER must be sglang or megatron, not $TEACHER" ;; esac
 for name in HORIZON ETA TEACHER_PORT TEACHER_START_S ACTOR_NODES ACTOR_GPUS TENSOR_PARALLEL ROLLOUT_GPUS NUM_ROLLOUT \
   BATCH SAMPLES_PER_TASK MAX_TURN_LEN MAX_CONTEXT_LEN EVAL_INTERVAL SAVE_INTERVAL; do
   [[ -z ${!name} || ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name must be a positive whole number, not ${!name}"
@@ -73,75 +72,57 @@ for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_L
   ALFWORLD_DATA DATA_DIR; do
   printf -v "$name" %s "$(realpath -m "${!name}")" # Ray's workers have other working directories
 done
-[[ -f $CONFIG ]] || die "no file $CONFIG: set CONFIG to a YAML of tcod_* settings"
-grep -Eq "^tcod_variant: *$VARIANT *(#.*)?$" "$CONFIG" || die "$CONFIG is not for VARIANT=$VARIANT: change one of them"
-[[ -z $ETA || $VARIANT != opd ]] || die "ETA is the speed of a curriculum and VARIANT=opd has none: unset ETA"
-((MAX_TURN_LEN < MAX_CONTEXT_LEN)) ||
-  die "MAX_TURN_LEN $MAX_TURN_LEN is one turn of MAX_CONTEXT_LEN $MAX_CONTEXT_LEN: make it smaller"
-((ACTOR_GPUS % TENSOR_PARALLEL == 0)) || die "TENSOR_PARALLEL $TENSOR_PARALLEL must divide ACTOR_GPUS $ACTOR_GPUS"
-COPIES=$((ACTOR_NODES * ACTOR_GPUS / TENSOR_PARALLEL))
-((BATCH * SAMPLES_PER_TASK % COPIES == 0)) ||
-  die "BATCH x SAMPLES_PER_TASK must be a multiple of $COPIES, ACTOR_NODES x ACTOR_GPUS / TENSOR_PARALLEL"
-[[ $ACTOR_NODES == 1 || -n ${RAY_ADDRESS:-} ]] || die "ACTOR_NODES is $ACTOR_NODES: set RAY_ADDRESS to the nodes' Ray"
-if [[ $TEACHER == megatron ]]; then
-  [[ -z $TEACHER_URL ]] || die "TEACHER=megatron asks no server: unset TEACHER_URL"
-elif [[ -n $TEACHER_URL ]]; then
-  [[ $TEACHER_URL =~ ^https?://[^/]+$ ]] || die "TEACHER_URL must be http://HOST:PORT, not $TEACHER_URL"
+
+# This folder is a Python package: examples.NAME in slime's examples/, NAME anywhere else.
+PACKAGE=$(basename "$HERE")
+[[ $PACKAGE =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] ||
+  die "the folder $HERE is a Python package: rename it, to ${PACKAGE//[^A-Za-z0-9_]/_} for example"
+# slime before Megatron-LM, which has a package of the name examples too.
+if [[ $HERE -ef $SLIME_DIR/examples/$PACKAGE ]]; then
+  PACKAGE=examples.$PACKAGE
+  PYTHONPATH=$SLIME_DIR:$MEGATRON_DIR${PYTHONPATH:+:$PYTHONPATH}
 else
-  [[ $TEACHER_GPUS =~ ^[0-9]+(,[0-9]+)*$ ]] || die "TEACHER_GPUS must be numbers like 6,7, not $TEACHER_GPUS"
-  if [[ -z ${RAY_ADDRESS:-} ]]; then
-    for gpu in ${TEACHER_GPUS//,/ }; do
-      ((gpu >= ACTOR_GPUS + ROLLOUT_GPUS)) ||
-        die "GPU $gpu of TEACHER_GPUS is taken: ACTOR_GPUS + ROLLOUT_GPUS are 0 to $((ACTOR_GPUS + ROLLOUT_GPUS - 1))"
-    done
-  fi
+  PYTHONPATH=$SLIME_DIR:$MEGATRON_DIR:$(dirname "$HERE")${PYTHONPATH:+:$PYTHONPATH}
 fi
+export PYTHONPATH TCOD_RUN_DIR=$RUN_DIR CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONUNBUFFERED=1
 
 # ----------------------------------------------------------------------------------------------------------- commands
-# What is set above replaces the line of CONFIG; the result is the run's own RUN_DIR/tcod.yaml.
-SETTINGS=$(<"$CONFIG")
-replace() {
-  SETTINGS=$(grep -v "^$1:" <<<"$SETTINGS" && echo "$1: $2")
-}
-if [[ -n $HORIZON ]]; then replace tcod_horizon "$HORIZON"; fi
-if [[ -n $ETA ]]; then replace tcod_eta "$ETA"; fi
-if [[ $EVAL_TEMPERATURE == 1 && $TEACHER == sglang ]]; then replace tcod_eval_kl true; fi
-
 MODEL_ARGS=()
 [[ -f $MODEL_SCRIPT ]] || die "no file $MODEL_SCRIPT: set SLIME_DIR to slime's checkout, or MODEL_SCRIPT"
 # shellcheck disable=SC1090
 source "$MODEL_SCRIPT"
-TEACHER_COMMAND=()
-if [[ $TEACHER == sglang && -z $TEACHER_URL ]]; then
-  if [[ -z $TEACHER_HOST && -n ${RAY_ADDRESS:-} ]]; then TEACHER_HOST=$(hostname -I | cut -d ' ' -f 1); fi
-  TEACHER_HOST=${TEACHER_HOST:-127.0.0.1}
-  TEACHER_URL=http://$TEACHER_HOST:$TEACHER_PORT
+
+if [[ -z $TEACHER_HOST && -n ${RAY_ADDRESS:-} ]]; then TEACHER_HOST=$(hostname -I | cut -d ' ' -f 1); fi
+TEACHER_HOST=${TEACHER_HOST:-127.0.0.1}
+TEACHER_COMMAND=() # none: no server is started
+if [[ $TEACHER == megatron ]]; then
+  # Without --offload-train slime pushes the teacher's weights to the engines first.
+  OPD_ARGS=(--use-opd --opd-type megatron --opd-teacher-load "$TEACHER_LOAD" --offload-train)
+elif [[ -n $TEACHER_URL ]]; then
+  OPD_ARGS=(--use-opd --opd-type sglang --rm-url "$TEACHER_URL/generate")
+else
+  OPD_ARGS=(--use-opd --opd-type sglang --rm-url "http://$TEACHER_HOST:$TEACHER_PORT/generate")
+  IFS=, read -ra NUMBERS <<<"$TEACHER_GPUS"
   # 7 tokens more than an episode: SGLang keeps them. Small chunks: the log-probs of a chunk are a float per vocabulary
   # entry and token.
   TEACHER_COMMAND=(
     python3 -m sglang.launch_server --model-path "$TEACHER_MODEL" --host "$TEACHER_HOST" --port "$TEACHER_PORT"
-    --tp "$(awk -F, '{print NF}' <<<"$TEACHER_GPUS")" --context-length $((MAX_CONTEXT_LEN + 7))
+    --tp "${#NUMBERS[@]}" --context-length $((MAX_CONTEXT_LEN + 7))
     --chunked-prefill-size 4096 --mem-fraction-static 0.8
   )
-fi
-if [[ $TEACHER == sglang ]]; then
-  OPD_ARGS=(--use-opd --opd-type sglang --rm-url "$TEACHER_URL/generate")
-else
-  # Without --offload-train slime pushes the teacher's weights to the engines first.
-  OPD_ARGS=(--use-opd --opd-type megatron --opd-teacher-load "$TEACHER_LOAD" --offload-train)
 fi
 CKPT_ARGS=(
   --hf-checkpoint "$STUDENT" --ref-load "$STUDENT_LOAD"
   --load "$RUN_DIR/checkpoints" --save "$RUN_DIR/checkpoints" --save-interval "$SAVE_INTERVAL"
 )
 TCOD_ARGS=(
-  --rollout-function-path tcod_rollout.generate_rollout
-  --custom-generate-function-path tcod_rollout.generate
-  --custom-rm-path tcod_rollout.reward_func
-  --custom-reward-post-process-path tcod_rollout.post_process_rewards
-  --dynamic-sampling-filter-path tcod_rollout.drop_failed
-  --custom-rollout-log-function-path tcod_log.log_rollout
-  --custom-eval-rollout-log-function-path tcod_log.log_eval
+  --rollout-function-path "$PACKAGE.tcod_rollout.generate_rollout"
+  --custom-generate-function-path "$PACKAGE.tcod_rollout.generate"
+  --custom-rm-path "$PACKAGE.tcod_rollout.reward_func"
+  --custom-reward-post-process-path "$PACKAGE.tcod_rollout.post_process_rewards"
+  --dynamic-sampling-filter-path "$PACKAGE.tcod_rollout.drop_failed"
+  --custom-rollout-log-function-path "$PACKAGE.run_log.log_rollout"
+  --custom-eval-rollout-log-function-path "$PACKAGE.run_log.log_eval"
   --custom-config-path "$RUN_DIR/tcod.yaml"
 )
 ROLLOUT_ARGS=(
@@ -173,186 +154,14 @@ CLUSTER_ARGS=(
 )
 WANDB_ARGS=()
 if [[ -n $WANDB_PROJECT ]]; then
-  WANDB_ARGS=(--use-wandb --wandb-project "$WANDB_PROJECT" --wandb-group "$(basename "$RUN_DIR")")
-  WANDB_ARGS+=(--disable-wandb-random-suffix)
+  WANDB_ARGS=(
+    --use-wandb --wandb-project "$WANDB_PROJECT" --wandb-group "$(basename "$RUN_DIR")" --disable-wandb-random-suffix
+  )
 fi
 TRAIN_COMMAND=(
   python3 "$SLIME_DIR/train.py" "${MODEL_ARGS[@]}" "${CKPT_ARGS[@]}" "${TCOD_ARGS[@]}" "${OPD_ARGS[@]}"
   "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${TRAIN_ARGS[@]}" "${CLUSTER_ARGS[@]}" "${WANDB_ARGS[@]}" "$@"
 )
 
-# slime and its workers need these, on every node; PYTHONPATH is slime, Megatron and the recipe.
-export PYTHONPATH=$HERE:$MEGATRON_DIR:$SLIME_DIR${PYTHONPATH:+:$PYTHONPATH}
-export TCOD_RUN_DIR=$RUN_DIR CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONUNBUFFERED=1
-no_proxy=localhost,127.0.0.1,$(hostname -I | xargs | tr ' ' ,),${no_proxy:-${NO_PROXY:-}} # for engines and teacher
-export no_proxy
-RAY_ENV=(PYTHONPATH ALFWORLD_DATA TCOD_RUN_DIR CUDA_DEVICE_MAX_CONNECTIONS PYTHONUNBUFFERED no_proxy)
-
-# From GPU numbers to what CUDA_VISIBLE_DEVICES takes.
-VISIBLE=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd , || true)
-VISIBLE=${CUDA_VISIBLE_DEVICES:-$VISIBLE}
-IFS=, read -ra GPUS <<<"$VISIBLE"
-devices() {
-  local number names=()
-  for number in "$@"; do names+=("${GPUS[number]:-$number}"); done
-  (IFS=, && echo "${names[*]}")
-}
-# shellcheck disable=SC2086
-TEACHER_DEVICES=$(devices ${TEACHER_GPUS//,/ })
-# Without a cluster Ray starts here, even beside another one, on the GPUs of training and rollouts.
-if [[ -z ${RAY_ADDRESS:-} ]]; then
-  # shellcheck disable=SC2046
-  TRAIN_ENV=(RAY_ADDRESS=local "CUDA_VISIBLE_DEVICES=$(devices $(seq 0 $((ACTOR_GPUS + ROLLOUT_GPUS - 1))))")
-else
-  TRAIN_ENV=("RAY_ADDRESS=$RAY_ADDRESS")
-fi
-
-print_commands() {
-  local name
-  printf "mkdir -p %q\ncat >%q <<'END'\n%s\nEND\n" "$RUN_DIR" "$RUN_DIR/tcod.yaml" "$SETTINGS"
-  for name in "${RAY_ENV[@]}"; do printf 'export %s=%q\n' "$name" "${!name}"; done
-  if ((${#TEACHER_COMMAND[@]})); then
-    printf '%q ' "CUDA_VISIBLE_DEVICES=$TEACHER_DEVICES" "${TEACHER_COMMAND[@]}" && echo '&'
-  fi
-  printf 'export %q\n' "${TRAIN_ENV[@]}"
-  printf '%q ' "${TRAIN_COMMAND[@]}" && echo
-}
-if [[ $DRY_RUN == 1 ]]; then
-  print_commands
-  exit 0
-fi
-
-# ----------------------------------------------------------------------------------------- checks before a GPU is used
-[[ -f $SLIME_DIR/train.py ]] || die "no train.py in $SLIME_DIR: set SLIME_DIR to slime's checkout"
-[[ -d $MEGATRON_DIR/megatron ]] || die "no Megatron-LM in $MEGATRON_DIR: set MEGATRON_DIR to its checkout"
-[[ -f $STUDENT/config.json ]] || die "no config.json in $STUDENT: set STUDENT to the student's Hugging Face checkpoint"
-is_checkpoint() {
-  [[ -f $1/latest_checkpointed_iteration.txt ]] || compgen -G "$1/*.safetensors" >/dev/null
-}
-is_checkpoint "$STUDENT_LOAD" ||
-  die "no weights in $STUDENT_LOAD: set STUDENT_LOAD to a Megatron checkpoint or to safetensors of Hugging Face"
-if [[ $TEACHER == megatron ]]; then
-  is_checkpoint "$TEACHER_LOAD" ||
-    die "no weights in $TEACHER_LOAD: set TEACHER_LOAD to a Megatron checkpoint or to safetensors of Hugging Face"
-fi
-if [[ $TEACHER == megatron ]] || ((${#TEACHER_COMMAND[@]})); then
-  [[ -f $TEACHER_MODEL/config.json ]] ||
-    die "no config.json in $TEACHER_MODEL: set TEACHER_MODEL to the teacher's Hugging Face checkpoint"
-fi
-[[ -d $ALFWORLD_DATA/json_2.1.1 ]] ||
-  die "no json_2.1.1 in $ALFWORLD_DATA: run alfworld-download, or set ALFWORLD_DATA"
-for split in train valid_seen valid_unseen; do
-  [[ -s $DATA_DIR/$split.jsonl ]] || die "no $split.jsonl in $DATA_DIR: run prepare_alfworld.py, or set DATA_DIR"
-done
-NEEDED=0
-if [[ -z ${RAY_ADDRESS:-} ]]; then NEEDED=$((ACTOR_GPUS + ROLLOUT_GPUS)); fi
-if ((${#TEACHER_COMMAND[@]})); then
-  for gpu in ${TEACHER_GPUS//,/ }; do ((NEEDED > gpu)) || NEEDED=$((gpu + 1)); done
-  if (: <"/dev/tcp/$TEACHER_HOST/$TEACHER_PORT") 2>/dev/null; then
-    die "port $TEACHER_PORT of $TEACHER_HOST is taken: set TEACHER_PORT, or TEACHER_URL if that is the teacher"
-  fi
-fi
-((${#GPUS[@]} >= NEEDED)) ||
-  die "$NEEDED GPUs are needed and ${#GPUS[@]} visible: change ACTOR_GPUS, ROLLOUT_GPUS or TEACHER_GPUS"
-CHECKPOINT=$(cat "$RUN_DIR/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || true)
-if [[ -n $CHECKPOINT && -f $RUN_DIR/tcod.yaml && $SETTINGS != "$(<"$RUN_DIR/tcod.yaml")" ]]; then
-  die "$RUN_DIR/tcod.yaml has other settings than this run: take them back, or set another RUN_DIR"
-fi
-
-# ---------------------------------------------------------------------------------------------------------- processes
-# Each process that this script starts leads a session of its own, so that stopping it reaches all that it started.
-SESSIONS=()
-start() {
-  setsid "$@" &
-  SESSIONS+=("$!")
-}
-# In the background, because a signal would otherwise be handled only when the command has ended.
-check() {
-  start python3 "$HERE/preflight.py" "$@"
-  wait "$!" || exit 1
-  unset 'SESSIONS[-1]'
-}
-stop() {
-  local sessions pids i
-  trap '' INT TERM HUP
-  sessions=$(IFS=, && echo "${SESSIONS[*]}")
-  [[ -n $sessions ]] || return 0
-  # train.py takes its Ray down when it is asked to end, SGLang its workers; what is left of them goes then.
-  pids=$(jobs -pr)
-  disown -a # or the shell reports how each of them ended
-  # shellcheck disable=SC2086
-  kill -TERM $pids 2>/dev/null || true
-  for ((i = 0; i < 150; i++)); do
-    # shellcheck disable=SC2086
-    kill -0 $pids 2>/dev/null || break
-    sleep 0.1
-  done
-  pkill -TERM -s "$sessions" || return 0
-  for ((i = 0; i < 30; i++)); do
-    pgrep -s "$sessions" >/dev/null || return 0
-    sleep 0.1
-  done
-  pkill -KILL -s "$sessions" || true
-}
-trap stop EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-LOGS=$RUN_DIR/logs/$(date +%Y%m%d-%H%M%S)
-mkdir -p "$LOGS"
-if [[ -z $CHECKPOINT && -f $RUN_DIR/metrics.jsonl ]]; then mv "$RUN_DIR/metrics.jsonl" "$LOGS/metrics-before.jsonl"; fi
-echo "$SETTINGS" >"$RUN_DIR/tcod.yaml"
-print_commands >"$LOGS/command.sh"
-if [[ -n $CHECKPOINT ]]; then echo "$RUN_DIR continues from checkpoint $CHECKPOINT"; else echo "$RUN_DIR starts"; fi
-echo "logs: $LOGS"
-
-RUN_CHECKS=(--config "$RUN_DIR/tcod.yaml" --data "$DATA_DIR" --student "$STUDENT")
-if [[ $TEACHER == megatron ]]; then RUN_CHECKS+=(--megatron-teacher "$TEACHER_MODEL"); fi
-if [[ -n ${RAY_ADDRESS:-} ]]; then RUN_CHECKS+=(--ray-gpus $((ACTOR_NODES * ACTOR_GPUS + ROLLOUT_GPUS))); fi
-check run "${RUN_CHECKS[@]}"
-
-teacher_failed() {
-  tail -n 30 "$LOGS/teacher.log" >&2
-  die "the teacher $1: above is the end of $LOGS/teacher.log"
-}
-TEACHER_PID=
-if ((${#TEACHER_COMMAND[@]})); then
-  echo "starting the teacher on GPUs $TEACHER_DEVICES"
-  start env "CUDA_VISIBLE_DEVICES=$TEACHER_DEVICES" "${TEACHER_COMMAND[@]}" >"$LOGS/teacher.log" 2>&1
-  TEACHER_PID=$!
-  DEADLINE=$((SECONDS + TEACHER_START_S))
-  until curl -sf --max-time 5 --noproxy '*' -o /dev/null "$TEACHER_URL/health_generate"; do
-    kill -0 "$TEACHER_PID" 2>/dev/null || teacher_failed "ended before it was ready"
-    ((SECONDS < DEADLINE)) || teacher_failed "was not ready within TEACHER_START_S=$TEACHER_START_S seconds"
-    sleep 1
-  done
-fi
-if [[ $TEACHER == sglang ]]; then
-  check teacher --url "$TEACHER_URL/generate" --student "$STUDENT" --context-len "$MAX_CONTEXT_LEN"
-fi
-
-if [[ -n $WANDB_PROJECT ]]; then # slime passes no run id
-  [[ -s $RUN_DIR/wandb_run_id ]] || echo "tcod-$(date +%s)-$RANDOM" >"$RUN_DIR/wandb_run_id"
-  WANDB_RUN_ID=$(<"$RUN_DIR/wandb_run_id")
-  export WANDB_RUN_ID WANDB_RESUME=allow
-fi
-# How `ray job submit` hands its runtime environment to the program: as variables of all workers, on all nodes.
-RAY_JOB_CONFIG_JSON_ENV_VAR=$(
-  python3 - "${RAY_ENV[@]}" "${!NCCL_@}" "${!GLOO_@}" "${!WANDB_@}" <<'END'
-import json, os, sys
-variables = {name: os.environ[name] for name in sys.argv[1:] if name in os.environ}
-print(json.dumps({"runtime_env": {"env_vars": variables}}))
-END
-)
-export RAY_JOB_CONFIG_JSON_ENV_VAR
-start env "${TRAIN_ENV[@]}" "${TRAIN_COMMAND[@]}" >"$LOGS/train.log" 2>&1
-TRAIN_PID=$!
-tail -n +1 -f --pid="$TRAIN_PID" "$LOGS/train.log" &
-TAIL_PID=$!
-STATUS=0
-# shellcheck disable=SC2086
-wait -n "$TRAIN_PID" $TEACHER_PID || STATUS=$?
-if kill -0 "$TRAIN_PID" 2>/dev/null; then teacher_failed "ended while it was needed"; fi
-wait "$TAIL_PID" || true
-((STATUS == 0)) || die "training ended with status $STATUS: see $LOGS/train.log"
+# -P: the current folder is not searched for modules. exec: signals reach launch.py.
+exec python3 -P -m "$PACKAGE.tools.launch" "${TEACHER_COMMAND[@]}" -- "${TRAIN_COMMAND[@]}"

@@ -43,8 +43,9 @@ def test_an_unforeseen_error_of_the_teacher_client_fails_the_sample(rig, monkeyp
 
     monkeypatch.setattr(tcod_rollout.TeacherClient, "score", broken)
     sample = rig.play({"goal": 3}, k=4)
-    assert sample.metadata["tcod"]["failure"] == "internal"
-    assert_failed(sample)
+    assert sample.metadata["tcod"]["failure"] == "internal" and sample.teacher_log_probs is None
+    assert sample.status == Sample.Status.FAILED and sample.reward == 0.0
+    assert not tcod_rollout.drop_failed(None, [sample]).keep
 
 
 def test_an_aborted_episode_is_undone(rig):
@@ -116,7 +117,7 @@ def test_a_surplus_episode_is_not_scored(rig, monkeypatch):
     before = len(rig.scoring_requests())
     tcod_rollout.GenerateState(None).aborted = True
     assert run(tcod_rollout.reward_func(rig.args([{"goal": 2}]), played)) == 0.0
-    assert played.status == Sample.Status.ABORTED and played.tokens == []
+    assert played.status == Sample.Status.ABORTED and played.teacher_log_probs is None
     assert len(rig.scoring_requests()) == before
 
 

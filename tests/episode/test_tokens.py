@@ -46,10 +46,20 @@ def test_both_stop_tokens_end_a_turn_and_are_not_part_of_the_action(rig, tokeniz
     ids = tokenizer.encode(RIGHT, add_special_tokens=False) + [end]
     rig.answer = lambda turn, payload: generated(ids, [student_value(i) for i in range(len(ids))])
     [sample], _ = rig.rollout([{"goal": 2}])
-    assert_tokens(
-        sample, tokenizer, opening(2), RIGHT + "<|endoftext|>", user("You are at door 1."), RIGHT + "<|endoftext|>"
-    )
+    # The context has the end-of-turn token after every turn, whatever ended it.
+    between = "<|im_end|>" + user("You are at door 1.")
+    assert_tokens(sample, tokenizer, opening(2), RIGHT + "<|endoftext|>", between, RIGHT + "<|endoftext|>")
     assert sorted([end, eot]) == rig.student.payloads()[0]["sampling_params"]["stop_token_ids"]
+
+
+def test_a_stop_token_in_the_last_place_that_the_limit_leaves_completes_the_turn(rig, tokenizer):
+    ids = tokenizer.encode(RIGHT + "<|im_end|>", add_special_tokens=False)
+    rig.answer = lambda turn, payload: generated(ids, [student_value(i) for i in range(len(ids))], finish="length")
+    [sample], metrics = rig.rollout([{"goal": 2}], rollout_max_response_len=len(ids))
+    assert_tokens(
+        sample, tokenizer, opening(2), RIGHT + "<|im_end|>", user("You are at door 1."), RIGHT + "<|im_end|>"
+    )
+    assert metrics["rollout/tcod/truncated_turns"] == 0.0 and sample.status == Sample.Status.COMPLETED
 
 
 def test_a_response_ended_by_a_stop_string_is_not_cut(rig, tokenizer):

@@ -7,6 +7,7 @@ FAKE_TEACHER or FAKE_TRAIN says.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ from pathlib import Path
 
 PYTHON3 = """#!/usr/bin/env bash
 case "$*" in
+  "-P -m "*".tools.launch "*) ;;
+  "-P -m "*".tools.preflight "*) if [[ -n ${{SKIP_PREFLIGHT:-}} ]]; then exit 0; fi ;;
   "-m sglang.launch_server"*) exec {python} {here} teacher {place} "$@" ;;
   */train.py*) exec {python} {here} train {place} "$@" ;;
-  */preflight.py*) if [[ -n ${{SKIP_PREFLIGHT:-}} ]]; then exit 0; fi ;;
 esac
 exec {python} "$@"
 """
@@ -27,7 +29,7 @@ tcod_variant: {variant}
 tcod_k_start: 1
 tcod_eta: 6
 tcod_horizon: 4
-tcod_environment: toys.Corridor
+tcod_environment: tests.support.corridor.Corridor
 tcod_data_root: $ALFWORLD_DATA
 """
 ROW = {"prompt": "door 2", "label": "door", "metadata": {"goal": 2, "demo": {"actions": ["right", "right"]}}}
@@ -76,7 +78,7 @@ def executable(path: Path, text: str) -> None:
 
 def main() -> None:
     role, place, *command = sys.argv[1:]
-    seen = {"command": command, "env": dict(os.environ)}
+    seen = {"command": command, "env": dict(os.environ), "folder": os.getcwd()}
     subprocess.Popen(["sleep", "600"], start_new_session=False, process_group=0)
     print(f"{role} speaks", flush=True)
     (Path(place) / "seen" / f"{role}.json").write_text(json.dumps(seen))
@@ -96,6 +98,8 @@ def teacher(command: list[str]) -> None:
         sys.exit("CUDA out of memory")
     if behaviour == "is slow":
         time.sleep(600)
+    if behaviour == "ends slowly":
+        signal.signal(signal.SIGTERM, lambda *_: time.sleep(3) or sys.exit())
     option = dict(zip(command, command[1:], strict=False))
     tokenizer_file = Path(option["--model-path"]) / "tokenizer.json"
 

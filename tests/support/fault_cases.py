@@ -7,7 +7,6 @@ from tests.support.fake_sglang import generated, hold
 from tests.support.faults import (
     Case,
     all_retries,
-    counted_as,
     cut_once,
     echoed,
     echoed_as_sglang_does,
@@ -26,6 +25,7 @@ from tests.support.faults import (
     then,
     value,
     wire,
+    with_one_log_prob,
 )
 from tests.support.rig import RIGHT
 
@@ -126,8 +126,8 @@ ENGINE = [
     ),
     Case(
         "fewer log-probs than sampled tokens, as with speculative decoding",
-        samples(lambda scene, payload: counted_as(scene.rig.student_reply(payload), 23)),
-        says="log-probs for 23 sampled tokens",
+        samples(with_one_log_prob),
+        says="1 log-probs for 23 sampled tokens",
         **INVALID_REPLY,
     ),
     Case("restarts: asked again", wire("engine", "down", 1, 0.05), says="; again in", **HEALED),

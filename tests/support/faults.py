@@ -106,9 +106,9 @@ def wire(server: str, fault: str, times: float = math.inf, back_s: float | None 
     return inject
 
 
-def counted_as(reply: dict, tokens: int) -> dict:
-    """The engine's own count of what it sampled."""
-    reply["meta_info"]["completion_tokens"] = tokens
+def with_one_log_prob(scene: Scene, payload: dict) -> dict:
+    reply = scene.rig.student_reply(payload)
+    del reply["meta_info"]["output_token_logprobs"][1:]
     return reply
 
 

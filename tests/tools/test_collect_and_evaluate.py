@@ -325,7 +325,7 @@ def test_a_server_with_another_tokenizer_is_refused(in_process, rig, monkeypatch
         ([{"metadata": {"goal": 1}}], "line 1 of .* is no row .*prompt"),
         ([{"prompt": "", "label": "", "metadata": {}}], "row 1 of .* cannot be played: .*no goal"),
         (
-            [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": n}} for n in (1, 2)],
+            [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": {"actions": ["right"] * n}}} for n in (1, 2)],
             "lines 1 and 2 of .* same",
         ),
         ([], "has no rows"),

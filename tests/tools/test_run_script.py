@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from smoke.servers import free_port
 from tests.support import fake_cluster
@@ -25,7 +27,7 @@ from tests.support.fake_cluster import processes_of
 from tests.support.toys import save_tokenizer
 
 NUM_GPUS = 0
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
 OWN = {"RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "SLIME_DIR", "MEGATRON_DIR"}  # of whoever runs the tests
 
@@ -38,13 +40,13 @@ def place(tmp_path):
     return tmp_path, {**env, "TEACHER_PORT": str(free_port())}
 
 
-def run(env, *arguments):
-    return subprocess.run(["bash", SCRIPT, *arguments], env=env, capture_output=True, text=True, timeout=120)
+def run(env, *arguments, script=SCRIPT):
+    return subprocess.run(["bash", script, *arguments], env=env, capture_output=True, text=True, timeout=120)
 
 
-def dry_run(env, *arguments):
+def dry_run(env, *arguments, script=SCRIPT):
     """(all lines, flags of train.py)"""
-    done = run({**env, "DRY_RUN": "1"}, *arguments)
+    done = run({**env, "DRY_RUN": "1"}, *arguments, script=script)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     python, train, *flags = shlex.split(lines[-1])
@@ -54,6 +56,12 @@ def dry_run(env, *arguments):
 
 def value(flags, name):
     return flags[flags.index(name) + 1]
+
+
+def own_settings(env, lines):
+    """The run's own YAML in a dry run."""
+    first = lines.index(f"cat >{env['RUN_DIR']}/tcod.yaml <<'END'") + 1
+    return yaml.safe_load("\n".join(lines[first : lines.index("END")]))
 
 
 # ---------------------------------------------------------------------------------------------------------- dry runs
@@ -83,16 +91,18 @@ def test_a_dry_run_prints_everything_and_starts_nothing(place, variant, teacher)
 
 def test_a_dry_run_needs_neither_gpus_nor_checkpoints(place, tmp_path):
     _, env = place
-    dry_run({**env, "PATH": os.environ["PATH"], "STUDENT": "/nowhere", "DATA_DIR": "/nowhere"})
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    dry_run({**env, "PATH": path, "STUDENT": "/nowhere", "DATA_DIR": "/nowhere"})
 
 
 def test_the_curriculum_is_set_in_the_runs_own_yaml(place):
     _, env = place
     lines, flags = dry_run({**env, "ETA": "2", "EVAL_TEMPERATURE": "1"})
-    settings = lines[lines.index(f"cat >{env['RUN_DIR']}/tcod.yaml <<'END'") + 1 : lines.index("END")]
-    assert sorted(settings) == sorted(
-        Path(env["CONFIG"]).read_text().replace("eta: 6", "eta: 2").splitlines() + ["tcod_eval_kl: true"]
-    )
+    assert own_settings(env, lines) == {
+        **yaml.safe_load(Path(env["CONFIG"]).read_text()),
+        "tcod_eta": 2,
+        "tcod_eval_kl": True,
+    }
     assert value(flags, "--custom-config-path") == f"{env['RUN_DIR']}/tcod.yaml"
     assert value(flags, "--eval-temperature") == "1"
 
@@ -101,7 +111,7 @@ def test_gpu_numbers_count_within_the_visible_ones(place):
     _, env = place
     env |= {"CUDA_VISIBLE_DEVICES": "8,9,10,11", "ACTOR_GPUS": "2", "ROLLOUT_GPUS": "1", "TEACHER_GPUS": "3"}
     lines, _ = dry_run(env)
-    assert "export CUDA_VISIBLE_DEVICES=8\\,9\\,10" in lines and "export RAY_ADDRESS=local" in lines
+    assert "export CUDA_VISIBLE_DEVICES=8,9,10" in lines and "export RAY_ADDRESS=local" in lines
     assert any(line.startswith("CUDA_VISIBLE_DEVICES=11 python3 -m sglang") for line in lines)
 
 
@@ -111,6 +121,125 @@ def test_in_a_cluster_other_nodes_reach_the_teacher(place):
     assert "export RAY_ADDRESS=10.0.0.1:6379" in lines and value(flags, "--actor-num-nodes") == "2"
     assert not any(line.startswith("export CUDA_VISIBLE_DEVICES") for line in lines)
     assert "127.0.0.1" not in value(flags, "--rm-url")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\"tcod_variant\": 'f2b'  # arm\n'tcod_eta' : 6   # tcod_eta: 9\ntcod_horizon: !!int '30'\n",
+        "{tcod_variant: f2b, tcod_eta: 6,\n tcod_horizon: 30}\n",
+        "# tcod_variant: b2f\ntcod_variant:\n  f2b\n? tcod_eta\n: 6\ntcod_horizon: &T 30\n",
+    ],
+)
+def test_a_config_is_yaml_in_any_style(place, text):
+    folder, env = place
+    (folder / "f2b.yaml").write_text(text)
+    lines, _ = dry_run({**env, "ETA": "2", "HORIZON": "20"})
+    assert own_settings(env, lines) == {"tcod_variant": "f2b", "tcod_eta": 2, "tcod_horizon": 20}
+    lines, _ = dry_run(env)
+    assert own_settings(env, lines) == {"tcod_variant": "f2b", "tcod_eta": 6, "tcod_horizon": 30}
+
+
+def test_the_commands_of_a_dry_run_can_be_pasted(place):
+    folder, env = place
+    env |= {"RUN_DIR": f"{folder}/it's a run", "TEACHER_URL": "http://127.0.0.1:1"}
+    lines, flags = dry_run(env, "--wandb-group", "$(touch x) 'and' more")
+    done = subprocess.run(["bash", "-euc", "\n".join(lines)], env={"PATH": env["PATH"]}, cwd=folder, timeout=60)
+    seen = json.loads((folder / "seen/train.json").read_text())
+    assert done.returncode == 0 and seen["command"][1:] == flags and seen["folder"] == f"{folder}/slime"
+    assert yaml.safe_load((folder / "it's a run/tcod.yaml").read_text()) == yaml.safe_load(
+        Path(env["CONFIG"]).read_text()
+    )
+
+
+def test_the_trackers_key_is_not_printed(place):
+    _, env = place
+    lines, flags = dry_run({**env, "WANDB_API_KEY": "abc123"}, "--wandb-key", "abc123")
+    assert "abc123" not in "\n".join(lines) and value(flags, "--wandb-key") == "SECRET"
+
+
+# --------------------------------------------------------------------------------------------------- the folder's name
+
+HOOKS = {
+    "--rollout-function-path": "tcod_rollout.generate_rollout",
+    "--custom-generate-function-path": "tcod_rollout.generate",
+    "--custom-rm-path": "tcod_rollout.reward_func",
+    "--custom-reward-post-process-path": "tcod_rollout.post_process_rewards",
+    "--dynamic-sampling-filter-path": "tcod_rollout.drop_failed",
+    "--custom-rollout-log-function-path": "run_log.log_rollout",
+    "--custom-eval-rollout-log-function-path": "run_log.log_eval",
+}
+
+
+def copy_recipe(folder):
+    """The script of a copy of the recipe."""
+    shutil.copytree(SCRIPT.parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / SCRIPT.name
+
+
+@pytest.fixture
+def examples(place):
+    """examples/ of slime, a package as Megatron-LM's."""
+    folder, _ = place
+    for checkout in ("megatron", "slime"):
+        (folder / checkout / "examples").mkdir()
+        (folder / checkout / "examples/__init__.py").write_text("")
+    return folder / "slime/examples"
+
+
+def python_path(lines):
+    [line] = [line for line in lines if line.startswith("export PYTHONPATH=")]
+    return line.removeprefix("export PYTHONPATH=").split(":")
+
+
+@pytest.mark.parametrize(
+    "folder, package",
+    [
+        ("slime/examples/tcod", "examples.tcod"),
+        ("slime/examples/my_agent", "examples.my_agent"),
+        ("mine/my_agent", "my_agent"),
+        ("mine/examples/tcod", "tcod"),
+    ],
+)
+def test_the_hooks_are_those_of_the_folder_that_the_script_lies_in(place, examples, folder, package):
+    place, env = place
+    copy_recipe(examples / "another")
+    lines, flags = dry_run(env, script=copy_recipe(place / folder))
+    assert {flag: value(flags, flag) for flag in HOOKS} == {flag: f"{package}.{hook}" for flag, hook in HOOKS.items()}
+    ours = [f"{place}/slime", f"{place}/megatron"]
+    ours += [] if folder.startswith("slime") else [str((place / folder).parent)]
+    path = python_path(lines)
+    assert path == ours + env["PYTHONPATH"].split(":")
+    # The package is found under that name, in that folder, and as slime's workers look for it.
+    code = f"import {package} as ours; print(ours.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-Pc", code], env={"PYTHONPATH": ":".join(path)}, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == f"{place}/{folder}/__init__.py"
+
+
+def test_a_folder_that_is_linked_into_slime_is_in_slime(place, examples):
+    folder, env = place
+    copy_recipe(folder / "mine/tcod")
+    (examples / "my_agent").symlink_to(folder / "mine/tcod")
+    _, flags = dry_run(env, script=examples / "my_agent" / SCRIPT.name)
+    assert value(flags, "--custom-rm-path") == "examples.my_agent.tcod_rollout.reward_func"
+
+
+def test_a_folder_whose_name_is_no_identifier_is_refused(place, examples):
+    _, env = place
+    done = run(env, script=copy_recipe(examples / "my-agent"))
+    refused(done, "examples/my-agent is a Python package: rename it, to my_agent for example")
+
+
+def test_a_copy_under_another_name_runs(place, examples):
+    """From inside its folder, too, whose module names must not hide anybody's."""
+    folder, env = place
+    copy_recipe(examples / "tcod")  # which the test's environment imports
+    script = copy_recipe(examples / "my_agent")
+    done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert json.loads((folder / "seen/train.json").read_text())["folder"] == f"{folder}/slime"
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
@@ -141,6 +270,7 @@ def test_in_a_cluster_other_nodes_reach_the_teacher(place):
         ({"TEACHER_MODEL": "/nowhere"}, "no config.json in /nowhere: set TEACHER_MODEL"),
         ({"TEACHER": "megatron", "TEACHER_LOAD": "/nowhere"}, "no weights in /nowhere: set TEACHER_LOAD"),
         ({"ALFWORLD_DATA": "/nowhere"}, "no json_2.1.1 in /nowhere: run alfworld-download, or set ALFWORLD_DATA"),
+        ({"HORIZON": "09"}, "HORIZON must be a positive whole number, not 09"),
         ({"DATA_DIR": "/nowhere"}, "no train.jsonl in /nowhere: run prepare_alfworld.py, or set DATA_DIR"),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, "8 GPUs are needed and 3 visible: change ACTOR_GPUS"),
         ({"TEACHER_GPUS": "8"}, "9 GPUs are needed and 8 visible"),
@@ -155,7 +285,22 @@ def test_a_wrong_setting_is_refused_before_anything_starts(place, change, senten
 def refused(done, sentence):
     assert done.returncode == 1
     [message] = done.stderr.splitlines()
-    assert message.startswith("run_qwen3_8b_tcod.sh: ") and sentence in message
+    assert message.startswith(("run_qwen3_8b_tcod.sh: ", "launch: ")) and sentence in message
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("tcod_variant: [f2b\n", "f2b.yaml is no YAML (while parsing a flow sequence"),
+        ("tcod_variant\n", "f2b.yaml is no mapping: it must hold tcod_* settings"),
+        ("# tcod_variant: f2b\ntcod_variant: b2f\n", "f2b.yaml is not for VARIANT=f2b: change one"),
+        ("tcod_variant: |\n  tcod_variant: f2b\n", "f2b.yaml is not for VARIANT=f2b: change one"),
+    ],
+)
+def test_a_config_that_says_something_else_is_refused(place, text, sentence):
+    folder, env = place
+    (folder / "f2b.yaml").write_text(text)
+    refused(run({**env, "DRY_RUN": "1"}), sentence)
 
 
 def test_a_busy_port_is_refused(place):
@@ -170,6 +315,17 @@ def test_a_resumed_run_keeps_its_settings(place):
     (folder / "run/checkpoints/latest_checkpointed_iteration.txt").write_text("25")
     (folder / "run/tcod.yaml").write_text(Path(env["CONFIG"]).read_text())
     refused(run({**env, "ETA": "2"}), "has other settings than this run")
+
+
+def test_a_resumed_run_may_write_its_settings_otherwise(place):
+    folder, env = place
+    (folder / "run/checkpoints").mkdir(parents=True)
+    (folder / "run/checkpoints/latest_checkpointed_iteration.txt").write_text("25\n")
+    (folder / "run/tcod.yaml").write_text(Path(env["CONFIG"]).read_text())
+    config = yaml.safe_load(Path(env["CONFIG"]).read_text())
+    Path(env["CONFIG"]).write_text("# the same\n" + json.dumps(dict(reversed(config.items()))))
+    done = run({**env, "SKIP_PREFLIGHT": "1"})
+    assert done.returncode == 0 and "continues from checkpoint 25\n" in done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -246,9 +402,11 @@ def test_the_ray_cluster_has_the_gpus(preflight, monkeypatch):
 def test_a_missing_package_is_named(preflight):
     folder, check = preflight
     (folder / "f2b.yaml").write_text(
-        fake_cluster.CONFIG.format(variant="f2b").replace("toys.Corridor", "test_run_script.NeedsWhatIsMissing")
+        fake_cluster.CONFIG.format(variant="f2b").replace(
+            "tests.support.corridor.Corridor", f"{__name__}.NeedsWhatIsMissing"
+        )
     )
-    assert check() == "test_run_script.NeedsWhatIsMissing needs no_such_package: install it, for ALFWorld with " + (
+    assert check() == f"{__name__}.NeedsWhatIsMissing needs no_such_package: install it, for ALFWorld with " + (
         "pip install alfworld==0.4.2"
     )
 
@@ -274,7 +432,7 @@ def heed_signals():
 class Running:
     """The script as a process, with the output so far in a file."""
 
-    def __init__(self, folder, env):
+    def __init__(self, folder, env, heed=lambda: None):
         self.folder, self.output = folder, folder / "output.txt"
         # A shell in the background would hand over SIGINT ignored.
         with self.output.open("w") as output:
@@ -283,7 +441,7 @@ class Running:
                 env={**env, "SKIP_PREFLIGHT": "1"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=heed_signals,
+                preexec_fn=lambda: (heed_signals(), heed()),
             )
 
     def wait_for(self, role):
@@ -309,8 +467,8 @@ def script(place):
     folder, env = place
     started = []
 
-    def begin(**variables):
-        started.append(Running(folder, {**env, **variables}))
+    def begin(heed=lambda: None, **variables):
+        started.append(Running(folder, {**env, **variables}, heed))
         return started[-1]
 
     yield begin
@@ -334,6 +492,38 @@ def test_a_signal_during_training_stops_training_and_teacher(script, number, sta
     running = script(FAKE_TRAIN="goes on")
     running.wait_for("train")
     assert running.end(number)[0] == status
+
+
+def test_what_was_ignored_at_the_start_stays_ignored(script):
+    """nohup: a run outlives the terminal."""
+    running = script(FAKE_TRAIN="goes on", heed=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    running.wait_for("train")
+    running.popen.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert running.popen.poll() is None
+    assert running.end(signal.SIGTERM)[0] == 143
+
+
+def test_a_second_signal_does_not_disturb_the_end(script):
+    running = script(FAKE_TRAIN="goes on", FAKE_TEACHER="ends slowly")
+    running.wait_for("train")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        running.popen.send_signal(number)
+        time.sleep(0.3)
+    assert running.end(signal.SIGTERM)[0] == 130
+
+
+def test_what_is_killed_outright_leaves_neither_training_nor_teacher(script):
+    running = script(FAKE_TRAIN="goes on")
+    running.wait_for("train")
+    running.popen.kill()
+    running.popen.wait()
+    for _ in range(50):
+        left = [command for _, command in processes_of(running.folder / "run") if "fake_cluster" in command]
+        if not left:
+            return
+        time.sleep(0.1)
+    raise AssertionError(left)
 
 
 def test_a_process_of_somebody_else_lives_on(script):
@@ -385,7 +575,21 @@ def test_a_run_with_all_checks_and_its_resumption(place):
     assert first.stdout.startswith(f"{folder}/run starts\n")
     seen = json.loads((folder / "seen/train.json").read_text())
     to_workers = json.loads(seen["env"]["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]["env_vars"]
-    assert to_workers["PYTHONPATH"].split(":")[:3] == [str(SCRIPT.parent), f"{folder}/megatron", f"{folder}/slime"]
+    ours = [f"{folder}/slime", f"{folder}/megatron", str(SCRIPT.parents[1])]
+    assert to_workers["PYTHONPATH"].split(":")[:3] == ours and str(SCRIPT.parent) not in to_workers[
+        "PYTHONPATH"
+    ].split(":")
+    assert set(to_workers) == {
+        *(
+            "PYTHONPATH",
+            "ALFWORLD_DATA",
+            "TCOD_RUN_DIR",
+            "CUDA_DEVICE_MAX_CONNECTIONS",
+            "PYTHONUNBUFFERED",
+            "no_proxy",
+        ),
+        *("NCCL_DEBUG", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME"),
+    }
     assert to_workers["ALFWORLD_DATA"] == f"{folder}/games" and to_workers["NCCL_DEBUG"] == "WARN"
     assert seen["env"]["CUDA_VISIBLE_DEVICES"] == "0,1,2,3,4,5" and seen["env"]["RAY_ADDRESS"] == "local"
     assert seen["env"]["WANDB_RESUME"] == "allow" and seen["env"]["TCOD_RUN_DIR"] == f"{folder}/run"
@@ -416,7 +620,8 @@ def test_a_teacher_with_another_tokenizer_is_refused(place):
 
 PARSER = """
 import json, multiprocessing, sys
-import check_args, megatron.training.arguments
+import megatron.training.arguments
+from smoke.slime_cpu import check_args
 with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
     refusals = pool.map(check_args.refusal, json.load(sys.stdin), chunksize=1)
 print("\\n" + json.dumps(refusals))
@@ -457,7 +662,7 @@ def test_slimes_parser_takes_the_commands(place, monkeypatch):
     for variant in short.VARIANTS:
         add(("short", variant), {**short.settings(variant), "STUDENT": f"{folder}/teacher"}, *short.FLAGS)
     add("typo", {"VARIANT": "f2b"}, "--opd-kl-coeff", "1")
-    path = [ROOT / "smoke/slime_cpu", ROOT / "smoke", env["MEGATRON_DIR"], env["SLIME_DIR"], env["PYTHONPATH"]]
+    path = [ROOT, ROOT / "smoke/stubs", env["SLIME_DIR"], env["MEGATRON_DIR"], env["PYTHONPATH"]]
     done = subprocess.run(
         [sys.executable, "-c", PARSER],
         input=json.dumps(list(commands.values())),

@@ -1,7 +1,8 @@
-"""The checks of run_qwen3_8b_tcod.sh that need Python. A refusal is one sentence and exit status 1.
+"""The checks of launch.py that read data and models. A refusal is one sentence and exit status 1.
 
-    python preflight.py run --config tcod.yaml --data DIR --student DIR [--megatron-teacher DIR] [--ray-gpus N]
-    python preflight.py teacher --url http://HOST:PORT/generate --student DIR --context-len N
+    python -m examples.tcod.tools.preflight run --config tcod.yaml --data DIR --student DIR \\
+        [--megatron-teacher DIR] [--ray-gpus N]
+    python -m examples.tcod.tools.preflight teacher --url http://HOST:PORT/generate --student DIR --context-len N
 """
 
 import argparse
@@ -121,7 +122,7 @@ def check_live_teacher(options: Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Checks of run_qwen3_8b_tcod.sh.")
+    parser = argparse.ArgumentParser(description="Checks of run_qwen3_8b_tcod.sh's data and models.")
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="before a GPU is taken")
     run.set_defaults(check=check_run)
