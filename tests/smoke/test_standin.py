@@ -166,7 +166,7 @@ def test_defaults_are_slimes(real):
 
 def test_rollout_args():
     args = hooks.rollout_args(rollout_batch_size=4, tcod_horizon=3)
-    assert args.custom_rm_path == "tcod_rollout.reward_func" and args.opd_type == "sglang"
+    assert args.custom_rm_path == "examples.tcod.tcod_rollout.reward_func" and args.opd_type == "sglang"
     assert args.over_sampling_batch_size == 4 and args.n_samples_per_prompt == 1 and args.tcod_horizon == 3
 
 
