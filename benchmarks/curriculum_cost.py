@@ -13,17 +13,15 @@ The numbers are those of the runs' own metrics.jsonl, summed over the updates:
 """
 
 import argparse
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from smoke import make_games
-from smoke import make_models
-from benchmarks import report
-from smoke import run
 import yaml
+
+from benchmarks import report
+from smoke import hooks, make_games, make_models, run
 from smoke.servers import HERE, Process, SGLangServer
 from smoke.train_arm import option_parser
 
@@ -37,10 +35,10 @@ def train(arm: str, options: Any, student: Path, ports: list[int]) -> list[dict[
     settings = yaml.safe_load((HERE / "configs" / f"{'b2f' if arm == 'b2f' else 'f2b'}.yaml").read_text())
     config = options.out / f"{arm}.yaml"
     config.write_text(yaml.safe_dump({**settings, "tcod_variant": arm}))
-    command = [sys.executable, HERE / "train_arm.py", "--config", config, "--student", student, "--data", options.out]
-    command += ["--run-dir", run_dir, "--student-port", ports[0], "--teacher-port", ports[1]]
+    command = [sys.executable, "-m", "smoke.train_arm", "--config", config, "--student", student]
+    command += ["--data", options.out, "--run-dir", run_dir, "--student-port", ports[0], "--teacher-port", ports[1]]
     command += ["--updates", options.updates, "--skip-first-evaluation"] + (["--lr", 0] if options.frozen else [])
-    env = {"SMOKE_GAMES": str(options.out), "PYTHONPATH": os.pathsep.join(sys.path)}
+    env = {"SMOKE_GAMES": str(options.out), "PYTHONPATH": hooks.python_path()}
     with Process(f"{arm} training", [str(part) for part in command], run_dir / "train.log", env) as process:
         process.popen.wait()
         process.check()

@@ -28,13 +28,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from examples.tcod import env_alfworld
-from smoke import make_games
 import psutil
 import ray
+
 from benchmarks import report
+from examples.tcod import env_alfworld
 from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.environment import EnvironmentPool, Observation
+from examples.tcod.environment import Observation
+from examples.tcod.environment_pool import EnvironmentPool
+from smoke import make_games
 
 HERE = Path(__file__).resolve().parent
 TURNS, ROUNDS, PROFILED = 30, 3, 15
@@ -139,7 +141,7 @@ class Pool:
     """The recipe's pool."""
 
     def __init__(self, workers: int, data_root: Path, loop: asyncio.AbstractEventLoop) -> None:
-        self._pool = EnvironmentPool("env_alfworld.AlfworldEnvironment", str(data_root), workers, 16, timeout_s=120)
+        self._pool = EnvironmentPool(".env_alfworld.AlfworldEnvironment", str(data_root), workers, 16, timeout_s=120)
         self._loop, self.pids = loop, []
 
     def play(self, jobs: list[Job]) -> Played:

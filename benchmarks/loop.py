@@ -21,22 +21,18 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from smoke import hooks
-from benchmarks import report
-from examples.tcod.environment import Observation
-from tests.support.rig import UNTEMPERED
-from tests.support.toys import LocalPool, save_tokenizer
-
-SLIME = hooks.find_slime()
-
-from examples.tcod import tcod_rollout
-from examples.tcod.sglang_client import SGLangClient
-
 import slime
+from benchmarks import SLIME, report
+from examples.tcod import episode, tcod_rollout
+from examples.tcod.environment import Observation
+from examples.tcod.sglang_client import SGLangClient
 from slime.utils.async_utils import run
 from slime.utils.http_utils import init_http_client, post
 from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
+from smoke import hooks
+from tests.support.rig import UNTEMPERED
+from tests.support.toys import LocalPool, save_tokenizer
 
 TURNS, LATENCY_S = 30, 1.0
 SLIMES_LIMIT = 64  # the cost of a turn with slime's post grows with the episodes at once: 128 take minutes
@@ -128,7 +124,7 @@ def measure(loop: str, port: int, episodes: int, folder: Path, turns: int = TURN
         rollout_num_gpus=1,
         rm_url="http://127.0.0.1:9/generate",
     )
-    settings = {"variant": "opd", "horizon": turns, "environment": "loop.Endless", "data_root": str(folder)}
+    settings = {"variant": "opd", "horizon": turns, "environment": "benchmarks.loop.Endless", "data_root": str(folder)}
     vars(args).update({f"tcod_{key}": value for key, value in settings.items()})
     SingletonMeta._instances.clear()
     init_http_client(args)
@@ -158,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Overhead of the episode loop at a fixed engine latency.")
     parser.add_argument("--episodes", type=int, nargs="+", default=[8, 64, 256, 512, 1024], help="episodes at once")
     options = parser.parse_args()
-    tcod_rollout.EnvironmentPool = LocalPool
+    episode.EnvironmentPool = LocalPool
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=engine, args=(there,), daemon=True)
     server.start()

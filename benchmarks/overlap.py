@@ -19,24 +19,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from smoke import hooks
-from smoke import make_games
-from smoke import make_models
 import ray
-from benchmarks import report
-from smoke import train_arm
 import yaml
-from smoke.servers import HERE, SGLangServer
 
-hooks.find_slime()
-
+from benchmarks import report
 from examples.tcod import tcod_rollout
-from examples.tcod import teacher
+from examples.tcod import teacher as tcod_teacher
 from examples.tcod.sglang_client import SGLangClient
-
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
+from smoke import make_games, make_models, train_arm
+from smoke.servers import HERE, SGLangServer
 
 EPISODES = 64
 Span = tuple[float, float]  # time.monotonic() of a request and of its reply
@@ -138,7 +132,7 @@ def main() -> None:
     weak = options.out / "student"
     if not (weak / "model.safetensors").exists():
         make_models.make_student(make_models.SHIPPED, weak, seed=1)
-    tcod_rollout.SGLangClient, teacher.SGLangClient = Student, Teacher
+    tcod_rollout.SGLangClient, tcod_teacher.SGLangClient = Student, Teacher
     rows = []
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     with ExitStack() as stack:

@@ -23,22 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smoke import hooks
-from smoke import make_games
-from smoke import make_models
-from benchmarks import report
-from benchmarks import study_report
 import torch
 import transformers
 import yaml
-from smoke.expert import Step
-from examples.tcod.tools.plot_runs import read_run
-from smoke.servers import Process, SGLangServer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks import SLIME, report, study_report
 from examples.tcod.chat import ChatTokens
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from examples.tcod.tools.plot_runs import read_run
+from smoke import hooks, make_games, make_models
+from smoke.expert import Step
+from smoke.servers import Process, SGLangServer
 
 HERE = Path(__file__).resolve().parent
-RECIPE = HERE.parent / "examples" / "tcod"
 RESULTS = HERE / "results" / "study"
 
 # The setting, one for all arms.
@@ -47,13 +44,14 @@ ETA = 2
 RATES = {"opd": 1.6e-3, "f2b": 8e-4, "b2f": 4e-4}  # of Adam, out of TUNING_RATES
 SETTINGS: dict[str, Any] = {
     "tcod_horizon": HORIZON,
-    "tcod_environment": "env_alfworld.AlfworldEnvironment",
+    "tcod_environment": ".env_alfworld.AlfworldEnvironment",
     "tcod_data_root": "$SMOKE_GAMES",
     "tcod_admissible": "never",
     "tcod_env_workers": 2,
     "tcod_engines_per_worker": 16,
     "tcod_eval_kl": True,
 }
+PLACES = ("tcod_environment", "tcod_data_root")  # of code and games: a result stays good when they move
 RESPONSE_LEN, CONTEXT_LEN = 32, 1024
 SEEDS = (1, 2, 3, 4, 5)
 TRAIN_GAMES, HELDOUT_GAMES = 128, 100
@@ -150,9 +148,13 @@ class Job:
         """Whether the result is there. Raises SystemExit when it was made with other settings."""
         if not self.path.exists():
             return False
-        if json.loads(self.path.read_text())["settings"] != self.settings:
+        if but_places(json.loads(self.path.read_text())["settings"]) != but_places(self.settings):
             sys.exit(f"{self.path} was made with other settings than the study has now: move it away")
         return True
+
+
+def but_places(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in PLACES}
 
 
 def study_jobs() -> list[Job]:
@@ -190,8 +192,8 @@ def make_data(out: Path, teacher: SGLangServer) -> None:
     make_games.make_games(games, 2 * TRAIN_GAMES, HELDOUT_GAMES + TUNING_HELDOUT_GAMES)
     config = out / "demonstrations.yaml"
     config.write_text(yaml.safe_dump({**SETTINGS, **OPD}))
-    command = [sys.executable, str(RECIPE / "collect_demos.py"), "--rows", str(games / "train.jsonl")]
-    command += ["--out", str(out / "demos.jsonl"), "--url", teacher.url, "--model", str(make_models.SHIPPED)]
+    command = [sys.executable, "-m", "examples.tcod.tools.collect_demos", "--out", str(out / "demos.jsonl")]
+    command += ["--rows", str(games / "train.jsonl"), "--url", teacher.url, "--model", str(make_models.SHIPPED)]
     command += ["--samples", "1", "--max-turn-len", str(RESPONSE_LEN), "--max-context-len", str(CONTEXT_LEN)]
     command += ["--config", str(config), "--concurrency", "32"]
     with Process("demonstrations", command, out / "logs" / "demonstrations.log", child_environment(out)) as process:
@@ -239,7 +241,7 @@ def make_student(out: Path, seed: int) -> None:
     first = make_models.GAMES + 1000 * seed
     plays = make_models.demonstrations(range(first, first + STUDENT_GAMES))
     examples = [make_models.encode(chat, *first_turns(*play)) for play in plays]
-    model = Qwen3ForCausalLM.from_pretrained(make_models.SHIPPED, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(make_models.SHIPPED, dtype=torch.float32)
     make_models.train(model, make_models.batches(examples, seed), [STUDENT_RATE] * STUDENT_STEPS)
     partial = folder.with_name(f"{folder.name}.partial")
     make_models.save(model, tokenizer, partial)
@@ -254,7 +256,7 @@ def first_turns(observation: str, steps: list[Step]) -> tuple[str, list[Step]]:
 
 
 def child_environment(out: Path) -> dict[str, str]:
-    return {"SMOKE_GAMES": str(out / "games"), "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return {"SMOKE_GAMES": str(out / "games"), "PYTHONPATH": hooks.python_path(), "OMP_NUM_THREADS": "1"}
 
 
 class Running:
@@ -273,8 +275,7 @@ class Running:
             server = stack.enter_context(SGLangServer(f"{job.name}'s server", student, self.folder / "server.log"))
             server.wait_ready()
             command = [
-                sys.executable,
-                str(HERE / "study_arm.py"),
+                *(sys.executable, "-m", "benchmarks.study_arm"),
                 *(["--control", arm.control] if arm.control else []),
             ]
             command += ["--config", str(config), "--student", str(student), "--data", str(out / job.games)]
@@ -325,8 +326,7 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
             fcntl.flock(stack.enter_context((out / "lock").open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f"another study runs in {out}: wait for its end, or choose another --out")
-        # Finding slime also puts it on the children's path.
-        circumstances = {**report.circumstances("study"), "slime": hooks.find_slime()}
+        circumstances = {**report.circumstances("study"), "slime": SLIME}
         log = out / "logs" / "teacher.log"
         teacher = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, log, 64 * parallel))
         teacher.wait_ready()

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from smoke import train_arm
 from examples.tcod.curriculum import Curriculum
+from smoke import train_arm
 from smoke.trainer import Trainer
 
 

@@ -6,18 +6,16 @@ Everything here is computed from results/study/*.json, so `study --report` gives
 import itertools
 import json
 import random
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from examples.tcod.tools.plot_runs import STYLES, by_turn, draw_curves, label
+from examples.tcod.tools.plot_runs import by_turn
+from examples.tcod.tools.plotting import BEFORE, draw_curve, finish, styles
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE / "STUDY.md"
@@ -131,6 +129,7 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
 
     With five seeds it is too narrow: it covers the true mean of a normal in about 83 of 100 studies rather than 95.
     """
+    # Not scipy.stats.bootstrap, which draws other resamples: a few of the published intervals would change.
     rng = random.Random(0)
     means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(resamples))
     return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
@@ -160,12 +159,8 @@ def steps(one: Result) -> dict[int, float]:
 
 def success_at_steps(one: Result, wanted: float) -> float:
     """Success at temperature 0.4 after `wanted` environment steps, linear between evaluations, at most the last's."""
-    xs = list(steps(one).values())
-    ys = [evaluation["success"] for evaluation in one["evaluations"]]
-    i = bisect_left(xs, wanted)
-    if i == 0 or i == len(xs):
-        return ys[min(i, len(ys) - 1)]
-    return ys[i - 1] + (ys[i] - ys[i - 1]) * (wanted - xs[i - 1]) / (xs[i] - xs[i - 1])
+    successes = [evaluation["success"] for evaluation in one["evaluations"]]
+    return float(np.interp(wanted, list(steps(one).values()), successes))
 
 
 def lead_at_equal_steps(arm: dict[int, Result], base: dict[int, Result]) -> list[float]:
@@ -396,33 +391,24 @@ def write_all(arms: Arms) -> str:
 
 def draw(arms: Arms, path: Path) -> None:
     """Success against updates and environment steps, KL against updates, and KL by turn before and after."""
-    runs = {name.upper(): list(arms[name].values()) for name in MAIN}
-    figure, ((success, by_steps), (kl, turns)) = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
+    runs = {name: list(arms[name].values()) for name in MAIN}
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    (success, by_steps), (kl, turns) = figure.subplots(2, 2)
 
-    def curve(metric: str) -> Callable[[Result], dict[int, float]]:
-        return lambda one: {evaluation["n"]: evaluation[metric] for evaluation in one["evaluations"]}
+    def mean_kl(evaluations: Sequence[dict[str, Any]]) -> dict[int, float]:
+        return {turn: mean for turn, (mean, _) in kl_by_turn(evaluations).items()}
 
-    draw_curves(success, runs, curve("success"))
-    success.set(xlabel="update", ylabel="success", title="held-out success, mean and range of the seeds")
-    draw_curves(kl, runs, curve("kl"))
-    kl.set(xlabel="update", ylabel="KL, nats", ylim=(0, None), title="trajectory KL to the teacher, full horizon")
-    for (name, results), (colour, marker, dash) in zip(runs.items(), STYLES, strict=False):
-        style = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4, "label": label(name, results)}
-        each = range(len(results[0]["evaluations"]))
-        xs = [fmean(list(steps(one).values())[i] for one in results) for i in each]
-        by_steps.plot(xs, [fmean(one["evaluations"][i]["success"] for one in results) for i in each], **style)
-        after = kl_by_turn([one["evaluations"][-1] for one in results])
-        turns.plot(list(after), [kl for kl, _ in after.values()], **style)
-    by_steps.set(xlabel="environment steps", ylabel="success", title="the same against environment steps, mean")
-    before = kl_by_turn([one["evaluations"][0] for results in runs.values() for one in results])
-    turns.plot(list(before), [kl for kl, _ in before.values()], color="#555555", marker="x", label="before training")
-    turns.set(xlabel="turn", xticks=TURNS, ylabel="KL of the turn, nats", title="KL by turn, after training")
-    for axes in (success, by_steps, kl, turns):
-        _finish(axes)
+    for name, style in styles(runs).items():
+        every = [one["evaluations"] for one in runs[name]]
+        for axes, metric in ((success, "success"), (kl, "kl")):
+            draw_curve(axes, [{point["n"]: point[metric] for point in points} for points in every], style)
+        costs = [fmean(at) for at in zip(*(steps(one).values() for one in runs[name]), strict=True)]
+        means = [fmean(point["success"] for point in at) for at in zip(*every, strict=True)]
+        draw_curve(by_steps, [dict(zip(costs, means, strict=True))], style)
+        draw_curve(turns, [mean_kl([points[-1] for points in every])], style)
+    draw_curve(turns, [mean_kl([one["evaluations"][0] for results in runs.values() for one in results])], BEFORE)
+    finish(success, xlabel="update", ylabel="success", title="held-out success, mean and range of the seeds")
+    finish(by_steps, xlabel="environment steps", ylabel="success", title="the same against environment steps, mean")
+    finish(kl, xlabel="update", ylabel="KL, nats", ylim=(0, None), title="trajectory KL to the teacher, full horizon")
+    finish(turns, xlabel="turn", xticks=TURNS, ylabel="KL of the turn, nats", title="KL by turn, after training")
     figure.savefig(path, dpi=110)  # on white: it is read on dark pages and printed as well
-    plt.close(figure)
-
-
-def _finish(axes: Axes) -> None:
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)

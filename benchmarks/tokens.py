@@ -25,24 +25,18 @@ from statistics import median, quantiles
 from typing import Any
 
 import aiohttp
-from smoke import hooks
-from smoke import make_games
-from smoke import make_models
 import ray
-from benchmarks import report
 import requests
-from smoke import train_arm
 import yaml
-from smoke.servers import HERE, SGLangServer
 
-hooks.find_slime()
-
+from benchmarks import report
 from examples.tcod import tcod_rollout
 from examples.tcod.teacher import scoring_request
-
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
+from smoke import make_games, make_models, train_arm
+from smoke.servers import HERE, SGLangServer
 
 TURNS, CONTEXT, AT_ONCE = 30, 2000, 8
 SCHEMES = ("ours", "stock", "per turn", "per turn, 0")

@@ -9,7 +9,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-STANDIN = Path(__file__).resolve().parent / "standin"
+ROOT = Path(__file__).resolve().parents[1]  # of the repository: where the packages examples, smoke and tests lie
+STANDIN = ROOT / "smoke" / "standin"
 
 # slime's arguments that a rollout and the conversion of its samples read, with slime's defaults.
 SLIME_DEFAULTS: dict[str, Any] = {
@@ -68,6 +69,7 @@ SLIME_DEFAULTS: dict[str, Any] = {
     "eval_datasets": None,
     "eval_function_path": None,
     "eval_max_prompt_len": None,
+    "eval_max_context_len": None,
     "eval_reward_key": None,
     # reward, OPD and the train batch
     "rm_type": None,
@@ -88,11 +90,11 @@ SLIME_DEFAULTS: dict[str, Any] = {
 
 # The flags with which the recipe is launched.
 RECIPE_FLAGS: dict[str, Any] = {
-    "rollout_function_path": "tcod_rollout.generate_rollout",
-    "custom_generate_function_path": "tcod_rollout.generate",
-    "custom_rm_path": "tcod_rollout.reward_func",
-    "custom_reward_post_process_path": "tcod_rollout.post_process_rewards",
-    "dynamic_sampling_filter_path": "tcod_rollout.drop_failed",
+    "rollout_function_path": "examples.tcod.tcod_rollout.generate_rollout",
+    "custom_generate_function_path": "examples.tcod.tcod_rollout.generate",
+    "custom_rm_path": "examples.tcod.tcod_rollout.reward_func",
+    "custom_reward_post_process_path": "examples.tcod.tcod_rollout.post_process_rewards",
+    "dynamic_sampling_filter_path": "examples.tcod.tcod_rollout.drop_failed",
     "use_opd": True,
     "opd_type": "sglang",
 }
@@ -100,25 +102,36 @@ RECIPE_FLAGS: dict[str, Any] = {
 
 def find_slime() -> str:
     """Make `slime` importable: the checkout in SLIME_DIR, else an installed one, else the stand-in. Says which."""
+    put_first(ROOT)
     if folder := os.environ.get("SLIME_DIR"):
         if not (Path(folder) / "slime" / "rollout").is_dir():
             raise FileNotFoundError(f"SLIME_DIR={folder} is no checkout of slime: unset it, or set it to one")
-        _prepend(folder)
+        put_first(ROOT, folder)
     elif (spec := importlib.util.find_spec("slime")) is None or spec.origin is None:  # a mere folder has no origin
-        _prepend(str(STANDIN))
+        put_first(ROOT, STANDIN)
     home = Path(importlib.util.find_spec("slime").origin).resolve().parents[1]
     if home == STANDIN:
         return "the minimal slime stand-in"
-    from smoke import torchvision_ops  # noqa: F401  slime imports transformers' processors, and they torchvision
+    from smoke import cpu_only
 
-    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # slime imports sglang
+    cpu_only.prepare()  # slime imports sglang, and transformers' processors
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     git = subprocess.run(["git", "-C", home, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return f"slime at {home} ({git.stdout.strip() or 'no git commit'})"
 
 
-def _prepend(folder: str) -> None:
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+def put_first(*folders: Path | str) -> None:
+    """Put these folders first on the import path, in this order.
+
+    The repository's root belongs before all others: slime and Megatron-LM have a package `examples` too.
+    """
+    first = [str(folder) for folder in folders]
+    sys.path[:] = first + [folder for folder in sys.path if folder not in first]
+
+
+def python_path(*folders: Path | str) -> str:
+    """PYTHONPATH of a child process: the repository's root, these folders, and what this process imports from."""
+    return os.pathsep.join(dict.fromkeys(map(str, (ROOT, *folders, *filter(None, sys.path)))))
 
 
 def rollout_args(**overrides: Any) -> Namespace:

@@ -1,6 +1,6 @@
 """Generate small, playable ALFWorld games offline, with planner demonstrations and dataset rows.
 
-    python smoke/make_games.py --data-root games --train 64 --heldout 64
+    python -m smoke.make_games --data-root games --train 64 --heldout 64
 
 writes real game directories (game.tw-pddl, initial_state.pddl, traj_data.json) in the layout of the ALFWorld data,
 plus train.jsonl and heldout.jsonl for the recipe. Only files shipped in the alfworld wheel are used: the PDDL domain,

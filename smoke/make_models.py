@@ -1,7 +1,7 @@
 """Tiny models for the smoke run: a Qwen3 teacher that plays pick_and_place_simple games, and a damaged copy of it.
 
-    python smoke/make_models.py teacher --out smoke/teacher   # made the shipped files; half an hour on two cores
-    python smoke/make_models.py student --out DIR --seed 1    # seconds
+    python -m smoke.make_models teacher --out smoke/teacher   # made the shipped files; half an hour on two cores
+    python -m smoke.make_models student --out DIR --seed 1    # seconds
 
 The teacher learns from a scripted searcher (expert.py) whose play is disturbed by random actions: the disturbed turns
 are context, never a label. The student is the teacher after some training steps on random actions, so what the smoke
@@ -15,27 +15,30 @@ import json
 import math
 import multiprocessing
 import random
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from smoke import torchvision_ops  # noqa: F401  before transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "examples" / "tcod"))
-
-from smoke import expert
-from smoke import make_games
-from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.chat import ChatTokens
+from examples.tcod.env_alfworld import AlfworldEnvironment
+from smoke import cpu_only, expert, make_games
 
-SHIPPED = HERE / "teacher"
+cpu_only.prepare()
+
+SHIPPED = Path(__file__).resolve().parent / "teacher"
 TASK = "pick_and_place_simple"
 HORIZON = 20
 
@@ -179,7 +182,7 @@ def batches(examples: list[Example], seed: int) -> Iterator[list[Example]]:
             yield from made
 
 
-def label_loss(model: Qwen3ForCausalLM, batch: list[Example]) -> torch.Tensor:
+def label_loss(model: PreTrainedModel, batch: list[Example]) -> torch.Tensor:
     """Mean negative log-likelihood of the labelled tokens."""
     ids = pad_sequence([torch.tensor(ids) for ids, _ in batch], batch_first=True)
     labels = pad_sequence([torch.tensor(labels, dtype=torch.bool) for _, labels in batch], batch_first=True)[:, 1:]
@@ -187,7 +190,7 @@ def label_loss(model: Qwen3ForCausalLM, batch: list[Example]) -> torch.Tensor:
     return F.cross_entropy(model.lm_head(hidden[labels]), ids[:, 1:][labels])
 
 
-def train(model: Qwen3ForCausalLM, stream: Iterator[list[Example]], rates: list[float]) -> list[float]:
+def train(model: PreTrainedModel, stream: Iterator[list[Example]], rates: list[float]) -> list[float]:
     """One Adam step per learning rate in `rates`. Returns the losses."""
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     losses = []
@@ -211,10 +214,10 @@ def cosine(steps: int, highest: float) -> list[float]:
     ]
 
 
-def new_teacher(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def new_teacher(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """An untrained model. A thing's embedding starts as the sum of its words', so " apple 1" resembles " apple"."""
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(
+    model = AutoModelForCausalLM.from_config(
         Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=96,
@@ -282,14 +285,14 @@ def random_play(chat: ChatTokens, rng: random.Random, turns: int = 10) -> Exampl
 def make_student(teacher: Path, out: Path, seed: int) -> None:
     """The teacher after DAMAGE_STEPS training steps on random actions: a function of the teacher and the seed."""
     tokenizer = AutoTokenizer.from_pretrained(teacher)
-    model = Qwen3ForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     chat, rng = ChatTokens(tokenizer, CHAT), random.Random(seed)
     stream = ([random_play(chat, rng) for _ in range(DAMAGE_BATCH)] for _ in range(DAMAGE_STEPS))
     train(model, stream, [DAMAGE_RATE] * DAMAGE_STEPS)
     save(model, tokenizer, out)
 
 
-def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """A checkpoint as Hugging Face and SGLang load it, weights in bfloat16."""
     stop = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)

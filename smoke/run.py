@@ -17,13 +17,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from smoke import hooks
-from smoke import make_models
 import transformers
+from tqdm import tqdm
+
+from smoke import hooks, make_models
 from smoke.figure import KL, SUCCESS, draw
 from smoke.make_games import make_games
 from smoke.servers import HERE, Process, SGLangServer
-from tqdm import tqdm
 
 ARMS = ("f2b", "b2f")
 SILENCE_LIMIT_S = 600  # Without a new line of metrics; an evaluation of all games takes a tenth of it.
@@ -50,7 +50,7 @@ def main() -> None:
     slime = hooks.find_slime()
     # With Megatron beside slime, slime's own train.py does all of it; else the hooks run with a small trainer.
     whole = bool(os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR"))
-    trainer = "train_slime.py" if whole else "train_arm.py"
+    trainer = "smoke.train_slime" if whole else "smoke.train_arm"
     how = "its train.py with Megatron" if whole else "with the smoke run's own trainer"
     print(f"TCOD smoke run on {slime}, {how}; everything is written to {options.out}")
     data = options.out / "games"
@@ -70,7 +70,7 @@ def main() -> None:
         student_server.wait_ready()
         teacher_server.wait_ready()
         for arm in options.arms:
-            command = [sys.executable, str(HERE / trainer), "--config", str(HERE / "configs" / f"{arm}.yaml")]
+            command = [sys.executable, "-m", trainer, "--config", str(HERE / "configs" / f"{arm}.yaml")]
             command += ["--student", str(student), "--data", str(data), "--seed", str(options.seed)]
             command += ["--student-port", str(student_server.port), "--teacher-port", str(teacher_server.port)]
             command += ["--updates", str(options.updates)]
@@ -100,7 +100,7 @@ def train_arm(
     metrics_file = run_dir / "metrics.jsonl"
     metrics_file.unlink(missing_ok=True)
     command = [*command, "--run-dir", str(run_dir)]
-    env = {"SMOKE_GAMES": str(data), "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path(), "OMP_NUM_THREADS": "1"}
     lines: list[dict[str, Any]] = []
     header = "  ".join(["   n"] + [f"{name:>8}" for name in TABLE])
     with Process(f"{arm} training", command, run_dir / "train.log", env) as process:
@@ -163,7 +163,7 @@ def parse_options() -> Namespace:
     parser.add_argument("--quick", action="store_true", help="a few updates and games, for CI")
     parser.add_argument("--seed", type=int, default=1, help="of the perturbation, the order of games and the run")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--out", type=Path, default=HERE / "out", help="games, models, logs and results")
+    parser.add_argument("--out", type=Path, default=HERE / "out", help="games, models, logs, results (from the root)")
     options = parser.parse_args()
     options.out = options.out.resolve()
     options.updates = 5 if options.quick else 20

@@ -4,6 +4,5 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=smoke/setup.sh
 source "$here/setup.sh"
-export PYTHONPATH=$here/../examples/tcod:$here${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
-exec "$python" "$here/run.py" "$@"
+exec "$python" -m smoke.run "$@"

@@ -1,6 +1,8 @@
-"""Start SGLang's own server on a CPU: `python serve.py --model-path DIR --device cpu ...`, with SGLang's arguments.
+"""Start SGLang's own server on a CPU, with SGLang's arguments.
 
-What a GPU installation has and a laptop lacks is never called on this path: see torchvision_ops.py and sgl_kernel/.
+    python -m smoke.serve --model-path DIR --device cpu ...
+
+What a GPU installation has and a laptop lacks is never called on this path: see cpu_only.py.
 Beside that, the server answers GET /workers as slime's router does, so that one engine does without a router.
 """
 
@@ -10,9 +12,11 @@ import os
 import signal
 import sys
 
-os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+from smoke import cpu_only
 
-from smoke import torchvision_ops  # noqa: F401  at module level, because spawned children run it too
+# At module level, because spawned children run it too.
+os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+cpu_only.prepare()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import requests
 
 from examples.tcod.tools.processes import Process
+from smoke import hooks
 
 __all__ = ["HERE", "Process", "SGLangServer", "free_port"]
 
@@ -41,8 +42,7 @@ class SGLangServer(Process):
         command += ["--sleep-on-idle"]  # an idle scheduler otherwise spins on a whole core
         # One thread each: two engines, the trainer and the environments share the cores.
         env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        folders = [str(HERE.parent), str(HERE / "stubs"), os.environ.get("PYTHONPATH", "")]
-        env["PYTHONPATH"] = os.pathsep.join(folders)
+        env["PYTHONPATH"] = hooks.python_path()
         super().__init__(name, command, log, env)
 
     def wait_ready(self, limit_s: float = 300.0) -> None:

@@ -1,8 +1,11 @@
 # shellcheck shell=bash
-# Sourced by smoke/run.sh and tests/run.sh: makes the pinned virtual environment (.venv, or $TCOD_VENV) and sets $python.
-# Nothing is done where it is there already. The caller has `set -euo pipefail`.
+# Sourced by the run.sh of smoke, tests and benchmarks: makes the pinned virtual environment (.venv, or $TCOD_VENV) where
+# it is not there yet, sets $python, and goes to the repository's root. The caller has `set -euo pipefail`.
 
 _root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+for _name in TCOD_VENV SLIME_DIR MEGATRON_DIR; do
+  if [[ -n ${!_name:-} ]]; then export "$_name=$(realpath -m "${!_name}")"; fi
+done
 _venv=${TCOD_VENV:-$_root/.venv}
 python=$_venv/bin/python
 
@@ -55,11 +58,17 @@ if [[ $(cat "$_venv/.installed" 2>/dev/null) != "$_stamp"* ]]; then
   "${_pip[@]}" torch==2.13.0
   for _file in "${_requirements[@]}"; do "${_pip[@]}" --no-deps -r "$_root/smoke/$_file"; done
   # The first import of these compiles them, which takes a minute: once here, not in the first run.
-  PYTHONPATH=$_root/smoke SGLANG_USE_CPU_ENGINE=1 "$python" -W ignore -c "
-import torchvision_ops, sglang.launch_server, sglang.srt.entrypoints.http_server, sglang.srt.managers.scheduler
+  PYTHONPATH=$_root SGLANG_USE_CPU_ENGINE=1 "$python" -W ignore -c "
+from smoke import cpu_only; cpu_only.prepare()
+import sglang.launch_server, sglang.srt.entrypoints.http_server, sglang.srt.managers.scheduler
 import sglang.srt.managers.detokenizer_manager, sglang.srt.models.registry, transformers.models.qwen3.modeling_qwen3
 import alfworld.agents.environment.alfred_tw_env, matplotlib.pyplot, ray, textworld.envs" >"$_venv/import.log" 2>&1 ||
     _fail "what was installed does not import: see $_venv/import.log"
   echo "$_stamp" >"$_venv/.installed"
   echo "set up in $((SECONDS - _started)) s"
 fi
+
+# The root is the one place that our packages are imported from. It is the working directory too, because Python and
+# Ray's workers look there first, and a checkout of slime has a package `examples` of its own.
+cd "$_root"
+export PYTHONPATH=$_root${PYTHONPATH:+:$PYTHONPATH}

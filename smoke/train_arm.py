@@ -1,6 +1,6 @@
 """One arm of the smoke run: the recipe's hooks on slime (or its stand-in), a gradient step on the CPU, weights pushed.
 
-    python smoke/train_arm.py --config smoke/configs/f2b.yaml --student DIR --student-port P --teacher-port Q \\
+    python -m smoke.train_arm --config smoke/configs/f2b.yaml --student DIR --student-port P --teacher-port Q \\
         --data DIR --run-dir DIR
 
 Writes to the run directory: metrics.jsonl (one line per rollout, gradient step and evaluation), trajectory.txt (one
@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smoke import hooks
 import ray
 import requests
 import torch
 import yaml
+
+from smoke import hooks
 from smoke.trainer import Trainer
 
 
@@ -32,11 +33,10 @@ def main() -> None:
     print(f"running on {hooks.find_slime()}", flush=True)
 
     from examples.tcod import tcod_rollout
-    from smoke.transcript import to_show, transcript
-
     from slime.rollout.data_source import RolloutDataSourceWithBuffer
     from slime.rollout.sglang_rollout import GenerateState
     from slime.utils.http_utils import init_http_client
+    from smoke.transcript import to_show, transcript
 
     args = slime_args(options)
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)

@@ -1,6 +1,6 @@
 """One arm of the smoke run through slime's own train.py, Megatron training and weight push included, on the CPU.
 
-    SLIME_DIR=.. MEGATRON_DIR=.. python smoke/train_slime.py <the options of train_arm.py> [--data-parallel 2]
+    SLIME_DIR=.. MEGATRON_DIR=.. python -m smoke.train_slime <the options of train_arm.py> [--data-parallel 2]
 
 The counterpart of train_arm.py, with the same settings: it writes the same files, and also every rollout's samples
 (rollout_N.pt, slime's dump) and each pushed checkpoint (weights/). run.py starts it where both variables are set.
@@ -14,18 +14,20 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from smoke import hooks
 import torch
-from smoke import train_arm
 import yaml
-from smoke.transcript import to_show, transcript
 from transformers import AutoTokenizer
 
-SHIMS = Path(__file__).resolve().parent / "slime_cpu"
+from smoke import hooks, train_arm
+from smoke.transcript import to_show, transcript
 
 # Megatron without a GPU's fused kernels.
 CPU_SETTINGS = {
-    **{"transformer-impl": "local", "spec": ["cpu_layer_spec", "layer_spec"], "distributed-backend": "gloo"},
+    **{
+        "transformer-impl": "local",
+        "spec": ["smoke.slime_cpu.cpu_layer_spec", "layer_spec"],
+        "distributed-backend": "gloo",
+    },
     **{"use-cpu-initialization": True, "no-rope-fusion": True, "no-bias-swiglu-fusion": True},
     **{"no-bias-dropout-fusion": True, "no-gradient-accumulation-fusion": True, "no-masked-softmax-fusion": True},
     **{"no-persist-layer-norm": True, "attention-dropout": 0, "hidden-dropout": 0},
@@ -41,14 +43,14 @@ def main() -> None:
     options.run_dir.mkdir(parents=True, exist_ok=True)
     (options.run_dir / "metrics.jsonl").unlink(missing_ok=True)
     print(f"running on {hooks.find_slime()}, its train.py", flush=True)
-    folders = [str(SHIMS), os.environ["MEGATRON_DIR"], *sys.path]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(folders), "TCOD_RUN_DIR": str(options.run_dir)}
+    path = hooks.python_path(os.environ["MEGATRON_DIR"])
+    os.environ |= {"PYTHONPATH": path, "TCOD_RUN_DIR": str(options.run_dir)}
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     settings = {**model_settings(options.student), **slime_settings(options), **CPU_SETTINGS}
     if options.teacher:
         settings |= {"opd-type": "megatron", "opd-teacher-load": options.teacher, "offload-train": True}
         settings["rm-url"] = False
-    status = subprocess.run([sys.executable, str(SHIMS / "run_train.py"), *as_flags(settings)]).returncode
+    status = subprocess.run([sys.executable, "-m", "smoke.slime_cpu.run_train", *as_flags(settings)]).returncode
     if status == 0 and not options.teacher:  # Megatron scores after the dump
         write_trajectory(options.run_dir / f"rollout_{options.updates - 1}.pt", options)
     sys.exit(status)
@@ -109,8 +111,8 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
         # evaluation and logging
         **{"eval-config": evaluation, "eval-interval": min(options.eval_interval, options.updates)},
         "skip-eval-before-train": options.skip_first_evaluation,
-        "custom-rollout-log-function-path": "tcod_log.log_rollout",
-        "custom-eval-rollout-log-function-path": "tcod_log.log_eval",
+        "custom-rollout-log-function-path": "examples.tcod.run_log.log_rollout",
+        "custom-eval-rollout-log-function-path": "examples.tcod.run_log.log_eval",
         "save-debug-rollout-data": options.run_dir / "rollout_{rollout_id}.pt",
         # training
         **{"advantage-estimator": "grpo", "entropy-coef": 0, "micro-batch-size": 1, "clip-grad": 1},

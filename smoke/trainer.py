@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from smoke import torchvision_ops  # noqa: F401  before transformers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
+
+from smoke import cpu_only
+
+cpu_only.prepare()
 
 MICRO_BATCH = 8
 

@@ -38,7 +38,8 @@ def prepare():
         for game in sorted((ALFWORLD / "json_2.1.1" / split).glob("*/*/game.tw-pddl"))[:GAMES]:
             shutil.copytree(game.parent, FEW_GAMES / game.parent.relative_to(ALFWORLD), dirs_exist_ok=True)
     U.exec_command(
-        f"python3 {TCOD}/prepare_alfworld.py --data-root {FEW_GAMES} --out {FEW_GAMES}/rows --demos walkthrough"
+        f"cd {TCOD.parents[1]} && python3 -m examples.tcod.tools.prepare_alfworld --data-root {FEW_GAMES} "
+        f"--out {FEW_GAMES}/rows --demos walkthrough"
     )
 
 

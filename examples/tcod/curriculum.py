@@ -44,6 +44,11 @@ class EpisodePlan:
     replayed: int
     budget: int
 
+    @property
+    def turns(self) -> int:
+        """Turns of the whole episode, at most."""
+        return self.replayed + self.budget
+
 
 @dataclass(frozen=True)
 class Curriculum:
@@ -53,7 +58,7 @@ class Curriculum:
         variant: "opd", "f2b" or "b2f".
         horizon: T, in turns.
         k_start, eta: the schedule, see `depth`; k_max is T (b2f stops at the demonstration's own length by its plan).
-        b2f_budget: "slack" gives the student k + b2f_slack turns after the hand-over, "horizon" all that T leaves.
+        b2f_budget: "slack" gives the student k + b2f_slack turns after the hand-over, "horizon" what is left of T.
         b2f_slack: turns beyond k, because k turns suffice only for a flawless finish.
 
     Raises:
@@ -63,7 +68,7 @@ class Curriculum:
     variant: str
     horizon: int
     k_start: int = 1
-    eta: int = 1
+    eta: int = 5
     b2f_budget: str = "slack"
     b2f_slack: int = 2
 

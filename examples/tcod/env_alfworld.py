@@ -5,16 +5,13 @@ Dataset rows carry `metadata["game_file"]`: the path of a `game.tw-pddl` relativ
 
 from __future__ import annotations
 
-import copy
-import functools
-import importlib.metadata
 import os
 import re
 import sys
-import warnings
 from typing import Any
 
 from .environment import Observation
+from .textworld_speedup import speed_up_textworld
 
 MAX_ACTION_CHARS = 200
 _BANNER = "-= Welcome to TextWorld, ALFRED! =-"
@@ -25,56 +22,13 @@ _SYSTEM_PROMPT = (
     "clean, heat, cool, slice or examine something, look, or check your inventory. Anything else does nothing. First "
     "think in a few words, then give exactly one action, like this: <action>go to cabinet 1</action>"
 )
-_PATCHED_TEXTWORLD = "1.7.0"
-_KEPT_GAMES = 256  # per process, about 0.2 MB each: an evaluation's games are played again and again
-
-
-@functools.cache
-def _speed_up_textworld() -> None:
-    """Make TextWorld parse each text once and translate each game once per process; what it says stays the same.
-
-    Unpatched, every step parses rules and queries of the grammar anew, and deep-copies what nobody writes to.
-    """
-    version = importlib.metadata.version("textworld")
-    if version != _PATCHED_TEXTWORLD:
-        warnings.warn(
-            f"textworld {version} runs unpatched: each environment step takes more than ten times as long as with "
-            f"textworld {_PATCHED_TEXTWORLD}, each reset two to three times",
-            stacklevel=2,
-        )
-        return
-    import fast_downward
-    from textworld.envs.pddl import logic, textgen
-    from textworld.logic import Rule
-
-    def clone(value: Any) -> Any:
-        # Deep enough for textgen: it writes to lists, to dicts and to the context of symbols, nothing else.
-        if isinstance(value, list):
-            return [clone(item) for item in value]
-        if isinstance(value, dict):
-            return dict(value)
-        twin = copy.copy(value)
-        if isinstance(twin, textgen.ListSymbol):
-            twin.symbol = clone(twin.symbol)
-        return twin
-
-    parse = textgen._parse_and_convert
-    parse_once = functools.lru_cache(maxsize=4096)(lambda text, rule_name: parse(text, rule_name=rule_name))
-    textgen._parse_and_convert = lambda text, rule_name, trace=False: clone(parse_once(text, rule_name))
-    textgen.deepcopy = clone
-    Rule.parse_conjunctive_query = staticmethod(functools.lru_cache(maxsize=4096)(Rule.parse_conjunctive_query))
-    logic._parse_and_convert = functools.lru_cache(_KEPT_GAMES)(logic._parse_and_convert)
-    # load() and reset() of one episode share a translation; the most recent games keep theirs. TextWorld asks for a
-    # second one to plan with, which takes as long. Nothing here plans: it gets the same.
-    translate = functools.lru_cache(_KEPT_GAMES)(fast_downward.pddl2sas)
-    fast_downward.pddl2sas = lambda domain, problem, verbose=False, optimize=False: translate(domain, problem)
 
 
 class AlfworldEnvironment:
     """One ALFWorld engine. An engine object maps a private 33 MB library until its process ends: reuse it."""
 
     def __init__(self, data_root: str) -> None:
-        _speed_up_textworld()
+        speed_up_textworld()
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
         from textworld.envs import PddlEnv

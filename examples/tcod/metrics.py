@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from .episode import EpisodeRecord
+
 Metrics = dict[str, float]
 
 
@@ -22,10 +24,10 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
         seconds: wall time of the rollout.
     """
     # One depth for all, unless a fully asynchronous rollout spans a change of it.
-    metrics = {"k": fmean(_of(sample)["k"] for sample in trained)}
+    metrics = {"k": fmean(EpisodeRecord.of(sample).k for sample in trained)}
     metrics |= {**_episodes(trained), **_kl(trained), **_failures(drawn)}
-    for start, group in _grouped(trained, lambda episode: episode["replayed"]):
-        metrics[f"success_by_start/{start:02d}"] = fmean(_of(sample)["won"] for sample in group)
+    for start, group in _grouped(trained, lambda record: record.replayed):
+        metrics[f"success_by_start/{start:02d}"] = fmean(EpisodeRecord.of(sample).won for sample in group)
         metrics[f"success_by_start_count/{start:02d}"] = len(group)
     metrics["tokens/scored"] = sum(
         sample.response_length for sample in trained if sample.teacher_log_probs is not None
@@ -33,9 +35,9 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     metrics["tokens/trained"] = sum(sum(sample.loss_mask) for sample in trained)
     metrics["rollout_s"] = seconds
     # The teacher scores after the episode; both are shares of the time that trajectories were under way.
-    env_s = sum(_of(sample)["env_s"] for sample in trained)
-    teacher_s = sum(_of(sample).get("teacher_s", 0.0) for sample in trained)
-    total_s = sum(_of(sample)["episode_s"] for sample in trained) + teacher_s
+    env_s = sum(EpisodeRecord.of(sample).env_s for sample in trained)
+    teacher_s = sum(EpisodeRecord.of(sample).teacher_s for sample in trained)
+    total_s = sum(EpisodeRecord.of(sample).episode_s for sample in trained) + teacher_s
     metrics |= {"env_s": env_s / len(trained), "teacher_s": teacher_s / len(trained)}
     metrics |= {"env_share": env_s / total_s, "teacher_share": teacher_s / total_s}
     return {f"rollout/tcod/{name}": value for name, value in metrics.items()}
@@ -48,8 +50,11 @@ def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
     """
     metrics: Metrics = {"eval/tcod/eval_s": seconds}
     for name, result in data.items():
-        played = [sample for sample in result["samples"] if "failure" not in _of(sample)]
-        values = {"episodes": len(played), **_failures(result["samples"])}
+        ours = [sample for sample in result["samples"] if "tcod" in sample.metadata]  # a data set may have other hooks
+        if not ours:
+            continue
+        played = [sample for sample in ours if not EpisodeRecord.of(sample).failure]
+        values = {"episodes": len(played), **_failures(ours)}
         if played:
             values |= {**_episodes(played), **_kl(played)}
         metrics |= {f"eval/tcod/{name}/{key}": value for key, value in values.items()}
@@ -69,32 +74,29 @@ def token_kl(sample: Any) -> list[float]:
 def turn_kl(sample: Any) -> dict[int, float]:
     """Sum of the tokens' KL by absolute turn index (0-based, replayed turns counted), in nats."""
     kl = token_kl(sample)
-    return {turn["turn"]: sum(kl[turn["start"] : turn["end"]]) for turn in _of(sample)["turns"]}
-
-
-def _of(sample: Any) -> dict[str, Any]:
-    return sample.metadata["tcod"]
+    return {turn.turn: sum(kl[turn.start : turn.end]) for turn in EpisodeRecord.of(sample).turns}
 
 
 def _grouped(samples: Iterable[Any], key: Any) -> list[tuple[int, list[Any]]]:
     groups = defaultdict(list)
     for sample in samples:
-        groups[key(_of(sample))].append(sample)
+        groups[key(EpisodeRecord.of(sample))].append(sample)
     return sorted(groups.items())
 
 
 def _episodes(samples: Sequence[Any]) -> Metrics:
-    turns = [turn for sample in samples for turn in _of(sample)["turns"]]
-    replayed = fmean(_of(sample)["replayed"] for sample in samples)
+    turns = [turn for sample in samples for turn in EpisodeRecord.of(sample).turns]
+    replayed = fmean(EpisodeRecord.of(sample).replayed for sample in samples)
     student = len(turns) / len(samples)
     return {
-        "success": fmean(_of(sample)["won"] for sample in samples),
+        "success": fmean(EpisodeRecord.of(sample).won for sample in samples),
         "turns/replayed": replayed,
         "turns/student": student,
         "turns/total": replayed + student,
-        "invalid_actions": fmean(not turn["valid"] for turn in turns),
-        "truncated_turns": fmean(turn["cut"] for turn in turns),
-        "context_limited": fmean(_of(sample)["context_limited"] for sample in samples),
+        "invalid_actions": fmean(not turn.valid for turn in turns),
+        "inadmissible_actions": fmean(not turn.admissible for turn in turns),
+        "truncated_turns": fmean(turn.cut for turn in turns),
+        "context_limited": fmean(EpisodeRecord.of(sample).context_limited for sample in samples),
     }
 
 
@@ -124,9 +126,9 @@ def _failures(samples: Iterable[Any]) -> Metrics:
     for sample in samples:
         if sample.status.value == "aborted":
             counts["aborted"] += 1
-        if reason := _of(sample).get("failure"):
+        if reason := EpisodeRecord.of(sample).failure:
             counts["failed"] += 1
             counts[f"failed/{reason}"] = counts.get(f"failed/{reason}", 0) + 1
-        if reason := _of(sample).get("unscored"):
+        if reason := EpisodeRecord.of(sample).unscored:
             counts[f"unscored/{reason}"] = counts.get(f"unscored/{reason}", 0) + 1
     return counts

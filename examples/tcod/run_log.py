@@ -1,7 +1,7 @@
-"""Every rollout and evaluation as a line of $TCOD_RUN_DIR/metrics.jsonl, which plot_runs.py draws. slime's hooks:
+"""Every rollout and evaluation as a line of $TCOD_RUN_DIR/metrics.jsonl, for tools/plot_runs.py. slime's hooks:
 
-    --custom-rollout-log-function-path      tcod_log.log_rollout
-    --custom-eval-rollout-log-function-path tcod_log.log_eval
+    --custom-rollout-log-function-path      examples.tcod.run_log.log_rollout
+    --custom-eval-rollout-log-function-path examples.tcod.run_log.log_eval
 
 A line is {"kind": "rollout" or "eval", "n": .., "train_s": .., metric: value, ..}. n is the rollout's id, or how many
 rollouts were trained on before the evaluation. train_s is the time in seconds, since this process's line before, that

@@ -17,22 +17,13 @@ from typing import Any
 import aiohttp
 import orjson
 
+from .errors import ABORTED, Failure
+
 logger = logging.getLogger(__name__)
 
+RETRIES = 8  # After a connection error, 429 or 5xx: about 1.5 minutes, in which slime may restart an engine.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 KEPT_S = 4.0  # An idle connection; SGLang's server closes them after 5.
-
-
-class RequestFailure(Exception):
-    """A request without a reply. `reason`: "unavailable" (after all retries), "timeout", "refused" or "unwanted"."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-class _Healing(Exception):
-    """A failure that another attempt may not see."""
 
 
 class SGLangClient:
@@ -41,14 +32,16 @@ class SGLangClient:
     Args:
         timeout_s: longest single attempt, in seconds, waiting in the server's queue included. It is not repeated: a
             server that is this slow has too much to do already.
-        retries: further attempts after a connection error, 429 or 5xx, with exponential back-off; 8 take 1.5 minutes.
         concurrency: requests in flight at once, or None for any number. A pause between attempts holds no place.
+        headers: of every request.
     """
 
-    def __init__(self, timeout_s: float, retries: int, concurrency: int | None = None) -> None:
+    def __init__(
+        self, timeout_s: float, concurrency: int | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._retries = retries
         self._slots = asyncio.Semaphore(concurrency) if concurrency else contextlib.nullcontext()
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._session: aiohttp.ClientSession | None = None
 
     async def post(
@@ -61,36 +54,37 @@ class SGLangClient:
         """The server's JSON reply. `unwanted` is asked before each attempt: nobody may need the reply any more.
 
         Raises:
-            RequestFailure: unavailable, timeout, refused (HTTP 4xx but 429) or unwanted.
+            Failure: unavailable (after all retries), timeout, refused (HTTP 4xx but 429) or aborted.
         """
         body = orjson.dumps(payload)  # thousands of ids a turn: json would take most of this loop's time
-        headers = {"Content-Type": "application/json", **(headers or {})}
+        headers = {**self._headers, **(headers or {})}
         for attempt in itertools.count():
-            try:
-                async with self._slots:
-                    if unwanted():
-                        raise RequestFailure("unwanted", "the rollout ended before the request was made")
-                    return await self._attempt(url, body, headers)
-            except _Healing as error:
-                if attempt == self._retries:
-                    raise RequestFailure("unavailable", f"{url}: {error}") from error
-                pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-                logger.warning("%s: %s; again in %.1f s", url, error, pause_s)
-                await asyncio.sleep(pause_s)
+            async with self._slots:
+                if unwanted():
+                    raise Failure(ABORTED, "the rollout ended before the request was made")
+                reply, trouble = await self._attempt(url, body, headers)
+            if trouble is None:
+                return reply
+            if attempt == RETRIES:
+                raise Failure("unavailable", f"{url}: {trouble}")
+            pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
+            logger.warning("%s: %s; again in %.1f s", url, trouble, pause_s)
+            await asyncio.sleep(pause_s)
 
-    async def _attempt(self, url: str, body: bytes, headers: dict[str, str]) -> Any:
+    async def _attempt(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[Any, str | None]:
+        """The reply, or the trouble that another attempt may not see."""
         try:
             async with self._connections().post(url, data=body, headers=headers) as response:
                 if response.status == 200:
-                    return json.loads(await response.read())
+                    return json.loads(await response.read()), None
                 detail = f"HTTP {response.status} {(await response.text())[:200]}"
                 if response.status == 429 or response.status >= 500:
-                    raise _Healing(detail)
-                raise RequestFailure("refused", f"{url}: {detail}")
+                    return None, detail
+                raise Failure("refused", f"{url}: {detail}")
         except asyncio.TimeoutError as error:
-            raise RequestFailure("timeout", f"{url}: no reply in {self._timeout.total:g} s") from error
+            raise Failure("timeout", f"{url}: no reply in {self._timeout.total:g} s") from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: cut-off JSON
-            raise _Healing(f"{type(error).__name__} {error}") from error
+            return None, f"{type(error).__name__} {error}"
 
     def _connections(self) -> aiohttp.ClientSession:
         if self._session is None:

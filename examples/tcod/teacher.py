@@ -1,16 +1,10 @@
 """The teacher's log-probs of a finished trajectory, from SGLang: the request, and what makes a reply valid."""
 
+import os
 from collections.abc import Callable
 
-from .sglang_client import RequestFailure, SGLangClient
-
-
-class TeacherFailure(Exception):
-    """No usable score. `reason` is what is counted: teacher_invalid, or teacher_ and a RequestFailure's."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+from .errors import ABORTED, Failure
+from .sglang_client import SGLangClient
 
 
 class TeacherClient:
@@ -18,13 +12,13 @@ class TeacherClient:
 
     Args:
         url: the server's /generate.
-        timeout_s, retries, concurrency: of the requests, see SGLangClient.
+        timeout_s, concurrency: of the requests, see SGLangClient.
         vocab_size: of the tokenizer.
     """
 
-    def __init__(self, url: str, timeout_s: float, retries: int, concurrency: int, vocab_size: int) -> None:
+    def __init__(self, url: str, timeout_s: float, concurrency: int, vocab_size: int) -> None:
         self._url, self._vocab_size = url, vocab_size
-        self._client = SGLangClient(timeout_s, retries, concurrency)
+        self._client = SGLangClient(timeout_s, concurrency, teacher_headers())
 
     async def score(
         self, tokens: list[int], prompt_length: int, unwanted: Callable[[], bool] = lambda: False
@@ -36,14 +30,22 @@ class TeacherClient:
         asked before each attempt, so that a score nobody needs any more is not waited for.
 
         Raises:
-            TeacherFailure: the server cannot be reached, refuses the request, or its reply does not fit the tokens.
+            Failure: aborted, or teacher_{invalid, refused, timeout, unavailable}.
         """
         start = prompt_length - 1
         try:
             reply = await self._client.post(self._url, scoring_request(start, input_ids=tokens), unwanted=unwanted)
-        except RequestFailure as failure:
-            raise TeacherFailure(f"teacher_{failure.reason}", str(failure)) from failure
+        except Failure as failure:
+            if failure.reason == ABORTED:
+                raise
+            raise Failure(f"teacher_{failure.reason}", str(failure)) from failure
         return check_scores(reply, tokens, start, self._vocab_size)
+
+
+def teacher_headers() -> dict[str, str]:
+    """The teacher's API key, where it needs one. It comes from the environment, so that no log or script holds it."""
+    key = os.environ.get("TCOD_TEACHER_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def scoring_request(start: int, **prompt: object) -> dict:
@@ -64,21 +66,21 @@ def check_scores(reply: object, tokens: list[int], start: int, vocab_size: int) 
     """The log-probs of tokens[start + 1:] out of SGLang's reply to a request with logprob_start_len = start.
 
     Raises:
-        TeacherFailure: teacher_invalid, when the reply is not about exactly these tokens or holds a number that is no
+        Failure: teacher_invalid, when the reply is not about exactly these tokens or holds a number that is no
             log-probability. Such a sample must be dropped: a filled-in value would train on an invention.
     """
     try:
         entries = reply["meta_info"]["input_token_logprobs"]  # type: ignore[index]
         values, echoed = [entry[0] for entry in entries], [entry[1] for entry in entries]
     except (KeyError, TypeError, IndexError) as error:
-        raise TeacherFailure("teacher_invalid", f"no input_token_logprobs in the reply ({error!r})") from error
+        raise Failure("teacher_invalid", f"no input_token_logprobs in the reply ({error!r})") from error
     if len(entries) != len(tokens) - start:
-        raise TeacherFailure("teacher_invalid", f"{len(entries)} entries for {len(tokens) - start} tokens")
+        raise Failure("teacher_invalid", f"{len(entries)} entries for {len(tokens) - start} tokens")
     for position, (sent, got) in enumerate(zip(tokens[start:], echoed, strict=True), start):
         # SGLang echoes 0 for ids at the very end of the vocabulary, with the right log-prob.
         if got != sent and not (got == 0 and sent >= vocab_size - 1):
-            raise TeacherFailure("teacher_invalid", f"token {got} echoed for token {sent} at position {position}")
+            raise Failure("teacher_invalid", f"token {got} echoed for token {sent} at position {position}")
     for position, value in enumerate(values[1:], start + 1):
         if not is_log_prob(value):
-            raise TeacherFailure("teacher_invalid", f"{value!r} is no log-probability, at position {position}")
+            raise Failure("teacher_invalid", f"{value!r} is no log-probability, at position {position}")
     return [float(value) for value in values[1:]]

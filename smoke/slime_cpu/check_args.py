@@ -1,6 +1,6 @@
 """Whether slime's own argument parser takes a train.py command line, on a machine without GPUs and engines.
 
-    PYTHONPATH=smoke/slime_cpu:smoke:$SLIME_DIR:$MEGATRON_DIR python smoke/slime_cpu/check_args.py <train.py's flags>
+    PYTHONPATH=.:$SLIME_DIR:$MEGATRON_DIR python -m smoke.slime_cpu.check_args <train.py's flags>
 
 Exit status 0, or 1 with the reason. A flag that none of slime's parsers knows is a refusal here; slime itself ignores
 it. --hf-checkpoint must be a folder with a config.json.
@@ -8,22 +8,29 @@ it. --hf-checkpoint must be a folder with a config.json.
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import types
 
-os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron wants it for tensor parallelism
-from smoke.slime_cpu import cuda_on_cpu  # before slime and Megatron
 import torch
 
-cuda_on_cpu.install()
-torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(major=9, minor=0)  # Megatron arguments.py
-torch.cuda.get_device_capability = lambda *_: (9, 0)  # Megatron arguments.py
-from slime.utils.arguments import parse_args
+from smoke.slime_cpu import cuda_on_cpu
+
+
+def prepare() -> None:
+    """Answer what slime's and Megatron's parsers ask of the machine, and import them."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron wants it for tensor parallelism
+    cuda_on_cpu.install()
+    torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(major=9, minor=0)  # Megatron arguments.py
+    torch.cuda.get_device_capability = lambda *_: (9, 0)  # Megatron arguments.py
+    importlib.import_module("slime.utils.arguments")
 
 
 def refusal(flags: list[str]) -> str | None:
     """Why slime refuses these flags; None if it takes them. Ask once in a process: slime keeps what it parsed."""
+    from slime.utils.arguments import parse_args
+
     unknown: list[set[str]] = []  # of each parser
     parse_known_args = argparse.ArgumentParser.parse_known_args
 
@@ -48,4 +55,5 @@ def refusal(flags: list[str]) -> str | None:
 
 
 if __name__ == "__main__":
+    prepare()
     sys.exit(refusal(sys.argv[1:]))

@@ -1,4 +1,6 @@
-"""The first iteration of a train_slime.py run against transformers and plain PyTorch: `python compare.py RUN_DIR`.
+"""The first iteration of a train_slime.py run against transformers and plain PyTorch.
+
+    python -m smoke.slime_cpu.compare RUN_DIR --student DIR
 
 From slime's dump of the first rollout's samples, the smoke run's trainer computes loss, gradient norm and the
 parameters after the optimizer step by itself; slime's come from its log and from the checkpoint that it pushed. All
@@ -14,15 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from smoke import hooks
 import torch
 from safetensors.torch import load_file
-from smoke.trainer import Trainer, response_log_probs
 from transformers import AutoModelForCausalLM
 
-SLIME = hooks.find_slime()
-
-from slime.utils.types import Sample
+from smoke import hooks
+from smoke.trainer import Trainer, response_log_probs
 
 TOLERANCE = 1e-4
 
@@ -32,6 +31,8 @@ def compare(run_dir: Path, student: Path, lr: float, teacher: Path | None = None
 
     With a `teacher`, the samples were scored in Megatron and are scored here by transformers.
     """
+    from slime.utils.types import Sample
+
     dumps = sorted(run_dir.glob("rollout_[0-9]*.pt"), key=lambda path: int(path.stem.partition("_")[2]))
     if not dumps:
         raise FileNotFoundError(f"{run_dir} holds no rollout_0.pt: is it a run directory of train_slime.py?")
@@ -72,7 +73,7 @@ def check_samples(samples: list[Any]) -> None:
     """What must hold of every sample that slime trained on. Raises AssertionError."""
     for sample in samples:
         record, count = sample.metadata["tcod"], sample.response_length
-        assert sample.status in (Sample.Status.COMPLETED, Sample.Status.TRUNCATED), sample.status
+        assert sample.status.name in ("COMPLETED", "TRUNCATED"), sample.status
         assert 0 < count < len(sample.tokens)
         for values in (sample.loss_mask, sample.rollout_log_probs, sample.teacher_log_probs):
             assert len(values) == count and all(map(math.isfinite, values))
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="of a run with the teacher in Megatron")
     parser.add_argument("--lr", type=float, default=5e-4)
     options = parser.parse_args()
+    hooks.find_slime()
     differences = compare(options.run_dir, options.student, options.lr, options.teacher)
     for name, difference in differences.items():
         print(f"{name:10}  slime against torch, relative difference {difference:.1e}")

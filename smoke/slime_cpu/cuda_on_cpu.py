@@ -12,7 +12,8 @@ import tempfile
 import types
 
 import torch
-from smoke import torchvision_ops  # noqa: F401  before transformers
+
+from smoke import cpu_only
 
 
 class _NoStream:
@@ -109,6 +110,7 @@ def _use_no_memory_saver() -> None:
 def install() -> None:
     import numpy
 
+    cpu_only.prepare()
     _use_no_memory_saver()
     numpy.__version__ = _NumpyVersion(numpy.__version__)
     _use_cpu_accelerator()

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-HERE = Path(__file__).resolve().parent
-for folder in (HERE, HERE.parent / "examples" / "tcod"):
-    sys.path.insert(0, str(folder))  # worker processes import this file and the recipe from these
-
-ray = pytest.importorskip("ray")
-
-import environment as environment_module
-from examples.tcod.environment import EnvironmentFailure, EnvironmentPool, Observation
+from examples.tcod import environment as environment_module
+from examples.tcod.environment import Observation
+from examples.tcod.environment_pool import EnvironmentPool
+from examples.tcod.errors import Failure
+from smoke import hooks
 
 NUM_GPUS = 0
 PATIENT_S = 300.0  # a time limit that no test waits for
@@ -88,7 +86,7 @@ async def play(pool: EnvironmentPool, episode: Any, actions: list[str]) -> tuple
 
 
 async def failure(episode: Any) -> str:
-    with pytest.raises(EnvironmentFailure) as caught:
+    with pytest.raises(Failure) as caught:
         await episode
     return caught.value.reason
 
@@ -150,7 +148,7 @@ def test_an_engine_that_raised_is_replaced_and_its_neighbours_finish():
             await neighbour.reset({"episode": "neighbour"})
             async with pool.borrow() as env:
                 raising = await env.reset({"episode": "raises"})
-                with pytest.raises(EnvironmentFailure, match="ValueError: no such door") as caught:
+                with pytest.raises(Failure, match="ValueError: no such door") as caught:
                     await env.step("raise")
                 assert caught.value.reason == "env_error"
             name, said = await play(pool, "next", ["go"])
@@ -215,7 +213,7 @@ def test_a_cancelled_borrower_leaves_a_consistent_engine(tmp_path):
 def test_an_engine_that_cannot_be_built_is_an_environment_error():
     async def main():
         async with make_pool(environment="Unbuildable").borrow() as env:
-            with pytest.raises(EnvironmentFailure, match="no engine today") as caught:
+            with pytest.raises(Failure, match="no engine today") as caught:
                 await env.reset({})
             assert caught.value.reason == "env_error"
 
@@ -226,7 +224,7 @@ def test_a_worker_that_cannot_import_its_environment_says_so():
     async def main():
         pool = EnvironmentPool("no_such_module.Engine", "", 1, 1, PATIENT_S)
         async with pool.borrow() as env:
-            with pytest.raises(EnvironmentFailure, match="no_such_module") as caught:
+            with pytest.raises(Failure, match="no_such_module") as caught:
                 await env.reset({})
             assert caught.value.reason == "env_worker_died"
 
@@ -239,7 +237,7 @@ def test_a_worker_that_ray_never_schedules_is_a_timeout(monkeypatch):
 
     async def main():
         async with make_pool().borrow() as env:
-            with pytest.raises(EnvironmentFailure, match="each needs 1000 CPU") as caught:
+            with pytest.raises(Failure, match="each needs 1000 CPU") as caught:
                 await env.reset({})
             assert caught.value.reason == "env_timeout"
 
@@ -248,12 +246,12 @@ def test_a_worker_that_ray_never_schedules_is_a_timeout(monkeypatch):
 
 def test_the_pool_works_inside_an_actor_with_its_own_import_path():
     """slime's rollouts run in an actor whose import path the driver does not share."""
-    here, tcod = str(HERE), str(HERE.parent / "examples" / "tcod")
+    root = str(hooks.ROOT)
 
     @ray.remote(num_cpus=0.1, runtime_env={"env_vars": {"PYTHONPATH": ""}})
     def rollout() -> list:
-        sys.path[:0] = [here, tcod]
-        import test_environment as inside  # this file, as the actor imports it
+        sys.path.insert(0, root)
+        from tests.engine import test_environment as inside  # this file, as the actor imports it
 
         return asyncio.run(inside.play(inside.make_pool(engines=1), "inside", ["go"]))[1]
 

@@ -7,30 +7,25 @@ import json
 import math
 from pathlib import Path
 
-from smoke import hooks
-from smoke import make_games
-from smoke import make_models
 import pytest
 import ray
 import requests
 import torch
-from smoke.servers import SGLangServer
-
-SLIME = hooks.find_slime()
-
-from examples.tcod import tcod_rollout
-from examples.tcod.config import ConfigError, check_models
-from examples.tcod.metrics import token_kl
-from examples.tcod.teacher import TeacherClient, TeacherFailure
-from smoke.train_arm import push_weights
-from smoke.trainer import Trainer, response_log_probs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.tcod import tcod_rollout
+from examples.tcod.errors import ConfigError, check_models
+from examples.tcod.metrics import token_kl
+from examples.tcod.teacher import TeacherClient, TeacherFailure
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.async_utils import run
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
+from smoke import hooks, make_games, make_models
+from smoke.servers import SGLangServer
+from smoke.train_arm import push_weights
+from smoke.trainer import Trainer, response_log_probs
 
 NUM_GPUS = 0
 MODEL = make_models.SHIPPED
@@ -170,7 +165,7 @@ def test_evaluation_and_slimes_logging(server, data, monkeypatch):
     evaluated = tcod_rollout.generate_rollout(args, 3, source, evaluation=True)
     assert evaluated.metrics["eval/tcod/t0.4/episodes"] == evaluated.metrics["eval/tcod/t1/kl/episodes"] == 3
     assert abs(evaluated.metrics["eval/tcod/t1/kl/trajectory"]) < 100 * CLOSE
-    if not SLIME.startswith("slime at"):
+    if not hooks.find_slime().startswith("slime at"):
         return
     from slime.observability import logging_utils
     from slime.observability.rollout_metrics import log_eval_rollout_data, log_rollout_data

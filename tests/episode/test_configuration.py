@@ -3,20 +3,15 @@
 import re
 import threading
 
-from smoke import hooks
 import pytest
-from tests.support.fake_sglang import FakeSGLang, scored
-from tests.support.fault_proxy import FaultProxy
 
-SLIME = hooks.find_slime()
-
-from examples.tcod import config
-from examples.tcod import tcod_rollout
-from tests.support.rig import checkpoint, local_pool, rig, teacher_value, tokenizer  # noqa: F401
-from examples.tcod.config import ConfigError
-
+from examples.tcod import checks, tcod_rollout
+from examples.tcod.errors import ConfigError
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.misc import SingletonMeta
+from tests.support.fake_sglang import FakeSGLang, scored
+from tests.support.fault_proxy import FaultProxy
+from tests.support.rig import teacher_value
 
 NUM_GPUS = 0
 
@@ -37,11 +32,11 @@ WRONG = [
     ({"tcod_admissible": "always"}, "tcod_admissible must be one of turn, never"),
     ({"tcod_data_root": "/nowhere"}, "tcod_data_root /nowhere is not a folder"),
     ({"tcod_data_root": "$TCOD_UNSET/x"}, "that variable is not set"),
-    ({"tcod_environment": "toys.Nowhere"}, "tcod_environment toys.Nowhere cannot be imported"),
+    ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
+    ({"tcod_environment": "nowhere.Corridor"}, "tcod_environment nowhere.Corridor cannot be imported"),
     ({"tcod_env_workers": 0}, "tcod_env_workers must be >= 1"),
     ({"tcod_env_timeout_s": 0.0}, "tcod_env_timeout_s must be a positive number"),
     ({"tcod_teacher_timeout_s": float("nan")}, "tcod_teacher_timeout_s must be a positive number"),
-    ({"tcod_teacher_retries": -1}, "tcod_teacher_retries must be >= 0"),
     ({"tcod_max_staleness": -1}, "tcod_max_staleness must be >= 0"),
     ({"tcod_max_replacements": 0}, "tcod_max_replacements must be >= 1"),
     ({"tcod_variant": "b2f"}, "of 1 rows 1 have none"),
@@ -58,8 +53,9 @@ WRONG = [
     ({"rollout_max_context_len": None}, "--rollout-max-context-len is missing"),
     ({"rollout_max_context_len": 64}, "must be below"),
     ({"rollout_max_context_len": 4096}, "raise its --context-length"),
-    ({"custom_rm_path": None}, "--custom-rm-path must be tcod_rollout.reward_func"),
-    ({"dynamic_sampling_filter_path": None}, "--dynamic-sampling-filter-path must be tcod_rollout.drop_failed"),
+    ({"custom_rm_path": None}, "--custom-rm-path must be examples.tcod.tcod_rollout.reward_func"),
+    ({"dynamic_sampling_filter_path": None}, "filter-path must be examples.tcod.tcod_rollout.drop_failed"),
+    ({"custom_generate_function_path": "examples.my_agent.tcod_rollout.generate"}, "must be examples.tcod.tcod_"),
     ({"opd_type": "megatron", "offload_train": False}, "--offload-train"),
     ({"use_rollout_routing_replay": True}, "--use-rollout-routing-replay"),
     ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
@@ -126,7 +122,7 @@ def test_engines_that_the_router_lists_late_are_waited_for(rig):
 
 
 def test_a_router_without_engines_stops_the_run(rig, monkeypatch):
-    monkeypatch.setattr(config, "ROUTER_PATIENCE_S", 1.0)
+    monkeypatch.setattr(checks, "ROUTER_PATIENCE_S", 1.0)
     rig.student.pages["/workers"] = {"workers": []}
     with pytest.raises(ConfigError, match="knows no engine of the student"):
         rig.rollout([{"goal": 2}])

@@ -7,14 +7,10 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from smoke import hooks
 import pytest
-from tests.support.fake_sglang import hold
-
-SLIME = hooks.find_slime()
 
 from tests.support import resume_driver
-from tests.support.rig import checkpoint, rig, tokenizer  # noqa: F401
+from tests.support.fake_sglang import hold
 
 NUM_GPUS = 0
 
@@ -49,7 +45,7 @@ def driver(rig, tmp_path):
     rows = [{"prompt": "walk", "label": "walk", "metadata": {"goal": 5 + i}} for i in range(resume_driver.TASKS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["resume_driver"])  # what takes seconds to import is imported once
+    context.set_forkserver_preload(["tests.support.resume_driver"])  # what takes seconds to import is imported once
     processes = []
 
     def start(first: int) -> multiprocessing.Process:

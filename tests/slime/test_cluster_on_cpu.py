@@ -11,8 +11,9 @@ import socket
 import time
 from pathlib import Path
 
-from tests.support import cpu_cluster
 import pytest
+
+from tests.support import cpu_cluster
 from tests.support.fake_cluster import processes_of
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):

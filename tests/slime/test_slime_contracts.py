@@ -11,35 +11,40 @@ import subprocess
 import sys
 from pathlib import Path
 
-from smoke import hooks
 import pytest
 import yaml
+
+from smoke import hooks
 
 if not os.environ.get("SLIME_DIR"):
     pytest.skip("slime's plugin contracts: run with SLIME_DIR=/path/to/slime", allow_module_level=True)
 
-hooks.find_slime()
-
 from slime.utils.misc import load_function
 
 NUM_GPUS = 0
-ROOT = Path(__file__).resolve().parents[1]
 CONTRACTS = Path(os.environ["SLIME_DIR"]) / "tests" / "plugin_contracts"
-# slime puts stubs where ray and transformers are not imported yet.
-RUN = "import sys, torchvision_ops, ray, transformers, runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+# slime puts stubs where ray and transformers are not imported yet, and its checkout first on the import path.
+RUN = """
+import runpy, sys
+from smoke import hooks
+hooks.find_slime()
+import ray, transformers, examples.tcod
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize(
     "contract, hooks_of_it",
     [
-        ("generate", {"custom-generate-function-path": "slime_contract_hooks.generate"}),
-        ("rollout", {"rollout-function-path": "slime_contract_hooks.generate_rollout"}),
+        ("generate", {"custom-generate-function-path": "tests.support.slime_contract_hooks.generate"}),
+        ("rollout", {"rollout-function-path": "tests.support.slime_contract_hooks.generate_rollout"}),
         (
             "path_loading",
             {
-                "eval-function-path": "slime_contract_hooks.generate_rollout",
-                "custom-rm-path": "slime_contract_hooks.reward_func",
-                "dynamic-sampling-filter-path": "tcod_rollout.drop_failed",
+                "eval-function-path": "tests.support.slime_contract_hooks.generate_rollout",
+                "custom-rm-path": "tests.support.slime_contract_hooks.reward_func",
+                "dynamic-sampling-filter-path": "examples.tcod.tcod_rollout.drop_failed",
             },
         ),
     ],
@@ -47,12 +52,12 @@ RUN = "import sys, torchvision_ops, ray, transformers, runpy; runpy.run_path(sys
 def test_slimes_plugin_contracts_hold(contract, hooks_of_it):
     file = CONTRACTS / f"test_plugin_{contract}_contracts.py"
     flags = [part for name, path in hooks_of_it.items() for part in (f"--{name}", path)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["SLIME_DIR"], *sys.path])}
+    env = {**os.environ, "PYTHONPATH": hooks.python_path()}
     run = subprocess.run(
         [
             sys.executable,
             "-c",
-            f"import sys; sys.argv = sys.argv[1:]; {RUN}",
+            RUN,
             str(file),
             *flags,
             "-p",
@@ -70,13 +75,13 @@ def test_slimes_plugin_contracts_hold(contract, hooks_of_it):
 
 def hook_paths():
     """(where, path) of everything in scripts and YAMLs that slime or the recipe loads by its path."""
-    script = (ROOT / "examples/tcod/run_qwen3_8b_tcod.sh").read_text()
-    yield from (("run script", path) for path in re.findall(r"\btcod_\w+\.\w+|\benv_\w+\.\w+", script) if path)
+    script = (hooks.ROOT / "examples/tcod/run_qwen3_8b_tcod.sh").read_text()
+    yield from (("run script", path) for path in re.findall(r"\bexamples\.tcod\.\w+\.\w+", script))
     yield from ((name, path) for name, path in hooks.RECIPE_FLAGS.items() if name.endswith("_path"))
-    for file in [*ROOT.glob("examples/tcod/configs/*.yaml"), *ROOT.glob("smoke/configs/*.yaml")]:
+    for file in [*hooks.ROOT.glob("examples/tcod/configs/*.yaml"), *hooks.ROOT.glob("smoke/configs/*.yaml")]:
         settings = yaml.safe_load(file.read_text())
         if "tcod_environment" in settings:
-            yield file.name, settings["tcod_environment"]
+            yield file.name, re.sub(r"^\.", "examples.tcod.", settings["tcod_environment"])
 
 
 @pytest.mark.parametrize("where, path", sorted(set(hook_paths())))
@@ -89,10 +94,11 @@ def tree(tmp_path_factory):
     """slime's settings, with the recipe and its tests where slime has examples and tests."""
     root = tmp_path_factory.mktemp("slime")
     shutil.copy(Path(os.environ["SLIME_DIR"]) / "pyproject.toml", root)
-    shutil.copytree(ROOT / "examples/tcod", root / "examples/tcod", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(hooks.ROOT / "examples/tcod", root / "examples/tcod", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(Path(os.environ["SLIME_DIR"]) / "examples/__init__.py", root / "examples")
     (root / "tests").mkdir()
     for test in ("test_tcod_curriculum.py", "test_qwen2.5_0.5B_tcod_short.py"):
-        shutil.copy(ROOT / "tests" / test, root / "tests")
+        shutil.copy(hooks.ROOT / "tests" / test, root / "tests")
     return root
 
 

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 
@@ -17,20 +16,17 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
         "slime's loss: run with SLIME_DIR=/path/to/slime MEGATRON_DIR=/path/to/Megatron-LM", allow_module_level=True
     )
 
-from smoke import hooks
 
-hooks.find_slime()
-
-from smoke import make_models
 import torch
-from smoke import train_arm
-from smoke import train_slime
-from tests.support.rig import LEFT, RIGHT, checkpoint, local_pool, rig, tokenizer  # noqa: F401
-from tests.support.toys import random_logits, response_log_probs
+
+from smoke import hooks, make_models, train_arm, train_slime
 from smoke.trainer import clipped_policy_loss, opd_advantages
+from tests.support.rig import LEFT, RIGHT
+from tests.support.toys import random_logits, response_log_probs
 
 NUM_GPUS = 0
-HERE = Path(__file__).resolve().parent
+# No worker processes.
+pytestmark = pytest.mark.usefixtures("local_pool")
 
 
 def flags(folder, batch):
@@ -47,16 +43,16 @@ def flags(folder, batch):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_advantage_and_gradient_of_every_token(rig, tmp_path, world):  # noqa: F811
+def test_advantage_and_gradient_of_every_token(rig, tmp_path, world):
     rig.script = [RIGHT, "not an action", LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT]
     rows = [{"goal": goal, "demo": {"actions": ["right"] * goal}} for goal in (1, 2, 3, 4)] * 2
     samples, _ = rig.rollout(rows, 1, tcod_variant="b2f", tcod_horizon=8)
     assert len({len(sample.tokens) for sample in samples}) > 2
     torch.save([sample.to_dict() for sample in samples], tmp_path / "samples.pt")
 
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["MEGATRON_DIR"], *sys.path])}
+    env = {**os.environ, "PYTHONPATH": hooks.python_path(os.environ["MEGATRON_DIR"])}
     env |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    command = [sys.executable, str(HERE / "slime_loss.py"), str(tmp_path / "samples.pt")]
+    command = [sys.executable, "-m", "tests.support.slime_loss", str(tmp_path / "samples.pt")]
     ranks = [
         subprocess.Popen(
             [*command, str(tmp_path / f"out{r}.pt"), str(r), str(world), str(tmp_path / "store"), *flags(tmp_path, 8)],

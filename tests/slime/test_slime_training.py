@@ -7,7 +7,6 @@ first one is computed again from slime's own dump of the samples.
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,13 +16,9 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
         allow_module_level=True,
     )
 
-SMOKE = Path(__file__).resolve().parents[1] / "smoke"
-sys.path.insert(0, str(SMOKE / "slime_cpu"))
-
+from smoke import hooks, make_games, make_models
+from smoke.servers import HERE, Process, SGLangServer
 from smoke.slime_cpu import compare
-from smoke import make_games
-from smoke import make_models
-from smoke.servers import Process, SGLangServer
 
 NUM_GPUS = 0
 LR = 5e-4
@@ -56,11 +51,11 @@ def arm(student, data, tmp_path_factory):
 
         def run(name, *options):
             run_dir = tmp_path_factory.mktemp(name)
-            command = [sys.executable, str(SMOKE / "train_slime.py"), "--config", str(SMOKE / f"configs/{name}.yaml")]
+            command = [sys.executable, "-m", "smoke.train_slime", "--config", str(HERE / f"configs/{name}.yaml")]
             command += ["--student", str(student), "--data", str(data), "--run-dir", str(run_dir)]
             command += ["--student-port", str(engine.port), "--teacher-port", str(teacher.port)]
             command += ["--updates", "2", "--batch", "8", "--lr", str(LR), "--skip-first-evaluation", *options]
-            env = {"SMOKE_GAMES": str(data), "PYTHONPATH": os.pathsep.join(sys.path)}
+            env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path()}
             with Process(name, command, run_dir / "train.log", env) as process:
                 process.popen.wait(timeout=900)
                 process.check()

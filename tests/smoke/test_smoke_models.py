@@ -1,16 +1,15 @@
-"""The smoke run's games, tokenizer and models. The last test trains for a minute; the others take seconds."""
+"""The smoke run's games, tokenizer and models."""
 
 import json
 import random
 
-from smoke import expert
-from smoke import make_games
-from smoke import make_models
 import pytest
 import torch
-from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.chat import ChatTokens
 from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+from examples.tcod.chat import ChatTokens
+from examples.tcod.env_alfworld import AlfworldEnvironment
+from smoke import expert, make_games, make_models
 
 NUM_GPUS = 0
 PICK = make_models.TASK
@@ -161,6 +160,7 @@ def success(model, chat, root, temperature, seed=0):
     return sum(won) / len(won)
 
 
+@pytest.mark.slow
 def test_the_shipped_teacher_is_what_its_command_makes(tmp_path, tokenizer, chat, teacher):
     """The first steps of a fresh training repeat the shipped loss curve; the shipped file is where that curve ends."""
     make_models.make_tokenizer(make_models.tokenizer_texts()).save_pretrained(tmp_path)

@@ -6,18 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from smoke import hooks
 import pytest
+
+from smoke import hooks
 from tests.support.toys import save_tokenizer
 
 NUM_GPUS = 0
-SCENARIO = Path(__file__).with_name("standin_scenario.py")
 
 
 def play(tmp_path_factory, env):
     folder = tmp_path_factory.mktemp("scenario")
     checkpoint, out = save_tokenizer(folder / "tokenizer"), folder / "out.json"
-    command = [sys.executable, str(SCENARIO), str(checkpoint), str(out)]
+    command = [sys.executable, "-m", "tests.support.standin_scenario", str(checkpoint), str(out)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(out.read_text())
@@ -26,7 +26,7 @@ def play(tmp_path_factory, env):
 @pytest.fixture(scope="module")
 def standin(tmp_path_factory):
     env = {key: value for key, value in os.environ.items() if key != "SLIME_DIR"}
-    env["PYTHONPATH"] = os.pathsep.join([str(hooks.STANDIN), env["PYTHONPATH"]])
+    env["PYTHONPATH"] = hooks.python_path(hooks.STANDIN)
     return play(tmp_path_factory, env)
 
 

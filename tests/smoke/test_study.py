@@ -6,10 +6,8 @@ import random
 from statistics import fmean
 
 import pytest
-from benchmarks import report
-from benchmarks import study
-from benchmarks import study_arm
-from benchmarks import study_report
+
+from benchmarks import report, study, study_arm, study_report
 from examples.tcod.curriculum import Curriculum
 
 NUM_GPUS = 0

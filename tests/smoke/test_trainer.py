@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
-from smoke import torchvision_ops  # noqa: F401  before transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from smoke.trainer import Trainer, clipped_policy_loss, response_log_probs
 from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from smoke.trainer import Trainer, clipped_policy_loss, response_log_probs
 
 NUM_GPUS = 0
 

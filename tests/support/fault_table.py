@@ -1,24 +1,22 @@
-"""Write the faults that tests/test_faults.py plays, and what they come to, as examples/tcod/FAULTS.md.
+"""Write the faults that tests/episode/test_faults.py plays, and what they come to, as examples/tcod/FAULTS.md.
 
-    python tests/fault_table.py
+    python -m tests.support.fault_table
 """
 
-from pathlib import Path
+from smoke import hooks
 
-import conftest  # noqa: F401  import paths
-
-DOCUMENT = Path(__file__).resolve().parents[1] / "examples" / "tcod" / "FAULTS.md"
+DOCUMENT = hooks.ROOT / "examples" / "tcod" / "FAULTS.md"
 
 OPENING = """# Faults: what happens, what you see, what is counted
 
-This file is written by `python tests/fault_table.py` from the cases of `tests/test_faults.py`, `tests/test_resume.py`
-and `tests/test_configuration.py`, which play every one of them through slime's rollout loop.
+This file is written by `python -m tests.support.fault_table` from the cases of `tests/episode`: `test_faults.py`,
+`test_resume.py` and `test_configuration.py` play every one of them through slime's rollout loop.
 
 In every case the batch has its configured size, its masks and log-probs are aligned and finite, and each sample that
 was drawn is trained on or counted. A dropped sample takes its group with it, and another group takes its place. The
 quoted words are in the log, or in the one sentence with which the run stops. The metrics stand below `rollout/tcod/`.
 
-`python tests/soak.py` mixes them: 2,007 episodes with 1% of each of 23 faults took 219 s (2 cores of an AMD EPYC,
+`python -m tests.soak` mixes them: 2,007 episodes with 1% of each of 23 faults took 219 s (2 cores of an AMD EPYC,
 commit 719f7db, 2026-11-23). Every episode was trained on or counted under its reason, exactly once. After a third of
 them, memory changed by -1.1 MB per 1,000 episodes; file descriptors, threads and worker processes stayed the same.
 """
@@ -28,8 +26,8 @@ OUTCOMES = {"trained": "trained on", "dropped": "dropped and replaced", "stops":
 
 def document() -> str:
     from tests.episode.test_configuration import WRONG
-    from tests.episode.test_faults import CASES
     from tests.episode.test_resume import KILLS
+    from tests.support.fault_cases import CASES
 
     parts = [OPENING]
     for part, cases in CASES.items():
@@ -58,4 +56,5 @@ def quoted(text: str) -> str:
 
 
 if __name__ == "__main__":
+    hooks.find_slime()
     DOCUMENT.write_text(document())

@@ -4,15 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-from smoke import hooks
-
-hooks.find_slime()
-
-from examples.tcod import tcod_rollout
-from tests.support.toys import LocalPool
-
+from examples.tcod import episode, tcod_rollout
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
+from smoke import hooks
+from tests.support.toys import LocalPool
 
 TASKS, BATCH, ROLLOUTS = 10, 4, 6  # six batches of four: two epochs, shuffled anew, and a bit
 
@@ -20,7 +16,7 @@ TASKS, BATCH, ROLLOUTS = 10, 4, 6  # six batches of four: two epochs, shuffled a
 def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, first: int) -> None:
     """Play from rollout `first` on; one JSON line for each finished one goes to rollouts.jsonl, errors to errors."""
     sys.stderr = (Path(folder) / "errors").open("a", buffering=1)
-    tcod_rollout.EnvironmentPool = LocalPool
+    episode.EnvironmentPool = LocalPool
     args = hooks.rollout_args(
         hf_checkpoint=checkpoint,
         apply_chat_template_kwargs={"enable_thinking": False},
@@ -40,10 +36,9 @@ def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, fir
         tcod_variant="f2b",
         tcod_horizon=4,
         tcod_eta=2,
-        tcod_environment="toys.Corridor",
+        tcod_environment="tests.support.toys.Corridor",
         tcod_data_root=folder,
         tcod_admissible="never",
-        tcod_teacher_retries=0,
     )
     init_http_client(args)
     source = RolloutDataSourceWithBuffer(args)

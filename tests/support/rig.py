@@ -1,28 +1,23 @@
 """A rig for whole episodes: a scripted student, a scripted teacher, and slime's own rollout loop between them.
 
-On the real slime where SLIME_DIR points to a checkout, else on the stand-in. Test modules import the fixtures by name.
+On the real slime where SLIME_DIR points to a checkout, else on the stand-in. tests/conftest.py has the fixture `rig`.
 """
 
 import json
 import math
 from argparse import Namespace
 
-from smoke import hooks
 import pytest
 import yaml
-from tests.support.fake_sglang import FakeSGLang, generated, scored
-from tests.support.toys import LocalPool, save_tokenizer
-
-SLIME = hooks.find_slime()
 
 from examples.tcod import tcod_rollout
-from transformers import AutoTokenizer
-
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.async_utils import run
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
+from smoke import hooks
+from tests.support.fake_sglang import FakeSGLang, generated, scored
 
 HEADER = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
@@ -45,22 +40,6 @@ def teacher_value(position: int, token: int) -> float:
 
 def student_value(index: int) -> float:
     return -0.01 * (index + 1)
-
-
-@pytest.fixture(autouse=True)
-def local_pool(monkeypatch):
-    """Episodes without worker processes; the pool has tests of its own."""
-    monkeypatch.setattr(tcod_rollout, "EnvironmentPool", LocalPool)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="session")
-def tokenizer(checkpoint):
-    return AutoTokenizer.from_pretrained(checkpoint)
 
 
 class RecordingSource(RolloutDataSourceWithBuffer):
@@ -120,9 +99,9 @@ class Rig:
 
     def args(self, rows, **changes) -> Namespace:
         settings = {
-            **{"tcod_variant": "opd", "tcod_horizon": 4, "tcod_environment": "toys.Corridor"},
+            **{"tcod_variant": "opd", "tcod_horizon": 4, "tcod_environment": "tests.support.toys.Corridor"},
             **{"tcod_data_root": str(self.folder), "tcod_admissible": "never", "tcod_env_timeout_s": 30.0},
-            **{"tcod_env_workers": 1, "tcod_engines_per_worker": 8, "tcod_teacher_retries": 0},
+            **{"tcod_env_workers": 1, "tcod_engines_per_worker": 8},
             **{key: changes.pop(key) for key in list(changes) if key.startswith("tcod_")},
         }
         settings = {key: value for key, value in settings.items() if value is not None}
@@ -181,13 +160,6 @@ class Rig:
         return run(both())
 
 
-@pytest.fixture
-def rig(tmp_path, checkpoint, tokenizer):
-    rig = Rig(tmp_path, checkpoint, tokenizer)
-    with rig.student, rig.teacher:
-        yield rig
-
-
 def check_invariants(args, samples):
     """What must hold of every sample that reaches training."""
     for sample in samples:
@@ -202,3 +174,36 @@ def check_invariants(args, samples):
         assert type(sample.reward) is float
     raw, trained = tcod_rollout.post_process_rewards(args, samples)
     assert raw == [sample.reward for sample in samples] and trained == [0.0] * len(samples)
+
+
+def spans(tokenizer, *parts):
+    """(ids, mask) of alternating sampled and context texts, the first one sampled."""
+    ids, mask = [], []
+    for i, text in enumerate(parts):
+        new = tokenizer.encode(text, add_special_tokens=False)
+        ids, mask = ids + new, mask + [1 - i % 2] * len(new)
+    return ids, mask
+
+
+def assert_tokens(sample, tokenizer, prompt, *parts):
+    """Every field of a sample whose response is these alternating sampled and context texts."""
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    ids, mask = spans(tokenizer, *parts)
+    assert tokenizer.decode(sample.tokens) == prompt + "".join(parts)
+    assert sample.tokens == prompt_ids + ids
+    assert sample.loss_mask == mask
+    assert sample.response == "".join(parts)
+    assert sample.teacher_log_probs == [teacher_value(len(prompt_ids) + i, 0) for i in range(len(ids))]
+    count, expected = 0, []
+    for i, trained in enumerate(mask):
+        count = 0 if i and mask[i - 1] == 0 else count
+        expected.append(student_value(count) if trained else 0.0)
+        count += trained
+    assert sample.rollout_log_probs == pytest.approx(expected)
+
+
+def assert_failed(sample):
+    """Nothing of a failed sample is left that could be trained on."""
+    assert sample.status == Sample.Status.FAILED and sample.reward == 0.0
+    assert sample.tokens == [] and sample.response_length == 0
+    assert sample.loss_mask is sample.rollout_log_probs is sample.teacher_log_probs is None

@@ -8,14 +8,14 @@ import copy
 import tempfile
 from pathlib import Path
 
-from examples.tcod import tcod_rollout
-from tests.support.rig import UNTEMPERED, Rig
-from tests.support.toys import LocalPool, save_tokenizer
 from transformers import AutoTokenizer
 
+from examples.tcod import episode, tcod_rollout
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import init_http_client
 from slime.utils.types import Sample
+from tests.support.rig import UNTEMPERED, Rig
+from tests.support.toys import LocalPool, save_tokenizer
 
 GOAL = {"goal": 2}
 _folder = tempfile.TemporaryDirectory()
@@ -24,7 +24,7 @@ _rig = Rig(Path(_folder.name), _checkpoint, AutoTokenizer.from_pretrained(_check
 _rig.student.__enter__()
 _rig.teacher.__enter__()
 atexit.register(_folder.cleanup)
-tcod_rollout.EnvironmentPool = LocalPool
+episode.EnvironmentPool = LocalPool
 _common = {"input_key": "prompt", "label_key": "label", "metadata_key": "metadata", "n_samples_per_eval_prompt": 1}
 _args = _rig.args(
     [GOAL, GOAL],

@@ -1,37 +1,36 @@
 """slime's conversion, data-parallel split, OPD advantage and policy loss on given samples, one rank of a gloo group.
 
-    python slime_loss.py SAMPLES.pt OUT.pt RANK WORLD_SIZE STORE_FILE <train.py's flags>
+    python -m tests.support.slime_loss SAMPLES.pt OUT.pt RANK WORLD_SIZE STORE_FILE <train.py's flags>
 
 No Ray cluster, no engine, no model: the logits are random numbers that depend on the sample's index alone. Writes
 what test_slime_loss.py compares with a computation of its own.
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "smoke" / "slime_cpu"))
-from smoke.slime_cpu import cuda_on_cpu
-
-cuda_on_cpu.install()
-from smoke import hooks
 import ray
 import torch
 import torch.distributed as dist
-from megatron.core import mpu
-from tests.support.toys import random_logits, response_log_probs
 
-from slime.backends.megatron_utils.data import get_batch, get_data_iterator
-from slime.backends.megatron_utils.loss import compute_advantages_and_returns, loss_function
-from slime.ray.rollout import RolloutManager
-from slime.utils.arguments import parse_args
-from slime.utils.data import process_rollout_data
-from slime.utils.types import Sample
+from smoke import hooks
+from smoke.slime_cpu import cuda_on_cpu
+from tests.support.toys import random_logits, response_log_probs
 
 KEYS = ["tokens", "log_probs", "rollout_log_probs", "advantages", "returns", "loss_masks", "total_lengths"]
 KEYS += ["response_lengths", "rollout_mask_sums", "opd_reverse_kl"]
 
 
 def main(samples_file: str, out: str, rank: str, world: str, store: str, *flags: str) -> None:
+    cuda_on_cpu.install()  # before anything of slime and Megatron is imported
+    from megatron.core import mpu
+
+    from slime.backends.megatron_utils.data import get_batch, get_data_iterator
+    from slime.backends.megatron_utils.loss import compute_advantages_and_returns, loss_function
+    from slime.ray.rollout import RolloutManager
+    from slime.utils.arguments import parse_args
+    from slime.utils.data import process_rollout_data
+    from slime.utils.types import Sample
+
     rank, world = int(rank), int(world)
     ray.put, ray.get = (lambda x, **_: x), (lambda x, **_: x)
     sys.argv = ["train.py", *flags]

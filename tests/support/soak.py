@@ -1,13 +1,12 @@
 """Thousands of episodes with one percent of every fault mixed in: is anything lost, counted twice, or kept in memory?
 
-    python tests/soak.py --episodes 2000
+tests/soak.py is the command, tests/engine/test_soak.py its short form.
 
 Every task is drawn once. Episodes run through slime's rollout loop with environments in Ray's worker processes, a
 scripted engine and a scripted teacher behind proxies that fail. What each task must come to is known beforehand, so
-the accounting is exact: the script prints its figures, or fails if an episode is lost, played twice or miscounted.
+the accounting is exact: `soak` returns its figures, or fails if an episode is lost, played twice or miscounted.
 """
 
-import argparse
 import functools
 import gc
 import itertools
@@ -15,7 +14,6 @@ import json
 import math
 import os
 import re
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,25 +23,18 @@ from statistics import linear_regression
 from typing import Any
 from unittest.mock import patch
 
-import conftest  # noqa: F401  import paths
-from smoke import hooks
-import ray
 from aiohttp import web
-from tests.support.corridor import alive
-from tests.support.fake_sglang import generated, hold, scored
-from tests.support.fault_proxy import FaultProxy
-from tests.support.toys import save_tokenizer
 from transformers import AutoTokenizer
 
-hooks.find_slime()
-
-from examples.tcod import sglang_client
-from examples.tcod import tcod_rollout
-from tests.support.rig import RecordingSource, Rig, check_invariants, teacher_value
-
+from examples.tcod import sglang_client, tcod_rollout
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
+from tests.support.corridor import alive
+from tests.support.fake_sglang import generated, hold, scored
+from tests.support.fault_proxy import FaultProxy
+from tests.support.rig import RecordingSource, Rig, check_invariants, teacher_value
+from tests.support.toys import save_tokenizer
 
 SHARE = 0.01  # of the tasks, for each fault
 BATCH = 32
@@ -195,7 +186,7 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
         FaultProxy(rig.student.port) as engine,
         FaultProxy(rig.teacher.port) as teacher,
         patch.object(sglang_client, "FIRST_PAUSE_S", 0.1),
-        patch.object(tcod_rollout, "ENGINE_RETRIES", 2),
+        patch.object(sglang_client, "RETRIES", 2),
     ):
         engine.fault = functools.partial(run.on_the_wire, ENGINE.keys())
         teacher.fault = functools.partial(run.on_the_wire, TEACHER.keys())
@@ -204,12 +195,11 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
             rollout_batch_size=BATCH,
             rm_url=f"{teacher.url}/generate",
             sglang_router_port=engine.port,
-            tcod_environment="corridor.HazardousCorridor",
+            tcod_environment="tests.support.corridor.HazardousCorridor",
             tcod_env_workers=WORKERS,
             tcod_engines_per_worker=ENGINES,
             tcod_env_timeout_s=5.0,
             tcod_engine_timeout_s=5.0,
-            tcod_teacher_retries=2,
         )
         SingletonMeta._instances.clear()
         init_http_client(args)
@@ -249,16 +239,3 @@ def resources() -> dict[str, float]:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     memory_mb = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
     return {"memory_mb": memory_mb, "files": len(os.listdir("/proc/self/fd")), "threads": threading.active_count()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=2000)
-    episodes = parser.parse_args().episodes
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(soak(episodes, Path(folder)), indent=2))
-
-
-if __name__ == "__main__":
-    main()

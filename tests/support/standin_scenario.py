@@ -1,4 +1,6 @@
-"""One scenario on a scripted engine, for whichever slime is importable: `standin_scenario.py TOKENIZER_DIR OUT.json`.
+"""One scenario on a scripted engine, for whichever slime is on the import path.
+
+    python -m tests.support.standin_scenario TOKENIZER_DIR OUT.json
 
 test_standin.py runs it on the stand-in and, where there is a checkout, on the real slime, and compares what it wrote.
 """
@@ -10,11 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from smoke import hooks
 from aiohttp import web
-from tests.support.fake_sglang import FakeSGLang, generated, hold
-
-SLIME = hooks.find_slime()
 
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.rollout.filter_hub.base_types import DynamicFilterOutput
@@ -23,7 +21,10 @@ from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import init_http_client, post
 from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
+from smoke import hooks
+from tests.support.fake_sglang import FakeSGLang, generated, hold
 
+HERE = "tests.support.standin_scenario"
 events: list = []  # what the hooks saw, in order
 generation_started: dict[str, asyncio.Event] = {}
 
@@ -133,10 +134,10 @@ class Scenario:
             "sglang_server_concurrency": 16,
             "sglang_router_ip": server.host,
             "sglang_router_port": server.port,
-            "custom_generate_function_path": "standin_scenario.generate",
-            "custom_rm_path": "standin_scenario.reward",
-            "custom_reward_post_process_path": "standin_scenario.post_process",
-            "dynamic_sampling_filter_path": "standin_scenario.keep_trainable",
+            "custom_generate_function_path": f"{HERE}.generate",
+            "custom_rm_path": f"{HERE}.reward",
+            "custom_reward_post_process_path": f"{HERE}.post_process",
+            "dynamic_sampling_filter_path": f"{HERE}.keep_trainable",
             "save": str(folder),
             "load": str(folder),
         }
@@ -194,7 +195,7 @@ class Scenario:
             rollout_batch_size=2,
             over_sampling_batch_size=4,
             n_samples_per_prompt=2,
-            dynamic_sampling_filter_path="standin_scenario.keep_all",
+            dynamic_sampling_filter_path=f"{HERE}.keep_all",
         )
         result = self.train(args, RolloutDataSourceWithBuffer(args), rollouts=2)
         state = GenerateState(args)
@@ -226,8 +227,8 @@ class Scenario:
                 temperature=1.0,
                 max_response_len=80,
                 n_samples_per_eval_prompt=2,
-                custom_rm_path="standin_scenario.reward",
-                custom_generate_function_path="standin_scenario.generate",
+                custom_rm_path=f"{HERE}.reward",
+                custom_generate_function_path=f"{HERE}.generate",
                 metadata_overrides={"extra": 1},
             ),
         ]
@@ -303,12 +304,13 @@ def slime_defaults():
 
 
 def main(checkpoint, out):
-    sys.modules["standin_scenario"] = sys.modules["__main__"]  # the hooks are loaded by path: one module, one state
+    sys.modules[HERE] = sys.modules["__main__"]  # the hooks are loaded by path: one module, one state
+    slime = hooks.find_slime()
     with tempfile.TemporaryDirectory() as folder, FakeSGLang(reply) as server:
         scenario = Scenario(Path(folder), checkpoint, server)
         names = ("epochs", "surplus", "drops", "evaluation", "batch", "appending", "refusal")
-        result = {"slime": SLIME, **{name: getattr(scenario, name)() for name in names}}
-        if SLIME.startswith("slime at"):
+        result = {"slime": slime, **{name: getattr(scenario, name)() for name in names}}
+        if slime.startswith("slime at"):
             result["defaults"] = slime_defaults()
         result["routing keys"] = sum("x-smg-routing-key" in request.headers for request in server.requests)
     Path(out).write_text(json.dumps(result))

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.support.corridor import Corridor  # noqa: F401  tests name it toys.Corridor
-from examples.tcod.environment import Environment, EnvironmentFailure, Observation, load_environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from examples.tcod.environment import Environment, Observation, load_environment
+from examples.tcod.errors import Failure
+from tests.support.corridor import Corridor  # noqa: F401  tests name it toys.Corridor
 
 # Qwen3's shape in non-thinking mode: only the generation header carries the empty think block.
 CHAT_TEMPLATE = (
@@ -60,7 +62,7 @@ class LocalBorrowed:
         try:
             return self._engine.step(action)
         except RuntimeError as error:
-            raise EnvironmentFailure("env_error", str(error)) from error
+            raise Failure("env_error", str(error)) from error
 
 
 def random_logits(index: int, length: int, vocab: int) -> torch.Tensor:

@@ -1,71 +1,56 @@
-"""collect_demos.py, evaluate.py and compare_evals.py on a scripted engine; kill and resume with real processes."""
+"""collect_demos.py and evaluate.py on a scripted engine; kill and resume with real processes."""
 
+import argparse
 import asyncio
 import itertools
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from smoke import hooks
 import pytest
 import ray
 import yaml
 from aiohttp import web
-from tests.support.fake_sglang import FakeSGLang, generated, scored
-from tests.support.toys import LocalPool, save_tokenizer
-
-SLIME = hooks.find_slime()
-
-from examples.tcod.tools import collect_demos
-from examples.tcod.tools import compare_evals
-from examples.tcod.tools import evaluate
-from examples.tcod.tools import play as play_tool
-from examples.tcod import tcod_rollout
-from examples.tcod.tools.collect_demos import Journal
-from examples.tcod.tools.compare_evals import difference, mcnemar, paired_difference, wilson
-from examples.tcod.config import ConfigError
-from examples.tcod.sglang_client import RequestFailure
 from transformers import AutoTokenizer
 
-from slime.rollout.sglang_rollout import GenerateState
-from slime.utils import http_utils
-from slime.utils.misc import SingletonMeta
-from slime.utils.types import Sample
+from examples.tcod import episode
+from examples.tcod.curriculum import EpisodePlan
+from examples.tcod.episode import Assignment, EpisodeRecord
+from examples.tcod.errors import ConfigError, Failure
+from examples.tcod.rows import Demonstration, Row
+from examples.tcod.sglang_client import SGLangClient
+from examples.tcod.tools import collect_demos, evaluate
+from examples.tcod.tools import play as play_tool
+from examples.tcod.tools.collect_demos import Journal
+from tests.support.fake_sglang import FakeSGLang, generated, scored
+from tests.support.toys import LocalPool
 
 NUM_GPUS = 0
 HORIZON = 5
 RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+# collect_demos.py in a process of its own, with the environments in it too: Ray takes long to start.
+DRIVER = """
+import ray
+from examples.tcod import episode
+from examples.tcod.tools import collect_demos
+from tests.support.toys import LocalPool
+ray.init, episode.EnvironmentPool = (lambda *_, **__: None), LocalPool
+collect_demos.main()
+"""
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Scripts run by their main(): without Ray and worker processes, and with an HTTP client of their own."""
+    """Scripts run by their main(), without Ray and worker processes."""
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: None)
-    monkeypatch.setattr(tcod_rollout, "EnvironmentPool", LocalPool)
-    forget_slimes_state()
-    yield
-    forget_slimes_state()
-
-
-def forget_slimes_state() -> None:
-    """slime keeps one HTTP client and one tokenizer per process; the former belongs to an event loop."""
-    for name in ("_client", "_http_client"):  # the stand-in's and slime's own
-        setattr(http_utils, name, None)
-    SingletonMeta._instances.clear()
+    monkeypatch.setattr(episode, "EnvironmentPool", LocalPool)
 
 
 class Rig:
@@ -80,7 +65,7 @@ class Rig:
         self.server = FakeSGLang(self.reply)
         self.server.pages["/server_info"] = {"max_req_input_len": 4000}
         self.config = folder / "tcod.yaml"
-        settings = {"tcod_variant": "b2f", "tcod_horizon": HORIZON, "tcod_environment": "toys.Corridor"}
+        settings = {"tcod_variant": "b2f", "tcod_horizon": HORIZON, "tcod_environment": "tests.support.toys.Corridor"}
         settings |= {"tcod_data_root": str(folder), "tcod_admissible": "never", "tcod_env_workers": 1}
         self.config.write_text(yaml.safe_dump(settings))
 
@@ -162,14 +147,21 @@ def test_what_replays_is_what_was_sampled(in_process, rig, monkeypatch):
     rig.run(collect_demos, monkeypatch, rig.rows(3), "demos.jsonl", "--samples", "1")
     taught = rig.server.payloads()[-1]["input_ids"]
     [row] = read(rig.folder / "demos.jsonl")
-    forget_slimes_state()
-    options = Namespace(url=rig.server.url, model=str(rig.checkpoint), config=rig.config, temperature=1.0)
-    args = play_tool.start(Namespace(**vars(options), max_turn_len=64, max_context_len=2000, concurrency=1))
-    sample = Sample(index=0, metadata={**row["metadata"], "tcod": {"n": 0, "k": 1}})
-    sampling = GenerateState(args).sampling_params
-    asyncio.run(tcod_rollout.generate(args, sample, sampling))
-    assert sample.metadata["tcod"]["replayed"] == 2 and sample.metadata["tcod"]["won"]
-    assert sample.tokens[: len(sample.tokens) - sample.response_length] == taught
+    parser = argparse.ArgumentParser()
+    play_tool.add_options(parser, temperature=1.0)
+    player = play_tool.start(parser.parse_args(rig.command(Path(), "")[4:]))
+    task = Assignment(
+        metadata=row["metadata"],
+        plan=EpisodePlan(replayed=2, budget=3),
+        demo=Demonstration.of(row["metadata"]),
+        sampling_params=player.sampling_params,
+        max_context_len=2000,
+        session="",
+    )
+    record = EpisodeRecord()
+    history = asyncio.run(episode.play_episode(player.runtime, task, record))
+    assert record.won and [turn.action for turn in record.replay] == ["right"] * 2 and len(record.turns) == 1
+    assert history.tokens[: history.prompt_length] == taught
 
 
 def test_games_that_are_neither_solved_nor_done_are_named(in_process, rig, monkeypatch, capsys):
@@ -187,19 +179,16 @@ def test_games_that_are_neither_solved_nor_done_are_named(in_process, rig, monke
 def test_a_second_run_plays_only_what_is_missing(in_process, rig, monkeypatch):
     for samples, wanted in (("2", 4), ("2", 4), ("3", 6)):
         rig.run(collect_demos, monkeypatch, rig.rows(1, 2), "demos.jsonl", "--samples", samples)
-        forget_slimes_state()
         assert rig.begun.total() == wanted
     with pytest.raises(SystemExit, match="was begun with another temperature: choose another --out"):
         rig.run(collect_demos, monkeypatch, rig.rows(1, 2), "demos.jsonl", "--temperature", "0.5")
 
 
 def test_a_killed_run_goes_on_without_redoing_or_losing_anything(rig):
-    """A real process and SIGKILL; without Ray, which takes long to start."""
+    """A real process and SIGKILL."""
     rig.delay_s = 0.05
     rows, journal = rig.rows(1, 2, 3, 9), rig.folder / "demos.journal.jsonl"
-    driver = "import hooks, ray, toys; hooks.find_slime(); import tcod_rollout, collect_demos; "
-    driver += "ray.init, tcod_rollout.EnvironmentPool = (lambda *_, **__: None), toys.LocalPool; collect_demos.main()"
-    command = [sys.executable, "-c", driver, *rig.command(rows, "demos.jsonl", "--samples", "6")]
+    command = [sys.executable, "-c", DRIVER, *rig.command(rows, "demos.jsonl", "--samples", "6")]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 90
     while not journal.exists() or journal.read_bytes().count(b"\n") < 6:
@@ -230,7 +219,7 @@ def test_a_killed_run_goes_on_without_redoing_or_losing_anything(rig):
 
 
 def test_a_journal_is_cut_at_its_torn_line_and_locked(tmp_path):
-    row = {"metadata": {"goal": 1, "demo": {"actions": ["right"]}}}
+    row = Row("", "", {"goal": 1, "demo": {"actions": ["right"]}})
     path = tmp_path / "new" / "journal.jsonl"
     journal = Journal(path, {"temperature": 1.0})
     journal.add({"task": {"goal": 1}, "attempt": 0})
@@ -292,9 +281,9 @@ def test_nothing_is_written_where_all_failed(in_process, rig, monkeypatch):
 
 def test_a_broken_server_ends_the_run(in_process, rig, monkeypatch):
     async def broken(*args, **kwargs):
-        raise RequestFailure("unavailable", "connection refused")
+        raise Failure("unavailable", "connection refused")
 
-    monkeypatch.setattr(tcod_rollout.SGLangClient, "post", broken)
+    monkeypatch.setattr(SGLangClient, "post", broken)
     with pytest.raises(SystemExit, match=r"the last 32 episodes failed \(\{'engine_unavailable': 32\}\)"):
         rig.run(evaluate, monkeypatch, rig.rows(*range(1, 50)), "result.json")
 
@@ -310,11 +299,11 @@ def test_the_context_bounds_an_evaluation_too(in_process, rig, monkeypatch, caps
         (["--url", "http://127.0.0.1:9"], "no SGLang server answers at --url http://127.0.0.1:9 "),
         (["--url", "127.0.0.1"], "--url must be http://HOST:PORT"),
         (["--model", "/nowhere"], "--model /nowhere: .*; name the checkpoint"),
-        (["--config", "/nowhere"], "--config /nowhere is not a file"),
+        (["--config", "/nowhere"], "/nowhere cannot be read .*: name a YAML file of tcod_. settings"),
         (["--max-context-len", "5000"], "at most 3999 tokens, less than --max-context-len 5000"),
         (["--max-turn-len", "2000"], "--max-turn-len 2000 bounds one turn"),
         (["--concurrency", "0"], "--concurrency must be >= 1"),
-        (["--rows", "/nowhere"], "--rows /nowhere cannot be read"),
+        (["--rows", "/nowhere"], "/nowhere cannot be read"),
     ],
 )
 def test_wrong_options_stop_at_once_with_the_fix(in_process, rig, monkeypatch, more, message):
@@ -332,14 +321,14 @@ def test_a_server_with_another_tokenizer_is_refused(in_process, rig, monkeypatch
 @pytest.mark.parametrize(
     "rows, message",
     [
-        (["no row"], "line 1 of .* cannot be played"),
-        ([{"metadata": {"goal": 1}}], "line 1 of .* cannot be played .*prompt"),
-        ([{"prompt": "", "label": "", "metadata": {}}], "line 1 of .* cannot be played .*no goal"),
+        (["no row"], "line 1 of .* is no row"),
+        ([{"metadata": {"goal": 1}}], "line 1 of .* is no row .*prompt"),
+        ([{"prompt": "", "label": "", "metadata": {}}], "row 1 of .* cannot be played: .*no goal"),
         (
-            [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": n}} for n in (1, 2)],
+            [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": {"actions": ["right"] * n}}} for n in (1, 2)],
             "lines 1 and 2 of .* same",
         ),
-        ([], "is empty"),
+        ([], "has no rows"),
     ],
 )
 def test_rows_that_cannot_be_played_are_named(in_process, rig, monkeypatch, rows, message):
@@ -347,95 +336,3 @@ def test_rows_that_cannot_be_played_are_named(in_process, rig, monkeypatch, rows
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SystemExit, match=message):
         rig.run(evaluate, monkeypatch, path, "result.json")
-
-
-# ------------------------------------------------------------------------------------------------------- statistics
-
-
-def test_wilson_is_newcombes_table():
-    """R. G. Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3."""
-    for wins, n, interval in ((81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (1, 29, (0.0061, 0.1718))):
-        assert wilson(wins, n) == pytest.approx(interval, abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
-    assert wilson(20, 20) == pytest.approx((1 - 0.1611, 1), abs=5e-5)
-
-
-def test_the_difference_is_newcombes_table():
-    """R. G. Newcombe, Statistics in Medicine 17 (1998) 873-890, table II, method 10; b - a there as a - b."""
-    for (a, n), (b, m), interval in (
-        ((56, 70), (48, 80), (0.0524, 0.3339)),
-        ((9, 10), (3, 10), (0.1705, 0.8090)),
-        ((5, 56), (0, 29), (-0.0381, 0.1926)),
-        ((10, 10), (0, 10), (0.6075, 1.0)),
-    ):
-        assert difference(b, m, a, n) == pytest.approx(interval, abs=5e-5)
-        low, high = difference(a, n, b, m)
-        assert (-high, -low) == pytest.approx(interval, abs=5e-5)
-
-
-def test_mcnemar_is_the_binomial_test():
-    assert mcnemar(1, 6) == mcnemar(6, 1) == pytest.approx(0.125)
-    assert mcnemar(0, 6) == pytest.approx(2 / 64)
-    assert mcnemar(4, 4) == mcnemar(0, 0) == 1.0
-    assert 0 < mcnemar(400, 600) < 1e-9
-
-
-@pytest.mark.parametrize("p_a, p_b", [(0.1, 0.1), (0.1, 0.25), (0.02, 0.1)])
-def test_the_paired_interval_covers_the_difference(p_a, p_b):
-    """All outcomes of 40 games, in which only a wins with probability p_a and only b with p_b."""
-    n, covered = 40, 0.0
-    for a, b in itertools.product(range(n + 1), repeat=2):
-        if a + b <= n:
-            low, high = paired_difference(a, b, n)
-            ways = math.comb(n, a) * math.comb(n - a, b)
-            covered += (low <= p_b - p_a <= high) * ways * p_a**a * p_b**b * (1 - p_a - p_b) ** (n - a - b)
-    assert 0.94 < covered < 0.99
-
-
-# ------------------------------------------------------------------------------------------------------- comparing
-
-
-def result(path: Path, games: dict[int, bool], **settings: object) -> Path:
-    episodes = [
-        {"task": {"goal": goal}, "task_type": f"walk {goal % 2}", "won": won, "turns": 3 if won else 5}
-        for goal, won in games.items()
-    ]
-    settings = {"model": path.stem, "rows": "rows.jsonl", "temperature": 0.4, **settings}
-    path.write_text(json.dumps({"settings": settings, "episodes": episodes}))
-    return path
-
-
-def compared(monkeypatch, capsys, a: Path, b: Path) -> list[str]:
-    monkeypatch.setattr(sys, "argv", ["compare_evals.py", str(a), str(b)])
-    compare_evals.main()
-    return capsys.readouterr().out.splitlines()
-
-
-def test_results_on_the_same_games_are_compared_in_pairs(tmp_path, monkeypatch, capsys):
-    a = result(tmp_path / "a.json", {1: True, 2: False, 3: False, 4: False, 5: True, 7: True})
-    b = result(tmp_path / "b.json", {5: False, 4: True, 3: True, 2: True, 1: True, 9: True}, temperature=1.0)
-    lines = compared(monkeypatch, capsys, a, b)
-    assert lines[:2] == ["a: a on rows.jsonl", "b: b on rows.jsonl"]
-    assert lines[2] == "note: the two were played with different settings, temperature 0.4 and 1.0"
-    low, high = paired_difference(1, 3, 5)
-    assert lines[4].split() == [
-        *("all", "5", "5", "0.400", "0.800", "+0.400", f"[{low:+.3f},", f"{high:+.3f}]", "0.625", "-0.8")
-    ]
-    assert lines[5].split()[:3] == ["walk", "0", "2"] and lines[6].split()[:3] == ["walk", "1", "3"]
-    assert lines[-1] == "not compared: 2 episodes of games that only one of the two has"
-
-
-def test_results_on_different_games_are_compared_as_samples(tmp_path, monkeypatch, capsys):
-    a = result(tmp_path / "a.json", {goal: goal < 9 for goal in range(10)})
-    b = result(tmp_path / "b.json", {goal: goal < 23 for goal in range(20, 30)})
-    rows = compare_evals.compare(json.loads(b.read_text()), json.loads(a.read_text()))
-    assert rows["all"]["interval"] == pytest.approx((0.1705, 0.8090), abs=5e-5) and not rows["all"]["paired"]
-    assert compared(monkeypatch, capsys, a, b)[-1] == "no game in common: compared as independent samples"
-
-
-def test_what_is_no_result_is_refused(tmp_path, monkeypatch, capsys):
-    good = result(tmp_path / "a.json", {1: True})
-    (tmp_path / "b.json").write_text("{}")
-    for name in ("b.json", "c.json"):
-        with pytest.raises(SystemExit, match="name two results of evaluate.py"):
-            compared(monkeypatch, capsys, good, tmp_path / name)

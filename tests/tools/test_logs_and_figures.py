@@ -4,9 +4,12 @@ import json
 from argparse import Namespace
 
 import matplotlib.image
-from examples.tcod.tools import plot_runs
 import pytest
+from matplotlib.figure import Figure
+
 from examples.tcod import run_log
+from examples.tcod.tools import plot_runs, plotting
+from smoke import figure
 
 NUM_GPUS = 0
 
@@ -64,21 +67,53 @@ def test_of_lines_written_twice_the_last_counts(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:  # resumed from a checkpoint after rollout 1
         file.write(json.dumps({"kind": "rollout", "n": 2, "rollout/tcod/kl/trajectory": 9.0}) + "\n")
     lines = plot_runs.read_run(folder)
-    assert plot_runs.curve(lines, "rollout", "rollout/tcod/kl/trajectory") == {0: 1, 1: 2, 2: 9.0}
-    assert plot_runs.curve(lines, "eval", "eval/tcod/seen/success") == {1: 0.0, 2: 1 / 3, 3: 2 / 3}
+    assert plot_runs.curve(lines, "rollout/tcod/kl/trajectory") == {0: 1, 1: 2, 2: 9.0}
+    assert plot_runs.curve(lines, "eval/tcod/seen/success") == {1: 0.0, 2: 1 / 3, 3: 2 / 3}
     assert plot_runs.by_turn(lines[-1], "eval/tcod/seen/kl_by_turn/") == {4: 2}
     assert plot_runs.work_minutes(lines) == {"rollouts": 2.0, "training": 1.0, "evaluation": 1.5}
 
 
 def test_a_band_reaches_from_the_lowest_to_the_highest_seed(tmp_path):
-    runs = [plot_runs.read_run(run_dir(tmp_path / str(seed), seed)) for seed in (1, 2, 6)]
-    _, axes = plot_runs.plt.subplots()
-    metric = "rollout/tcod/kl/trajectory"
-    plot_runs.draw_curves(axes, {"f2b": runs}, lambda lines: plot_runs.curve(lines, "rollout", metric))
+    axes = Figure().subplots()
+    plotting.draw_curve(axes, [{0: seed, 1: 1 + seed} for seed in (1, 2, 6)], plotting.styles({"f2b": "123"})["f2b"])
+    plotting.finish(axes, ylabel="KL")
     [line], [band] = axes.lines, axes.collections
-    assert list(line.get_xdata()) == [0, 1, 2] and list(line.get_ydata()) == [3, 4, 5]
-    assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(0, 1), (0, 6), (2, 3), (2, 8)}
-    assert axes.get_legend_handles_labels()[1] == ["f2b, 3 seeds"]
+    assert list(line.get_xdata()) == [0, 1] and list(line.get_ydata()) == [3, 4]
+    assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(0, 1), (0, 6), (1, 2), (1, 7)}
+    assert axes.get_legend_handles_labels()[1] == ["F2B, 3 seeds"]
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def test_an_arm_looks_the_same_in_every_figure():
+    few, many = (plotting.styles(dict.fromkeys(names, "1")) for names in (["b2f", "f2b"], ["x", "b2f", "y", "opd"]))
+    assert list(few) == ["f2b", "b2f"] and list(many) == ["opd", "b2f", "x", "y"]
+    assert few["b2f"] == many["b2f"]
+    for part in ("color", "marker", "linestyle", "label"):
+        assert len({style[part] for style in many.values()}) == 4
+    with pytest.raises(ValueError, match="only 3 arms can be told apart, not 4"):
+        plotting.styles(dict.fromkeys("abcd", "1"))
+
+
+def test_training_episodes_are_thin_lines_beside_the_evaluations(tmp_path):
+    runs = {"opd": [plot_runs.read_run(run_dir(tmp_path / str(seed), seed)) for seed in (1, 2)]}
+    axes = Figure().subplots()
+    plot_runs.draw_metric(axes, runs, "kl/trajectory", "seen", "KL")
+    evaluated, trained, entry = axes.lines
+    assert list(evaluated.get_ydata()) == [0, 1.5, 3] and list(trained.get_ydata()) == [1.5, 2.5, 3.5]
+    assert trained.get_linewidth() < evaluated.get_linewidth() and len(axes.collections) == 1
+    assert axes.get_legend_handles_labels()[1] == ["OPD, 2 seeds", entry.get_label()]
+    axes = Figure().subplots()
+    plot_runs.draw_metric(axes, runs, "kl/trajectory", None, "KL")
+    assert axes.get_legend_handles_labels()[1] == ["OPD, 2 seeds"] and len(axes.collections) == 1
+
+
+def test_kl_by_turn_is_shown_before_and_after_training(tmp_path):
+    lines = plot_runs.read_run(run_dir(tmp_path / "a", seed=1))
+    for run, labels in (lines, ["F2B"]), ([{**lines[1], "n": 0}, *lines], ["before training", "F2B"]):
+        axes = Figure().subplots()
+        plot_runs.draw_by_turn(axes, {"f2b": [run]}, "seen", "KL by turn")
+        assert axes.get_legend_handles_labels()[1] == labels
+        assert [list(line.get_xdata()) for line in axes.lines] == [[4]] * len(labels)
 
 
 @pytest.mark.parametrize("scored", [True, False])
@@ -89,8 +124,21 @@ def test_the_command_draws_all_arms(tmp_path, monkeypatch, scored):
     assert matplotlib.image.imread(tmp_path / "x.png").std() > 0
 
 
+def test_the_smoke_runs_figure_is_drawn(tmp_path):
+    point = {"eval/tcod/heldout/success": 0.5, "eval/tcod/heldout_t1/kl/trajectory": 9.0}
+    point |= {"eval/tcod/heldout_t1/kl_by_turn/00": 1.0, "eval/tcod/heldout_t1/kl_by_turn/01": 8.0}
+    lines = [{"kind": "eval", "n": 0, **point}, {"kind": "rollout", "n": 0, "rollout/tcod/success": 1.0}]
+    figure.draw({"f2b": [*lines, {"kind": "eval", "n": 1, **point}]}, tmp_path / "x.png")
+    assert matplotlib.image.imread(tmp_path / "x.png").std() > 0
+
+
 def test_what_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["plot_runs.py", "x.png", f"f2b={tmp_path}"])
     with pytest.raises(SystemExit):
         plot_runs.main()
     assert "is not ARM=DIR with a metrics.jsonl in DIR" in capsys.readouterr().err
+    run_dir(tmp_path / "a", seed=1)
+    monkeypatch.setattr("sys.argv", ["plot_runs.py", "x.png", *(f"{name}={tmp_path}/a" for name in "abcd")])
+    with pytest.raises(SystemExit):
+        plot_runs.main()
+    assert "only 3 arms can be told apart, not 4: name fewer" in capsys.readouterr().err

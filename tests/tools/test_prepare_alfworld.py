@@ -6,14 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from examples.tcod.tools import prepare_alfworld
 import pytest
 
-pytest.importorskip("alfworld")
-
 from examples.tcod.env_alfworld import AlfworldEnvironment
-from smoke.make_games import make_game
+from examples.tcod.tools import prepare_alfworld
 from examples.tcod.tools.prepare_alfworld import DataError, Unusable, check_game, prepare, read_source, rebase, replay
+from smoke.make_games import make_game
 
 NUM_GPUS = 0
 HORIZON = 12
@@ -88,8 +86,7 @@ def published(row: dict, actions: list[str]) -> dict:
 
 
 def test_a_download_and_its_walkthroughs_are_enough(root, rows, tmp_path):
-    script = Path(prepare_alfworld.__file__)
-    command = [sys.executable, str(script), "--out", str(tmp_path / "out"), "--processes", "2"]
+    command = [sys.executable, "-m", prepare_alfworld.__name__, "--out", str(tmp_path / "out"), "--processes", "2"]
     env = {**os.environ, "ALFWORLD_DATA": str(root)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

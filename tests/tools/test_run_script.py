@@ -333,7 +333,7 @@ def preflight(place, monkeypatch):
     """check(**options) of preflight.py's checks before a GPU is taken; the message where they refuse."""
     folder, env = place
     monkeypatch.setenv("ALFWORLD_DATA", env["ALFWORLD_DATA"])
-    from examples.tcod.config import ConfigError
+    from examples.tcod.errors import ConfigError
     from examples.tcod.tools import preflight
 
     def check(**options):

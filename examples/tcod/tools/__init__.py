@@ -1,0 +1,1 @@
+"""Programs around the recipe: `python -m <package>.tools.NAME --help`. The recipe itself needs none of them."""

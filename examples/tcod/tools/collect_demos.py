@@ -1,11 +1,11 @@
 """Sample a teacher's demonstrations: every game N times, of each the shortest replayable solution is kept.
 
-    python examples/tcod/collect_demos.py --rows train.jsonl --out demos.jsonl --url http://HOST:PORT --model DIR
+    python -m examples.tcod.tools.collect_demos --rows train.jsonl --out demos.jsonl --url http://HOST:PORT --model DIR
 
 Every finished episode is a line of OUT.journal.jsonl at once, so after a crash the same command goes on where it was.
 A solved game is sampled on, since a later solution may be shorter; lower --samples to pay less. In the end OUT holds a
 row for each game that was solved, with its demonstration, and for each that never was, with an empty one.
-prepare_alfworld.py --demos OUT makes train.jsonl of the former and hard.jsonl of the latter.
+prepare_alfworld --demos OUT makes train.jsonl of the former and hard.jsonl of the latter.
 """
 
 import argparse
@@ -13,21 +13,19 @@ import asyncio
 import fcntl
 import json
 import sys
-from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..chat import ChatTokens
-from ..config import ConfigError
-from .play import Row, add_options, failure, play, read_rows, settings, start, task, task_key
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from slime.rollout.sglang_rollout import GenerateState
-from slime.utils.types import Sample
+from ..chat import ChatTokens
+from ..errors import ConfigError
+from ..rows import Row, task_key
+from .play import Played, Player, add_options, play, start
 
 Entry = dict[str, Any]  # one episode, see `entry_of`
 
@@ -71,7 +69,7 @@ class Journal:
 
     def of(self, row: Row) -> list[Entry]:
         """The episodes of a row's task."""
-        return self._by_task[task_key(task(row))]
+        return self._by_task[task_key(row.task)]
 
     def add(self, entry: Entry) -> None:
         self._write(entry)
@@ -82,30 +80,30 @@ class Journal:
         self._file.flush()
 
 
-def entry_of(row: Row, attempt: int, sample: Sample, chat: ChatTokens) -> Entry:
+def entry_of(row: Row, attempt: int, played: Played, chat: ChatTokens) -> Entry:
     """The journal's line about one episode; a won one with its actions and the responses they are parsed from.
 
     `problem`: what keeps a replay from doing and saying exactly the same, or None.
     """
-    episode = sample.metadata["tcod"]
-    entry = {"task": task(row), "attempt": attempt, "won": episode["won"], "turns": len(episode["turns"])}
-    if not episode["won"]:
+    record = played.record
+    entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns)}
+    if not record.won:
         return entry
-    response = sample.tokens[len(sample.tokens) - sample.response_length :]
-    sampled = [response[turn["start"] : turn["end"]] for turn in episode["turns"]]
+    response = played.history.tokens[played.history.prompt_length :]
+    sampled = [response[turn.start : turn.end] for turn in record.turns]
     texts = [chat.text(ids) for ids in sampled]
     problem = None
     # A replay repeats the text of a turn; other tokens than the teacher's are a blemish, another action is not usable.
     if any(chat.assistant(text) != _ended(ids, chat) for text, ids in zip(texts, sampled, strict=True)):
         problem = "tokens"
-    if not all(turn["valid"] and turn["admissible"] for turn in episode["turns"]):
+    if not all(turn.valid and turn.admissible for turn in record.turns):
         problem = "actions"
-    return {**entry, "problem": problem, "actions": [turn["action"] for turn in episode["turns"]], "responses": texts}
+    return {**entry, "problem": problem, "actions": [turn.action for turn in record.turns], "responses": texts}
 
 
 def _ended(ids: list[int], chat: ChatTokens) -> list[int]:
     """A turn as it stands in the context: one that was cut by a length is given its end-of-turn token."""
-    return ids if ids[-1] in chat.stop_ids else [*ids, chat.end_of_turn]
+    return ids if ids[-1] == chat.end_of_turn else [*ids, chat.end_of_turn]
 
 
 def best(entries: Sequence[Entry]) -> Entry | None:
@@ -114,22 +112,21 @@ def best(entries: Sequence[Entry]) -> Entry | None:
     return min(usable, key=lambda entry: (entry["problem"] is not None, entry["turns"]), default=None)
 
 
-async def sample_games(args: Namespace, rows: list[Row], samples: int, journal: Journal) -> Counter[str]:
+async def sample_games(player: Player, rows: list[Row], samples: int, journal: Journal) -> Counter[str]:
     """Play what the journal lacks: every game once, then every game again. Returns the failed episodes by reason."""
-    chat = ChatTokens(GenerateState(args).tokenizer, args.apply_chat_template_kwargs)
     done = [entry for row in rows for entry in journal.of(row)]
-    played = {(task_key(entry["task"]), entry["attempt"]) for entry in done}
-    todo = [(row, n) for n in range(samples) for row in rows if (task_key(task(row)), n) not in played]
+    known = {(task_key(entry["task"]), entry["attempt"]) for entry in done}
+    todo = [(row, n) for n in range(samples) for row in rows if (task_key(row.task), n) not in known]
     wins, total = sum(entry["won"] for entry in done), len(done)
     failed: Counter[str] = Counter()
     with logging_redirect_tqdm(), tqdm(total=total + len(todo), initial=total, unit="episode") as bar:
-        async for index, sample in play(args, [row for row, _ in todo]):
-            if reason := failure(sample):
+        async for index, played in play(player, [row for row, _ in todo]):
+            if reason := played.record.failure:
                 failed[reason] += 1
             else:
                 row, attempt = todo[index]
-                journal.add(entry_of(row, attempt, sample, chat))
-                wins, total = wins + sample.metadata["tcod"]["won"], total + 1
+                journal.add(entry_of(row, attempt, played, player.runtime.chat))
+                wins, total = wins + played.record.won, total + 1
             bar.set_postfix_str(f"success {wins / max(total, 1):.2f}, failed {failed.total()}", refresh=False)
             bar.update()
     return failed
@@ -147,12 +144,14 @@ def write_demos(out: Path, rows: list[Row], samples: int, journal: Journal) -> l
         if found := best(entries):
             demo = {name: found[name] for name in ("actions", "responses")}
         elif any(entry["won"] for entry in entries):
-            left_out.append(f"{task_key(task(row))}: every solution contains invalid or inadmissible actions")
+            left_out.append(f"{task_key(row.task)}: every solution contains invalid or inadmissible actions")
             continue
         elif len(entries) < samples:
-            left_out.append(f"{task_key(task(row))}: only {len(entries)} of {samples} episodes were played, none won")
+            left_out.append(f"{task_key(row.task)}: only {len(entries)} of {samples} episodes were played, none won")
             continue
-        lines.append(json.dumps({**row, "metadata": {**task(row), "demo": demo}}) + "\n")
+        lines.append(
+            json.dumps({"prompt": row.prompt, "label": row.label, "metadata": {**row.task, "demo": demo}}) + "\n"
+        )
     partial = out.with_name(out.name + ".partial")
     partial.write_text("".join(lines))
     partial.replace(out)
@@ -163,7 +162,7 @@ def summary(rows: list[Row], journal: Journal) -> str:
     """A table by task type. Length: the median of the kept demonstrations; inexact: those with other tokens."""
     by_type = defaultdict(list)
     for row in rows:
-        by_type[row["label"]].append(journal.of(row))
+        by_type[row.label].append(journal.of(row))
     lines = [f"{'task type':<32}{'games':>7}{'solved':>8}{'success':>9}{'length':>8}{'inexact':>9}"]
     for name, games in [*sorted(by_type.items()), ("all", list(map(journal.of, rows)))]:
         won = [entry["won"] for entries in games for entry in entries]
@@ -178,24 +177,24 @@ def summary(rows: list[Row], journal: Journal) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, required=True, help="the games: JSONL rows of prepare_alfworld.py")
+    parser.add_argument("--rows", type=Path, required=True, help="the games: JSONL rows of prepare_alfworld")
     parser.add_argument("--out", type=Path, required=True, help="gets the demonstrations; the journal lies beside it")
     parser.add_argument("--samples", type=int, default=10, help="N, episodes per game, default: %(default)s")
     add_options(parser, temperature=1.0)
     options = parser.parse_args()
     try:
-        args = start(options)
-        rows = read_rows(options.rows, args)
-        journal = Journal(options.out.with_suffix(".journal.jsonl"), settings(options, args))
-        failed = asyncio.run(sample_games(args, rows, options.samples, journal))
+        player = start(options)
+        rows = player.read_rows(options.rows)
+        journal = Journal(options.out.with_suffix(".journal.jsonl"), player.settings)
+        failed = asyncio.run(sample_games(player, rows, options.samples, journal))
     except (ConfigError, RuntimeError) as error:
-        sys.exit(f"collect_demos.py: {error}")
+        sys.exit(f"collect_demos: {error}")
     left_out = write_demos(options.out, rows, options.samples, journal)
     print(summary(rows, journal))
     for game in left_out:
         print(f"left out of {options.out}: {game}")
     if failed:
-        sys.exit(f"collect_demos.py: {failed.total()} episodes failed ({dict(failed)}): run it again to play them")
+        sys.exit(f"collect_demos: {failed.total()} episodes failed ({dict(failed)}): run it again to play them")
 
 
 if __name__ == "__main__":

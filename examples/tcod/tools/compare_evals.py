@@ -1,6 +1,6 @@
-"""The statistics of evaluations, and the difference of two results of evaluate.py. Pure Python.
+"""The statistics of evaluations, and the difference of two results of evaluate.py.
 
-    python examples/tcod/compare_evals.py opd.json f2b.json
+    python -m examples.tcod.tools.compare_evals opd.json f2b.json
 
 prints the success of the second minus that of the first, by task type, with 95% intervals: paired where the two played
 the same games, which removes the differences between games from the comparison. One run of each arm says little about
@@ -17,22 +17,24 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from scipy.stats import binomtest, norm
+
 Episode = dict[str, Any]  # task, task_type, won, turns, context_limited
 Interval = tuple[float, float]
 
-Z = 1.959964  # the normal distribution's 97.5% quantile: all intervals are 95% ones
+Z = float(norm.ppf(0.975))  # all intervals are 95% ones
 
 
 def wilson(wins: int, n: int) -> Interval:
     """Wilson's score interval of a proportion, `wins` out of `n` > 0."""
-    p, spread = wins / n, Z**2 / n
-    centre = (p + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (p * (1 - p) + spread / 4)) / (1 + spread)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return binomtest(wins, n).proportion_ci(method="wilson")
 
 
 def difference(wins_a: int, n_a: int, wins_b: int, n_b: int) -> Interval:
-    """Newcombe's interval of p_b - p_a for two independent proportions, out of Wilson's of each."""
+    """Newcombe's interval of p_b - p_a for two independent proportions, out of Wilson's of each.
+
+    R. G. Newcombe, Statistics in Medicine 17 (1998) 873-890, method 10.
+    """
     (low_a, high_a), (low_b, high_b) = wilson(wins_a, n_a), wilson(wins_b, n_b)
     a, b = wins_a / n_a, wins_b / n_b
     return b - a - math.hypot(b - low_b, high_a - a), b - a + math.hypot(high_b - b, a - low_a)
@@ -40,6 +42,8 @@ def difference(wins_a: int, n_a: int, wins_b: int, n_b: int) -> Interval:
 
 def paired_difference(only_a: int, only_b: int, n: int) -> Interval:
     """Agresti and Min's interval of p_b - p_a over `n` games that both played: 1/2 added to each of the four counts.
+
+    A. Agresti and Y. Min, Statistics in Medicine 24 (2005) 729-740.
 
     Args:
         only_a, only_b: games that only one of the two won.
@@ -52,9 +56,7 @@ def paired_difference(only_a: int, only_b: int, n: int) -> Interval:
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided exact p-value of McNemar's test: how surprising this split is where both are equally good."""
-    n = only_a + only_b
-    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    return binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:

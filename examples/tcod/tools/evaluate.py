@@ -1,27 +1,28 @@
 """Success rates on any SGLang server: every game once, full horizon, by task type, with 95% intervals.
 
-    python examples/tcod/evaluate.py --rows valid_seen.jsonl --out f2b.json --url http://HOST:PORT --model DIR
+    python -m examples.tcod.tools.evaluate --rows valid_seen.jsonl --out f2b.json --url http://HOST:PORT --model DIR
 
-compare_evals.py takes two such results.
+compare_evals takes two such results.
 """
 
 import argparse
 import asyncio
 import json
 import sys
-from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .compare_evals import by_type, summarise
-from ..config import ConfigError
-from .play import Row, add_options, failure, play, read_rows, settings, start, task
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..errors import ConfigError
+from ..rows import Row
+from .compare_evals import by_type, summarise
+from .play import Player, add_options, play, start
 
-async def evaluate(args: Namespace, rows: list[Row]) -> dict[str, Any]:
+
+async def evaluate(player: Player, rows: list[Row]) -> dict[str, Any]:
     """Play every row once.
 
     Returns {"success": summaries by task type, "failed": counts by reason, "episodes": one entry each, in the rows'
@@ -30,17 +31,17 @@ async def evaluate(args: Namespace, rows: list[Row]) -> dict[str, Any]:
     episodes: dict[int, dict[str, Any]] = {}
     failed: Counter[str] = Counter()
     with logging_redirect_tqdm(), tqdm(total=len(rows), unit="episode") as bar:
-        async for index, sample in play(args, rows):
-            if reason := failure(sample):
-                failed[reason] += 1
+        async for index, played in play(player, rows):
+            row, record = rows[index], played.record
+            if record.failure:
+                failed[record.failure] += 1
             else:
-                row, record = rows[index], sample.metadata["tcod"]
                 episodes[index] = {
-                    "task": task(row),
-                    "task_type": row["label"],
-                    "won": record["won"],
-                    "turns": len(record["turns"]),
-                    "context_limited": record["context_limited"],
+                    "task": row.task,
+                    "task_type": row.label,
+                    "won": record.won,
+                    "turns": len(record.turns),
+                    "context_limited": record.context_limited,
                 }
             wins = sum(episode["won"] for episode in episodes.values())
             bar.set_postfix_str(f"success {wins / max(len(episodes), 1):.2f}, failed {failed.total()}", refresh=False)
@@ -64,20 +65,20 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, required=True, help="the games: JSONL rows of prepare_alfworld.py")
+    parser.add_argument("--rows", type=Path, required=True, help="the games: JSONL rows of prepare_alfworld")
     parser.add_argument("--out", type=Path, required=True, help="gets the result as JSON")
     add_options(parser, temperature=0.4)
     options = parser.parse_args()
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        args = start(options)
-        rows = read_rows(options.rows, args)
-        result = asyncio.run(evaluate(args, rows))
+        player = start(options)
+        rows = player.read_rows(options.rows)
+        result = asyncio.run(evaluate(player, rows))
     except (ConfigError, RuntimeError) as error:
-        sys.exit(f"evaluate.py: {error}")
+        sys.exit(f"evaluate: {error}")
     if not result["episodes"]:
-        sys.exit(f"evaluate.py: all {len(rows)} episodes failed ({result['failed']}): see the warnings above")
-    about = {**settings(options, args), "rows": str(options.rows)}
+        sys.exit(f"evaluate: all {len(rows)} episodes failed ({result['failed']}): see the warnings above")
+    about = {**player.settings, "rows": str(options.rows)}
     options.out.write_text(json.dumps({"settings": about, **result}, indent=1))
     print(table(result))
 

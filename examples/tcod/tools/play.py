@@ -1,37 +1,69 @@
 """Episodes on any SGLang server, outside training: what collect_demos.py and evaluate.py share.
 
-It is the recipe's one episode loop, tcod_rollout.generate in evaluation mode: the full horizon, no curriculum, no
-teacher. So slime must be importable, as it is in slime's container.
+It is the recipe's one episode loop over the full horizon, with no curriculum, no teacher, and no slime.
 """
 
 import argparse
 import asyncio
-import copy
 import itertools
 import json
+import logging
 import math
 import os
+import uuid
 from argparse import Namespace
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-import yaml
-from ..environment import WORKER_CPUS, load_environment
-from ..chat import ChatTokens
-from ..config import ConfigError, TcodConfig, probe, read_settings
-from ..tcod_rollout import generate
-from ..teacher import TeacherFailure
+import httpx
+from transformers import AutoTokenizer
 
-from slime.rollout.sglang_rollout import GenerateState
-from slime.utils.types import Sample
+from ..chat import ChatTokens
+from ..checks import check_environment, probe
+from ..config import TcodConfig
+from ..environment_pool import WORKER_CPUS
+from ..episode import Assignment, EpisodeRecord, Runtime, play_episode
+from ..errors import ConfigError, Failure
+from ..history import AppendHistory
+from ..rows import Demonstration, Row, check_rows, check_unique, read_rows
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 FAILURES_IN_A_ROW = 32  # then something is broken for good
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Player:
+    """A student on a server, and what its episodes need.
+
+    Attributes:
+        settings: what success depends on beside the games: results and journals record it.
+    """
+
+    runtime: Runtime
+    sampling_params: dict[str, Any]
+    max_context_len: int
+    concurrency: int
+    settings: dict[str, Any]
+
+    def read_rows(self, path: Path) -> list[Row]:
+        """The rows of a file, each checked by the environment and a task of its own. Raises ConfigError."""
+        rows = read_rows(path)
+        check_rows(rows, str(path), self.runtime.environment, self.runtime.config.tcod_data_root)
+        check_unique(rows, path)
+        return rows
+
+
+@dataclass(frozen=True)
+class Played:
+    """An episode that has ended: its record, and its tokens if it did not fail."""
+
+    record: EpisodeRecord
+    history: AppendHistory | None
 
 
 def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
@@ -43,15 +75,21 @@ def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     parser.add_argument("--max-context-len", type=int, default=16384, help="of an episode, default: %(default)s")
     parser.add_argument("--concurrency", type=int, default=64, help="episodes at once, default: %(default)s")
     parser.add_argument(
+        "--apply-chat-template-kwargs",
+        type=json.loads,
+        default={"enable_thinking": False},
+        help='of the chat template, as in training, default: {"enable_thinking": false}',
+    )
+    parser.add_argument(
         "--config",
         type=Path,
-        default=HERE / "configs" / "alfworld_opd.yaml",
+        default=HERE.parent / "configs" / "alfworld_opd.yaml",
         help="YAML of tcod_* settings (horizon, environment, ...; the curriculum plays no part), default: %(default)s",
     )
 
 
-def start(options: Namespace) -> Namespace:
-    """Check the server against the options, start Ray, and return slime's arguments for `play`.
+def start(options: Namespace) -> Player:
+    """Check the server against the options, and start Ray.
 
     Raises:
         ConfigError: with one sentence that names the option and the fix.
@@ -63,21 +101,19 @@ def start(options: Namespace) -> Namespace:
             f"--max-turn-len {options.max_turn_len} bounds one turn: set it above 0 and below "
             f"--max-context-len {options.max_context_len}"
         )
-    args = _slime_args(options)
-    config = read_settings(args)
-    _check_server(options, args)
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level="warning", log_to_driver=False)
-    else:
-        cpus = math.ceil(max(os.cpu_count() or 1, config.tcod_env_workers * WORKER_CPUS))
-        ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level="warning", log_to_driver=False)
-    return args
-
-
-def settings(options: Namespace, args: Namespace) -> dict[str, Any]:
-    """What success depends on beside the games: results and journals record it."""
-    config = TcodConfig.from_args(args)
-    return {
+    url = httpx.URL(options.url)
+    if url.scheme not in ("http", "https") or not url.host or not url.port:
+        raise ConfigError(f"--url must be http://HOST:PORT, got {options.url}")
+    config = TcodConfig.read(options.config)
+    check_environment(config)
+    chat = _load_chat(options)
+    _check_server(options, chat)
+    _start_ray(config)
+    sampling_params = {
+        **{"temperature": options.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": options.max_turn_len},
+        **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
+    }
+    settings = {
         "model": options.model,
         "temperature": options.temperature,
         "max_turn_len": options.max_turn_len,
@@ -86,142 +122,87 @@ def settings(options: Namespace, args: Namespace) -> dict[str, Any]:
         "environment": config.tcod_environment,
         "admissible": config.tcod_admissible,
     }
+    runtime = Runtime.create(config, chat, options.url.rstrip("/"))
+    return Player(runtime, sampling_params, options.max_context_len, options.concurrency, settings)
 
 
-def read_rows(path: Path, args: Namespace) -> list[Row]:
-    """The rows of a JSONL file, each of them checked by the environment.
-
-    Raises:
-        ConfigError: the file cannot be used; the message names the line.
-    """
-    config = TcodConfig.from_args(args)
-    environment = load_environment(config.tcod_environment)
-    rows: list[Row] = []
-    seen: dict[str, int] = {}
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(
-            f"--rows {path} cannot be read ({error.strerror}): make it with prepare_alfworld.py"
-        ) from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            row = {name: row[name] for name in ("prompt", "label", "metadata")}
-            environment.check_row(row["metadata"], config.tcod_data_root)
-            first = seen.setdefault(task_key(task(row)), number)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"line {number} of {path} cannot be played ({error}): prepare the data anew") from error
-        if first != number:
-            raise ConfigError(f"lines {first} and {number} of {path} are the same task: remove one of them")
-        rows.append(row)
-    if not rows:
-        raise ConfigError(f"--rows {path} is empty: make it with prepare_alfworld.py")
-    return rows
-
-
-def task(row: Row) -> dict[str, Any]:
-    """What tells one task from another: a row's metadata without its demonstration."""
-    return {name: value for name, value in row["metadata"].items() if name != "demo"}
-
-
-def task_key(task: dict[str, Any]) -> str:
-    """The same for all spellings of a task, to look things up by."""
-    return json.dumps(task, sort_keys=True)
-
-
-async def play(args: Namespace, rows: Iterable[Row]) -> AsyncIterator[tuple[int, Sample]]:
-    """Play an episode for each row, --concurrency of them at once.
+async def play(player: Player, rows: Iterable[Row]) -> AsyncIterator[tuple[int, Played]]:
+    """Play an episode for each row, `concurrency` of them at once.
 
     Yields:
-        (position in `rows`, finished sample), in the order in which they finish. `failure(sample)` says whether an
-        episode was lost to the engine or the environment; else sample.metadata["tcod"] is its record.
+        (position in `rows`, the episode), in the order in which they finish.
 
     Raises:
         RuntimeError: FAILURES_IN_A_ROW episodes failed one after the other.
     """
-    sampling_params = GenerateState(args).sampling_params
     waiting = enumerate(rows)
-    running: set[asyncio.Task[Sample]] = set()
+    running: set[asyncio.Task[tuple[int, Played]]] = set()
     in_a_row: list[str] = []
     while True:
-        for index, row in itertools.islice(waiting, args.sglang_server_concurrency - len(running)):
-            sample = Sample(
-                index=index, prompt=row["prompt"], label=row["label"], metadata=copy.deepcopy(row["metadata"])
-            )
-            running.add(asyncio.create_task(generate(args, sample, sampling_params, evaluation=True)))
+        for index, row in itertools.islice(waiting, player.concurrency - len(running)):
+            running.add(asyncio.create_task(_play_row(player, index, row)))
         if not running:
             return
         done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for finished in done:
-            sample = finished.result()
-            in_a_row = [*in_a_row, failure(sample)] if failure(sample) else []
-            yield sample.index, sample
+            index, played = finished.result()
+            failure = played.record.failure
+            in_a_row = [*in_a_row, failure] if failure else []
+            yield index, played
             if len(in_a_row) == FAILURES_IN_A_ROW:
                 raise RuntimeError(
                     f"the last {FAILURES_IN_A_ROW} episodes failed ({dict(Counter(in_a_row))}): see the warnings above"
                 )
 
 
-def failure(sample: Sample) -> str | None:
-    """Why an episode was lost, or None for one that was played to its end."""
-    return sample.metadata["tcod"].get("failure")
-
-
-def _slime_args(options: Namespace) -> Namespace:
-    """Those of slime's arguments that its sampling parameters and `generate` read."""
-    host, _, port = options.url.removeprefix("http://").rstrip("/").rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"--url must be http://HOST:PORT, got {options.url}")
-    if not options.config.is_file():
-        raise ConfigError(f"--config {options.config} is not a file: name a YAML of tcod_* settings")
-    args = Namespace(
-        # engines
-        hf_checkpoint=options.model,
-        sglang_router_ip=host,
-        sglang_router_port=int(port),
-        sglang_server_concurrency=options.concurrency,
-        sglang_dp_size=1,
-        rollout_num_engines=1,
-        use_distributed_post=False,
-        # sampling
-        apply_chat_template_kwargs={"enable_thinking": False},
-        rollout_temperature=options.temperature,
-        rollout_top_p=1.0,
-        rollout_top_k=-1,
-        rollout_stop=None,
-        rollout_stop_token_ids=None,
-        rollout_skip_special_tokens=False,
-        rollout_max_response_len=options.max_turn_len,
-        rollout_max_context_len=options.max_context_len,
-        # no teacher
-        opd_type=None,
-        custom_config_path=str(options.config),
+async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Played]:
+    record = EpisodeRecord(evaluation=True)
+    task = Assignment(
+        metadata=row.metadata,
+        plan=player.runtime.config.curriculum.full_plan(),
+        demo=Demonstration(),
+        sampling_params=player.sampling_params,
+        max_context_len=player.max_context_len,
+        session=uuid.uuid4().hex,
     )
-    for key, value in (yaml.safe_load(options.config.read_text()) or {}).items():  # as slime does
-        setattr(args, key, value)
-    return args
-
-
-def _check_server(options: Namespace, args: Namespace) -> None:
     try:
-        tokenizer = GenerateState(args).tokenizer
-        ChatTokens(tokenizer, args.apply_chat_template_kwargs)
+        return index, Played(record, await play_episode(player.runtime, task, record))
+    except Failure as failure:
+        logger.warning("the episode of row %d failed, %s: %s", index + 1, failure.reason, str(failure)[:500])
+        return index, Played(EpisodeRecord(evaluation=True, failure=failure.reason), None)
+
+
+def _load_chat(options: Namespace) -> ChatTokens:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)  # as slime does
+        return ChatTokens(tokenizer, options.apply_chat_template_kwargs)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--model {options.model}: {reason}; name the checkpoint that the server serves") from error
+
+
+def _check_server(options: Namespace, chat: ChatTokens) -> None:
     try:
-        url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
-        limit = probe(url, tokenizer, args.apply_chat_template_kwargs)
-    except (OSError, ValueError) as error:
+        limit = probe(options.url.rstrip("/"), chat)
+    except (httpx.HTTPError, ValueError) as error:
         raise ConfigError(f"no SGLang server answers at --url {options.url} ({error}): start it first") from error
-    except TeacherFailure as error:
+    except Failure as failure:
         raise ConfigError(
-            f"the server at --url does not encode text as --model {options.model} does ({error}): "
+            f"the server at --url does not encode text as --model {options.model} does ({failure}): "
             "name the checkpoint that it serves"
-        ) from error
+        ) from failure
     if limit < options.max_context_len:
         raise ConfigError(
             f"the server takes sequences of at most {limit} tokens, less than --max-context-len "
             f"{options.max_context_len}: lower that, or raise the server's --context-length"
         )
+
+
+def _start_ray(config: TcodConfig) -> None:
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level="warning", log_to_driver=False)
+    else:
+        cpus = math.ceil(max(os.cpu_count() or 1, config.tcod_env_workers * WORKER_CPUS))
+        ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level="warning", log_to_driver=False)

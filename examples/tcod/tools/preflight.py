@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ..environment import load_environment
+from transformers import AutoConfig, AutoTokenizer
+
 from ..config import (
     ConfigError,
     TcodConfig,
@@ -24,7 +25,7 @@ from ..config import (
     check_training_rows,
     read_settings,
 )
-from transformers import AutoConfig, AutoTokenizer
+from ..environment import load_environment
 
 CHAT = {"enable_thinking": False}  # as in the script's --apply-chat-template-kwargs
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.

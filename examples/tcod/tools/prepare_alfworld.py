@@ -1,7 +1,7 @@
 """Turn an ALFWorld download into slime's JSONL: train, valid_seen, valid_unseen and hard.
 
-    python examples/tcod/prepare_alfworld.py --out DIR --demos walkthrough
-    python examples/tcod/prepare_alfworld.py --out DIR --demos train_expert.jsonl walkthrough
+    python -m examples.tcod.tools.prepare_alfworld --out DIR --demos walkthrough
+    python -m examples.tcod.tools.prepare_alfworld --out DIR --demos train_expert.jsonl walkthrough
 
 The games are the playable ones below $ALFWORLD_DATA/json_2.1.1, each opened in the real engine. --demos names sources
 of demonstrations for the training games, best first:
@@ -26,14 +26,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from statistics import mean, median
 from typing import Any
 
-from ..env_alfworld import AlfworldEnvironment
 from tqdm import tqdm
+
+from ..env_alfworld import AlfworldEnvironment
+from ..errors import ConfigError, Failure
+from ..rows import Demonstration
 
 DATA_VERSION = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen")
@@ -46,20 +49,6 @@ TASK_TYPES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
-
-Demo = dict[str, Any]  # {"actions": [...]} and perhaps "responses": [...], as long
-
-
-class DataError(Exception):
-    """Data that cannot be prepared. The message is one sentence that names the file or option and the fix."""
-
-
-class Unusable(Exception):
-    """Why a game or a demonstration is left out: `reason` is what is counted."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,7 @@ class Checked:
 
     game_file: str
     goal: str = ""
-    demo: Demo | None = None
+    demo: Demonstration | None = None
     source: str | None = None
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -103,14 +92,14 @@ def find_games(root: Path) -> list[str]:
     """The game files of all splits, relative to the data root.
 
     Raises:
-        DataError: a split has none.
+        ConfigError: a split has none.
     """
     games = []
     for split in SPLITS:
         folder = root / DATA_VERSION / split
         found = sorted(path.relative_to(root).as_posix() for path in folder.glob("*/*/game.tw-pddl"))
         if not found:
-            raise DataError(
+            raise ConfigError(
                 f"no games below {folder}: run alfworld-download, or point --data-root to where it put them"
             )
         games += found
@@ -129,20 +118,20 @@ def rebase(game_file: str) -> str:
     return "/".join(parts)
 
 
-def read_source(path: str) -> tuple[dict[str, Demo | None], list[LeftOut]]:
+def read_source(path: str) -> tuple[dict[str, Demonstration | None], list[LeftOut]]:
     """Demonstrations by game file out of published lists or this recipe's rows, and the repeated ones.
 
     None for a game that is only named: no "actions", no "demo".
 
     Raises:
-        DataError: the file or a line of it cannot be read; never skipped.
+        ConfigError: the file or a line of it cannot be read; never skipped.
     """
-    demos: dict[str, Demo | None] = {}
+    demos: dict[str, Demonstration | None] = {}
     repeated = []
     try:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
-        raise DataError(
+        raise ConfigError(
             f"--demos {path} cannot be read ({error.strerror}): name a JSONL file, or walkthrough"
         ) from error
     for number, line in enumerate(lines, 1):
@@ -151,8 +140,8 @@ def read_source(path: str) -> tuple[dict[str, Demo | None], list[LeftOut]]:
             row = row.get("metadata", row)  # the published lists have no metadata
             game_file = rebase(row["game_file"])
             demo = _demo(row.get("demo", row))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"line {number} of {path} is no row with a game_file and actions ({error!r})") from error
+        except (Failure, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"line {number} of {path} is no row with a game_file and actions ({error!r})") from error
         if game_file in demos:
             repeated.append(
                 LeftOut(game_file, path, "duplicate", f"line {number} repeats the game, the first one counts")
@@ -162,43 +151,37 @@ def read_source(path: str) -> tuple[dict[str, Demo | None], list[LeftOut]]:
     return demos, repeated
 
 
-def _demo(fields: dict[str, Any]) -> Demo | None:
+def _demo(fields: dict[str, Any]) -> Demonstration | None:
+    """The demonstration of a line, or None where it has no actions at all. Raises Failure: demo_malformed."""
     if "actions" not in fields:
         return None
-    demo = {name: fields[name] for name in ("actions", "responses") if fields.get(name) is not None}
-    if not all(isinstance(text, str) for texts in demo.values() for text in texts):
-        raise ValueError("actions and responses are lists of strings")
-    return {**demo, "actions": [" ".join(action.split()) for action in demo["actions"]]}
+    demo = Demonstration.of({"demo": fields})
+    return replace(demo, actions=tuple(" ".join(action.split()) for action in demo.actions))
 
 
 # ------------------------------------------------------------------------------------------------------- the engine
 
 
-def replay(environment: AlfworldEnvironment, game_file: str, demo: Demo, horizon: int) -> None:
-    """Play a demonstration as B2F will.
+def replay(environment: AlfworldEnvironment, game_file: str, demo: Demonstration, horizon: int) -> None:
+    """Play a demonstration to its end, by the rules by which B2F replays one.
 
     Raises:
-        Unusable: an action is not admissible, the game is not won exactly by the last one, there are more actions than
-            `horizon`, or a response does not give its action.
+        Failure: demo_{missing, too_long, mismatch, inadmissible}; demo_won_early or demo_not_won, where the game is
+            not won exactly by the last action.
     """
-    actions, responses = demo["actions"], demo.get("responses")
-    if len(actions) > horizon:
-        raise Unusable("too long", f"{len(actions)} actions, --horizon is {horizon}")
-    if responses is not None and len(responses) != len(actions):
-        raise Unusable("responses", f"{len(responses)} responses for {len(actions)} actions")
+    demo.check(horizon)
     observation = environment.reset({"game_file": game_file})
-    for number, action in enumerate(actions, 1):
-        where = f"action {number} of {len(actions)}, {action!r},"
+    for turn, action in enumerate(demo.actions):
         if observation.won:
-            raise Unusable("won early", f"{where} comes after the goal is reached")
-        if action not in observation.admissible:
+            raise Failure("demo_won_early", f"turn {turn + 1} of {len(demo.actions)} comes after the goal is reached")
+        try:
+            demo.response(turn, observation, type(environment))
+        except Failure as failure:
             hint = ": this ALFWorld says 'move X to Y'" if action.startswith("put ") else ""
-            raise Unusable("inadmissible", f"{where} is not admissible there{hint}")
-        if responses and environment.parse_action(responses[number - 1]) != (action, True):
-            raise Unusable("responses", f"{where} is not the action of its response {responses[number - 1]!r}")
+            raise Failure(failure.reason, f"{failure}{hint}") from failure
         observation = environment.step(action)
     if not observation.won:
-        raise Unusable("not won", f"{len(actions)} actions do not reach the goal")
+        raise Failure("demo_not_won", f"{len(demo.actions)} actions do not reach the goal")
 
 
 def check_game(
@@ -206,7 +189,7 @@ def check_game(
     root: Path,
     horizon: int,
     game_file: str,
-    candidates: Sequence[tuple[str, Demo | None]],
+    candidates: Sequence[tuple[str, Demonstration | None]],
 ) -> Checked:
     """Open a game and try its demonstrations in order. A candidate is (source, demonstration), best first.
 
@@ -215,21 +198,21 @@ def check_game(
     checked = Checked(game_file)
     try:
         walkthrough, checked.goal = _open(environment, root, game_file)
-    except Unusable as error:
+    except Failure as error:
         checked.left_out.append(LeftOut(game_file, "", error.reason, str(error)))
         return checked
     for source, demo in candidates:
         try:
             if demo is None:
                 demo = _demo({"actions": walkthrough})
-                if not demo["actions"]:
-                    raise Unusable("no walkthrough", "the game file has none")
-            if demo["actions"]:
+                if not demo.actions:
+                    raise Failure("no walkthrough", "the game file has none")
+            if demo.actions:
                 replay(environment, game_file, demo, horizon)
                 checked.demo = demo
             checked.source = source
             return checked
-        except Unusable as error:
+        except Failure as error:
             checked.left_out.append(LeftOut(game_file, source, error.reason, str(error)))
     return checked
 
@@ -237,17 +220,17 @@ def check_game(
 def _open(environment: AlfworldEnvironment, root: Path, game_file: str) -> tuple[list[str], str]:
     """The walkthrough in a game file and the goal as the engine words it."""
     if task_type(game_file) not in TASK_TYPES or "Sliced" in game_file:
-        raise Unusable("unsupported", "ALFWorld's engine does not play sliced objects and movable receptacles")
+        raise Failure("unsupported", "ALFWorld's engine does not play sliced objects and movable receptacles")
     try:
         game = json.loads((root / game_file).read_text())
         if not game.get("solvable"):
-            raise Unusable("unsolvable", "the game file does not say that it can be solved")
+            raise Failure("unsolvable", "the game file does not say that it can be solved")
         first = environment.reset({"game_file": game_file}).text
         return game.get("walkthrough") or [], first.split("Your task is to: ")[1].strip()
-    except Unusable:
+    except Failure:
         raise
     except Exception as error:  # whatever the engine raises on a damaged file
-        raise Unusable("engine", f"the engine cannot open it: {error!r}") from error
+        raise Failure("engine", f"the engine cannot open it: {error!r}") from error
 
 
 _checker: functools.partial[Checked] | None = None  # of a worker process
@@ -258,23 +241,23 @@ def _start_worker(root: Path, horizon: int) -> None:
     _checker = functools.partial(check_game, AlfworldEnvironment(str(root)), root, horizon)
 
 
-def _check(job: tuple[str, list[tuple[str, Demo | None]]]) -> Checked:
+def _check(job: tuple[str, list[tuple[str, Demonstration | None]]]) -> Checked:
     return _checker(*job)
 
 
 def check_games(
-    root: Path, horizon: int, jobs: Sequence[tuple[str, list[tuple[str, Demo | None]]]], processes: int | None
+    root: Path, horizon: int, jobs: Sequence[tuple[str, list[tuple[str, Demonstration | None]]]], processes: int | None
 ) -> list[Checked]:
     """check_game for each job (game file, candidates), in parallel, with a progress bar.
 
     Raises:
-        DataError: a worker process died.
+        ConfigError: a worker process died.
     """
     with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (root, horizon)) as pool:
         try:
             return list(tqdm(pool.map(_check, jobs), total=len(jobs), desc="games in the engine", unit="game"))
         except BrokenProcessPool as error:
-            raise DataError(
+            raise ConfigError(
                 f"a process that checks games died ({error}): see above, or try fewer --processes if memory ran out"
             ) from error
 
@@ -298,7 +281,7 @@ def make_sets(checked: Iterable[Checked]) -> tuple[dict[str, list[dict[str, Any]
                 left_out.append(LeftOut(game.game_file, "", "no demonstration", detail))
                 continue
             if game.demo:
-                metadata["demo"] = game.demo
+                metadata["demo"] = {name: texts for name, texts in asdict(game.demo).items() if texts is not None}
             else:
                 name = "hard"
         sets[name].append({"prompt": game.goal, "label": metadata["task_type"], "metadata": metadata})
@@ -309,7 +292,7 @@ def prepare(root: Path, out: Path, sources: Sequence[str], horizon: int, process
     """Check everything, write the JSONL files below `out`, and print what is in them.
 
     Raises:
-        DataError: the data cannot be used, or no set that could be trained on would come of it.
+        ConfigError: the data cannot be used, or no set that could be trained on would come of it.
     """
     games = find_games(root)
     listed, left_out = {}, []
@@ -321,7 +304,7 @@ def prepare(root: Path, out: Path, sources: Sequence[str], horizon: int, process
             left_out += [LeftOut(game, source, "missing", f"there is no such game below {root}") for game in missing]
     jobs = []
     for game_file in games:
-        candidates: list[tuple[str, Demo | None]] = []
+        candidates: list[tuple[str, Demonstration | None]] = []
         if split_of(game_file) == "train":
             for source in sources:
                 demo = listed.get(source, {}).get(game_file)
@@ -335,12 +318,12 @@ def prepare(root: Path, out: Path, sources: Sequence[str], horizon: int, process
     write_jsonl(out / "left_out.jsonl", map(asdict, left_out))
     print(left_out_table(left_out, out / "left_out.jsonl"))
     if not sets["train"]:
-        raise DataError(
+        raise ConfigError(
             f"no training game has a usable demonstration: see {out / 'left_out.jsonl'}, or add walkthrough to --demos"
         )
     for split in SPLITS:
         if not sets[split]:
-            raise DataError(f"no game of {split} can be played: see {out / 'left_out.jsonl'}")
+            raise ConfigError(f"no game of {split} can be played: see {out / 'left_out.jsonl'}")
     for name, rows in sets.items():
         write_jsonl(out / f"{name}.jsonl", rows)
     print(sets_table(sets))
@@ -405,10 +388,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if not (root := options.data_root or os.environ.get("ALFWORLD_DATA")):
-            raise DataError("ALFWORLD_DATA is not set: export it, or pass --data-root")
+            raise ConfigError("ALFWORLD_DATA is not set: export it, or pass --data-root")
         prepare(Path(root), options.out, options.demos, options.horizon, options.processes)
-    except DataError as error:
-        sys.exit(f"prepare_alfworld.py: {error}")
+    except ConfigError as error:
+        sys.exit(f"prepare_alfworld: {error}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
-"""The soak test in its short form; `python tests/soak.py --episodes 2000` is the long one."""
+"""The soak test in its short form; `python -m tests.soak --episodes 2000` is the long one."""
 
-from smoke import hooks
 import pytest
 import ray
-
-SLIME = hooks.find_slime()
 
 from tests.support import soak
 

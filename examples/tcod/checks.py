@@ -1,0 +1,250 @@
+"""The checks before a run starts: what would go wrong later, as far as slime's arguments and the servers show it.
+
+slime has no hook before the first rollout, so they are made there, and by the run script before a GPU is taken.
+"""
+
+import contextlib
+import logging
+import math
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from .chat import ChatTokens
+from .config import TcodConfig, read_yaml
+from .environment import load_environment
+from .episode import is_untempered
+from .errors import ConfigError, Failure
+from .rows import check_demonstrations, check_rows
+from .teacher import check_scores, scoring_request, teacher_headers
+
+logger = logging.getLogger(__name__)
+
+ROUTER_PATIENCE_S = 60.0  # The router lists an engine only after its own check of it, which slime does not wait for.
+PROBED_TOKENS = 256  # Of the vocabulary, evenly spaced: two tokenizers may agree on a short text.
+
+
+def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
+    """The settings by themselves, then against slime's arguments and the training data.
+
+    Args:
+        args: slime's arguments.
+        rows: the training samples (each with .metadata), or None where the data source does not show them.
+
+    Raises:
+        ConfigError: with one sentence that names the flag and the fix.
+    """
+    if getattr(args, "custom_config_path", None):
+        read_yaml(Path(args.custom_config_path))  # slime takes any key in it
+    config = TcodConfig.from_args(args)
+    check_environment(config)
+    _check_hooks(args)
+    _check_sampling(args)
+    if args.opd_type == "sglang":
+        _check_teacher_flags(args)
+    elif not args.offload_train:
+        raise ConfigError(
+            "--opd-type megatron needs --offload-train, or slime pushes the teacher's weights to the engines first"
+        )
+    _check_evaluation_kl(args, config)
+    if rows is not None:
+        check_training_rows(config, rows, "--prompt-data")
+    return config
+
+
+def check_models(args: Namespace, chat: ChatTokens) -> None:
+    """Whether the student's engines take long enough episodes, and the teacher scores the student's tokens.
+
+    Raises:
+        ConfigError: with one sentence that names the flag and the fix.
+    """
+    longest = max(args.rollout_max_context_len, args.eval_max_context_len or 0)
+    _check_engines(f"http://{args.sglang_router_ip}:{args.sglang_router_port}", longest)
+    if args.opd_type == "sglang":
+        check_teacher(base_url(args.rm_url), chat, longest)
+
+
+def check_environment(config: TcodConfig) -> None:
+    """Whether the environment's module is there. Raises ConfigError."""
+    try:
+        load_environment(config.tcod_environment)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"tcod_environment {config.tcod_environment} cannot be imported: {error}") from error
+
+
+def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
+    """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError."""
+    check_rows(rows, source, load_environment(config.tcod_environment), config.tcod_data_root)
+    if config.tcod_variant == "b2f":
+        check_demonstrations(rows, source, config.tcod_horizon)
+
+
+def base_url(rm_url: str) -> str:
+    """The teacher's server out of slime's --rm-url."""
+    return rm_url.rstrip("/").removesuffix("/generate")
+
+
+def _check_hooks(args: Namespace) -> None:
+    hooks = {
+        "custom_generate_function_path": "generate",
+        "custom_rm_path": "reward_func",
+        "custom_reward_post_process_path": "post_process_rewards",
+        "dynamic_sampling_filter_path": "drop_failed",
+    }
+    for name, function in hooks.items():
+        path = f"{__package__}.tcod_rollout.{function}"
+        if getattr(args, name, None) != path:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} must be {path}, as --rollout-function-path is of {__package__}: "
+                "TCOD needs all of its hooks"
+            )
+
+
+def _check_sampling(args: Namespace) -> None:
+    if not args.use_opd:
+        raise ConfigError("--use-opd is missing: without it slime trains on the zero rewards alone")
+    if not args.opd_kl_coef:
+        raise ConfigError("--opd-kl-coef is 0: the KL is the only signal, so set it above 0")
+    if args.normalize_advantages:
+        raise ConfigError("--normalize-advantages would whiten the KL away: remove the flag")
+    if args.partial_rollout:
+        raise ConfigError("--partial-rollout cannot continue a multi-turn episode: remove the flag")
+    if getattr(args, "use_rollout_routing_replay", False):
+        raise ConfigError("--use-rollout-routing-replay has no routes for an environment's tokens: remove the flag")
+    if args.group_rm:
+        raise ConfigError("--group-rm hands whole groups to the reward function: remove the flag")
+    if args.reward_key or args.eval_reward_key:
+        raise ConfigError("--reward-key and --eval-reward-key do not apply, TCOD's reward is a number: remove them")
+    if not args.rollout_max_context_len:
+        raise ConfigError("--rollout-max-context-len is missing: set the largest length of a whole episode in tokens")
+    if args.rollout_max_response_len >= args.rollout_max_context_len:
+        raise ConfigError(
+            f"--rollout-max-response-len {args.rollout_max_response_len} bounds one turn and must be below "
+            f"--rollout-max-context-len {args.rollout_max_context_len}"
+        )
+
+
+def _check_teacher_flags(args: Namespace) -> None:
+    if not args.rm_url:
+        raise ConfigError("--rm-url is missing: set it to the teacher's http://HOST:PORT/generate")
+    if (args.rollout_temperature, args.rollout_top_p, args.rollout_top_k) != (1.0, 1.0, -1):
+        raise ConfigError(
+            "the teacher's scores are untempered, so --opd-type sglang needs --rollout-temperature 1, "
+            f"--rollout-top-p 1 and --rollout-top-k -1, not {args.rollout_temperature:g}, {args.rollout_top_p:g} and "
+            f"{args.rollout_top_k}"
+        )
+
+
+def _check_evaluation_kl(args: Namespace, config: TcodConfig) -> None:
+    datasets = getattr(args, "eval_datasets", None) or []
+    if config.tcod_eval_kl and datasets and not any(is_untempered(vars(dataset)) for dataset in datasets):
+        raise ConfigError(
+            "tcod_eval_kl measures a KL only on evaluation datasets with temperature 1, top_p 1 and top_k -1 and "
+            "there is none: add one with --eval-config, or set tcod_eval_kl to false"
+        )
+
+
+def _check_engines(router: str, max_context_len: int) -> None:
+    deadline = time.monotonic() + ROUTER_PATIENCE_S
+    try:
+        while not (engines := _workers(router)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        limits = [_context_limit(engine) for engine in engines]
+    except (httpx.HTTPError, ValueError) as error:
+        raise ConfigError(f"the student's engines behind {router} do not answer ({error}): see their logs") from error
+    if not limits:
+        raise ConfigError(f"the router {router} knows no engine of the student: see the engines' logs")
+    if min(limits) < max_context_len:
+        raise ConfigError(
+            f"the student's engine takes sequences of at most {min(limits)} tokens, less than "
+            f"--rollout-max-context-len {max_context_len}: raise --sglang-context-length"
+        )
+
+
+def check_teacher(url: str, chat: ChatTokens, max_context_len: int) -> None:
+    """Whether this teacher scores the student's tokens, and long enough episodes; `url` is its base URL.
+
+    Raises:
+        ConfigError: with one sentence that names the flag and the fix.
+    """
+    try:
+        limit = probe(url, chat, teacher_headers())
+    except httpx.HTTPStatusError as error:
+        raise ConfigError(
+            f"the teacher at --rm-url {url}/generate is up and refuses ({_refusal(error)}): give its address and, "
+            "where it needs a key, TCOD_TEACHER_API_KEY"
+        ) from error
+    except (httpx.HTTPError, ValueError) as error:
+        raise ConfigError(f"no teacher answers at --rm-url {url}/generate ({error}): start it first") from error
+    except Failure as failure:
+        raise ConfigError(
+            f"the teacher at --rm-url does not score a text as the student's tokens ({failure}): "
+            "use a teacher with the student's tokenizer"
+        ) from failure
+    if limit < max_context_len:
+        raise ConfigError(
+            f"the teacher scores sequences of at most {limit} tokens, less than --rollout-max-context-len "
+            f"{max_context_len}: raise its --context-length"
+        )
+
+
+def probe(server: str, chat: ChatTokens, headers: dict[str, str] | None = None) -> float:
+    """The longest sequence, in tokens, that the SGLang server at this base URL is sure to take.
+
+    Raises:
+        httpx.HTTPError, ValueError: it does not answer, or not as SGLang does.
+        Failure: it does not encode a text as the student's tokenizer does.
+    """
+    tokenizer = chat.tokenizer
+    every = max(1, len(tokenizer) // PROBED_TOKENS)
+    text = tokenizer.decode(chat.prompt("Rules.", "Go to cabinet 1: żółw, 龟, 🐢."))
+    text += tokenizer.decode(list(range(0, len(tokenizer), every)), skip_special_tokens=True)
+    limit = _context_limit(server, headers)
+    reply = _ask(f"{server}/generate", scoring_request(0, text=text), headers)
+    check_scores(reply, tokenizer.encode(text), 0, len(tokenizer))
+    return limit
+
+
+def _context_limit(server: str, headers: dict[str, str] | None = None) -> float:
+    """The longest sequence, in tokens, that an SGLang server is sure to take; infinite where it does not say.
+
+    A router has no limit of its own: the smallest of its workers' counts, as far as they can be reached from here.
+    """
+    try:
+        limit = _ask(f"{server}/server_info", headers=headers).get("max_req_input_len")
+        return limit - 1 if isinstance(limit, int) else math.inf
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != 404:
+            raise
+    limits = []
+    with contextlib.suppress(httpx.HTTPError, ValueError):
+        limits = [_context_limit(worker, headers) for worker in _workers(server, headers) if worker != server]
+    if not limits:
+        logger.warning("%s does not say how long a sequence may be: see to its --context-length", server)
+    return min(limits, default=math.inf)
+
+
+def _workers(router: str, headers: dict[str, str] | None = None) -> list[str]:
+    """Base URLs of the engines behind a router. Raises httpx.HTTPError, ValueError."""
+    try:
+        return [worker["url"] for worker in _ask(f"{router}/workers", headers=headers)["workers"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{router}/workers lists no workers") from error
+
+
+def _refusal(error: httpx.HTTPStatusError) -> str:
+    return f"HTTP {error.response.status_code} {error.response.text[:200]}".strip()
+
+
+def _ask(url: str, payload: dict[str, Any] | None = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    """GET, or POST with a payload; the JSON object. Raises httpx.HTTPError, ValueError."""
+    with httpx.Client(trust_env=False, timeout=60, headers=headers) as client:  # in the cluster: never by a proxy
+        reply = client.get(url) if payload is None else client.post(url, json=payload)
+    answer = reply.raise_for_status().json()
+    if not isinstance(answer, dict):
+        raise ValueError(f"{url} answers with {str(answer)[:200]}")
+    return answer

@@ -1,0 +1,16 @@
+"""What can go wrong: with the run (ConfigError), or with one episode (Failure)."""
+
+
+class ConfigError(ValueError):
+    """A setting, a file or a server that cannot work. The message is one sentence that names it and the fix."""
+
+
+class Failure(Exception):
+    """An episode, or a demonstration, that cannot be used. `reason` is what is counted; FAULTS.md lists them."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+
+ABORTED = "aborted"  # the one reason that is nobody's fault: slime has all the episodes it needs

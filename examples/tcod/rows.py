@@ -1,0 +1,153 @@
+"""Rows of a data set, and the demonstrations in them: how they are read, and what makes them usable.
+
+A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
+"responses": [..] or absent}}}, a line of a JSONL file. Only B2F needs `demo`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .environment import Environment, Observation, is_admissible
+from .errors import ConfigError, Failure
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task, as slime's Sample has it too."""
+
+    prompt: str
+    label: str
+    metadata: dict[str, Any]
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What tells one task from another: the metadata without the demonstration."""
+        return task_of(self.metadata)
+
+
+def task_of(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metadata.items() if name != "demo"}
+
+
+def task_key(task: dict[str, Any]) -> str:
+    """The same for all spellings of a task, to look things up by."""
+    return json.dumps(task, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A recorded solution: L actions, and the responses that they were parsed from where those were recorded."""
+
+    actions: tuple[str, ...] = ()
+    responses: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, metadata: dict[str, Any]) -> "Demonstration":
+        """A row's demonstration; one without actions where the row has none.
+
+        Raises:
+            Failure: demo_malformed.
+        """
+        demo = metadata.get("demo") or {}
+        if not isinstance(demo, dict):
+            raise Failure("demo_malformed", f"its demo is no JSON object but {str(demo)[:80]!r}")
+        for key in ("actions", "responses"):
+            texts = demo.get(key) or []
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise Failure("demo_malformed", f"{key} of its demo is no list of texts")
+        responses = demo.get("responses")
+        return cls(tuple(demo.get("actions") or ()), None if responses is None else tuple(responses))
+
+    def check(self, horizon: int) -> None:
+        """Whether B2F can use it, as far as it shows without an engine.
+
+        Raises:
+            Failure: demo_missing, demo_too_long or demo_mismatch.
+        """
+        if not self.actions:
+            raise Failure("demo_missing", "b2f needs a demonstration and this row has no actions")
+        if len(self.actions) > horizon:
+            raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
+        if self.responses is not None and len(self.responses) != len(self.actions):
+            raise Failure("demo_mismatch", f"{len(self.responses)} responses, {len(self.actions)} actions")
+
+    def response(self, turn: int, observation: Observation, environment: type[Environment]) -> str:
+        """The response to replay at `turn` (0-based), to this observation.
+
+        Raises:
+            Failure: demo_inadmissible, or demo_mismatch where the response does not give the action.
+        """
+        action = self.actions[turn]
+        if not is_admissible(action, observation):
+            raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is not admissible")
+        response = self.responses[turn] if self.responses else environment.format_action(action)
+        if environment.parse_action(response) != (action, True):
+            raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} is not the action of {response!r}")
+        return response
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSONL file.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, or has a line that is no row; the message names the line.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): name a JSONL file, see README.md") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            fields = json.loads(line)
+            rows.append(Row(fields["prompt"], fields["label"], fields["metadata"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"line {number} of {path} is no row ({error!r}): prepare the data anew") from error
+    if not rows:
+        raise ConfigError(f"{path} has no rows: prepare the data first, see README.md")
+    return rows
+
+
+def check_rows(rows: Sequence[Any], source: str, environment: type[Environment], data_root: str) -> None:
+    """Whether rows (or slime's samples) can be played, as far as they and the files show it.
+
+    Args:
+        source: the flag or file that they come from, for the message.
+
+    Raises:
+        ConfigError: with the first row that cannot.
+    """
+    if not len(rows):
+        raise ConfigError(f"{source} has no rows: prepare the data first, see README.md")
+    for number, row in enumerate(rows, 1):
+        try:
+            if not isinstance(row.metadata, dict):
+                raise ValueError(f"its metadata is no JSON object but {row.metadata!r}")
+            Demonstration.of(row.metadata)
+            environment.check_row(row.metadata, data_root)
+        except (ValueError, Failure) as error:
+            raise ConfigError(f"row {number} of {source} cannot be played: {error}") from error
+
+
+def check_demonstrations(rows: Sequence[Any], source: str, horizon: int) -> None:
+    """Whether B2F has a usable demonstration for every row. Raises ConfigError, with how many rows have none."""
+    lengths = [len(Demonstration.of(row.metadata).actions) for row in rows]
+    empty = sum(length == 0 for length in lengths)
+    long = sum(length > horizon for length in lengths)
+    if empty or long:
+        raise ConfigError(
+            f"tcod_variant b2f needs a demonstration of 1 to {horizon} (tcod_horizon) actions for every row of "
+            f"{source}: of {len(lengths)} rows {empty} have none and {long} are longer"
+        )
+
+
+def check_unique(rows: Sequence[Row], path: Path) -> None:
+    """Whether every row is a task of its own. Raises ConfigError, with the first two lines that are not."""
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        first = seen.setdefault(task_key(row.task), number)
+        if first != number:
+            raise ConfigError(f"lines {first} and {number} of {path} are the same task: remove one of them")

@@ -1,0 +1,54 @@
+"""From episodes to slime's samples: what is handed to slime of one that was played, and of one that was lost."""
+
+import contextlib
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from slime.observability.trace_utils import build_sglang_meta_trace_attrs, trace_span
+from slime.utils.types import Sample
+
+from .episode import EpisodeRecord
+from .errors import ABORTED, Failure
+from .history import AppendHistory
+
+logger = logging.getLogger(__name__)
+
+
+def fill(args: Namespace, sample: Sample, history: AppendHistory, record: EpisodeRecord) -> None:
+    """Hand an episode to slime: its tokens, which of them are trained, and how it ended."""
+    sample.tokens = history.tokens[: history.prompt_length]
+    for span in history.spans:
+        if span.sampled:
+            sampled = span.sampled
+            sample.append_response_tokens(
+                args, tokens=sampled.ids, log_probs=sampled.log_probs, trainable=True, meta_info=sampled.meta_info
+            )
+        else:
+            sample.append_response_tokens(args, tokens=span.ids, trainable=False)
+    sample.response = history.chat.tokenizer.decode(history.tokens[history.prompt_length :], skip_special_tokens=False)
+    sample.status = Sample.Status.TRUNCATED if record.truncated else Sample.Status.COMPLETED
+    sample.non_generation_time = record.env_s
+    record.store(sample)
+
+
+def fail(sample: Sample, record: EpisodeRecord, failure: Failure) -> None:
+    """No reward and no tokens count; the record keeps when the sample was drawn, and why it failed."""
+    drawn = EpisodeRecord(n=record.n, k=record.k, evaluation=record.evaluation)
+    if failure.reason == ABORTED:  # a surplus episode: slime throws it away
+        sample.status = Sample.Status.ABORTED
+    else:
+        line = " ".join(str(failure).split())  # Ray tells of a dead worker in ten
+        logger.warning("sample %s failed, %s: %s", sample.index, failure.reason, line[:500])
+        sample.status, sample.reward = Sample.Status.FAILED, 0.0
+        drawn = replace(drawn, failure=failure.reason)
+    drawn.store(sample)
+
+
+@contextlib.contextmanager
+def span(sample: Sample, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A span on slime's timeline."""
+    with trace_span(sample, name) as opened:
+        yield lambda meta_info: opened.update(build_sglang_meta_trace_attrs(meta_info))

@@ -1,0 +1,121 @@
+"""The student's responses, sampled by SGLang: the request, and what makes a reply fit to train on."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ABORTED, Failure
+from .sglang_client import SGLangClient
+from .teacher import is_log_prob
+
+ASKED = 8  # How often a turn is asked for when the engine aborts it; the pauses between sum up to 13 s.
+FIRST_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Response:
+    """What the engine sampled in one turn: ids, one log-prob (nats) each, and SGLang's meta_info."""
+
+    ids: list[int]
+    log_probs: list[float]
+    meta_info: dict[str, Any]
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the length limit ended it. The last token may be a stop token all the same."""
+        return self.meta_info["finish_reason"]["type"] == "length"
+
+
+class StudentClient:
+    """Asks the student's engines; belongs to the event loop that first awaits it.
+
+    Args:
+        url: the router's or the engine's base URL.
+        timeout_s: of a request, see SGLangClient.
+        vocab_size: of the tokenizer.
+        stop_ids: ids that end a turn, beside those in the sampling parameters.
+    """
+
+    def __init__(self, url: str, timeout_s: float, vocab_size: int, stop_ids: set[int]) -> None:
+        self._url, self._vocab_size, self._stop_ids = f"{url}/generate", vocab_size, stop_ids
+        self._client = SGLangClient(timeout_s)
+
+    async def respond(
+        self,
+        tokens: list[int],
+        sampling_params: dict[str, Any],
+        max_new_tokens: int,
+        session: str,
+        has_ended: Callable[[], bool],
+    ) -> Response:
+        """Sample one response to the context `tokens`.
+
+        An engine aborts all its requests when slime pushes new weights to it (in fully asynchronous training) and
+        when a rollout has all the samples it needs. Only in the second case `has_ended()` is true; else the partial
+        response is dropped and the turn asked for again, which SGLang holds until the new weights are in.
+
+        Args:
+            sampling_params: slime's; never changed, all samples of an evaluation share one dict.
+            session: the same for all turns of an episode, so that they reach the engine whose cache holds its prefix.
+
+        Raises:
+            Failure: aborted, engine_{aborted, invalid, refused, timeout, unavailable} or nothing_sampled.
+        """
+        stop_ids = set(sampling_params.get("stop_token_ids") or []) | self._stop_ids
+        sampling_params = {**sampling_params, "no_stop_trim": True, "stop_token_ids": sorted(stop_ids)}
+        payload = {
+            "input_ids": tokens,
+            "sampling_params": {**sampling_params, "max_new_tokens": max_new_tokens},
+            "return_logprob": True,
+        }
+        headers = {"X-SMG-Routing-Key": session}
+        for attempt in range(ASKED):
+            try:
+                reply = await self._client.post(self._url, payload, headers, unwanted=has_ended)
+            except Failure as failure:
+                if failure.reason == ABORTED:
+                    raise
+                raise Failure(f"engine_{failure.reason}", str(failure)) from failure
+            if not _is_aborted(reply):
+                return checked_response(reply, self._vocab_size)
+            if has_ended():
+                raise Failure(ABORTED, "the rollout ended while the response was sampled")
+            await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
+        raise Failure("engine_aborted", f"the engine aborted a turn {ASKED} times")
+
+
+def _is_aborted(reply: Any) -> bool:
+    try:
+        return reply["meta_info"]["finish_reason"]["type"] == "abort"
+    except (KeyError, TypeError):
+        return False  # checked_response says what is wrong
+
+
+def checked_response(reply: Any, vocab_size: int) -> Response:
+    """The response in SGLang's reply.
+
+    Raises:
+        Failure: nothing_sampled; or engine_invalid, where ids, log-probs and the engine's own count of completion
+            tokens do not agree, or a value cannot be trained on.
+    """
+    try:
+        meta_info = reply["meta_info"]
+        log_probs = [entry[0] for entry in meta_info["output_token_logprobs"]]
+        ids = [entry[1] for entry in meta_info["output_token_logprobs"]]
+        counted = meta_info["completion_tokens"]
+        response = Response(ids, log_probs, meta_info)
+        response.at_limit  # noqa: B018  a reply without a finish_reason is no reply
+    except (KeyError, TypeError, IndexError) as error:
+        raise Failure("engine_invalid", f"{error!r} in the reply {str(reply)[:200]}") from error
+    if counted != len(ids):
+        raise Failure("engine_invalid", f"{len(ids)} log-probs for {counted} sampled tokens")
+    if not ids:
+        raise Failure("nothing_sampled", "the engine returned an empty response")
+    if "output_ids" in reply and reply["output_ids"] != ids:
+        raise Failure("engine_invalid", "the log-probs belong to other ids than the sampled ones")
+    if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        raise Failure("engine_invalid", "a sampled id is outside the tokenizer's vocabulary")
+    if not all(map(is_log_prob, log_probs)):
+        raise Failure("engine_invalid", "a value is no log-probability")
+    return response

@@ -1,0 +1,92 @@
+"""The episodes of OPD, F2B and B2F on a scripted engine, token by token, through slime's own rollout loop."""
+
+import json
+
+from examples.tcod.metrics import turn_kl
+from slime.utils.types import Sample
+from tests.support.rig import LEFT, RIGHT, assert_tokens, opening, user
+
+NUM_GPUS = 0
+
+
+def test_opd_plays_until_it_wins(rig, tokenizer):
+    [sample], metrics = rig.rollout([{"goal": 2}])
+    assert_tokens(
+        sample, tokenizer, opening(2), RIGHT + "<|im_end|>", user("You are at door 1."), RIGHT + "<|im_end|>"
+    )
+    assert sample.reward == 1.0 and sample.status == Sample.Status.COMPLETED
+    assert metrics["rollout/tcod/k"] == 4 and metrics["rollout/tcod/success"] == 1.0
+    assert metrics["rollout/tcod/turns/student"] == 2
+
+
+def test_opd_stops_at_the_horizon(rig, tokenizer):
+    [sample], metrics = rig.rollout([{"goal": 9}])
+    doors = [user(f"You are at door {i}.") for i in (1, 2, 3)]
+    parts = [RIGHT + "<|im_end|>"] * 4
+    assert_tokens(
+        sample, tokenizer, opening(9), *[x for pair in zip(parts, doors, strict=False) for x in pair], parts[3]
+    )
+    assert sample.reward == 0.0 and sample.status == Sample.Status.COMPLETED
+    assert metrics["rollout/tcod/success"] == 0.0
+
+
+def test_f2b_plays_the_first_k_turns(rig, tokenizer):
+    for n, turns in ((0, 1), (1, 1), (2, 2), (50, 4)):
+        [sample], metrics = rig.rollout([{"goal": 9}], n, tcod_variant="f2b", tcod_eta=2)
+        assert metrics["rollout/tcod/k"] == len(sample.metadata["tcod"]["turns"]) == turns
+        assert sample.status == Sample.Status.COMPLETED
+    [sample], _ = rig.rollout([{"goal": 9}], 0, tcod_variant="f2b", tcod_eta=2)
+    assert_tokens(sample, tokenizer, opening(9), RIGHT + "<|im_end|>")
+
+
+def test_b2f_replays_the_demonstration_as_chat_turns_in_the_prompt(rig, tokenizer):
+    row = {"goal": 3, "demo": {"actions": ["right"] * 3}}
+    [sample], metrics = rig.rollout([row], 0, tcod_variant="b2f", tcod_eta=2)
+    prompt = opening(3) + "".join(RIGHT + "<|im_end|>" + user(f"You are at door {i}.") for i in (1, 2))
+    assert_tokens(sample, tokenizer, prompt, RIGHT + "<|im_end|>")
+    assert sample.reward == 1.0
+    assert metrics["rollout/tcod/turns/replayed"] == 2
+    assert metrics["rollout/tcod/success_by_start/02"] == 1.0
+    assert list(turn_kl(sample)) == [2]
+
+
+def test_b2f_replays_recorded_responses_word_for_word(rig, tokenizer):
+    responses = ["Door 2 is to the right. " + RIGHT, RIGHT]
+    row = {"goal": 2, "demo": {"actions": ["right", "right"], "responses": responses}}
+    [sample], _ = rig.rollout([row], 0, tcod_variant="b2f")
+    assert_tokens(
+        sample,
+        tokenizer,
+        opening(2) + responses[0] + "<|im_end|>" + user("You are at door 1."),
+        RIGHT + "<|im_end|>",
+    )
+
+
+def test_b2f_budget_is_k_plus_slack_or_what_the_horizon_leaves(rig):
+    rig.script = [LEFT] * 20
+    row = {"goal": 3, "demo": {"actions": ["right"] * 3}}
+    changes = {"tcod_variant": "b2f", "tcod_horizon": 12}
+    for more, turns in (({}, 3), ({"tcod_b2f_slack": 0}, 1), ({"tcod_b2f_budget": "horizon"}, 10)):
+        [sample], _ = rig.rollout([row], 0, **changes, **more)
+        assert len(sample.metadata["tcod"]["turns"]) == turns
+
+
+def test_the_arms_end_in_the_same_episode(rig):
+    """F2B at k = T and B2F at k >= L are the OPD episode, byte for byte."""
+    rig.script = [LEFT, RIGHT, "no tag", RIGHT, RIGHT, RIGHT]
+    row = {"goal": 2, "demo": {"actions": ["right", "right"]}}
+    episodes = []
+    for variant, n in (("opd", 0), ("f2b", 10**6), ("b2f", 10**6), ("b2f", 1)):
+        [sample], _ = rig.rollout([row], n, tcod_variant=variant, tcod_horizon=6, tcod_eta=1)
+        fields = sample.to_dict()
+        for name in ("metadata", "trace", "session_id", "non_generation_time"):
+            fields.pop(name, None)
+        record = {k: v for k, v in sample.metadata["tcod"].items() if k not in ("n", "k") and not k.endswith("_s")}
+        episodes.append(json.dumps([fields, record], sort_keys=True))
+    assert len(set(episodes)) == 1
+    assert '"won": true' in episodes[0]
+
+
+def test_admissible_actions_can_be_listed_in_every_turn(rig, tokenizer):
+    [sample], _ = rig.rollout([{"goal": 2}], tcod_admissible="turn")
+    assert tokenizer.decode(sample.tokens).count(" Actions: left, right<|im_end|>") == 2

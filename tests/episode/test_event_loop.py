@@ -1,0 +1,51 @@
+"""Environments in Ray's worker processes never hold up slime's event loop."""
+
+import asyncio
+import time
+
+import pytest
+import ray
+
+from examples.tcod import episode, tcod_rollout
+from examples.tcod.environment_pool import EnvironmentPool
+from slime.utils.async_utils import run
+from slime.utils.http_utils import init_http_client
+from slime.utils.misc import SingletonMeta
+from slime.utils.types import Sample
+from tests.support.corridor import Corridor
+from tests.support.rig import UNTEMPERED
+
+NUM_GPUS = 0
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+class SlowCorridor(Corridor):
+    def step(self, action):
+        time.sleep(0.3)
+        return super().step(action)
+
+
+def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, ray_session, monkeypatch):
+    monkeypatch.setattr(episode, "EnvironmentPool", EnvironmentPool)
+    args = rig.args([{"goal": 9}], tcod_environment=f"{__name__}.SlowCorridor")
+    SingletonMeta._instances.clear()
+    init_http_client(args)
+    sample = Sample(index=0, metadata={"goal": 9, "tcod": {"n": 0, "k": 4}})
+
+    async def play():
+        episode = asyncio.ensure_future(tcod_rollout.generate(args, sample, {**UNTEMPERED, "max_new_tokens": 64}))
+        ticks = 0
+        while not episode.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        return ticks
+
+    # Four steps of 0.3 s: a loop that waited for them would tick about once per request.
+    assert run(play()) > 40
+    assert sample.status == Sample.Status.COMPLETED and sample.metadata["tcod"]["env_s"] > 1.2

@@ -1,0 +1,134 @@
+"""Samples that cannot be trained on: they fail or are undone, and never reach a batch."""
+
+import math
+
+import pytest
+
+from examples.tcod import tcod_rollout
+from slime.rollout.data_source import RolloutDataSourceWithBuffer
+from slime.utils.async_utils import run
+from slime.utils.http_utils import init_http_client
+from slime.utils.misc import SingletonMeta
+from slime.utils.types import Sample
+from tests.support.fake_sglang import generated, hold, scored
+from tests.support.rig import HEADER, RIGHT, assert_failed, teacher_value
+
+NUM_GPUS = 0
+
+
+@pytest.mark.parametrize(
+    "demo, reason",
+    [
+        ({}, "demo_missing"),
+        ({"actions": ["right"] * 5}, "demo_too_long"),
+    ],
+)
+def test_a_demonstration_that_no_launch_check_saw_fails_the_sample(rig, demo, reason):
+    sample = rig.play({"goal": 3, "demo": demo}, k=1, tcod_variant="b2f")
+    assert sample.metadata["tcod"]["failure"] == reason
+    assert_failed(sample)
+
+
+def test_one_failed_sample_drops_its_whole_group(rig):
+    calls = iter(range(100))
+    rig.teacher_reply = lambda p: {"error": "?"} if next(calls) == 0 else scored(p, teacher_value)
+    samples, metrics = rig.rollout([{"goal": 2}, {"goal": 3}], n_samples_per_prompt=2)
+    assert len(samples) == 4 and metrics["rollout/tcod/failed/teacher_invalid"] == 1
+    assert len(rig.scoring_requests()) == 6
+
+
+def test_an_unforeseen_error_of_the_teacher_client_fails_the_sample(rig, monkeypatch):
+    async def broken(self, tokens, prompt_length, unwanted):
+        raise RuntimeError("out of threads")
+
+    monkeypatch.setattr(tcod_rollout.TeacherClient, "score", broken)
+    sample = rig.play({"goal": 3}, k=4)
+    assert sample.metadata["tcod"]["failure"] == "internal" and sample.teacher_log_probs is None
+    assert sample.status == Sample.Status.FAILED and sample.reward == 0.0
+    assert not tcod_rollout.drop_failed(None, [sample]).keep
+
+
+def test_an_aborted_episode_is_undone(rig):
+    """Over-sampling: the surplus is aborted in the middle of its second turn, and leaves nothing behind."""
+    rig.script = [RIGHT] * 3
+
+    async def reply(payload):
+        text = rig.tokenizer.decode(payload["input_ids"])
+        if "Goal: door 9" in text and text.count(HEADER) == 2:
+            await hold()
+        return rig.answer(text.count(HEADER) - 1, payload)
+
+    rig.student.reply = reply
+    args = rig.args([{"goal": 9}, {"goal": 2}], rollout_batch_size=1, over_sampling_batch_size=2)
+    SingletonMeta._instances.clear()
+    init_http_client(args)
+    drawn = []
+
+    class Source(RolloutDataSourceWithBuffer):
+        def get_samples(self, num_samples):
+            groups = super().get_samples(num_samples)
+            drawn.extend(group[0] for group in groups)
+            return groups
+
+    output = tcod_rollout.generate_rollout(args, 0, Source(args))
+    assert [sample.metadata["goal"] for [sample] in output.samples] == [2]
+    aborted = drawn[0]
+    assert aborted.status == Sample.Status.ABORTED
+    assert aborted.tokens == [] and aborted.response == "" and aborted.loss_mask is None and aborted.reward is None
+    assert output.metrics["rollout/tcod/aborted"] == 1 and output.metrics["rollout/tcod/failed"] == 0
+
+
+def test_a_whole_group_is_aborted(rig):
+    """Two samples a group: the surplus group's finished sample is undone like the one that still plays."""
+    first = iter(range(100))
+
+    async def reply(payload):
+        text = rig.tokenizer.decode(payload["input_ids"])
+        if "Goal: door 1." in text and next(first) == 0:
+            await hold()
+        return rig.answer(text.count(HEADER) - 1, payload)
+
+    rig.student.reply = reply
+    rows = [{"goal": 1}, {"goal": 2}]
+    samples, metrics = rig.rollout(rows, rollout_batch_size=1, over_sampling_batch_size=2, n_samples_per_prompt=2)
+    assert [sample.metadata["goal"] for sample in samples] == [2, 2]
+    assert metrics["rollout/tcod/aborted"] >= 1
+
+
+def test_an_engine_that_aborts_everything_stops_the_run(rig):
+    rig.student.reply = lambda payload: generated([], [], finish="abort")
+    with pytest.raises(RuntimeError, match="failed groups were replaced.*aborted"):
+        rig.rollout([{"goal": 2}])
+
+
+@pytest.mark.parametrize("when", ["before the reset", "while replaying"])
+def test_an_ended_rollout_is_seen_before_the_engine_is_asked(rig, monkeypatch, when):
+    asked = iter(range(100))
+    limit = {"before the reset": 0, "while replaying": 2}[when]
+    state = type("State", (), {"aborted": property(lambda self: next(asked) >= limit), "tokenizer": rig.tokenizer})()
+    monkeypatch.setattr(tcod_rollout, "GenerateState", lambda args: state)
+    sample = rig.play({"goal": 3, "demo": {"actions": ["right"] * 3}}, k=1, tcod_variant="b2f")
+    assert sample.status == Sample.Status.ABORTED
+    assert sample.tokens == [] and rig.student.requests == []
+
+
+def test_a_surplus_episode_is_not_scored(rig, monkeypatch):
+    played = rig.play({"goal": 2}, k=4)
+    before = len(rig.scoring_requests())
+    tcod_rollout.GenerateState(None).aborted = True
+    assert run(tcod_rollout.reward_func(rig.args([{"goal": 2}]), played)) == 0.0
+    assert played.status == Sample.Status.ABORTED and played.teacher_log_probs is None
+    assert len(rig.scoring_requests()) == before
+
+
+def test_incomplete_samples_never_reach_training(rig):
+    [sample], _ = rig.rollout([{"goal": 2}])
+    args = rig.args([{"goal": 2}])
+    for name, values in (
+        ("teacher_log_probs", None),
+        ("teacher_log_probs", sample.teacher_log_probs[1:]),
+        ("rollout_log_probs", [math.nan] * sample.response_length),
+    ):
+        broken = Sample.from_dict({**sample.to_dict(), name: values})
+        with pytest.raises(ValueError, match=name):
+            tcod_rollout.post_process_rewards(args, [sample, broken])

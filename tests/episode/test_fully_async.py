@@ -1,0 +1,102 @@
+"""slime's fully asynchronous mode: its worker draws ahead, and has no filter and no evaluation of its own."""
+
+import pytest
+
+from examples.tcod.errors import ConfigError
+from slime.rollout.data_source import RolloutDataSourceWithBuffer
+from slime.utils.http_utils import init_http_client
+from slime.utils.misc import SingletonMeta
+from smoke import hooks
+from tests.support.fake_sglang import generated
+from tests.support.rig import HEADER, check_invariants
+
+NUM_GPUS = 0
+
+
+@pytest.fixture
+def fully_async(rig, monkeypatch):
+    """rollouts(rows, count, **changes) -> the outputs of rollouts 0, 1, .. by slime's fully asynchronous worker."""
+    if not hooks.find_slime().startswith("slime at"):
+        pytest.skip("slime's own code: run with SLIME_DIR=/path/to/slime")
+    from examples.tcod import fully_async_rollout
+    from slime.rollout.fully_async_rollout import _stop_global_worker
+    from slime.utils import http_utils
+
+    monkeypatch.setattr(fully_async_rollout, "_continuous", None)
+    monkeypatch.setattr(http_utils, "_http_client", None)  # its connections belong to the event loop of another test
+
+    def rollouts(rows, count, **changes):
+        args = rig.args(rows, **changes)
+        SingletonMeta._instances.clear()
+        init_http_client(args)
+        source = RolloutDataSourceWithBuffer(args)
+        outputs = [fully_async_rollout.generate_rollout_fully_async(args, n, source) for n in range(count)]
+        for output in outputs:
+            assert len(output.samples) == args.rollout_batch_size
+            check_invariants(args, [sample for group in output.samples for sample in group])
+        return outputs
+
+    yield rollouts
+    _stop_global_worker()
+
+
+def test_fully_async_depth_is_that_of_the_draw(fully_async):
+    rows = [{"goal": 9}] * 2
+    outputs = fully_async(rows, 5, tcod_variant="f2b", tcod_eta=1, sglang_server_concurrency=2)
+    stamps = []
+    for n, output in enumerate(outputs):
+        for [sample] in output.samples:
+            record = sample.metadata["tcod"]
+            assert record["n"] <= n and record["k"] == min(1 + record["n"], 4) == len(record["turns"])
+            stamps.append(record["n"])
+        assert output.metrics["rollout/tcod/k"] <= min(1 + n, 4)
+    assert stamps[0] == 0 and max(stamps) >= 3
+
+
+def test_fully_async_failed_groups_never_train(fully_async):
+    rows = [{"goal": 2}, {"goal": 2, "explode": 1}, {"goal": 3}]
+    outputs = fully_async(rows, 2, n_samples_per_prompt=2, sglang_server_concurrency=3)
+    goals = [sample.metadata.get("explode") for output in outputs for group in output.samples for sample in group]
+    assert goals == [None] * 12
+    assert sum(output.metrics["rollout/tcod/failed/env_error"] for output in outputs) >= 2
+
+
+def test_fully_async_a_weight_push_costs_no_episode(rig, fully_async):
+    """Every request of every second turn is aborted once: all episodes are trained, whatever their length."""
+    aborted = set()
+
+    def reply(payload):
+        seen = tuple(payload["input_ids"])
+        if rig.tokenizer.decode(seen).count(HEADER) % 2 == 0 and seen not in aborted:
+            aborted.add(seen)
+            return generated([1], [-0.5], finish="abort")
+        return rig.student_reply(payload)
+
+    rig.student.reply = reply
+    rows = [{"goal": goal} for goal in (1, 2, 3, 4)]
+    [output, _] = fully_async(rows, 2, sglang_server_concurrency=4)
+    played = {sample.metadata["goal"]: sample.metadata["tcod"]["turns"] for [sample] in output.samples}
+    assert aborted and {goal: len(turns) for goal, turns in played.items()} == {1: 1, 2: 2, 3: 3, 4: 4}
+    assert all(turn["weight_version"] == "default" for turns in played.values() for turn in turns)
+    assert output.metrics["rollout/tcod/aborted"] == output.metrics["rollout/tcod/failed"] == 0
+
+
+def test_fully_async_stale_groups_are_dropped_and_counted(fully_async):
+    """slime draws six groups ahead for a batch of two."""
+    outputs = fully_async([{"goal": 2}] * 2, 3, sglang_server_concurrency=6, tcod_max_staleness=0)
+    drawn_at = [[sample.metadata["tcod"]["n"] for [sample] in output.samples] for output in outputs]
+    assert drawn_at == [[0, 0], [1, 1], [2, 2]]
+    stale = [output.metrics["rollout/tcod/stale"] for output in outputs]
+    assert stale[0] == 0 and stale[1] >= 4 and stale[2] >= 4
+
+
+def test_fully_async_stops_when_everything_fails(rig, fully_async):
+    rig.teacher_reply = lambda payload: {"error": "?"}
+    with pytest.raises(RuntimeError, match="failed groups were replaced.*teacher_invalid"):
+        fully_async([{"goal": 2}] * 2, 1)
+
+
+def test_fully_async_has_no_evaluation(rig):
+    fully_async_rollout = pytest.importorskip("examples.tcod.fully_async_rollout", exc_type=ImportError)
+    with pytest.raises(ConfigError, match="--eval-interval"):
+        fully_async_rollout.generate_rollout_fully_async(rig.args([{"goal": 2}]), 0, None, evaluation=True)
