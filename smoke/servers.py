@@ -1,6 +1,5 @@
 """SGLang on the CPU. It and the other processes of the smoke run are started and stopped as the recipe's are."""
 
-import os
 import random
 import socket
 import sys
