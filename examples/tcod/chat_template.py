@@ -86,8 +86,8 @@ class ChatTemplate:
         """Raises ValueError where appended turns are not what the template writes."""
         if _OPEN_THOUGHT.search(self.after_user):
             raise ValueError(
-                f"the chat template opens a thought before every answer ({self.after_user!r}), and thoughts would stay "
-                "in the context of every later turn: use a model or a chat template that answers without a thought"
+                f"the chat template opens a thought before every answer ({self.after_user!r}), and thoughts would "
+                "stay in the context of every later turn: use a model or a chat template that answers without a thought"
             )
         block = self.after_user.removeprefix(self.past)
         if not self.after_user.startswith(self.past) or (block and not _EMPTY_THOUGHT.fullmatch(block)):
