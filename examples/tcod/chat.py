@@ -75,22 +75,23 @@ class ChatTokens:
         self.vocab_size = len(tokenizer)
         self._data = _without_added_tokens(tokenizer.backend_tokenizer)
         added = tokenizer.added_tokens_decoder
+        # Special by its flag: many tokenizers name no end of turn. A token that text can spell ("!" as pad) is a word.
+        self._special: set[int] = set()
+        self._special = {i for i, token in added.items() if token.special and self._text_ids(token.content) != [i]}
         self._think = {token.content: i for i, token in added.items() if token.content in ("<think>", "</think>")}
 
         self._template = template = ChatTemplate(tokenizer, template_kwargs or {})
         self._before = {role: self._template_ids(text) for role, text in template.before.items()}
         self._before_next = self._template_ids(template.before_next)
         self._after_user = self._template_ids(template.after_user)
-        # Special by its flag: many tokenizers do not name it. A token that text can spell ("!" as pad) is a word.
-        special = {i for i, token in added.items() if token.special and self._text_ids(token.content) != [i]}
-        if not special.intersection(self._before_next[:1]):
+        if not self._special.intersection(self._before_next[:1]):
             raise ValueError(
                 f"the chat template ends an assistant turn with {template.before_next[:20]!r}, which is not a special "
                 "token: use a model or a chat template that ends turns with one"
             )
         self.end_of_turn = self._before_next.pop(0)
         self.stop_ids = {self.end_of_turn, *eos_ids, tokenizer.eos_token_id} - {None}
-        self.stop_ids |= special & {tokenizer.pad_token_id}
+        self.stop_ids |= self._special & {tokenizer.pad_token_id}
         template.check_rule()
         self._check_tokens()
         self.warnings = template.warnings()
@@ -126,7 +127,9 @@ class ChatTokens:
         return self._text_ids(self._template.shown(role, text))
 
     def _text_ids(self, text: str) -> list[int]:
-        return self._data.encode(text, add_special_tokens=False).ids
+        ids = self._data.encode(text, add_special_tokens=False).ids
+        # Some vocabularies lack a few bytes, which then are the unknown token: <|endoftext|> for SmolLM2.
+        return [i for i in ids if i not in self._special]
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -87,7 +87,7 @@ class ChatTemplate:
         if _OPEN_THOUGHT.search(self.after_user):
             raise ValueError(
                 f"the chat template opens a thought before every answer ({self.after_user!r}), and thoughts would "
-                "stay in the context of every later turn: use a model or a chat template that answers without a thought"
+                "stay in the context of later turns: use a model or a chat template that answers without a thought"
             )
         block = self.after_user.removeprefix(self.past)
         if not self.after_user.startswith(self.past) or (block and not _EMPTY_THOUGHT.fullmatch(block)):
@@ -108,7 +108,7 @@ class ChatTemplate:
         """Sentences about what is allowed and may surprise."""
         if not self._prints_date():
             return []
-        names = re.findall(r"(\w+)\s*=\s*strftime_now", self._tokenizer.get_chat_template())
+        names = re.findall(r"set\s+(\w+)\s*=[^%]*strftime_now", self._tokenizer.get_chat_template())
         fixed = [{name: "26 Jul 2024"} for name in names if not self._prints_date(**{name: "26 Jul 2024"})]
         remedy = self._flag(fixed[0]) if fixed else "use a chat template that takes the date as an argument"
         return [f"the chat template prints today's date, so the same turns are another context tomorrow: {remedy}"]
@@ -139,9 +139,10 @@ class ChatTemplate:
         """What the template does to the white space around a text, by role. The rule is checked with it."""
         texts = conversation(2, "\n\n\n\n  {}  \n\n\n\n")  # more than a template writes of its own
         shown = self._render(texts)
+        system, _, answer, user = texts
         return {
             role: next((strip for strip in _STRIPS if strip(text) in shown), str)
-            for role, text in zip(("system", "user", "assistant"), texts, strict=False)
+            for role, text in (("system", system), ("assistant", answer), ("user", user))
         }
 
     def _check_thinking_switch(self) -> None:
