@@ -15,7 +15,7 @@ from tests.support.rig import teacher_value
 
 NUM_GPUS = 0
 
-# A change of working settings (None: left out), and words of the sentence. Part of examples/tcod/FAULTS.md.
+# A change of working settings (None: left out), and words of the sentence.
 WRONG = [
     ({"tcod_etta": 3}, "unknown setting tcod_etta"),
     ({"tcod_variant": "f2b", "tcod_eta": 0}, "tcod_eta must be >= 1"),

@@ -125,4 +125,4 @@ def wait_for(process: Process, condition) -> None:
 
 
 def driver_of(run_dir: Path) -> list[int]:
-    return [pid for pid, command in processes_of(run_dir) if "/run_train.py\0" in command]
+    return [pid for pid, command in processes_of(run_dir) if "\0smoke.slime_cpu.run_train\0" in command]

@@ -1,7 +1,7 @@
 """A place for the run script on a CPU: real games, tiny models, real SGLang and real slime; the GPUs are names only.
 
 cpu_cluster.py itself is the place's `python3`: the script's own programs run as they are, SGLang's server through
-smoke/serve.py, train.py through smoke/slime_cpu/run_train.py.
+smoke.serve, train.py through smoke.slime_cpu.run_train.
 """
 
 import os
@@ -11,8 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-SMOKE = ROOT / "smoke"
+ROOT = Path(__file__).resolve().parents[2]
 SPLITS = {"train": (8, 0), "valid_seen": (2, 500_000), "valid_unseen": (2, 600_000)}  # games, first seed
 CONFIG = """\
 tcod_variant: {variant}
@@ -42,13 +41,14 @@ def build(place: Path, student: Path, teacher: Path, engine_port: int) -> tuple[
     for split, (games, seed) in SPLITS.items():
         for i in range(games):
             make_game(place / "games", split, "pick_and_place_simple", i, seed + i)
-    prepare = [sys.executable, ROOT / "examples/tcod/prepare_alfworld.py", "--data-root", place / "games"]
-    subprocess.run([*prepare, "--out", place / "data", "--horizon", "12"], check=True, capture_output=True)
+    prepare = [sys.executable, "-m", "examples.tcod.tools.prepare_alfworld", "--data-root", place / "games"]
+    prepare += ["--out", place / "data", "--horizon", "12"]
+    subprocess.run(prepare, check=True, capture_output=True, cwd=ROOT)
     for variant in ("f2b", "b2f"):
         (place / f"{variant}.yaml").write_text(CONFIG.format(variant=variant))
     shape = shlex.join(as_flags(model_settings(student)))
     (place / "model.sh").write_text(f"MODEL_ARGS=({shape})\n")
-    folders = [SMOKE / "slime_cpu", SMOKE, os.environ.get("PYTHONPATH", "")]
+    folders = [ROOT, os.environ.get("PYTHONPATH", "")]
     variables = {
         **{"PATH": f"{place}/bin:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(map(str, folders))},
         **{"MODEL_SCRIPT": f"{place}/model.sh", "STUDENT": f"{student}", "TEACHER_MODEL": f"{teacher}"},
@@ -71,13 +71,13 @@ def build(place: Path, student: Path, teacher: Path, engine_port: int) -> tuple[
 def main() -> None:
     match sys.argv[1:]:
         case ["-m", "sglang.launch_server", *flags]:
-            command = [SMOKE / "serve.py", *flags, "--device", "cpu", "--dtype", "float32"]
+            command = ["-m", "smoke.serve", *flags, "--device", "cpu", "--dtype", "float32"]
             command += ["--attention-backend", "torch_native", "--max-total-tokens", "65536", "--sleep-on-idle"]
         case [program, *flags] if program.endswith("/train.py"):
-            command = [SMOKE / "slime_cpu/run_train.py", *flags]
+            command = ["-m", "smoke.slime_cpu.run_train", *flags]
         case command:
             pass
-    os.execv(sys.executable, [sys.executable, *map(str, command)])
+    os.execv(sys.executable, [sys.executable, *command])
 
 
 if __name__ == "__main__":

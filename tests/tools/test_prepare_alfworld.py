@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from examples.tcod.env_alfworld import AlfworldEnvironment
+from examples.tcod.errors import ConfigError, Failure
+from examples.tcod.rows import Demonstration
 from examples.tcod.tools import prepare_alfworld
-from examples.tcod.tools.prepare_alfworld import DataError, Unusable, check_game, prepare, read_source, rebase, replay
+from examples.tcod.tools.prepare_alfworld import check_game, prepare, read_source, rebase, replay
 from smoke.make_games import make_game
 
 NUM_GPUS = 0
@@ -130,9 +132,9 @@ def test_a_published_list_is_rebased_replayed_and_completed(in_process, root, ro
         [
             (game_file(good), str(train), "duplicate"),
             (GAME, str(train), "missing"),
-            (game_file(broken), str(train), "inadmissible"),
-            (game_file(longer), str(train), "won early"),
-            (game_file(shorter), str(train), "not won"),
+            (game_file(broken), str(train), "demo_inadmissible"),
+            (game_file(longer), str(train), "demo_won_early"),
+            (game_file(shorter), str(train), "demo_not_won"),
             *((game_file(row), "", "no demonstration") for row in (broken, longer, shorter, unlisted)),
         ]
     )
@@ -146,14 +148,16 @@ def test_a_published_list_is_rebased_replayed_and_completed(in_process, root, ro
     ]
     assert read(tmp_path / "a/hard.jsonl") == [without_demo(never)]
     reasons = [line["reason"] for line in read(tmp_path / "a/left_out.jsonl")]
-    assert sorted(reasons) == ["duplicate", "inadmissible", "missing", "not won", "won early"]
+    assert sorted(reasons) == ["demo_inadmissible", "demo_not_won", "demo_won_early", "duplicate", "missing"]
     assert "walkthrough 4" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("horizon, demos, reason", [(2, ["walkthrough"], "too long"), (HORIZON, None, "missing")])
+@pytest.mark.parametrize("horizon, demos, reason", [(2, ["walkthrough"], "demo_too_long"), (HORIZON, None, "missing")])
 def test_a_set_that_cannot_train_is_refused(in_process, root, rows, tmp_path, horizon, demos, reason):
     nothing = write(tmp_path / "list.jsonl", [{"game_file": FOREIGN + GAME, "actions": ["look"]}])
-    with pytest.raises(DataError, match="no training game has a usable demonstration: see .*left_out.jsonl") as error:
+    with pytest.raises(
+        ConfigError, match="no training game has a usable demonstration: see .*left_out.jsonl"
+    ) as error:
         prepare(root, tmp_path / "out", demos or [str(nothing)], horizon, processes=1)
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["left_out.jsonl"]
@@ -189,27 +193,29 @@ def test_a_game_without_a_walkthrough_has_no_such_demonstration(environment, roo
     name = game_file(row).replace("trial_", "trial_without_")
     (root / name).parent.mkdir()
     (root / name).write_text(json.dumps({**game, "walkthrough": None}))
-    checked = check_game(environment, root, HORIZON, name, [("walkthrough", None), ("b", {"actions": actions(row)})])
+    checked = check_game(
+        environment, root, HORIZON, name, [("walkthrough", None), ("b", Demonstration(tuple(actions(row))))]
+    )
     (root / name).unlink()
-    assert checked.source == "b" and checked.demo == {"actions": actions(row)}
+    assert checked.source == "b" and checked.demo == Demonstration(tuple(actions(row)))
     assert [entry.reason for entry in checked.left_out] == ["no walkthrough"]
 
 
 def test_recorded_responses_must_give_their_actions(environment, rows):
     row = rows["train"][0]
     said = [f"Now I {action}. <action>{action}</action>" for action in actions(row)]
-    replay(environment, game_file(row), {"actions": actions(row), "responses": said}, HORIZON)
+    replay(environment, game_file(row), Demonstration(tuple(actions(row)), tuple(said)), HORIZON)
     for responses in (said[:-1], ["<action>look</action>", *said[1:]], [actions(row)[0], *said[1:]]):
-        with pytest.raises(Unusable) as error:
-            replay(environment, game_file(row), {"actions": actions(row), "responses": responses}, HORIZON)
-        assert error.value.reason == "responses"
+        with pytest.raises(Failure) as error:
+            replay(environment, game_file(row), Demonstration(tuple(actions(row)), tuple(responses)), HORIZON)
+        assert error.value.reason == "demo_mismatch"
 
 
 def test_the_horizon_bounds_a_demonstration(environment, rows):
     row = rows["train"][0]
-    replay(environment, game_file(row), {"actions": actions(row)}, len(actions(row)))
-    with pytest.raises(Unusable, match="--horizon is"):
-        replay(environment, game_file(row), {"actions": actions(row)}, len(actions(row)) - 1)
+    replay(environment, game_file(row), Demonstration(tuple(actions(row))), len(actions(row)))
+    with pytest.raises(Failure, match="the horizon is"):
+        replay(environment, game_file(row), Demonstration(tuple(actions(row))), len(actions(row)) - 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
@@ -223,7 +229,7 @@ def test_rows_of_this_recipe_are_a_source_too(tmp_path):
         [{"prompt": "p", "label": "t", "metadata": metadata}, {"prompt": "p", "metadata": {"game_file": other}}],
     )
     demos, repeated = read_source(str(file))
-    assert demos == {GAME: {"actions": ["go to desk 1"], "responses": ["x"]}, other: None} and not repeated
+    assert demos == {GAME: Demonstration(("go to desk 1",), ("x",)), other: None} and not repeated
 
 
 @pytest.mark.parametrize(
@@ -242,15 +248,15 @@ def test_only_paths_of_games_are_rebased(path):
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path, line):
     file = write(tmp_path / "list.jsonl", [{"game_file": GAME, "actions": ["look"]}, line])
-    with pytest.raises(DataError, match=f"^line 2 of {file} is no row") as error:
+    with pytest.raises(ConfigError, match=f"^line 2 of {file} is no row") as error:
         read_source(str(file))
     assert "\n" not in str(error.value)
 
 
 def test_missing_files_are_named_with_the_fix(root, rows, tmp_path, monkeypatch, capsys):
-    with pytest.raises(DataError, match="no games below .*/json_2.1.1/train: run alfworld-download"):
+    with pytest.raises(ConfigError, match="no games below .*/json_2.1.1/train: run alfworld-download"):
         prepare(tmp_path, tmp_path / "out", ["walkthrough"], HORIZON, None)
-    with pytest.raises(DataError, match="--demos nowhere.jsonl cannot be read"):
+    with pytest.raises(ConfigError, match="--demos nowhere.jsonl cannot be read"):
         prepare(root, tmp_path / "out", ["nowhere.jsonl"], HORIZON, None)
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
     monkeypatch.setattr(sys, "argv", ["prepare_alfworld.py", "--out", str(tmp_path)])

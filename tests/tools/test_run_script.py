@@ -347,6 +347,10 @@ def preflight(place, monkeypatch):
     return folder, check
 
 
+def row(**metadata):
+    return json.dumps({"prompt": "door", "label": "door", "metadata": metadata}) + "\n"
+
+
 def test_preflight_accepts_what_can_run(preflight):
     folder, check = preflight
     assert check() is None
@@ -356,16 +360,12 @@ def test_preflight_accepts_what_can_run(preflight):
 @pytest.mark.parametrize(
     "file, text, sentence",
     [
-        ("f2b.yaml", "tcod_variant: f2b\ntcod_horizn: 4\n", "unknown setting tcod_horizn"),
+        ("f2b.yaml", "tcod_variant: f2b\ntcod_horizon: 4\ntcod_etta: 3\n", "unknown setting tcod_etta"),
         ("f2b.yaml", "tcod_variant: f2b\ntcod_horizon: 4\nlr: 1\n", "sets lr: slime reads this file too late"),
-        ("data/train.jsonl", "{}\n{\n", "line 2 of .*train.jsonl is no JSON object"),
-        (
-            "data/train.jsonl",
-            '{"metadata": {}}\n',
-            "row 1 of train.jsonl in DATA_DIR cannot be played: its .* has no goal",
-        ),
-        ("data/valid_seen.jsonl", '{"metadata": {}}\n', "row 1 of valid_seen.jsonl in DATA_DIR cannot be played"),
-        ("data/train.jsonl", '{"metadata": {"goal": 1, "explode": 1}}\n', "the corridor collapsed.*: repair"),
+        ("data/train.jsonl", row(goal=2) + "{\n", "line 2 of .*train.jsonl is no row"),
+        ("data/train.jsonl", row(), "row 1 of train.jsonl in DATA_DIR cannot be played: its .* has no goal"),
+        ("data/valid_seen.jsonl", row(), "row 1 of valid_seen.jsonl in DATA_DIR cannot be played"),
+        ("data/train.jsonl", row(goal=1, explode=1), "the corridor collapsed.*: repair"),
         ("student/chat_template.jinja", "{{ messages }}", "chat template ends an assistant turn"),
     ],
 )
@@ -620,8 +620,8 @@ def test_a_teacher_with_another_tokenizer_is_refused(place):
 
 PARSER = """
 import json, multiprocessing, sys
-import megatron.training.arguments
 from smoke.slime_cpu import check_args
+check_args.prepare()
 with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
     refusals = pool.map(check_args.refusal, json.load(sys.stdin), chunksize=1)
 print("\\n" + json.dumps(refusals))
@@ -662,7 +662,7 @@ def test_slimes_parser_takes_the_commands(place, monkeypatch):
     for variant in short.VARIANTS:
         add(("short", variant), {**short.settings(variant), "STUDENT": f"{folder}/teacher"}, *short.FLAGS)
     add("typo", {"VARIANT": "f2b"}, "--opd-kl-coeff", "1")
-    path = [ROOT, ROOT / "smoke/stubs", env["SLIME_DIR"], env["MEGATRON_DIR"], env["PYTHONPATH"]]
+    path = [ROOT, env["SLIME_DIR"], env["MEGATRON_DIR"], env["PYTHONPATH"]]
     done = subprocess.run(
         [sys.executable, "-c", PARSER],
         input=json.dumps(list(commands.values())),

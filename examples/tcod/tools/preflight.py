@@ -6,26 +6,20 @@
 """
 
 import argparse
-import json
 import os
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import AutoConfig, AutoTokenizer
 
-from ..config import (
-    ConfigError,
-    TcodConfig,
-    check_chat_template,
-    check_rows,
-    check_teacher,
-    check_training_rows,
-    read_settings,
-)
+from ..chat import ChatTokens
+from ..checks import base_url, check_environment, check_teacher, check_training_rows
+from ..config import TcodConfig
 from ..environment import load_environment
+from ..errors import ConfigError
+from ..rows import check_rows, read_rows
 
 CHAT = {"enable_thinking": False}  # as in the script's --apply-chat-template-kwargs
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
@@ -38,34 +32,27 @@ ARCHITECTURE = (
 
 def check_run(options: Namespace) -> None:
     """Everything that can be known before a GPU is taken. Raises ConfigError."""
-    args = Namespace(custom_config_path=str(options.config), **yaml.safe_load(options.config.read_text()))
-    config = read_settings(args)
-    check_chat_template(student(options), AutoTokenizer.from_pretrained(options.student))
+    config = TcodConfig.read(options.config)
+    check_environment(config)
+    load_chat(options.student)
     if options.megatron_teacher:
         check_architecture(options.student, options.megatron_teacher)
     rows = {split: read_rows(options.data / f"{split}.jsonl") for split in ("train", "valid_seen", "valid_unseen")}
     check_training_rows(config, rows["train"], "train.jsonl in DATA_DIR")
+    environment = load_environment(config.tcod_environment)
     for split in ("valid_seen", "valid_unseen"):
-        check_rows(config, rows[split], f"{split}.jsonl in DATA_DIR")
+        check_rows(rows[split], f"{split}.jsonl in DATA_DIR", environment, config.tcod_data_root)
     play_one_step(config, rows["train"][0].metadata)
     if options.ray_gpus:
         check_ray(options.ray_gpus)
 
 
-def student(options: Namespace) -> Namespace:
-    """slime's arguments as far as the checks of the student's and the teacher's tokens read them."""
-    return Namespace(hf_checkpoint=str(options.student), apply_chat_template_kwargs=CHAT)
-
-
-def read_rows(path: Path) -> list[Namespace]:
-    """Samples as slime makes them of a JSONL file, as far as the checks go."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            rows.append(Namespace(metadata=json.loads(line).get("metadata")))
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(f"line {number} of {path} is no JSON object: prepare DATA_DIR again") from error
-    return rows
+def load_chat(student: Path) -> ChatTokens:
+    """The student's chat turns, which must be such that they can be appended to a context. Raises ConfigError."""
+    try:
+        return ChatTokens(AutoTokenizer.from_pretrained(student), CHAT)
+    except ValueError as error:
+        raise ConfigError(f"STUDENT {student}: {error}") from error
 
 
 def play_one_step(config: TcodConfig, metadata: dict[str, Any]) -> None:
@@ -116,9 +103,7 @@ def check_ray(gpus: int) -> None:
 
 def check_live_teacher(options: Namespace) -> None:
     """Whether the teacher scores the student's tokens, and long enough episodes. Raises ConfigError."""
-    args = student(options)
-    args.rm_url, args.rollout_max_context_len = options.url, options.context_len
-    check_teacher(args, AutoTokenizer.from_pretrained(options.student))
+    check_teacher(base_url(options.url), load_chat(options.student), options.context_len)
 
 
 def main() -> None:

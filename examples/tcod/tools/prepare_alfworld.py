@@ -281,7 +281,7 @@ def make_sets(checked: Iterable[Checked]) -> tuple[dict[str, list[dict[str, Any]
                 left_out.append(LeftOut(game.game_file, "", "no demonstration", detail))
                 continue
             if game.demo:
-                metadata["demo"] = {name: texts for name, texts in asdict(game.demo).items() if texts is not None}
+                metadata["demo"] = {name: list(texts) for name, texts in asdict(game.demo).items() if texts}
             else:
                 name = "hard"
         sets[name].append({"prompt": game.goal, "label": metadata["task_type"], "metadata": metadata})
