@@ -69,13 +69,13 @@ def _without_secret(option: re.Match[str]) -> str:
 
 def _command() -> str:
     """The driver's command line. The hooks run in a worker of Ray, which has another one."""
-    with contextlib.suppress(Exception):  # Ray's own account of its jobs is no public interface
-        import ray
+    import ray
 
-        job = ray.get_runtime_context().get_job_id()
-        [command] = [one["Entrypoint"] for one in ray._private.state.jobs() if one["JobID"] == job]
-        if command:
-            return command
+    if ray.is_initialized():  # else the next line would start Ray
+        with contextlib.suppress(Exception):  # Ray's own account of its jobs is no public interface
+            job = ray.get_runtime_context().get_job_id()
+            [command] = [one["Entrypoint"] for one in ray._private.state.jobs() if one["JobID"] == job]
+            return command or shlex.join(sys.orig_argv)
     return shlex.join(sys.orig_argv)
 
 

@@ -26,13 +26,13 @@ def log_rollout(
 ) -> bool:
     """The metrics that generate_rollout returned, and train_s. False: slime logs as well."""
     note_rollout()
-    _append("rollout", rollout_id, metrics or {}, seconds)
+    _append("rollout", rollout_id, {} if metrics is None else metrics, seconds)
     return False
 
 
 def log_eval(rollout_id: int, args: Namespace, data: dict[str, Any], metrics: dict[str, Any] | None) -> bool:
     """The same for an evaluation. slime gives the one before rollout 0 and the one after it the same id."""
-    metrics = metrics or {}
+    metrics = {} if metrics is None else metrics
     _append("eval", rollouts_before(rollout_id), metrics, metrics.get("eval/tcod/eval_s", 0.0))
     return False
 
