@@ -6,6 +6,7 @@ const byId = (id) => document.getElementById(id);
 const index = read("index").map((row, id) => ({ ...row, id }));
 const LEVELS = [0.1, 0.5, 2, 5]; // nats
 const AT_ONCE = 200; // rows of the list
+const LONG = 400; // characters of an observation
 const SIGNS = { won: "\u2713", lost: "\u2717", failed: "!" };
 
 const COLUMNS = [
@@ -53,6 +54,10 @@ function visible(text) {
 
 function number(value, digits = 2) {
   return value === null ? "" : value.toFixed(digits).replace("-", "\u2212");
+}
+
+function counted(count, what) {
+  return count + " " + what + (count === 1 ? "" : "s");
 }
 
 function signed(value) {
@@ -168,7 +173,7 @@ function heading(row, episode) {
   const students = episode.turns.filter((turn) => turn.role === "student").length;
   const facts = [row.run, episode.arm, episode.dataset === "train" ? "training" : "evaluation on " + episode.dataset,
     "step " + episode.n, episode.k === null ? null : "depth k = " + episode.k,
-    episode.replayed ? episode.replayed + " turns replayed" : null, students + " of at most " + episode.budget + " turns played",
+    episode.replayed ? counted(episode.replayed, "turn") + " replayed" : null, students + " of at most " + counted(episode.budget, "turn") + " played",
     episode.kl === null ? null : "KL " + number(episode.kl) + " nats", episode.task_type || null];
   const detail = episode.failure && episode.detail ? element("p", { class: "text" }, episode.detail) : null;
   const unscored = episode.unscored ? element("p", {}, "without the teacher's scores: " + episode.unscored) : null;
@@ -187,7 +192,7 @@ function sameTask(row) {
   const item = (other) => element("li", {}, element("button", { type: "button", "data-to": other.id,
     "aria-current": other === row ? "true" : null, onclick: () => open(other) },
   [other.run, other.dataset, "step " + other.n, other.k === null ? null : "k " + other.k,
-    SIGNS[kind(other)] + " " + other.ending, other.turns + " turns", other.kl === null ? null : "KL " + number(other.kl, 1)]
+    SIGNS[kind(other)] + " " + other.ending, counted(other.turns, "turn"), other.kl === null ? null : "KL " + number(other.kl, 1)]
     .filter((part) => part !== null).join(" \u00b7 ")));
   return element("section", {}, element("h3", {}, "The same task at other steps"), element("ul", { class: "same" }, others.map(item)));
 }
@@ -224,13 +229,25 @@ function oneTurn(turn, span) {
   const replayed = turn.role === "replayed";
   const kl = turn.kl === null || turn.kl === undefined ? "" : ", KL " + number(turn.kl) + " nats";
   const who = replayed ? "turn " + (turn.turn + 1) + ", replayed from the demonstration, not trained"
-    : "turn " + (turn.turn + 1) + ", student" + (span ? ", " + span.count + " tokens" : "") + kl;
+    : "turn " + (turn.turn + 1) + ", student" + (span ? ", " + counted(span.count, "token") : "") + kl;
   const notes = replayed ? [] : [turn.valid ? null : "no valid format", turn.admissible ? null : "not an admissible action",
     turn.cut ? "\u2702 cut by the length limit" : null].filter((note) => note !== null);
   return element("div", { class: "turn " + turn.role, id: "turn-" + turn.turn },
-    element("div", { class: "text observation" }, turn.observation), element("div", { class: "label" }, who),
+    observation(turn.observation), element("div", { class: "label" }, who),
     element("div", { class: "text response" }, span?.tokens ? tokens(span) : turn.response),
     element("div", { class: "text action" }, turn.action, notes.map((note) => element("span", { class: "note" }, note))));
+}
+
+/** What the environment said; of a long text four lines, and a button for the rest. */
+function observation(text) {
+  const box = element("div", { class: "text observation" }, text);
+  if (text.length < LONG) return box;
+  box.classList.add("folded");
+  const unfold = (event) => {
+    box.classList.remove("folded");
+    event.target.remove();
+  };
+  return element("div", {}, box, element("button", { type: "button", class: "more", onclick: unfold }, "all of it"));
 }
 
 function level(kl) {
@@ -252,13 +269,13 @@ function whyItEnded(episode) {
   if (episode.won) return "Won.";
   if (episode.context_limited) return "\u2702 The context had no room for a further turn.";
   const played = episode.turns.filter((turn) => turn.role === "student");
-  if (played.length >= episode.budget) return "\u2702 Out of turns: at most " + episode.budget + " were allowed.";
+  if (played.length >= episode.budget) return "\u2702 Out of turns: at most " + episode.budget + ".";
   return played.at(-1)?.cut ? "\u2702 The last response was cut by the length limit." : "The environment ended the episode.";
 }
 
 function theEnd(episode) {
   const said = episode.outcome ? [element("div", { class: "label" }, "the environment's last answer"),
-    element("div", { class: "text observation" }, episode.outcome)] : [];
+    observation(episode.outcome)] : [];
   return element("div", { class: "end" }, said, element("p", { class: "text" }, whyItEnded(episode)));
 }
 
