@@ -82,7 +82,8 @@ def _episodes(folder: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(
             f"{folder} has no rollouts/*.jsonl: name a run directory; tcod_save_episodes above 0 saves some there"
         )
-    return [episode for file in files for episode in _read(file)]
+    episodes = [episode for file in files for episode in _read(file)]
+    return sorted(episodes, key=lambda one: (one["n"], one["dataset"] == "train"))  # evaluations come before rollout n
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:

@@ -53,7 +53,9 @@ function visible(text) {
 }
 
 function number(value, digits = 2) {
-  return value === null ? "" : value.toFixed(digits).replace("-", "\u2212");
+  if (value === null) return "";
+  const text = value.toFixed(digits).replace("-", "\u2212");
+  return Number(value.toFixed(digits)) === 0 ? text.replace("\u2212", "") : text;
 }
 
 function counted(count, what) {
@@ -61,7 +63,7 @@ function counted(count, what) {
 }
 
 function signed(value) {
-  return (value >= 0 ? "+" : "") + number(value);
+  return (value >= 0.005 ? "+" : "") + number(value);
 }
 
 function kind(row) {
