@@ -49,7 +49,7 @@ def describe(args: Namespace) -> dict[str, Any]:
     slime = importlib.util.find_spec("slime")
     slime_folder = Path(slime.origin).parent if slime and slime.origin else None
     return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": _OPTION.sub(_without_secret, _command()),
         "settings": TcodConfig.from_args(args).model_dump(),
         "slime_arguments": {
