@@ -41,8 +41,13 @@ def save_tokenizer(folder: Path) -> Path:
 class LocalPool:
     """EnvironmentPool without processes: a new engine per episode, called in place."""
 
-    def __init__(self, environment: str, data_root: str, **sizes: Any) -> None:
-        self._make = lambda: load_environment(environment)(data_root)
+    def __init__(
+        self, environment: str, data_root: str, env_args: dict[str, Any] | None = None, **sizes: Any
+    ) -> None:
+        self._make = lambda: load_environment(environment)(data_root, **(env_args or {}))
+
+    async def close(self) -> None:
+        """As EnvironmentPool's."""
 
     @contextlib.asynccontextmanager
     async def borrow(self) -> AsyncIterator["LocalBorrowed"]:
@@ -63,6 +68,9 @@ class LocalBorrowed:
             return self._engine.step(action)
         except RuntimeError as error:
             raise Failure("env_error", str(error)) from error
+
+    async def finish(self, last: Observation) -> Observation:
+        return self._engine.finish(last)
 
 
 def random_logits(index: int, length: int, vocab: int) -> torch.Tensor:
