@@ -1,7 +1,7 @@
 """Small deterministic stand-ins for tests: a byte tokenizer with Qwen3's chat shape, and a pool without processes."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from examples.tcod.environment import Environment, Observation, load_environment
-from examples.tcod.errors import Failure
+from examples.tcod.errors import Failure, words
 from tests.support.corridor import Corridor  # noqa: F401  tests name it toys.Corridor
 
 # Qwen3's shape in non-thinking mode: only the generation header carries the empty think block.
@@ -61,16 +61,19 @@ class LocalBorrowed:
         self._engine = engine
 
     async def reset(self, metadata: dict[str, Any]) -> Observation:
-        return self._engine.reset(metadata)
+        return self._call(self._engine.reset, metadata)
 
     async def step(self, action: str) -> Observation:
-        try:
-            return self._engine.step(action)
-        except RuntimeError as error:
-            raise Failure("env_error", str(error)) from error
+        return self._call(self._engine.step, action)
 
     async def finish(self, last: Observation) -> Observation:
-        return self._engine.finish(last)
+        return self._call(self._engine.finish, last)
+
+    def _call(self, method: Callable[[Any], Observation], argument: Any) -> Observation:
+        try:
+            return method(argument)
+        except (Exception, SystemExit) as error:
+            raise Failure("env_error", words(error)) from error
 
 
 def random_logits(index: int, length: int, vocab: int) -> torch.Tensor:
