@@ -15,6 +15,7 @@ import json
 import math
 import multiprocessing
 import random
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -37,7 +38,8 @@ HORIZON = 20
 
 VOCABULARY = 640  # at most
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TAGS = ["<think>", "</think>", "<action>", "</action>"]
+THINK = ["<think>", "</think>"]
+TAGS = ["<action>", "</action>"]
 # How Qwen2's tokenizer splits text before its byte-level BPE.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -92,13 +94,23 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"), bytes_])
     bpe.decoder = decoders.ByteLevel()
-    size = VOCABULARY - len(SPECIAL + TAGS + entities())
+    words = TAGS + entities()
+    size = VOCABULARY - len(SPECIAL + THINK + words)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     )
+    # Tags and things become words of the model: an added token would be a control token, which no text turns into.
+    state = json.loads(bpe.to_str())
+    for token in SPECIAL + THINK + words:
+        state["model"]["vocab"][token.replace(" ", "\u0120")] = len(state["model"]["vocab"])
+    state["model"]["ignore_merges"] = True
+    bpe = Tokenizer.from_str(json.dumps(state))
+    whole = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    cuts = [pre_tokenizers.Split(Regex(cut), behavior="isolated") for cut in (whole, f"{whole}|{SPLIT}")]
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_])
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    bpe.add_tokens([AddedToken(token, normalized=False) for token in TAGS + entities()])
+    bpe.add_tokens([AddedToken(token, normalized=False) for token in THINK])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -230,7 +242,7 @@ def new_teacher(tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
     for thing in entities():
         noun, number = thing.rsplit(" ", 1)
         words = tokenizer.encode(noun) + tokenizer.encode(number)
-        embeddings[tokenizer.convert_tokens_to_ids(thing)] = embeddings[words].sum(0)
+        embeddings[tokenizer.encode(thing)] = embeddings[words].sum(0)
     return model
 
 

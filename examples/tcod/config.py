@@ -106,7 +106,8 @@ class TcodConfig(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise ConfigError(_sentence(error.errors()[0], source)) from error
+            errors = sorted(error.errors(), key=lambda error: error["type"] != "extra_forbidden")  # a typo first
+            raise ConfigError(_sentence(errors[0], source)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -55,12 +55,11 @@ class Demonstration:
         demo = metadata.get("demo") or {}
         if not isinstance(demo, dict):
             raise Failure("demo_malformed", f"its demo is no JSON object but {str(demo)[:80]!r}")
-        for key in ("actions", "responses"):
-            texts = demo.get(key) or []
+        actions, responses = demo.get("actions", []), demo.get("responses")
+        for key, texts in (("actions", actions), ("responses", responses or [])):
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise Failure("demo_malformed", f"{key} of its demo is no list of texts")
-        responses = demo.get("responses")
-        return cls(tuple(demo.get("actions") or ()), None if responses is None else tuple(responses))
+        return cls(tuple(actions), None if responses is None else tuple(responses))
 
     def check(self, horizon: int) -> None:
         """Whether B2F can use it, as far as it shows without an engine.

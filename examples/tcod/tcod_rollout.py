@@ -37,7 +37,7 @@ from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
-from .chat import ChatTokens
+from .chat import ChatTokens, engine_eos_ids
 from .checks import base_url, check_models, check_settings
 from .config import TcodConfig
 from .curriculum import EpisodePlan
@@ -301,8 +301,9 @@ def _runtime(args: Namespace) -> _Runtime:
 
 
 def _chat(args: Namespace) -> ChatTokens:
+    tokenizer = GenerateState(args).tokenizer
     try:
-        return ChatTokens(GenerateState(args).tokenizer, args.apply_chat_template_kwargs)
+        return ChatTokens(tokenizer, args.apply_chat_template_kwargs, engine_eos_ids(args.hf_checkpoint))
     except ValueError as error:
         raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
 
@@ -314,7 +315,10 @@ def launch(args: Namespace, data_source: Any) -> TcodConfig:
         return TcodConfig.from_args(args)
     dataset = getattr(data_source, "dataset", None)
     config = check_settings(args, getattr(dataset, "samples", None))
-    check_models(args, _chat(args))
+    chat = _chat(args)
+    for warning in chat.warnings:
+        logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
+    check_models(args, chat)
     logger.info("TCOD: %s", config)
     _launched = args
     return config

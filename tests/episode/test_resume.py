@@ -45,7 +45,8 @@ def driver(rig, tmp_path):
     rows = [{"prompt": "walk", "label": "walk", "metadata": {"goal": 5 + i}} for i in range(resume_driver.TASKS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.resume_driver"])  # what takes seconds to import is imported once
+    # What takes seconds to import is imported once; conftest finds slime.
+    context.set_forkserver_preload(["tests.conftest", "tests.support.resume_driver"])
     processes = []
 
     def start(first: int) -> multiprocessing.Process:

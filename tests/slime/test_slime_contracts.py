@@ -28,7 +28,7 @@ RUN = """
 import runpy, sys
 from smoke import hooks
 hooks.find_slime()
-import ray, transformers, examples.tcod
+import ray, transformers, examples.tcod.tcod_rollout
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -12,12 +12,19 @@ from smoke import hooks
 from tests.support.toys import save_tokenizer
 
 NUM_GPUS = 0
+PROGRAM = """
+import sys
+from smoke import hooks
+hooks.find_slime()
+from tests.support import standin_scenario
+standin_scenario.main(*sys.argv[1:])
+"""
 
 
 def play(tmp_path_factory, env):
     folder = tmp_path_factory.mktemp("scenario")
     checkpoint, out = save_tokenizer(folder / "tokenizer"), folder / "out.json"
-    command = [sys.executable, "-m", "tests.support.standin_scenario", str(checkpoint), str(out)]
+    command = [sys.executable, "-c", PROGRAM, str(checkpoint), str(out)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(out.read_text())

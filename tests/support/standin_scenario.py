@@ -1,14 +1,11 @@
 """One scenario on a scripted engine, for whichever slime is on the import path.
 
-    python -m tests.support.standin_scenario TOKENIZER_DIR OUT.json
-
 test_standin.py runs it on the stand-in and, where there is a checkout, on the real slime, and compares what it wrote.
 """
 
 import argparse
 import asyncio
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -24,7 +21,6 @@ from slime.utils.types import Sample
 from smoke import hooks
 from tests.support.fake_sglang import FakeSGLang, generated, hold
 
-HERE = "tests.support.standin_scenario"
 events: list = []  # what the hooks saw, in order
 generation_started: dict[str, asyncio.Event] = {}
 
@@ -134,10 +130,10 @@ class Scenario:
             "sglang_server_concurrency": 16,
             "sglang_router_ip": server.host,
             "sglang_router_port": server.port,
-            "custom_generate_function_path": f"{HERE}.generate",
-            "custom_rm_path": f"{HERE}.reward",
-            "custom_reward_post_process_path": f"{HERE}.post_process",
-            "dynamic_sampling_filter_path": f"{HERE}.keep_trainable",
+            "custom_generate_function_path": f"{__name__}.generate",
+            "custom_rm_path": f"{__name__}.reward",
+            "custom_reward_post_process_path": f"{__name__}.post_process",
+            "dynamic_sampling_filter_path": f"{__name__}.keep_trainable",
             "save": str(folder),
             "load": str(folder),
         }
@@ -195,7 +191,7 @@ class Scenario:
             rollout_batch_size=2,
             over_sampling_batch_size=4,
             n_samples_per_prompt=2,
-            dynamic_sampling_filter_path=f"{HERE}.keep_all",
+            dynamic_sampling_filter_path=f"{__name__}.keep_all",
         )
         result = self.train(args, RolloutDataSourceWithBuffer(args), rollouts=2)
         state = GenerateState(args)
@@ -227,8 +223,8 @@ class Scenario:
                 temperature=1.0,
                 max_response_len=80,
                 n_samples_per_eval_prompt=2,
-                custom_rm_path=f"{HERE}.reward",
-                custom_generate_function_path=f"{HERE}.generate",
+                custom_rm_path=f"{__name__}.reward",
+                custom_generate_function_path=f"{__name__}.generate",
                 metadata_overrides={"extra": 1},
             ),
         ]
@@ -304,7 +300,6 @@ def slime_defaults():
 
 
 def main(checkpoint, out):
-    sys.modules[HERE] = sys.modules["__main__"]  # the hooks are loaded by path: one module, one state
     slime = hooks.find_slime()
     with tempfile.TemporaryDirectory() as folder, FakeSGLang(reply) as server:
         scenario = Scenario(Path(folder), checkpoint, server)
@@ -314,7 +309,3 @@ def main(checkpoint, out):
             result["defaults"] = slime_defaults()
         result["routing keys"] = sum("x-smg-routing-key" in request.headers for request in server.requests)
     Path(out).write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

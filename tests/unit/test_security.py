@@ -28,6 +28,7 @@ STARTERS = {"launch_settings.py", "processes.py"}  # start SGLang and slime: lis
 ALLOWED = {
     ("environment.py", "load_environment", "import_module"),  # the environment that the settings name
     ("config.py", "read_yaml", "read_text"),  # the settings
+    ("chat.py", "engine_eos_ids", "read_text"),  # the checkpoint
     ("rows.py", "read_rows", "read_text"),  # the data set
     ("run_log.py", "_append", "open"),  # the run's metrics
 }

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from transformers import AutoTokenizer
 
-from ..chat import ChatTokens
+from ..chat import ChatTokens, load_chat
 from ..checks import check_environment, probe
 from ..config import TcodConfig
 from ..environment_pool import WORKER_CPUS
@@ -107,6 +106,8 @@ def start(options: Namespace) -> Player:
     config = TcodConfig.read(options.config)
     check_environment(config)
     chat = _load_chat(options)
+    for warning in chat.warnings:
+        logger.warning("--model %s: %s", options.model, warning)
     _check_server(options, chat)
     _start_ray(config)
     sampling_params = {
@@ -174,8 +175,7 @@ async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Played]:
 
 def _load_chat(options: Namespace) -> ChatTokens:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)  # as slime does
-        return ChatTokens(tokenizer, options.apply_chat_template_kwargs)
+        return load_chat(options.model, options.apply_chat_template_kwargs)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--model {options.model}: {reason}; name the checkpoint that the server serves") from error

@@ -187,7 +187,7 @@ def make_sets(checked: Iterable[Checked]) -> tuple[dict[str, list[dict[str, Any]
                 left_out.append(LeftOut(metadata, "", "no demonstration", detail))
                 continue
             if entry.demo:
-                metadata["demo"] = {name: texts for name, texts in asdict(entry.demo).items() if texts is not None}
+                metadata["demo"] = {name: list(texts) for name, texts in asdict(entry.demo).items() if texts}
             else:
                 name = HARD
         sets[name].append({"prompt": entry.goal, "label": entry.task.label, "metadata": metadata})

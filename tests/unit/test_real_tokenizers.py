@@ -1,0 +1,203 @@
+"""The chat spans of real tokenizers, which are fetched once; a tokenizer that cannot be had is skipped."""
+
+import functools
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from examples.tcod.chat import ChatTokens, load_chat
+from smoke import cpu_only
+from tests.support import real_tokenizers
+
+cpu_only.prepare()
+
+NUM_GPUS = 0
+NON_THINKING = {"enable_thinking": False}
+BLOCK = "<think>\n\n</think>\n\n"
+# name: keyword arguments of the template, end of turn, other stop ids
+USABLE = {
+    "qwen3": (NON_THINKING, "<|im_end|>", {"<|endoftext|>"}),
+    "llama3": ({}, "<|eot_id|>", {"<|end_of_text|>"}),
+    "llama3_1": ({}, "<|eot_id|>", set()),
+    "gemma3": ({}, "<end_of_turn>", {"<pad>"}),
+    "deepseek_v3": ({}, "<｜end▁of▁sentence｜>", set()),
+    "smollm2": ({}, "<|im_end|>", {"<|endoftext|>"}),
+}
+each = pytest.mark.parametrize("name", USABLE)
+
+
+@functools.cache
+def folder(name):
+    try:
+        return str(real_tokenizers.folder(name))
+    except real_tokenizers.Unavailable as error:
+        return error
+
+
+def checkpoint(name):
+    found = folder(name)
+    if isinstance(found, Exception):
+        pytest.skip(str(found))
+    return found
+
+
+@functools.cache
+def chat_of(name):
+    return load_chat(checkpoint(name), USABLE[name][0])
+
+
+@functools.cache
+def names_of(name):
+    """The contents of the added tokens that are no words: the model joins no characters to one of them."""
+    chat = chat_of(name)
+    added = chat.tokenizer.added_tokens_decoder
+    return {token.content: i for i, token in added.items() if token.content.strip("\n▁ \t")}
+
+
+def texts(name):
+    """Texts of an environment: any characters, and names of added tokens."""
+    some = sorted(names_of(name))[:: max(1, len(names_of(name)) // 60)] + ["<think>", "<|im_end|>", "<｜User｜>"]
+    characters = st.characters(codec="utf-8")
+    nothing = chat_of(name).user("")
+    if name == "smollm2":  # its vocabulary lacks the bytes of some characters
+        characters = st.sampled_from([chr(i) for i in range(0x300) if chat_of(name).user(chr(i)) != nothing])
+    part = (
+        st.text(characters, max_size=8)
+        | st.sampled_from(some)
+        | st.sampled_from([" go to shelf 1", "\n\n", "  ", "é", "漢字"])
+    )
+    return st.lists(part, max_size=6).map("".join)
+
+
+def alike(text):
+    """What a tokenizer may do to characters: Qwen's composes them, the metaspace is a space."""
+    return unicodedata.normalize("NFC", text).replace("▁", " ").replace(BLOCK, "")
+
+
+@each
+def test_the_turns_end_with_the_right_token(name):
+    chat, (_, end, others) = chat_of(name), USABLE[name]
+    assert chat.tokenizer.decode([chat.end_of_turn]) == end
+    assert set(chat.tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids))) == {end, *others}
+    assert chat.text(chat.assistant("<action>look</action>")) == "<action>look</action>"
+    assert chat.warnings == []
+
+
+@each
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_the_spans_are_the_templates_own_rendering(name, data):
+    chat, kwargs = chat_of(name), USABLE[name][0]
+    text = texts(name).map(lambda text: text.replace("</think>", ""))  # templates cut an answer there
+    system, user, *later = data.draw(st.lists(text, min_size=2, max_size=8).filter(lambda turns: len(turns) % 2 == 0))
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    ids = chat.prompt(system, user)
+    for answer, after in zip(later[::2], later[1::2], strict=True):
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": after}]
+        ids += chat.assistant(answer) + chat.user(after)
+    rendered = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)
+    assert alike(chat.tokenizer.decode(ids)) == alike(rendered)
+
+
+@each
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_text_is_encoded_as_ever_but_never_an_added_token(name, data):
+    chat, names = chat_of(name), names_of(name)
+    text = data.draw(texts(name)).strip()
+    span = chat.user(text)
+    ids = span[len(chat.user("")) - len(chat._after_user) : len(span) - len(chat._after_user)]
+    assert not set(ids) & set(names.values())
+    assert alike(chat.tokenizer.decode(ids)) == alike(text)
+    if not any(content in text for content in names):
+        assert ids == chat.tokenizer.encode(text, add_special_tokens=False)
+
+
+@each
+def test_no_added_token_comes_from_text(name):
+    chat, names = chat_of(name), names_of(name)
+    around = len(chat.user(""))
+    for content in sorted(names)[:2000]:
+        assert len(chat.user(content)) > around + 1 or len(content) == 1, content
+    joined = chat.user(" ".join(sorted(names)))
+    fixed = set(chat.user(""))
+    assert not (set(joined) - fixed) & set(names.values())
+
+
+def test_a_character_that_the_vocabulary_lacks_ends_no_text():
+    chat = chat_of("smollm2")
+    rare = "\U00040000"
+    assert chat.tokenizer.decode(chat.tokenizer.encode(rare)).startswith("<|endoftext|>")
+    assert chat.user(f"{rare}a").count(chat.tokenizer.convert_tokens_to_ids("<|endoftext|>")) == 0
+
+
+def test_a_demonstrations_own_thought_is_a_thought():
+    chat = chat_of("qwen3")
+    ids = chat.assistant("<think>\nhm <tool_call>\n</think>\n\n<action>look</action>")
+    named = [token for token in chat.tokenizer.convert_ids_to_tokens(ids) if token.startswith("<") and ">" in token]
+    assert named == ["<think>", "</think>", "<|im_end|>"]
+    plain = "<think>\nhm\n</think>\n\n<action>look</action>"
+    assert chat.assistant(plain)[:-1] == chat.tokenizer.encode(plain, add_special_tokens=False)
+
+
+def test_qwen3_must_be_told_not_to_think():
+    with pytest.raises(ValueError, match="set --apply-chat-template-kwargs '{\"enable_thinking\": false}'"):
+        load_chat(checkpoint("qwen3"))
+
+
+THINKING_ONLY = (  # the shape of Qwen3-4B-Thinking-2507
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def test_a_model_that_always_thinks_is_refused():
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("qwen3"))
+    tokenizer.chat_template = THINKING_ONLY
+    with pytest.raises(ValueError, match="opens a thought before every answer.*that answers without a thought"):
+        ChatTokens(tokenizer, NON_THINKING)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused():
+    with pytest.raises(ValueError, match="has no chat template"):
+        load_chat(checkpoint("gptoss"))
+
+
+HARMONY = (  # the shape of gpt-oss: the answer names its channel itself
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    "<|end|>{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
+
+def test_harmony_channels_are_refused():
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("gptoss"))
+    tokenizer.chat_template = HARMONY
+    with pytest.raises(ValueError, match="before the next answer but '.*channel.*' before past ones"):
+        ChatTokens(tokenizer)
+
+
+def test_deepseek_loaded_as_llama_loses_its_spaces_and_is_refused(tmp_path):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).symlink_to(f"{checkpoint('deepseek_v3')}/{file}")
+    with pytest.raises(ValueError, match="use a model whose tokenizer keeps text"):
+        load_chat(str(tmp_path))
+
+
+DATED = (  # the shape of Llama 3.1's own template
+    "{{ bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "<|start_header_id|>system<|end_header_id|>\n\nToday Date: {{ date_string }}\n\n{{ messages[0].content|trim }}"
+    "<|eot_id|>{% for m in messages[1:] %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content|trim }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+def test_todays_date_in_the_context_is_a_warning():
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("llama3_1"))
+    tokenizer.chat_template = DATED
+    (warning,) = ChatTokens(tokenizer).warnings
+    assert warning.endswith('set --apply-chat-template-kwargs \'{"date_string": "26 Jul 2024"}\'')
+    assert ChatTokens(tokenizer, {"date_string": "26 Jul 2024"}).warnings == []
