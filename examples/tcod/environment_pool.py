@@ -51,11 +51,12 @@ class _EngineHost:
                     self._engines[slot] = self._environment(self._data_root, **self._env_args)
                 doing = method
                 value = getattr(self._engines[slot], method)(argument)
-            return checked_observation(value, f"{self._environment.__name__}.{method}")
         except BaseException as error:  # an engine may even call sys.exit
             said = printed.getvalue().strip()
             said = f"; it printed {said[-200:]!r}" if said else ""
             raise EngineError(f"{self._environment.__name__}.{doing} raised {words(error)}{said}") from None
+        else:
+            return checked_observation(value, f"{self._environment.__name__}.{method}")
         finally:
             self._printed = (self._printed + printed.getvalue())[-KEPT_CHARS:]
 
@@ -238,8 +239,9 @@ class EnvironmentPool:
                     await worker.end()
 
     async def close(self) -> None:
-        """End all processes. Nothing may be borrowed meanwhile."""
-        await asyncio.gather(*[worker.end() for worker in self._workers])
+        """End all processes; new ones start with the next call. Nothing may be borrowed meanwhile."""
+        ended, self._workers = self._workers, [self._new_worker() for _ in self._workers]
+        await asyncio.gather(*[worker.end() for worker in ended])
 
     async def _call(self, worker: _Worker, slot: int, method: str, argument: Any) -> Observation:
         try:

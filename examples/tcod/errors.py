@@ -19,5 +19,5 @@ ABORTED = "aborted"  # the one reason that is nobody's fault: slime has all the 
 def words(error: BaseException) -> str:
     """An exception as one line: its type, and what it says."""
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed"
+        return f"ModuleNotFoundError: {error.name} is not installed"
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

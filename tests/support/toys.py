@@ -69,6 +69,9 @@ class LocalBorrowed:
     async def finish(self, last: Observation) -> Observation:
         return self._call(self._engine.finish, last)
 
+    async def inspect(self) -> tuple[float, str]:
+        return 100.0, ""
+
     def _call(self, method: Callable[[Any], Observation], argument: Any) -> Observation:
         try:
             return method(argument)

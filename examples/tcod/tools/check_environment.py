@@ -122,8 +122,14 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Cost:
     cost = Cost()
 
     async def play() -> None:
-        place, limit = (config.tcod_environment, config.tcod_data_root, 1, 2), config.tcod_env_timeout_s
-        pool = EnvironmentPool(*place, timeout_s=limit, env_args=config.tcod_env_args)
+        pool = EnvironmentPool(
+            config.tcod_environment,
+            config.tcod_data_root,
+            workers=1,
+            engines_per_worker=2,
+            timeout_s=config.tcod_env_timeout_s,
+            env_args=config.tcod_env_args,
+        )
         try:
             async with pool.borrow() as first, pool.borrow() as second:
                 for engine, played in ((first, rows), (second, rows[:1])):

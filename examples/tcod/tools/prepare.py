@@ -156,8 +156,14 @@ def check_tasks(
     environment = load_environment(config.tcod_environment)
 
     async def check() -> list[Checked]:
-        place = (config.tcod_environment, config.tcod_data_root, processes, 1)
-        pool = EnvironmentPool(*place, timeout_s=config.tcod_env_timeout_s, env_args=config.tcod_env_args)
+        pool = EnvironmentPool(
+            config.tcod_environment,
+            config.tcod_data_root,
+            workers=processes,
+            engines_per_worker=1,
+            timeout_s=config.tcod_env_timeout_s,
+            env_args=config.tcod_env_args,
+        )
         checks = (check_task(pool, environment, task, config.tcod_horizon, goal) for task in tasks)
         checked = await tqdm.gather(*checks, desc="tasks in the engine", unit="task")
         await pool.close()

@@ -10,6 +10,8 @@ def start_ray(workers: int) -> None:
     """Connect to Ray, with room for this many environment workers. What starts here ends with this process."""
     import ray
 
+    if ray.is_initialized():
+        return
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level="error", log_to_driver=False)
     else:
