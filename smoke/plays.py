@@ -7,9 +7,11 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
-from examples.tcod.config import read_yaml
+from examples.tcod.config import TcodConfig, read_yaml
+from examples.tcod.errors import ConfigError
 from smoke.make_games import make_games
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -33,10 +35,15 @@ class Play:
 
 
 def choose(options: Namespace) -> Play:
-    """What the options ask for, with its rows on disk. Raises ConfigError, or CalledProcessError if prepare refuses."""
-    if options.config:
-        return _given(options)
-    return {"alfworld": _alfworld, "scienceworld": _scienceworld}[options.environment](options)
+    """What the options ask for, with its rows on disk. What cannot be played is one sentence and exit status 1."""
+    try:
+        if options.config:
+            return _given(options)
+        return {"alfworld": _alfworld, "scienceworld": _scienceworld}[options.environment](options)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"smoke run: {error}")
+    except subprocess.CalledProcessError as error:  # the prepare tool has said why
+        sys.exit(error.returncode)
 
 
 def _alfworld(options: Namespace) -> Play:
@@ -59,13 +66,20 @@ def _scienceworld(options: Namespace) -> Play:
 
 
 def _given(options: Namespace) -> Play:
-    """The rows of --data, as many as a smoke run plays. Without a heldout.jsonl, training rows are evaluated."""
-    arm, data = read_yaml(options.config)["tcod_variant"], options.out / "rows"
+    """The rows of --data, as many as a smoke run plays. Without a heldout.jsonl, training rows are evaluated.
+
+    The settings are those of --config, with processes for a laptop, and a KL for the evaluations' table.
+    """
+    settings, data = read_yaml(options.config), options.out / "rows"
+    given = TcodConfig.from_mapping(settings, str(options.config))
+    settings |= {"tcod_env_workers": min(given.tcod_env_workers, 2), "tcod_eval_kl": True}
     data.mkdir(parents=True, exist_ok=True)
+    config = data / "tcod.yaml"
+    config.write_text(yaml.safe_dump(settings))
     heldout = options.data / "heldout.jsonl"
     _take(options.data / "train.jsonl", data / "train.jsonl", options.train_games)
     _take(heldout if heldout.exists() else options.data / "train.jsonl", data / "heldout.jsonl", options.heldout_games)
-    return Play({arm: options.config}, data, FOREIGN_ABOUT, FOREIGN)
+    return Play({given.tcod_variant: config}, data, FOREIGN_ABOUT, FOREIGN)
 
 
 def _take(source: Path, target: Path, rows: int) -> None:

@@ -21,9 +21,9 @@ _SYSTEM_PROMPT = (
     "You are in a house with a laboratory and must do an experiment. Each turn you can do one thing, where OBJ is "
     "something that you can see: look around, look at OBJ, look in OBJ, read OBJ, inventory, task, {move}, open OBJ, "
     "close OBJ, pick up OBJ, put down OBJ, move OBJ to OBJ, pour OBJ in OBJ, dunk OBJ in OBJ, mix OBJ, eat OBJ, flush "
-    "OBJ, activate OBJ, deactivate OBJ, use OBJ on OBJ, connect OBJ to OBJ, disconnect OBJ, wait, wait1, or focus on OBJ. "
-    "Focus only on what the task tells you to: a wrong focus fails it. First think in a few words, then give exactly one "
-    "action, like this: <action>open door to kitchen</action>"
+    "OBJ, activate OBJ, deactivate OBJ, use OBJ on OBJ, connect OBJ to OBJ, disconnect OBJ, wait, wait1, or focus on "
+    "OBJ. Focus only on what the task tells you to: a wrong focus fails it. First think in a few words, then give "
+    "exactly one action, like this: <action>open door to kitchen</action>"
 )
 
 
@@ -55,7 +55,7 @@ class ScienceworldEnvironment(Environment):
         return Observation(f"{first.text}\n\n{goal}", admissible=first.admissible, reward=first.reward)
 
     def step(self, action: str) -> Observation:
-        """Execute an action. An ambiguous one is answered with numbered choices, of which the next action may be one."""
+        """Execute an action. An ambiguous one is answered with numbered choices; the next action may be a number."""
         # Not ScienceWorldEnv.step(): that finds all valid actions each time, which takes twenty times as long.
         server = self.game.server
         text = server.step(action).strip()

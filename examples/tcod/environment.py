@@ -37,13 +37,13 @@ class Observation:
 class Environment(ABC):
     """One engine, reused over episodes.
 
-    `__init__`, `reset`, `step`, `finish` and `close` run in a worker process: they may block, and what they raise fails
-    the episode. The other methods are static. They run in the rollout's event loop: they are pure and fast. A row's
-    `metadata` comes without `demo` and `tcod`, which are the recipe's.
+    `__init__`, `reset`, `step`, `finish` and `close` run in a worker process: they may block, and what they raise
+    fails the episode. The other methods are static. They run in the rollout's event loop: they are pure and fast. A
+    row's `metadata` comes without `demo` and `tcod`, which are the recipe's.
     """
 
     lists_all_actions = True
-    """Whether an action that a non-empty `Observation.admissible` lacks is impossible. Such a demonstration is refused."""
+    """Whether what a non-empty `Observation.admissible` lacks is impossible: no demonstration may contain it then."""
 
     def __init__(self, data_root: str = "") -> None:
         """Build the engine. It gets tcod_data_root, and the entries of tcod_env_args as further keyword arguments."""
@@ -61,7 +61,7 @@ class Environment(ABC):
         """The final observation of an episode that ends, by itself or for want of turns: the place to grade it."""
         return last
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most environments have nothing to do here
         """Let go of what outlives the process. Called when a worker ends, but not when it is killed."""
 
     @staticmethod

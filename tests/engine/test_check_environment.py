@@ -1,4 +1,4 @@
-"""tools/check_environment.py: every mistake of a new environment is one sentence that names class, method and fault."""
+"""tools/check_environment.py: every mistake of a new environment is one sentence that names class and method."""
 
 import os
 import re
@@ -63,10 +63,16 @@ def test_numpys_bools_are_bools():
         ("TupleFromStep", "env_error: TupleFromStep.step must return an Observation, not tuple "),
         ("NoText", "env_error: the text of NoText.reset's Observation must be a str, not None"),
         ("HalfASuccess", "env_error: the won of HalfASuccess.step's Observation must be a bool, not 0.5"),
-        ("ListInOneString", "the admissible of ListInOneString.reset's Observation must be a list or tuple of str, not"),
+        (
+            "ListInOneString",
+            "the admissible of ListInOneString.reset's Observation must be a list or tuple of str, not",
+        ),
         ("StringFromParse", "StringFromParse.parse_action must return a pair (action: str, valid: bool), not 'ok'"),
         ("LosesActions", "it must be ('yes', True)"),
-        ("NotInstalled", "env_error: NotInstalled.__init__ raised ModuleNotFoundError: no_such_engine is not installed"),
+        (
+            "NotInstalled",
+            "env_error: NotInstalled.__init__ raised ModuleNotFoundError: no_such_engine is not installed",
+        ),
         ("Exits", "env_error: Exits.reset raised SystemExit: 3; it printed 'cannot read the game'"),
         ("Interrupts", "env_error: Interrupts.step raised KeyboardInterrupt"),
         ("Dies", "env_worker_died: step got no answer, its process ended"),

@@ -41,9 +41,7 @@ def save_tokenizer(folder: Path) -> Path:
 class LocalPool:
     """EnvironmentPool without processes: a new engine per episode, called in place."""
 
-    def __init__(
-        self, environment: str, data_root: str, env_args: dict[str, Any] | None = None, **sizes: Any
-    ) -> None:
+    def __init__(self, environment: str, data_root: str, env_args: dict[str, Any] | None = None, **sizes: Any) -> None:
         self._make = lambda: load_environment(environment)(data_root, **(env_args or {}))
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""README.md's "Adapt it", exactly as it is printed: the class, the rows, the settings, and the commands up to a model."""
+"""README.md's "Adapt it", as it is printed: the class, the rows, the settings, and the commands up to a model."""
 
 import os
 import re
@@ -47,8 +47,9 @@ def test_the_example_is_played_as_printed(blocks, tmp_path):
 
 
 def test_the_settings_are_settings(blocks):
-    from examples.tcod.config import TcodConfig
     import yaml
+
+    from examples.tcod.config import TcodConfig
 
     TcodConfig(**yaml.safe_load(blocks["yaml"][0]))
     commands = "\n".join(blocks["bash"])

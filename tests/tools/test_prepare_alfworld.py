@@ -161,7 +161,9 @@ def test_a_published_list_is_rebased_replayed_and_completed(in_process, root, ro
     assert [game_file(row) for row in read(tmp_path / "a/train.jsonl")] == [game_file(good)]
     assert actions(read(tmp_path / "a/train.jsonl")[0]) == ["look", *actions(good)]
     assert read(tmp_path / "a/hard.jsonl") == [without_demo(never)]
-    left_out = [(line["task"]["game_file"], line["source"], line["reason"]) for line in read(tmp_path / "a/left_out.jsonl")]
+    left_out = [
+        (line["task"]["game_file"], line["source"], line["reason"]) for line in read(tmp_path / "a/left_out.jsonl")
+    ]
     assert sorted(left_out) == sorted(
         [
             (game_file(good), str(train), "duplicate"),
@@ -189,7 +191,9 @@ def test_a_published_list_is_rebased_replayed_and_completed(in_process, root, ro
 @pytest.mark.parametrize("horizon, demos, reason", [(2, ["walkthrough"], "demo_too_long"), (HORIZON, None, "missing")])
 def test_a_set_that_cannot_train_is_refused(in_process, root, rows, tmp_path, horizon, demos, reason):
     nothing = write(tmp_path / "list.jsonl", [{"game_file": FOREIGN + GAME, "actions": ["look"]}])
-    with pytest.raises(ConfigError, match="no training task has a usable demonstration: see .*left_out.jsonl") as error:
+    with pytest.raises(
+        ConfigError, match="no training task has a usable demonstration: see .*left_out.jsonl"
+    ) as error:
         prepare(root, tmp_path / "out", demos or [str(nothing)], horizon)
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["left_out.jsonl"]
@@ -315,5 +319,7 @@ def test_missing_files_are_named_with_the_fix(root, rows, tmp_path, monkeypatch)
         prepare(root, tmp_path / "out", ["nowhere.jsonl"])
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
     monkeypatch.setattr(sys, "argv", ["prepare_alfworld.py", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"tcod_data_root is \$ALFWORLD_DATA, but that variable is not set: export it"):
+    with pytest.raises(
+        SystemExit, match=r"tcod_data_root is \$ALFWORLD_DATA, but that variable is not set: export it"
+    ):
         prepare_alfworld.main()

@@ -368,7 +368,7 @@ def test_preflight_accepts_what_can_run(preflight):
         ("data/train.jsonl", row(goal=2) + "{\n", "line 2 of .*train.jsonl is no row"),
         ("data/train.jsonl", row(), "row 1 of train.jsonl in DATA_DIR cannot be played: its .* has no goal"),
         ("data/valid_seen.jsonl", row(), "row 1 of valid_seen.jsonl in DATA_DIR cannot be played"),
-        ("data/train.jsonl", row(goal=1, explode=1), "does not play the row .* of train.jsonl in DATA_DIR, env_error: .*the corridor collapsed"),
+        ("data/train.jsonl", row(goal=1, explode=1), "does not play the row .* env_error: .*the corridor collapsed"),
         ("student/chat_template.jinja", "{{ messages }}", "chat template ends an assistant turn"),
     ],
 )
@@ -410,3 +410,268 @@ def test_evaluation_sets_are_named(preflight):
     assert check(eval_sets=[]) is None
     assert "valid_seen.jsonl cannot be read" in check()
     assert check(eval_sets=["test.jsonl"]) == "EVAL_SETS has 'test.jsonl': write NAME=FILE, with files in DATA_DIR"
+
+
+# --------------------------------------------------------------------------------------------------------- processes
+
+
+def heed_signals():
+    """What this process may have been started to ignore, in the background or under nohup."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Running:
+    """The script as a process, with the output so far in a file."""
+
+    def __init__(self, folder, env, heed=lambda: None):
+        self.folder, self.output = folder, folder / "output.txt"
+        # A shell in the background would hand over SIGINT ignored.
+        with self.output.open("w") as output:
+            self.popen = subprocess.Popen(
+                ["bash", SCRIPT],
+                env={**env, "SKIP_PREFLIGHT": "1"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: (heed_signals(), heed()),
+            )
+
+    def wait_for(self, role):
+        for _ in range(300):
+            if (self.folder / f"seen/{role}.json").exists():
+                time.sleep(0.3)  # past the write, into what follows
+                return
+            time.sleep(0.1)
+        raise AssertionError(self.output.read_text())
+
+    def end(self, number=None):
+        """(exit status, output) after a signal, or of itself; nothing may be left."""
+        if number:
+            self.popen.send_signal(number)
+        status = self.popen.wait(timeout=10 if number else 60)
+        assert processes_of(self.folder / "run") == []
+        return status, self.output.read_text()
+
+
+@pytest.fixture
+def script(place):
+    """script(**variables) -> Running"""
+    folder, env = place
+    started = []
+
+    def begin(heed=lambda: None, **variables):
+        started.append(Running(folder, {**env, **variables}, heed))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.popen.kill()
+    for pid, _ in processes_of(folder / "run"):
+        os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_while_the_teacher_starts_stops_it(script, number, status):
+    running = script(FAKE_TEACHER="is slow")
+    running.wait_for("teacher")
+    assert len(processes_of(running.folder / "run")) >= 3  # the script, the teacher and its child
+    assert running.end(number)[0] == status
+    assert not (running.folder / "seen/train.json").exists()
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_during_training_stops_training_and_teacher(script, number, status):
+    running = script(FAKE_TRAIN="goes on")
+    running.wait_for("train")
+    assert running.end(number)[0] == status
+
+
+def test_what_was_ignored_at_the_start_stays_ignored(script):
+    """nohup: a run outlives the terminal."""
+    running = script(FAKE_TRAIN="goes on", heed=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    running.wait_for("train")
+    running.popen.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert running.popen.poll() is None
+    assert running.end(signal.SIGTERM)[0] == 143
+
+
+def test_a_second_signal_does_not_disturb_the_end(script):
+    running = script(FAKE_TRAIN="goes on", FAKE_TEACHER="ends slowly")
+    running.wait_for("train")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        running.popen.send_signal(number)
+        time.sleep(0.3)
+    assert running.end(signal.SIGTERM)[0] == 130
+
+
+def test_what_is_killed_outright_leaves_neither_training_nor_teacher(script):
+    running = script(FAKE_TRAIN="goes on")
+    running.wait_for("train")
+    running.popen.kill()
+    running.popen.wait()
+    for _ in range(50):
+        left = [command for _, command in processes_of(running.folder / "run") if "fake_cluster" in command]
+        if not left:
+            return
+        time.sleep(0.1)
+    raise AssertionError(left)
+
+
+def test_a_process_of_somebody_else_lives_on(script):
+    stranger = subprocess.Popen(["sleep", "600"])
+    running = script(FAKE_TRAIN="goes on")
+    running.wait_for("train")
+    running.end(signal.SIGTERM)
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_the_end_of_training_is_the_end_of_the_teacher(script):
+    running = script()
+    status, output = running.end()
+    assert status == 0 and "train speaks" in output
+    [logs] = (running.folder / "run/logs").iterdir()
+    for role in ("teacher", "train"):
+        assert (logs / f"{role}.log").read_text() == f"{role} speaks\n"
+    seen = json.loads((running.folder / "seen/train.json").read_text())
+    assert shlex.split((logs / "command.sh").read_text().splitlines()[-1])[1:] == seen["command"]
+
+
+def test_training_that_fails_is_reported(script):
+    status, output = script(FAKE_TRAIN="fails").end()
+    assert status == 1 and "training ended with status 3: see " in output
+
+
+def test_a_teacher_that_dies_shows_its_log(script):
+    status, output = script(FAKE_TEACHER="dies").end()
+    assert status == 1 and "CUDA out of memory" in output and "the teacher ended before it was ready" in output
+
+
+def test_a_teacher_that_never_comes_up_is_given_up(script):
+    status, output = script(FAKE_TEACHER="is slow", TEACHER_START_S="2").end()
+    assert status == 1 and "the teacher was not ready within TEACHER_START_S=2 seconds" in output
+
+
+def test_a_teacher_that_dies_later_ends_the_training(script):
+    status, output = script(FAKE_TEACHER="ends", FAKE_TRAIN="goes on").end()
+    assert status == 1 and "the teacher is gone" in output and "the teacher ended while it was needed" in output
+
+
+def test_a_run_with_all_checks_and_its_resumption(place):
+    folder, env = place
+    env |= {"WANDB_PROJECT": "tcod", "NCCL_DEBUG": "WARN"}
+    first = run(env)
+    assert first.returncode == 0, first.stderr + first.stdout
+    assert first.stdout.startswith(f"{folder}/run starts\n")
+    seen = json.loads((folder / "seen/train.json").read_text())
+    to_workers = json.loads(seen["env"]["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]["env_vars"]
+    ours = [f"{folder}/slime", f"{folder}/megatron", str(SCRIPT.parents[1])]
+    assert to_workers["PYTHONPATH"].split(":")[:3] == ours and str(SCRIPT.parent) not in to_workers[
+        "PYTHONPATH"
+    ].split(":")
+    assert set(to_workers) == {
+        *(
+            "PYTHONPATH",
+            "ALFWORLD_DATA",
+            "TCOD_RUN_DIR",
+            "CUDA_DEVICE_MAX_CONNECTIONS",
+            "PYTHONUNBUFFERED",
+            "no_proxy",
+        ),
+        *("NCCL_DEBUG", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME"),
+    }
+    assert to_workers["ALFWORLD_DATA"] == f"{folder}/games" and to_workers["NCCL_DEBUG"] == "WARN"
+    assert seen["env"]["CUDA_VISIBLE_DEVICES"] == "0,1,2,3,4,5" and seen["env"]["RAY_ADDRESS"] == "local"
+    assert seen["env"]["WANDB_RESUME"] == "allow" and seen["env"]["TCOD_RUN_DIR"] == f"{folder}/run"
+    (folder / "run/checkpoints").mkdir()
+    (folder / "run/checkpoints/latest_checkpointed_iteration.txt").write_text("25")
+    time.sleep(1)  # log folders are named by the second
+    second = run({**env, "SKIP_PREFLIGHT": "1"})
+    assert second.returncode == 0 and "run continues from checkpoint 25\n" in second.stdout
+    again = json.loads((folder / "seen/train.json").read_text())
+    assert again["command"] == seen["command"]
+    assert again["env"]["WANDB_RUN_ID"] == seen["env"]["WANDB_RUN_ID"]
+    assert len(list((folder / "run/logs").iterdir())) == 2
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(place):
+    folder, env = place
+    file = folder / "teacher/tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(tokenizer))
+    done = run(env)
+    assert done.returncode == 1 and "use a teacher with the student's tokenizer" in done.stderr
+    assert not (folder / "seen/train.json").exists() and processes_of(folder / "run") == []
+
+
+# ------------------------------------------------------------------------------------------------ slime's own parser
+
+PARSER = """
+import json, multiprocessing, sys
+from smoke.slime_cpu import check_args
+check_args.prepare()
+with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+    refusals = pool.map(check_args.refusal, json.load(sys.stdin), chunksize=1)
+print("\\n" + json.dumps(refusals))
+"""
+QWEN3_8B = {
+    **{"model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36},
+    **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936},
+    **{"rms_norm_eps": 1e-6, "rope_theta": 1000000, "tie_word_embeddings": False},
+}
+QWEN25_05B = {
+    **{"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
+    **{"num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936},
+    **{"rms_norm_eps": 1e-6, "rope_theta": 1000000, "tie_word_embeddings": True},
+}
+
+
+def test_slimes_parser_takes_the_commands(place, monkeypatch):
+    if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
+        pytest.skip("slime's parser: run with SLIME_DIR=/path/to/slime MEGATRON_DIR=/path/to/Megatron-LM")
+    folder, env = place
+    env |= {name: os.environ[name] for name in ("SLIME_DIR", "MEGATRON_DIR")}
+    env |= {"CONFIG": "", "MODEL_SCRIPT": "", "WANDB_PROJECT": "tcod"}
+    env["ROUTER_POLICY"] = "cache_aware"  # the public router's parser knows no consistent_hashing
+    (folder / "student/config.json").write_text(json.dumps(QWEN3_8B))
+    (folder / "teacher/config.json").write_text(json.dumps(QWEN25_05B))
+    commands = {}
+
+    def add(name, variables, *arguments):
+        run_dir = f"{folder}/{len(commands)}"
+        lines, commands[name] = dry_run({**env, **variables, "RUN_DIR": run_dir}, *arguments)
+        subprocess.run(["bash", "-c", "\n".join(lines[: lines.index("END") + 1])], check=True)  # writes the YAML
+
+    for variant in ("opd", "f2b", "b2f"):
+        for teacher in ("sglang", "megatron"):
+            add((variant, teacher), {"VARIANT": variant, "TEACHER": teacher})
+    monkeypatch.syspath_prepend(env["SLIME_DIR"])
+    short = short_test()
+    for variant in short.VARIANTS:
+        add(("short", variant), {**short.settings(variant), "STUDENT": f"{folder}/teacher"}, *short.FLAGS)
+    add("typo", {"VARIANT": "f2b"}, "--opd-kl-coeff", "1")
+    path = [ROOT, env["SLIME_DIR"], env["MEGATRON_DIR"], env["PYTHONPATH"]]
+    done = subprocess.run(
+        [sys.executable, "-c", PARSER],
+        input=json.dumps(list(commands.values())),
+        env={**env, "PYTHONPATH": os.pathsep.join(map(str, path)), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    refusals = dict(zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    assert refusals.pop("typo") == "no parser knows --opd-kl-coeff"
+    assert refusals == dict.fromkeys(refusals)
+
+
+def short_test():
+    """slime's GPU test of the recipe; its name, with a dot as slime's have, cannot be imported."""
+    spec = importlib.util.spec_from_file_location("tcod_short", ROOT / "tests/test_qwen2.5_0.5B_tcod_short.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

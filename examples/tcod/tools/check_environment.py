@@ -84,8 +84,8 @@ class _Session:
         if parsed != (action, True):
             raise Failure(
                 "env_error",
-                f"{self.environment.__name__}.parse_action makes {parsed} of {response!r}, which is what format_action "
-                f"makes of {action!r}: it must be ({action!r}, True)",
+                f"{self.environment.__name__}.parse_action makes {parsed} of {response!r}, which is format_action's "
+                f"response for {action!r}: it must be ({action!r}, True)",
             )
 
 
@@ -179,8 +179,8 @@ def report(cost: Cost, episodes: int) -> str:
     )
     if needed_mb > LOAD * available_mb:
         lines.append(
-            f"that is more than half of this machine's {available_mb / 1024:.0f} GB: spread the workers over nodes, or "
-            "play fewer episodes at once (--sglang-server-concurrency)"
+            f"that is more than half of this machine's {available_mb / 1024:.0f} GB: spread the workers over nodes, "
+            "or play fewer episodes at once (--sglang-server-concurrency)"
         )
     if cost.printed.strip():
         lines.append(f"the engine prints, which training does not show: {cost.printed.strip()[-200:]!r}")

@@ -177,7 +177,9 @@ def summary(rows: list[Row], journal: Journal) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, required=True, help="the tasks: JSONL rows, as a prepare tool writes them")
+    parser.add_argument(
+        "--rows", type=Path, required=True, help="the tasks: JSONL rows, as a prepare tool writes them"
+    )
     parser.add_argument("--out", type=Path, required=True, help="gets the demonstrations; the journal lies beside it")
     parser.add_argument("--samples", type=int, default=10, help="N, episodes per game, default: %(default)s")
     add_options(parser, temperature=1.0)

@@ -65,7 +65,9 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, required=True, help="the tasks: JSONL rows, as a prepare tool writes them")
+    parser.add_argument(
+        "--rows", type=Path, required=True, help="the tasks: JSONL rows, as a prepare tool writes them"
+    )
     parser.add_argument("--out", type=Path, required=True, help="gets the result as JSON")
     add_options(parser, temperature=0.4)
     options = parser.parse_args()

@@ -195,4 +195,3 @@ def _check_server(options: Namespace, chat: ChatTokens) -> None:
             f"the server takes sequences of at most {limit} tokens, less than --max-context-len "
             f"{options.max_context_len}: lower that, or raise the server's --context-length"
         )
-

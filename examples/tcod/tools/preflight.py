@@ -108,7 +108,9 @@ def main() -> None:
     run.set_defaults(check=check_run)
     run.add_argument("--config", type=Path, required=True, help="the run's YAML of tcod_* settings")
     run.add_argument("--data", type=Path, required=True, help="folder of train.jsonl and the evaluation sets")
-    run.add_argument("--eval-sets", nargs="*", default=EVAL_SETS, help="NAME=FILE, FILE in --data, default: %(default)s")
+    run.add_argument(
+        "--eval-sets", nargs="*", default=EVAL_SETS, help="NAME=FILE, FILE in --data, default: %(default)s"
+    )
     run.add_argument("--student", type=Path, required=True, help="Hugging Face checkpoint")
     run.add_argument("--megatron-teacher", type=Path, help="Hugging Face checkpoint of a teacher in Megatron")
     run.add_argument("--ray-gpus", type=int, help="GPUs that the cluster of RAY_ADDRESS must have")

@@ -287,7 +287,10 @@ def option_parser(description: str, config: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the JSONL files")
     parser.add_argument("--processes", type=int, help="engines that check tasks at once, default: one per core")
     parser.add_argument(
-        "--config", type=Path, default=CONFIGS / config, help="YAML of tcod_* settings, as in training, default: %(default)s"
+        "--config",
+        type=Path,
+        default=CONFIGS / config,
+        help="YAML of tcod_* settings, as in training, default: %(default)s",
     )
     return parser
 

@@ -141,8 +141,8 @@ def open_game(root: Path, game_file: str) -> Demonstration | Failure:
         raise Failure("damaged", f"the game file cannot be read: {words(error)}") from error
     if "move {o} to {r}" not in grammar:
         raise ConfigError(
-            f"{game_file} was made by an ALFWorld before 0.4, in which one says 'put X in/on Y' and not 'move X to Y': "
-            "replace the games with alfworld-download -f"
+            f"{game_file} was made by an ALFWorld before 0.4, in which one says 'put X in/on Y' and not 'move X to "
+            "Y': replace the games with alfworld-download -f"
         )
     if not solvable:
         raise Failure("unsolvable", "the game file does not say that it can be solved")
@@ -151,9 +151,7 @@ def open_game(root: Path, game_file: str) -> Demonstration | Failure:
     return _demo({"actions": walkthrough})
 
 
-def make_task(
-    root: Path, game_file: str, sources: Sequence[str], listed: dict[str, dict[str, Demonstration]]
-) -> Task:
+def make_task(root: Path, game_file: str, sources: Sequence[str], listed: dict[str, dict[str, Demonstration]]) -> Task:
     """The task of a game, with its demonstrations where it is a training game. Raises ConfigError."""
     metadata = {"game_file": game_file, "task_type": task_type(game_file)}
     task = Task(split_of(game_file), metadata["task_type"], metadata)

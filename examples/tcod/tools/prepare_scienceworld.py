@@ -4,14 +4,15 @@
     python -m examples.tcod.tools.prepare_scienceworld --out DIR --tasks find-animal find-plant --variations 20
 
 Nothing is downloaded: tasks and variations are in the package scienceworld, and the training set's demonstrations are
-the engine's own solutions, cut at the success. prepare.py replays them, and says what becomes of them: longer ones
-than the horizon are left out, and so are tasks that need more turns.
+the engine's own solutions, cut at the success. prepare.py replays them, and says what becomes of them. Those longer
+than the horizon are left out.
 """
 
 import threading
 from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import Any
 
 from tqdm import tqdm
@@ -37,7 +38,9 @@ def list_tasks(game: Any, names: list[str], variations: int, simplifications: st
     """
     known = game.get_task_names()
     if unknown := set(names) - set(known):
-        raise ConfigError(f"ScienceWorld has no task {', '.join(sorted(unknown))}: --tasks are among {', '.join(known)}")
+        raise ConfigError(
+            f"ScienceWorld has no task {', '.join(sorted(unknown))}: --tasks are among {', '.join(known)}"
+        )
     for name in names or known:
         game.load(name, 0, simplifications)
         numbers = {TRAIN: game.get_variations_train(), "dev": game.get_variations_dev()}
@@ -61,13 +64,15 @@ def goal(first: Observation) -> str:
     return first.text.rpartition("\n\n")[2]
 
 
-def prepare(options: Namespace, config: TcodConfig) -> None:
-    """Find the tasks, check everything, and write the JSONL files. Raises ConfigError."""
+def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
+    """The tasks, with gold sequences where they are training tasks. Raises ConfigError."""
     engines = threading.local()  # each thread has a Java process of its own
 
     def game() -> Any:
         if not hasattr(engines, "own"):
-            engines.own = ScienceworldEnvironment(config.tcod_data_root, **config.tcod_env_args)
+            engines.own = started.enter_context(
+                closing(ScienceworldEnvironment(config.tcod_data_root, **config.tcod_env_args))
+            )
         return engines.own.game
 
     def make_task(found: tuple[str, dict[str, Any]]) -> Task:
@@ -75,19 +80,28 @@ def prepare(options: Namespace, config: TcodConfig) -> None:
         candidates = [Candidate(GOLD, gold(game(), metadata), cut=True)] if split == TRAIN else []
         return Task(split, metadata["task"], metadata, candidates)
 
-    try:
-        found = list(list_tasks(game(), options.tasks, options.variations, options.simplifications))
-    except (ImportError, OSError, ValueError) as error:
-        raise ConfigError(str(error) if isinstance(error, ConfigError) else words(error)) from error
-    with ThreadPoolExecutor(options.processes) as threads:
-        tasks = list(tqdm(threads.map(make_task, found), total=len(found), desc="gold sequences", unit="task"))
-    write_sets(options.out, check_tasks(config, tasks, goal, options.processes))
+    with ExitStack() as started:
+        try:
+            found = list(list_tasks(game(), options.tasks, options.variations, options.simplifications))
+        except ConfigError:
+            raise
+        except (ImportError, OSError, ValueError) as error:
+            raise ConfigError(f"ScienceWorld does not start: {words(error)}") from error
+        with ThreadPoolExecutor(options.processes) as threads:
+            return list(tqdm(threads.map(make_task, found), total=len(found), desc="gold sequences", unit="task"))
+
+
+def prepare(options: Namespace, config: TcodConfig) -> None:
+    """Find the tasks, check everything, and write the JSONL files. Raises ConfigError."""
+    write_sets(options.out, check_tasks(config, find_tasks(options, config), goal, options.processes))
 
 
 def main() -> None:
     parser = option_parser(__doc__, "scienceworld_opd.yaml")
     parser.add_argument("--tasks", nargs="+", default=[], help="names of tasks, default: all 30")
-    parser.add_argument("--variations", type=int, default=10, help="of each task and split, 0: all, default: %(default)s")
+    parser.add_argument(
+        "--variations", type=int, default=10, help="of each task and split, 0: all, default: %(default)s"
+    )
     parser.add_argument("--simplifications", default="easy", help="of ScienceWorld's worlds, default: %(default)s")
     run("prepare_scienceworld", prepare, parser.parse_args())
 
