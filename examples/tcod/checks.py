@@ -4,6 +4,7 @@ slime has no hook before the first rollout, so they are made there, and by the r
 """
 
 import contextlib
+import inspect
 import logging
 import math
 import time
@@ -69,11 +70,14 @@ def check_models(args: Namespace, chat: ChatTokens) -> None:
 
 
 def check_environment(config: TcodConfig) -> None:
-    """Whether the environment's module is there. Raises ConfigError."""
+    """Whether the environment's class is there and takes its arguments. Raises ConfigError."""
+    environment = load_environment(config.tcod_environment)
     try:
-        load_environment(config.tcod_environment)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"tcod_environment {config.tcod_environment} cannot be imported: {error}") from error
+        inspect.signature(environment).bind(config.tcod_data_root, **config.tcod_env_args)
+    except TypeError as error:
+        raise ConfigError(
+            f"tcod_env_args {config.tcod_env_args} do not fit {environment.__name__}.__init__: {error}"
+        ) from error
 
 
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:

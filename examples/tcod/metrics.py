@@ -88,6 +88,7 @@ def _episodes(samples: Sequence[Any]) -> Metrics:
     turns = [turn for sample in samples for turn in EpisodeRecord.of(sample).turns]
     replayed = fmean(EpisodeRecord.of(sample).replayed for sample in samples)
     student = len(turns) / len(samples)
+    rewards = [record.reward for record in map(EpisodeRecord.of, samples) if record.reward is not None]
     return {
         "success": fmean(EpisodeRecord.of(sample).won for sample in samples),
         "turns/replayed": replayed,
@@ -95,8 +96,10 @@ def _episodes(samples: Sequence[Any]) -> Metrics:
         "turns/total": replayed + student,
         "invalid_actions": fmean(not turn.valid for turn in turns),
         "inadmissible_actions": fmean(not turn.admissible for turn in turns),
+        "refused_actions": fmean(turn.refused for turn in turns),
         "truncated_turns": fmean(turn.cut for turn in turns),
         "context_limited": fmean(EpisodeRecord.of(sample).context_limited for sample in samples),
+        **({"reward": fmean(rewards)} if rewards else {}),
     }
 
 

@@ -26,8 +26,9 @@ from examples.tcod.episode import Assignment, EpisodeRecord
 from examples.tcod.errors import ConfigError, Failure
 from examples.tcod.rows import Demonstration, Row
 from examples.tcod.sglang_client import SGLangClient
-from examples.tcod.tools import collect_demos, evaluate, show_rollouts
+from examples.tcod.tools import collect_demos, evaluate
 from examples.tcod.tools import play as play_tool
+from examples.tcod.tools import show_rollouts
 from examples.tcod.tools.collect_demos import Journal
 from tests.support.fake_sglang import FakeSGLang, generated, scored
 from tests.support.toys import LocalPool

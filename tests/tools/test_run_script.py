@@ -24,7 +24,7 @@ import yaml
 from smoke.servers import free_port
 from tests.support import fake_cluster
 from tests.support.fake_cluster import processes_of
-from tests.support.toys import save_tokenizer
+from tests.support.toys import LocalPool, save_tokenizer
 
 NUM_GPUS = 0
 ROOT = Path(__file__).resolve().parents[2]
@@ -334,11 +334,14 @@ def preflight(place, monkeypatch):
     folder, env = place
     monkeypatch.setenv("ALFWORLD_DATA", env["ALFWORLD_DATA"])
     from examples.tcod.errors import ConfigError
-    from examples.tcod.tools import preflight
+    from examples.tcod.tools import check_environment, preflight
+
+    monkeypatch.setattr(check_environment, "EnvironmentPool", LocalPool)
+    monkeypatch.setattr(preflight, "start_ray", lambda workers: None)
 
     def check(**options):
         given = {"config": Path(env["CONFIG"]), "data": folder / "data", "student": folder / "student"}
-        given |= {"megatron_teacher": None, "ray_gpus": None}
+        given |= {"megatron_teacher": None, "ray_gpus": None, "eval_sets": preflight.EVAL_SETS}
         try:
             preflight.check_run(Namespace(**{**given, **options}))
         except ConfigError as error:
@@ -365,7 +368,7 @@ def test_preflight_accepts_what_can_run(preflight):
         ("data/train.jsonl", row(goal=2) + "{\n", "line 2 of .*train.jsonl is no row"),
         ("data/train.jsonl", row(), "row 1 of train.jsonl in DATA_DIR cannot be played: its .* has no goal"),
         ("data/valid_seen.jsonl", row(), "row 1 of valid_seen.jsonl in DATA_DIR cannot be played"),
-        ("data/train.jsonl", row(goal=1, explode=1), "the corridor collapsed.*: repair"),
+        ("data/train.jsonl", row(goal=1, explode=1), "does not play the row .* env_error: .*the corridor collapsed"),
         ("student/chat_template.jinja", "{{ messages }}", "chat template ends an assistant turn"),
     ],
 )
@@ -399,25 +402,14 @@ def test_the_ray_cluster_has_the_gpus(preflight, monkeypatch):
     assert check(ray_gpus=6).startswith("no Ray answers at RAY_ADDRESS 10.0.0.1:6379 (refused): start it")
 
 
-def test_a_missing_package_is_named(preflight):
+def test_evaluation_sets_are_named(preflight):
     folder, check = preflight
-    (folder / "f2b.yaml").write_text(
-        fake_cluster.CONFIG.format(variant="f2b").replace(
-            "tests.support.corridor.Corridor", f"{__name__}.NeedsWhatIsMissing"
-        )
-    )
-    assert check() == f"{__name__}.NeedsWhatIsMissing needs no_such_package: install it, for ALFWorld with " + (
-        "pip install alfworld==0.4.2"
-    )
-
-
-class NeedsWhatIsMissing:
-    def __init__(self, data_root):
-        import no_such_package  # noqa: F401
-
-    @staticmethod
-    def check_row(metadata, data_root):
-        pass
+    (folder / "data/test.jsonl").write_text(row(goal=2))
+    (folder / "data/valid_seen.jsonl").unlink()
+    assert check(eval_sets=["test=test.jsonl"]) is None
+    assert check(eval_sets=[]) is None
+    assert "valid_seen.jsonl cannot be read" in check()
+    assert check(eval_sets=["test.jsonl"]) == "EVAL_SETS has 'test.jsonl': write NAME=FILE, with files in DATA_DIR"
 
 
 # --------------------------------------------------------------------------------------------------------- processes

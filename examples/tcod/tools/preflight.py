@@ -1,7 +1,7 @@
 """The checks of launch.py that read data and models. A refusal is one sentence and exit status 1.
 
     python -m examples.tcod.tools.preflight run --config tcod.yaml --data DIR --student DIR \\
-        [--megatron-teacher DIR] [--ray-gpus N]
+        [--eval-sets NAME=FILE ..] [--megatron-teacher DIR] [--ray-gpus N]
     python -m examples.tcod.tools.preflight teacher --url http://HOST:PORT/generate --student DIR --context-len N
 """
 
@@ -10,7 +10,6 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
@@ -20,8 +19,12 @@ from ..config import TcodConfig
 from ..environment import load_environment
 from ..errors import ConfigError
 from ..rows import check_rows, read_rows
+from .check_environment import play_rows, spread
+from .ray_start import start_ray
 
+PLAYED = 2  # rows of train.jsonl
 CHAT = {"enable_thinking": False}  # as in the script's --apply-chat-template-kwargs
+EVAL_SETS = ["seen=valid_seen.jsonl", "unseen=valid_unseen.jsonl"]
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
 ARCHITECTURE = (
     *("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "tie_word_embeddings"),
@@ -37,14 +40,23 @@ def check_run(options: Namespace) -> None:
     load_chat(options.student)
     if options.megatron_teacher:
         check_architecture(options.student, options.megatron_teacher)
-    rows = {split: read_rows(options.data / f"{split}.jsonl") for split in ("train", "valid_seen", "valid_unseen")}
-    check_training_rows(config, rows["train"], "train.jsonl in DATA_DIR")
     environment = load_environment(config.tcod_environment)
-    for split in ("valid_seen", "valid_unseen"):
-        check_rows(rows[split], f"{split}.jsonl in DATA_DIR", environment, config.tcod_data_root)
-    play_one_step(config, rows["train"][0].metadata)
+    train = read_rows(options.data / "train.jsonl")
+    check_training_rows(config, train, "train.jsonl in DATA_DIR")
+    for file in eval_files(options.eval_sets):
+        check_rows(read_rows(options.data / file), f"{file} in DATA_DIR", environment, config.tcod_data_root)
     if options.ray_gpus:
         check_ray(options.ray_gpus)
+    start_ray(workers=1)
+    play_rows(config, spread(train, PLAYED), "train.jsonl in DATA_DIR")
+
+
+def eval_files(eval_sets: list[str]) -> list[str]:
+    """The files of evaluation sets NAME=FILE. Raises ConfigError."""
+    pairs = [eval_set.partition("=") for eval_set in eval_sets]
+    if wrong := [name + sign + file for name, sign, file in pairs if not (name and file)]:
+        raise ConfigError(f"EVAL_SETS has {wrong[0]!r}: write NAME=FILE, with files in DATA_DIR")
+    return [file for _, _, file in pairs]
 
 
 def load_chat(student: Path) -> ChatTokens:
@@ -53,23 +65,6 @@ def load_chat(student: Path) -> ChatTokens:
         return ChatTokens(AutoTokenizer.from_pretrained(student), CHAT)
     except ValueError as error:
         raise ConfigError(f"STUDENT {student}: {error}") from error
-
-
-def play_one_step(config: TcodConfig, metadata: dict[str, Any]) -> None:
-    """Reset the first training game and take a step in it."""
-    try:
-        engine = load_environment(config.tcod_environment)(config.tcod_data_root)
-        observation = engine.reset(metadata)
-        engine.step(observation.admissible[0] if observation.admissible else "look")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{config.tcod_environment} needs {error.name}: install it, for ALFWorld with pip install alfworld==0.4.2"
-        ) from error
-    except Exception as error:  # whatever an engine may raise
-        raise ConfigError(
-            f"the first game of train.jsonl in DATA_DIR cannot be played ({error!r}): "
-            "repair the environment or the game data"
-        ) from error
 
 
 def check_architecture(student: Path, teacher: Path) -> None:
@@ -112,7 +107,10 @@ def main() -> None:
     run = commands.add_parser("run", help="before a GPU is taken")
     run.set_defaults(check=check_run)
     run.add_argument("--config", type=Path, required=True, help="the run's YAML of tcod_* settings")
-    run.add_argument("--data", type=Path, required=True, help="folder of train, valid_seen and valid_unseen.jsonl")
+    run.add_argument("--data", type=Path, required=True, help="folder of train.jsonl and the evaluation sets")
+    run.add_argument(
+        "--eval-sets", nargs="*", default=EVAL_SETS, help="NAME=FILE, FILE in --data, default: %(default)s"
+    )
     run.add_argument("--student", type=Path, required=True, help="Hugging Face checkpoint")
     run.add_argument("--megatron-teacher", type=Path, help="Hugging Face checkpoint of a teacher in Megatron")
     run.add_argument("--ray-gpus", type=int, help="GPUs that the cluster of RAY_ADDRESS must have")
