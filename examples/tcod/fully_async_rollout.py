@@ -15,6 +15,7 @@ from slime.rollout.base_types import RolloutFnTrainOutput
 from slime.rollout.fully_async_rollout import generate_rollout_fully_async as collect
 
 from .config import TcodConfig
+from .depth import count_rollout
 from .episode import EpisodeRecord
 from .errors import ConfigError
 from .metrics import rollout_metrics
@@ -60,6 +61,7 @@ def generate_rollout_fully_async(
             f"{config.tcod_max_staleness} rollouts ago and dropped; lower --sglang-server-concurrency to draw less"
         )
     metrics = rollout_metrics(flat(kept), flat(kept) + flat(dropped), time.monotonic() - started)
+    metrics |= count_rollout(config, data_source, rollout_id, flat(kept))
     return RolloutFnTrainOutput(samples=kept, metrics={**metrics, "rollout/tcod/stale": len(flat(stale))})
 
 
