@@ -142,9 +142,8 @@ def rollout_args(**overrides: Any) -> Namespace:
     """slime's arguments: its defaults, over them the recipe's flags, over them `overrides`."""
     values = copy.deepcopy({**SLIME_DEFAULTS, **RECIPE_FLAGS, **overrides})
     # As slime's own validation fills them in.
-    values["global_batch_size"] = (
-        values["global_batch_size"] or values["rollout_batch_size"] * values["n_samples_per_prompt"]
-    )
+    batch = (values["rollout_batch_size"] or 0) * values["n_samples_per_prompt"]
+    values["global_batch_size"] = values["global_batch_size"] or batch
     values["over_sampling_batch_size"] = values["over_sampling_batch_size"] or values["rollout_batch_size"]
     values["eval_function_path"] = values["eval_function_path"] or values["rollout_function_path"]
     values["eval_reward_key"] = values["eval_reward_key"] or values["reward_key"]

@@ -55,8 +55,9 @@ def clipped_policy_loss(
 
 
 def token_weights(masks: list[torch.Tensor], loss: str) -> list[torch.Tensor]:
-    """What each response token weighs in the loss, for the masks of a batch (not 0 where a token is trained): 1 / (B n),
-    1 / (all trained tokens) or 1 / (N l) for "trajectory", "token" or "turn", in the letters of examples/tcod/loss.py.
+    """What each response token weighs in the loss, for the masks of a batch (not 0 where a token is trained).
+
+    "trajectory" 1 / (B n), "token" 1 / (all trained tokens), "turn" 1 / (N l), see examples/tcod/loss.py.
     """
     trained = [(mask != 0).float() for mask in masks]
     if loss == "token":
@@ -95,8 +96,8 @@ class Trainer:
         self.loss, self.clip_grad = loss, clip_grad
 
     def step(self, batch: dict[str, Any]) -> dict[str, float]:
-        """One optimizer step on slime's batch fields. Returns loss, grad_norm (before clipping), and the reverse KL and
-        |training - rollout| log-prob per token, as means over trajectories whatever the loss (as slime logs them)."""
+        """One optimizer step on slime's batch fields. Returns loss, grad_norm (before clipping), and means of the
+        reverse KL and of |training - rollout| log-prob, over trajectories whatever the loss is a mean over."""
         fields = ("teacher_log_probs", "rollout_log_probs", "loss_masks")
         values = {name: [torch.tensor(row, dtype=torch.float32) for row in batch[name]] for name in fields}
         weights = token_weights(values["loss_masks"], self.loss)

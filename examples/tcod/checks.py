@@ -142,15 +142,15 @@ def _check_loss(args: Namespace) -> None:
     if not is_turn_mean(args):
         if (reducer or "").endswith(".loss.turn_mean"):
             raise ConfigError(
-                f"--custom-pg-loss-reducer-function-path must be {__package__}.loss.turn_mean, not {reducer}: the other "
-                "hooks are of this package and count its turns"
+                f"--custom-pg-loss-reducer-function-path must be {__package__}.loss.turn_mean, not {reducer}: "
+                "the other hooks are of this package and count its turns"
             )
         return
     if args.calculate_per_token_loss:
         raise ConfigError(
             f"--calculate-per-token-loss is the mean over tokens and {reducer} the mean over turns: remove one of them"
         )
-    if args.advantage_estimator not in ("grpo", "cispo"):
+    if args.advantage_estimator not in ("grpo", "gspo", "cispo"):
         raise ConfigError(
             f"--advantage-estimator {args.advantage_estimator} reads the masks in which the mean over turns keeps its "
             "count: use grpo"
@@ -158,7 +158,8 @@ def _check_loss(args: Namespace) -> None:
     for name in ("custom_tis_function_path", "custom_convert_samples_to_train_data_path"):
         if getattr(args, name, None):
             raise ConfigError(
-                f"--{name.replace('_', '-')} may change the masks, whose runs are the turns of {reducer}: remove one of them"
+                f"--{name.replace('_', '-')} may change the masks, whose runs are the turns of {reducer}: "
+                "remove one of them"
             )
 
 

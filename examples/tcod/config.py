@@ -33,8 +33,8 @@ class TcodConfig(BaseModel):
     """Rollouts per turn of depth. The paper tries 2, 4 and 6, its code ships 5 (B2F) and 6 (F2B); one value for both
     lets the arms be compared, and 5 takes a horizon of 30 to full depth in 145 of 250 rollouts."""
     tcod_schedule: Literal["linear", "kl"] = "linear"
-    """What the depth grows with: "linear" (a turn every tcod_eta rollouts) or "kl" (a turn once the KL per token at the
-    deepest turns has fallen, see the next four). Deepest are the student's k-th turn and later ones."""
+    """What the depth grows with: "linear", a turn every tcod_eta rollouts, or "kl", a turn once the KL per token at
+    the deepest turns has fallen, by the next four settings. The deepest are the student's k-th and later turns."""
     tcod_kl_share: float = 0.5
     """The share of the KL found on reaching a depth at which the next is reached: half of it is gone."""
     tcod_kl_weight: float = 0.3

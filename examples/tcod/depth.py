@@ -44,8 +44,8 @@ def _load(schedule: KlSchedule, source: Any, n: int) -> tuple[DepthState, int]:
     saved = source.get_metadata().get(KEY)
     if saved is None and n > 0:
         raise ConfigError(
-            f"tcod_schedule kl has no saved state before rollout {n}: restore rollout/global_dataset_state_dict_{n - 1}.pt "
-            "in the --load folder, or go on with tcod_schedule linear"
+            f"tcod_schedule kl has no saved state before rollout {n}: restore "
+            f"rollout/global_dataset_state_dict_{n - 1}.pt in the --load folder, or go on with tcod_schedule linear"
         )
     fields = dict(saved or {"n": -1, **asdict(schedule.start())})
     counted = fields.pop("n")

@@ -18,6 +18,7 @@ averages with a mask by that mask's sum, so none of its own metrics change.
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ def count_turns(samples: Sequence[Any], trajectories_per_step: int) -> None:
     turns: Counter[int] = Counter()
     for sample, step in zip(samples, steps, strict=True):
         if not sample.remove_sample:  # slime trains none of its tokens
-            turns[step] += sum(
-                1 for before, here in zip([0, *sample.loss_mask], sample.loss_mask) if here > before == 0
-            )
+            turns[step] += sum(here > before == 0 for before, here in pairwise([0, *sample.loss_mask]))
     for sample, step in zip(samples, steps, strict=True):
         sample.loss_mask = [turns[step] if trained else 0 for trained in sample.loss_mask]
 
@@ -55,8 +54,9 @@ def turn_mean(
     masks: list["torch.Tensor"],
     calculate_per_token_loss: bool,
 ) -> Callable[["torch.Tensor"], "torch.Tensor"]:
-    """slime's reducer of one micro-batch. It takes the policy loss of the response tokens, flat, of this rank's part of
-    each sequence under context parallelism. slime divides the sum over micro-batches and ranks by B.
+    """slime's reducer of one micro-batch, of the policy loss of its response tokens, flat.
+
+    Under context parallelism those are this rank's part. slime divides the sum over micro-batches and ranks by B.
 
     Args:
         total_lengths, response_lengths: tokens of each sample.
@@ -74,10 +74,9 @@ def turn_mean(
     if calculate_per_token_loss:
         raise ValueError("--calculate-per-token-loss divides by tokens, not by turns: remove the flag")
     weights = [turn_weights(mask) for mask in masks]
-    if (in_all := max(int(mask.max()) for mask in masks)) < round(sum(float(weight.sum()) for weight in weights)):
-        raise ValueError(
-            f"the masks count {in_all} turns in the whole step: --custom-reward-post-process-path is not TCOD's"
-        )
+    in_all, here = max(int(mask.max()) for mask in masks), round(sum(float(weight.sum()) for weight in weights))
+    if in_all < here:
+        raise ValueError(f"the masks count {in_all} turns in a whole step, and {here} are here: see count_turns")
     scale = get_args().global_batch_size / max(in_all, 1)
     parts = map(slice_log_prob_with_cp, weights, total_lengths, response_lengths)
     weight = torch.cat(list(parts)) * scale

@@ -78,8 +78,9 @@ def turn_kl(sample: Any) -> dict[int, float]:
 
 
 def deepest_kl(samples: Iterable[Any], k: int) -> float | None:
-    """Mean KL per token, in nats, over the student's k-th turn and later ones (counted from where it takes over) of the
-    samples that were drawn at depth k; None if there is no such turn. That is where k turns of errors have added up.
+    """Mean KL per token, in nats, over the student's k-th turn and later ones, where its errors of k turns have added up.
+
+    Only samples that were drawn at depth k count; None if none of them has such a turn.
     """
     values: list[float] = []
     for sample in samples:

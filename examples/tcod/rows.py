@@ -132,7 +132,7 @@ def check_rows(rows: Sequence[Any], source: str, environment: type[Environment],
 
 
 def check_demonstrations(rows: Sequence[Any], source: str, variant: str, horizon: int) -> None:
-    """Whether the arm (b2f or reopd) has a usable demonstration for every row. Raises ConfigError, with how many rows have none."""
+    """Whether b2f or reopd has a usable demonstration for every row. Raises ConfigError, with how many have none."""
     lengths = [len(Demonstration.of(row.metadata).actions) for row in rows]
     empty = sum(length == 0 for length in lengths)
     long = sum(length > horizon for length in lengths)

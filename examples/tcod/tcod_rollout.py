@@ -12,7 +12,7 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
 slime's train_async.py takes the rollout function of fully_async_rollout.py, and the other hooks.
 
 One training step n:
-    1. generate_rollout takes the depth k (depth.py), stamps it on every sample it draws, and runs slime's rollout loop.
+    1. generate_rollout stamps the depth k (depth.py) on every sample it draws, and runs slime's rollout loop.
     2. generate plays one episode (episode.py): replayed demonstration turns, then turns sampled from the student.
     3. reward_func has the teacher score the finished trajectory once and returns whether the task was solved.
     4. drop_failed keeps groups with a failed sample out of training; slime draws others instead.

@@ -1,5 +1,6 @@
-"""slime's conversion, data-parallel split, OPD advantage, policy loss and training step on given samples, as one rank of
-a gloo group with Megatron's real parallel state, gradient buffers and schedule.
+"""slime's conversion, data-parallel split, OPD advantage, policy loss and training step on given samples.
+
+One rank of a gloo group, with Megatron's real parallel state, gradient buffers and schedule:
 
     python -m tests.support.slime_loss SAMPLES.pt CASES.json OUT.pt RANK WORLD_SIZE CP_SIZE STORE <train.py's flags>
 

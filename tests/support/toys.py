@@ -78,7 +78,7 @@ def response_log_probs(tokens: list[int], response_length: int, logits: torch.Te
 
 
 def token_weights(masks: list[list[int]], loss: str) -> list[torch.Tensor]:
-    """What each response token weighs in the loss of one optimizer step, by the definitions in examples/tcod/loss.py."""
+    """What each response token weighs in the loss of one optimizer step, as examples/tcod/loss.py defines it."""
     spans = [_spans(mask) for mask in masks]
     turns, tokens = sum(map(len, spans)), sum(map(sum, masks))
     weights = [torch.zeros(len(mask)) for mask in masks]
