@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -122,6 +123,14 @@ def find_slime() -> str:
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     git = subprocess.run(["git", "-C", home, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return f"slime at {home} ({git.stdout.strip() or 'no git commit'})"
+
+
+def clear(run_dir: Path) -> None:
+    """An empty run directory, as far as the recipe writes there: its hooks add to what they find."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.jsonl", "about.json"):
+        (run_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / "rollouts", ignore_errors=True)
 
 
 def put_first(*folders: Path | str) -> None:

@@ -74,6 +74,16 @@ class TcodConfig(BaseModel):
     """Fully asynchronous mode: a group drawn more than this many rollouts ago is dropped."""
     tcod_eval_kl: bool = False
     """Score evaluation episodes too (those sampled at temperature 1), to measure the full-horizon KL."""
+    tcod_save_episodes: int | Literal["all"] = 8
+    """Episodes to save for reading (episode_log.py): so many of a rollout, and twice as many of each evaluation data
+    set; 0 saves none, "all" every one."""
+
+    @field_validator("tcod_save_episodes", mode="before")
+    @classmethod
+    def _check_count(cls, count: Any) -> Any:
+        if count == "all" or (type(count) is int and count >= 0):
+            return count
+        raise ValueError(f'tcod_save_episodes must be a whole number >= 0 or "all", got {count!r}')
 
     @field_validator("tcod_data_root")
     @classmethod

@@ -37,12 +37,14 @@ from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
+from .about import write_about
 from .chat import ChatTokens, engine_eos_ids
 from .checks import base_url, check_models, check_settings
 from .config import TcodConfig
 from .curriculum import EpisodePlan
 from .depth import count_rollout, depth_of
 from .episode import Assignment, EpisodeRecord, Runtime, play_episode
+from .episode_log import save_evaluation, save_rollout
 from .errors import ABORTED, ConfigError, Failure
 from .loss import count_turns, is_turn_mean
 from .metrics import eval_metrics, rollout_metrics
@@ -70,13 +72,15 @@ def generate_rollout(
     started = time.monotonic()
     if evaluation:
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
-        output.metrics = {**(output.metrics or {}), **eval_metrics(output.data, time.monotonic() - started)}
+        metrics = eval_metrics(output.data, time.monotonic() - started)
+        metrics |= save_evaluation(args, rollout_id, output.data)
+        output.metrics = {**(output.metrics or {}), **metrics}
         return output
     source = _OneRolloutSource(args, config, rollout_id, data_source)
     output = sglang_rollout.generate_rollout(args, rollout_id, source)
-    seconds = time.monotonic() - started
-    trained = flat(output.samples)
-    metrics = rollout_metrics(trained, source.drawn, seconds) | count_rollout(config, data_source, rollout_id, trained)
+    metrics = rollout_metrics(flat(output.samples), source.drawn, time.monotonic() - started)
+    metrics |= count_rollout(config, data_source, rollout_id, flat(output.samples))
+    metrics |= save_rollout(args, rollout_id, source.drawn)
     output.metrics = {**(output.metrics or {}), **metrics}
     return output
 
@@ -327,5 +331,6 @@ def launch(args: Namespace, data_source: Any) -> TcodConfig:
         logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
     check_models(args, chat)
     logger.info("TCOD: %s", config)
+    write_about(args)
     _launched = args
     return config
