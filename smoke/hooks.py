@@ -87,6 +87,10 @@ SLIME_DEFAULTS: dict[str, Any] = {
     "opd_type": None,
     "opd_kl_coef": 1.0,
     "normalize_advantages": False,
+    "global_batch_size": None,
+    "calculate_per_token_loss": False,
+    "custom_pg_loss_reducer_function_path": None,
+    "custom_tis_function_path": None,
 }
 
 # The flags with which the recipe is launched.
@@ -147,6 +151,8 @@ def rollout_args(**overrides: Any) -> Namespace:
     """slime's arguments: its defaults, over them the recipe's flags, over them `overrides`."""
     values = copy.deepcopy({**SLIME_DEFAULTS, **RECIPE_FLAGS, **overrides})
     # As slime's own validation fills them in.
+    batch = (values["rollout_batch_size"] or 0) * values["n_samples_per_prompt"]
+    values["global_batch_size"] = values["global_batch_size"] or batch
     values["over_sampling_batch_size"] = values["over_sampling_batch_size"] or values["rollout_batch_size"]
     values["eval_function_path"] = values["eval_function_path"] or values["rollout_function_path"]
     values["eval_reward_key"] = values["eval_reward_key"] or values["reward_key"]

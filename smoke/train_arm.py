@@ -23,6 +23,13 @@ import yaml
 from smoke import hooks
 from smoke.trainer import Trainer
 
+# slime's arguments for each loss, see examples/tcod/loss.py.
+LOSSES: dict[str, dict[str, Any]] = {
+    "trajectory": {},
+    "token": {"calculate_per_token_loss": True},
+    "turn": {"custom_pg_loss_reducer_function_path": "examples.tcod.loss.turn_mean"},
+}
+
 
 def main() -> None:
     options = option_parser().parse_args()
@@ -40,7 +47,7 @@ def main() -> None:
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     init_http_client(args)
     source = RolloutDataSourceWithBuffer(args)
-    trainer = Trainer(options.student, lr=options.lr)
+    trainer = Trainer(options.student, lr=options.lr, loss=options.loss)
 
     def push(n: int) -> None:
         trainer.save(options.run_dir / "weights")
@@ -93,6 +100,7 @@ def slime_args(options: Namespace) -> Namespace:
         rm_url=f"http://127.0.0.1:{options.teacher_port}/generate",
         custom_config_path=str(options.config),
         eval_datasets=[EvalDatasetConfig(**dataset) for dataset in evaluation_datasets(options)],
+        **LOSSES[options.loss],
     )
     for key, value in yaml.safe_load(options.config.read_text()).items():
         setattr(args, key, value)
@@ -140,6 +148,7 @@ def option_parser() -> argparse.ArgumentParser:
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16, help="episodes per update")
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--loss", choices=LOSSES, default="trajectory", help="what it is a mean over")
     parser.add_argument("--eval-interval", type=int, default=10**9, help="updates between evaluations")
     parser.add_argument("--skip-first-evaluation", action="store_true", help="another arm's run has it")
     parser.add_argument("--response-len", type=int, default=32, help="largest response in tokens")

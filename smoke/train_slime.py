@@ -73,7 +73,8 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
     """slime's flags for what train_arm.slime_args and the smoke run's trainer are given."""
     evaluation = options.run_dir / "eval.yaml"
     evaluation.write_text(yaml.safe_dump({"eval": {"datasets": train_arm.evaluation_datasets(options)}}))
-    recipe = {key.replace("_", "-"): value for key, value in hooks.RECIPE_FLAGS.items()}
+    chosen = {**hooks.RECIPE_FLAGS, **train_arm.LOSSES[options.loss]}
+    recipe = {key.replace("_", "-"): value for key, value in chosen.items()}
     return {
         **recipe,
         "custom-config-path": options.config,

@@ -15,6 +15,7 @@ from slime.rollout.base_types import RolloutFnTrainOutput
 from slime.rollout.fully_async_rollout import generate_rollout_fully_async as collect
 
 from .config import TcodConfig
+from .depth import count_rollout
 from .episode import EpisodeRecord
 from .episode_log import save_rollout
 from .errors import ConfigError
@@ -62,6 +63,7 @@ def generate_rollout_fully_async(
         )
     drawn = flat(kept) + flat(dropped)
     metrics = rollout_metrics(flat(kept), drawn, time.monotonic() - started)
+    metrics |= count_rollout(config, data_source, rollout_id, flat(kept))
     metrics |= {"rollout/tcod/stale": len(flat(stale)), **save_rollout(args, rollout_id, drawn)}
     return RolloutFnTrainOutput(samples=kept, metrics=metrics)
 
