@@ -186,7 +186,7 @@ def small_disk(folder):
 
 
 def test_a_full_disk_stops_no_run(rig, small_disk, caplog):
-    (small_disk / "ballast").write_bytes(b"x" * 60_000)
+    (small_disk / "ballast").write_bytes(b"x" * 65_536)
     for n in range(2):
         _, metrics = rig.rollout([{"goal": 2}], n=n)
         assert metrics["rollout/tcod/unsaved_episodes"] == 1
