@@ -20,6 +20,8 @@ from typing import Any
 import transformers
 from tqdm import tqdm
 
+from examples.tcod.tools import show_rollouts
+from examples.tcod.tools.rollout_text import printable, rollout_text, shortest_won
 from smoke import hooks, make_models
 from smoke.figure import KL, SUCCESS, draw
 from smoke.plays import choose
@@ -79,12 +81,16 @@ def main() -> None:
             if first:
                 command.append("--skip-first-evaluation")
             results[arm] = first + train_arm(arm, command, options, play.data, [student_server, teacher_server])
-    print((options.out / "runs" / f"{options.arms[-1]}-{options.seed}" / "trajectory.txt").read_text())
+    runs = show_rollouts.read_runs([run_dir(options, arm) for arm in options.arms])
+    print(printable(rollout_text(shortest_won(runs[-1].episodes))))
+    page = options.out / f"rollouts-{options.seed}.html"
+    page.write_text(show_rollouts.make_page(runs))
     picture = options.out / f"smoke-{options.seed}.png"
     draw(results, picture)
     print(f"figure: {picture}")
     print(f"wall time {time.monotonic() - started:.0f} s")
     print(summary(results))
+    print(f"what the agent did: {page} (open it in a browser)")
 
 
 def train_arm(
@@ -96,14 +102,14 @@ def train_arm(
         RuntimeError: with the end of its log, when the process or one of the servers it needs has ended, or when
             nothing has come from it for SILENCE_LIMIT_S.
     """
-    run_dir = options.out / "runs" / f"{arm}-{options.seed}"
-    metrics_file = run_dir / "metrics.jsonl"
-    metrics_file.unlink(missing_ok=True)
-    command = [*command, "--run-dir", str(run_dir)]
+    folder = run_dir(options, arm)
+    metrics_file = folder / "metrics.jsonl"
+    hooks.clear(folder)
+    command = [*command, "--run-dir", str(folder)]
     env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path(), "OMP_NUM_THREADS": "1"}
     lines: list[dict[str, Any]] = []
     header = "  ".join(["   n"] + [f"{name:>8}" for name in TABLE])
-    with Process(f"{arm} training", command, run_dir / "train.log", env) as process:
+    with Process(f"{arm} training", command, folder / "train.log", env) as process:
         with tqdm(total=options.updates, desc=arm, unit="update", disable=None) as bar:
             bar.write(f"\n{arm}\n{header}")
             heard = time.monotonic()
@@ -124,6 +130,10 @@ def train_arm(
                         bar.write(f"{line['n']:4d}  {evaluation_text(line)}")
         process.check()
     return lines
+
+
+def run_dir(options: Namespace, arm: str) -> Path:
+    return options.out / "runs" / f"{arm}-{options.seed}"
 
 
 def count_lines(path: Path) -> int:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from .curriculum import Curriculum
+from .curriculum import Curriculum, KlSchedule
 from .errors import ConfigError
 
 
@@ -23,7 +23,7 @@ class TcodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    tcod_variant: Literal["opd", "f2b", "b2f"]
+    tcod_variant: Literal["opd", "f2b", "b2f", "reopd"]
     """The arm, see curriculum.py."""
     tcod_horizon: int
     """T: the largest number of turns of an episode, replayed ones included."""
@@ -32,6 +32,20 @@ class TcodConfig(BaseModel):
     tcod_eta: int = 5
     """Rollouts per turn of depth. The paper tries 2, 4 and 6, its code ships 5 (B2F) and 6 (F2B); one value for both
     lets the arms be compared, and 5 takes a horizon of 30 to full depth in 145 of 250 rollouts."""
+    tcod_schedule: Literal["linear", "kl"] = "linear"
+    """What the depth grows with: "linear", a turn every tcod_eta rollouts, or "kl", a turn once the KL per token at
+    the deepest turns has fallen, by the next four settings. The deepest are the student's k-th and later turns."""
+    tcod_kl_share: float = 0.5
+    """The share of the KL found on reaching a depth at which the next is reached: half of it is gone."""
+    tcod_kl_weight: float = 0.3
+    """Weight of the newest rollout in the moving average: one rollout has few tokens at the deepest turns, and three
+    weigh two thirds."""
+    tcod_kl_min_rollouts: int = 2
+    """Rollouts at a depth, at least: the first one's KL is the mark, the second the first to be measured by it."""
+    tcod_kl_max_rollouts: int = 8
+    """Rollouts at a depth, at most: a horizon of 30 is then reached within 232 of the paper's 250, whatever the KL."""
+    tcod_reopd_gamma: float = 0.6
+    """reopd: a replay of one turn more is this many times as probable; the paper's value."""
     tcod_b2f_budget: Literal["slack", "horizon"] = "slack"
     """The student's turns after b2f's hand-over: "slack" (k + tcod_b2f_slack) or "horizon" (what is left of T)."""
     tcod_b2f_slack: int = 2
@@ -62,6 +76,16 @@ class TcodConfig(BaseModel):
     """Fully asynchronous mode: a group drawn more than this many rollouts ago is dropped."""
     tcod_eval_kl: bool = False
     """Score evaluation episodes too (those sampled at temperature 1), to measure the full-horizon KL."""
+    tcod_save_episodes: int | Literal["all"] = 8
+    """Episodes to save for reading (episode_log.py): so many of a rollout, and twice as many of each evaluation data
+    set; 0 saves none, "all" every one."""
+
+    @field_validator("tcod_save_episodes", mode="before")
+    @classmethod
+    def _check_count(cls, count: Any) -> Any:
+        if count == "all" or (type(count) is int and count >= 0):
+            return count
+        raise ValueError(f'tcod_save_episodes must be a whole number >= 0 or "all", got {count!r}')
 
     @field_validator("tcod_data_root")
     @classmethod
@@ -76,6 +100,10 @@ class TcodConfig(BaseModel):
     @model_validator(mode="after")
     def _check_schedule(self) -> "TcodConfig":
         self.curriculum  # noqa: B018  its constructor checks it
+        if self.kl_schedule and not self.curriculum.deepens:
+            raise ValueError(
+                f"tcod_schedule kl is for f2b and b2f, {self.tcod_variant} has no depth to grow: remove it"
+            )
         return self
 
     @cached_property
@@ -87,7 +115,21 @@ class TcodConfig(BaseModel):
             eta=self.tcod_eta,
             b2f_budget=self.tcod_b2f_budget,
             b2f_slack=self.tcod_b2f_slack,
+            reopd_gamma=self.tcod_reopd_gamma,
         )
+
+    @cached_property
+    def kl_schedule(self) -> KlSchedule | None:
+        """None under tcod_schedule: linear."""
+        schedule = KlSchedule(
+            k_start=self.tcod_k_start,
+            k_max=self.tcod_horizon,
+            share=self.tcod_kl_share,
+            weight=self.tcod_kl_weight,
+            shortest=self.tcod_kl_min_rollouts,
+            longest=self.tcod_kl_max_rollouts,
+        )
+        return schedule if self.tcod_schedule == "kl" else None
 
     @classmethod
     def read(cls, path: Path) -> "TcodConfig":

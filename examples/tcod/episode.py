@@ -67,8 +67,8 @@ class ReplayedTurn:
 class EpisodeRecord:
     """What is known of an episode beside its tokens; sample.metadata["tcod"] is this record as a dict.
 
-    Times are wall-clock seconds. A sample that was drawn and not played has n and k only; of a failed one, `failure`
-    says why and nothing else is kept.
+    Times are wall-clock seconds. A sample that was drawn and not played has n and k only. Of a failed one, `failure`
+    says why, and the turns before it are kept for reading; an aborted one is as it was drawn.
     """
 
     n: int | None = None
@@ -96,6 +96,8 @@ class EpisodeRecord:
     teacher_s: float = 0.0
     failure: str | None = None
     """Why the episode cannot be used, see FAULTS.md."""
+    detail: str = ""
+    """The failure in the words of what failed, at most 500 characters."""
     unscored: str | None = None
     """Why an evaluation episode has no teacher log-probs although tcod_eval_kl asks for them."""
 

@@ -64,8 +64,8 @@ def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
 def token_kl(sample: Any) -> list[float]:
     """log pi_student - log pi_teacher per response token, in nats; 0.0 where the token was not sampled."""
     return [
-        (student - teacher) * mask
-        for student, teacher, mask in zip(
+        student - teacher if trained else 0.0
+        for student, teacher, trained in zip(
             sample.rollout_log_probs, sample.teacher_log_probs, sample.loss_mask, strict=True
         )
     ]
@@ -75,6 +75,21 @@ def turn_kl(sample: Any) -> dict[int, float]:
     """Sum of the tokens' KL by absolute turn index (0-based, replayed turns counted), in nats."""
     kl = token_kl(sample)
     return {turn.turn: sum(kl[turn.start : turn.end]) for turn in EpisodeRecord.of(sample).turns}
+
+
+def deepest_kl(samples: Iterable[Any], k: int) -> float | None:
+    """Mean KL per token, in nats, over the student's k-th turn and later ones: its errors of k turns have added up there.
+
+    Only samples that were drawn at depth k count; None if none of them has such a turn.
+    """
+    values: list[float] = []
+    for sample in samples:
+        record = EpisodeRecord.of(sample)
+        if record.k == k and sample.teacher_log_probs is not None:
+            kl = token_kl(sample)
+            for turn in record.turns[k - 1 :]:
+                values += kl[turn.start : turn.end]
+    return fmean(values) if values else None
 
 
 def _grouped(samples: Iterable[Any], key: Any) -> list[tuple[int, list[Any]]]:

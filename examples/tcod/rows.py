@@ -1,7 +1,7 @@
 """Rows of a data set, and the demonstrations in them: how they are read, and what makes them usable.
 
 A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
-"responses": [..] or absent}}}, a line of a JSONL file. Only B2F needs `demo`.
+"responses": [..] or absent}}}, a line of a JSONL file. Only B2F and ReOPD need `demo`.
 """
 
 import json
@@ -62,13 +62,13 @@ class Demonstration:
         return cls(tuple(actions), None if responses is None else tuple(responses))
 
     def check(self, horizon: int) -> None:
-        """Whether B2F can use it, as far as it shows without an engine.
+        """Whether B2F or ReOPD can use it, as far as it shows without an engine.
 
         Raises:
             Failure: demo_missing, demo_too_long or demo_mismatch.
         """
         if not self.actions:
-            raise Failure("demo_missing", "b2f needs a demonstration and this row has no actions")
+            raise Failure("demo_missing", "the arm needs a demonstration and this row has no actions")
         if len(self.actions) > horizon:
             raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
         if self.responses is not None and len(self.responses) != len(self.actions):
@@ -145,14 +145,14 @@ def check_rows(rows: Sequence[Any], source: str, environment: type[Environment],
             raise ConfigError(f"row {number} of {source} cannot be played: {reason}") from error
 
 
-def check_demonstrations(rows: Sequence[Any], source: str, horizon: int) -> None:
-    """Whether B2F has a usable demonstration for every row. Raises ConfigError, with how many rows have none."""
+def check_demonstrations(rows: Sequence[Any], source: str, variant: str, horizon: int) -> None:
+    """Whether b2f or reopd has a usable demonstration for every row. Raises ConfigError, with how many have none."""
     lengths = [len(Demonstration.of(row.metadata).actions) for row in rows]
     empty = sum(length == 0 for length in lengths)
     long = sum(length > horizon for length in lengths)
     if empty or long:
         raise ConfigError(
-            f"tcod_variant b2f needs a demonstration of 1 to {horizon} (tcod_horizon) actions for every row of "
+            f"tcod_variant {variant} needs a demonstration of 1 to {horizon} (tcod_horizon) actions for every row of "
             f"{source}: of {len(lengths)} rows {empty} have none and {long} are longer"
         )
 

@@ -1,6 +1,7 @@
 """Small deterministic stand-ins for tests: a byte tokenizer with Qwen3's chat shape, and a pool without processes."""
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,25 @@ def response_log_probs(tokens: list[int], response_length: int, logits: torch.Te
     """log softmax of the logits before each response token, at that token: [response_length]."""
     targets = torch.tensor(tokens[-response_length:])
     return logits[-response_length - 1 : -1].log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+def token_weights(masks: list[list[int]], loss: str) -> list[torch.Tensor]:
+    """What each response token weighs in the loss of one optimizer step, as examples/tcod/loss.py defines it."""
+    spans = [_spans(mask) for mask in masks]
+    turns, tokens = sum(map(len, spans)), sum(map(sum, masks))
+    weights = [torch.zeros(len(mask)) for mask in masks]
+    for mask, weight, turns_of_mask in zip(masks, weights, spans, strict=True):
+        for start, end in turns_of_mask:
+            share = {
+                "trajectory": 1 / len(masks) / sum(mask),
+                "token": 1 / tokens,
+                "turn": 1 / turns / (end - start),
+            }
+            weight[start:end] = share[loss]
+    return weights
+
+
+def _spans(mask: list[int]) -> list[tuple[int, int]]:
+    """(start, end) of each run of ones."""
+    text = "".join(map(str, mask))
+    return [match.span() for match in re.finditer("1+", text)]

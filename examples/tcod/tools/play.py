@@ -169,7 +169,8 @@ async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Played]:
         return index, Played(record, await play_episode(player.runtime, task, record))
     except Failure as failure:
         logger.warning("the episode of row %d failed, %s: %s", index + 1, failure.reason, str(failure)[:500])
-        return index, Played(EpisodeRecord(evaluation=True, failure=failure.reason), None)
+        record.failure, record.detail = failure.reason, str(failure)[:500]
+        return index, Played(record, None)
 
 
 def _load_chat(options: Namespace) -> ChatTokens:
