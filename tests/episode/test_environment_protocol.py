@@ -13,7 +13,7 @@ PROGRAM = "  total = 0\n\tadd 3 \n"  # white space and all
 
 
 class Interpreter(Environment):
-    """A task is won by PROGRAM, letter for letter. It knows "look" too, lists a part of that, and grades at the end."""
+    """A task is won by PROGRAM, letter for letter. It lists a part of what it knows, and grades at the end."""
 
     lists_all_actions = False
 
