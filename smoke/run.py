@@ -81,6 +81,13 @@ def main() -> None:
             if first:
                 command.append("--skip-first-evaluation")
             results[arm] = first + train_arm(arm, command, options, play.data, [student_server, teacher_server])
+    show(results, options)
+    print(f"wall time {time.monotonic() - started:.0f} s")
+    print(summary(results))
+
+
+def show(results: dict[str, list[dict[str, Any]]], options: Namespace) -> None:
+    """Print one trajectory; write the page of all of them, and the figure."""
     runs = show_rollouts.read_runs([run_dir(options, arm) for arm in options.arms])
     print(printable(rollout_text(shortest_won(runs[-1].episodes))))
     page = options.out / f"rollouts-{options.seed}.html"
@@ -88,8 +95,6 @@ def main() -> None:
     picture = options.out / f"smoke-{options.seed}.png"
     draw(results, picture)
     print(f"figure: {picture}")
-    print(f"wall time {time.monotonic() - started:.0f} s")
-    print(summary(results))
     print(f"what the agent did: {page} (open it in a browser)")
 
 
