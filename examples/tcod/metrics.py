@@ -78,7 +78,7 @@ def turn_kl(sample: Any) -> dict[int, float]:
 
 
 def deepest_kl(samples: Iterable[Any], k: int) -> float | None:
-    """Mean KL per token, in nats, over the student's k-th turn and later ones: its errors of k turns have added up there.
+    """Mean KL per token, in nats, over the student's k-th turn and later ones: k turns of its errors add up there.
 
     Only samples that were drawn at depth k count; None if none of them has such a turn.
     """
