@@ -189,8 +189,8 @@ class StampedSource:
         self.config, self.source, self.rollout_id = config, source, rollout_id
 
     def get_samples(self, num_samples: int) -> Groups:
-        groups = self.source.get_samples(num_samples)
         k = depth_of(self.config, self.source, self.rollout_id)
+        groups = self.source.get_samples(num_samples)
         for sample in flat(groups):
             EpisodeRecord(n=self.rollout_id, k=k).store(sample)
         return groups
