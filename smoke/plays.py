@@ -18,8 +18,8 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 # The tiny models take sequences of 4,096 tokens, and spell words other than ALFWorld's letter by letter.
 FOREIGN = ["--context-len", "4000", "--batch", "8", "--concurrency", "8"]
 FOREIGN_ABOUT = (
-    "What can be seen: episodes are played, replayed, scored and trained on, and the KL to the teacher falls. What "
-    "cannot: success. The tiny models know the words of small ALFWorld games only, and solve nothing else."
+    "What can be seen: episodes are played, replayed, scored and trained on. What cannot: success, or whether the "
+    "method helps. The tiny models know the words of small ALFWorld games only, and their KL here is that of babble."
 )
 SCIENCEWORLD_TASKS = ("lifespan-longest-lived", "find-non-living-thing")  # solved in 3 to 7 actions
 

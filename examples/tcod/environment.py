@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -123,11 +123,16 @@ def load_environment(path: str) -> type[Environment]:
 
 
 def _fault(found: Any) -> str:
-    """What keeps something from being an environment; "" if nothing does."""
-    if not (isinstance(found, type) and issubclass(found, Environment)):
-        return "is no class derived from Environment"
-    if missing := sorted(found.__abstractmethods__):
-        return f"lacks {', '.join(missing)}"
+    """What keeps something from being an environment; "" if nothing does.
+
+    It may be derived from the Environment of another copy of this package, so its methods are asked, not its bases.
+    """
+    if not isinstance(found, type):
+        return "is no class"
+    needed = ("lists_all_actions", *_ENGINE_SIDE, *_TEXT_SIDE)
+    missing = [name for name in needed if not hasattr(found, name)] + sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        return f"lacks {', '.join(missing)}: derive it from Environment and write them"
     for name in _TEXT_SIDE:
         if not isinstance(inspect.getattr_static(found, name), staticmethod):
             return f"has a {name} that is no @staticmethod"
@@ -166,7 +171,8 @@ def checked_observation(value: Any, source: str) -> Observation:
     Raises:
         TypeError: it is none, or one of its fields is of another type; one sentence.
     """
-    if not isinstance(value, Observation):
+    names = [field.name for field in fields(Observation)]
+    if not all(hasattr(value, name) for name in names):
         raise TypeError(f"{source} must return an Observation, not {type(value).__name__} {str(value)[:80]!r}")
     listed = value.admissible
     is_list = isinstance(listed, list | tuple) and all(isinstance(action, str) for action in listed)
@@ -179,12 +185,11 @@ def checked_observation(value: Any, source: str) -> Observation:
         "refused": ("a bool", is_bool(value.refused)),
         "reward": ("None or a finite number", value.reward is None or is_number),
     }
-    for field, (kind, right) in wanted.items():
+    for name, (kind, right) in wanted.items():
         if not right:
-            raise TypeError(f"the {field} of {source}'s Observation must be {kind}, not {getattr(value, field)!r:.80}")
+            raise TypeError(f"the {name} of {source}'s Observation must be {kind}, not {getattr(value, name)!r:.80}")
     reward = None if value.reward is None else float(value.reward)
-    flags = {name: bool(getattr(value, name)) for name in ("won", "done", "refused")}
-    return replace(value, text=str(value.text), admissible=tuple(listed), reward=reward, **flags)
+    return Observation(str(value.text), bool(value.won), bool(value.done), tuple(listed), bool(value.refused), reward)
 
 
 def is_bool(value: Any) -> bool:

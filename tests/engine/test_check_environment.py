@@ -108,7 +108,7 @@ def test_a_demonstration_that_does_not_win_is_refused():
         ("NoStaticMethod", "has a render that is no @staticmethod"),
         ("AsyncReset", "has an async reset: write a plain function"),
         ("NoCheckRow", "lacks check_row"),
-        ("NoEnvironment", "is no class derived from Environment"),
+        ("NoEnvironment", "lacks lists_all_actions, finish, close, check_row, "),
         ("Missing", "cannot be imported (AttributeError: "),
     ],
 )
