@@ -1,6 +1,7 @@
 """Small deterministic stand-ins for tests: a byte tokenizer with Qwen3's chat shape, and a pool without processes."""
 
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from examples.tcod.environment import Environment, Observation, load_environment
 from examples.tcod.errors import Failure
-from tests.support.corridor import Corridor  # noqa: F401  tests name it toys.Corridor
+from tests.support.corridor import Corridor
 
 # Qwen3's shape in non-thinking mode: only the generation header carries the empty think block.
 CHAT_TEMPLATE = (
@@ -74,3 +75,12 @@ def response_log_probs(tokens: list[int], response_length: int, logits: torch.Te
     """log softmax of the logits before each response token, at that token: [response_length]."""
     targets = torch.tensor(tokens[-response_length:])
     return logits[-response_length - 1 : -1].log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+class Elsewhere(Corridor):
+    """Needs a package that only the program itself has, as on a node where it was not installed."""
+
+    def reset(self, metadata: dict[str, Any]) -> Observation:
+        if "preflight" not in sys.argv[0]:
+            raise ModuleNotFoundError("No module named 'corridors'")
+        return super().reset(metadata)
