@@ -205,8 +205,19 @@ def probe(server: str, chat: ChatTokens, headers: dict[str, str] | None = None) 
     text += tokenizer.decode(list(range(0, len(tokenizer), every)), skip_special_tokens=True)
     limit = _context_limit(server, headers)
     reply = _ask(f"{server}/generate", scoring_request(0, text=text), headers)
-    check_scores(reply, tokenizer.encode(text), 0, len(tokenizer))
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    # SGLang and transformers may differ in putting a bos before a text; before ids, which episodes are, none is put.
+    if len(_echoed(reply)) == len(ids) + 1 and _echoed(reply)[0] == tokenizer.bos_token_id:
+        ids = [tokenizer.bos_token_id, *ids]
+    check_scores(reply, ids, 0, len(tokenizer))
     return limit
+
+
+def _echoed(reply: dict[str, Any]) -> list[int]:
+    try:
+        return [token for _, token, *_ in reply["meta_info"]["input_token_logprobs"]]
+    except (KeyError, TypeError, ValueError):
+        return []  # check_scores says what is wrong
 
 
 def _context_limit(server: str, headers: dict[str, str] | None = None) -> float:

@@ -4,6 +4,8 @@ import re
 import threading
 
 import pytest
+from aiohttp import web
+from transformers import PreTrainedTokenizerBase
 
 from examples.tcod import checks, tcod_rollout
 from examples.tcod.errors import ConfigError
@@ -96,6 +98,53 @@ def test_a_teacher_with_other_tokens_stops_the_run(rig):
     rig.teacher.reply = lambda payload: scored({**payload, "input_ids": [5, 6, 7]}, teacher_value)
     with pytest.raises(ConfigError, match="use a teacher with the student's tokenizer"):
         rig.rollout([{"goal": 2}])
+
+
+@pytest.mark.parametrize("bos, known", [(258, True), (7, False)])
+def test_a_teacher_that_puts_a_bos_before_a_text_scores_the_same_ids(rig, monkeypatch, bos, known):
+    """Only a text gets it: SGLang restores add_bos_token where AutoTokenizer does not."""
+
+    def answer(payload):
+        if "text" not in payload:
+            return scored(payload, teacher_value)
+        ids = rig.tokenizer.encode(payload["text"], add_special_tokens=False)
+        return scored({**payload, "input_ids": [bos, *ids]}, teacher_value)
+
+    rig.teacher.reply = answer
+    monkeypatch.setattr(PreTrainedTokenizerBase, "bos_token_id", 258, raising=False)
+    if known:
+        samples, _ = rig.rollout([{"goal": 2}])
+        assert len(samples) == 1
+    else:
+        with pytest.raises(ConfigError, match="use a teacher with the student's tokenizer"):
+            rig.rollout([{"goal": 2}])
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_a_teacher_that_is_up_and_refuses_is_not_said_to_be_down(rig, status):
+    rig.teacher.reply = lambda payload: web.Response(status=status, text="no")
+    with pytest.raises(ConfigError, match=f"is up and refuses .HTTP {status} no.: .*TCOD_TEACHER_API_KEY"):
+        rig.rollout([{"goal": 2}])
+
+
+def test_a_teacher_behind_a_router_has_the_limit_of_its_workers(rig):
+    """A router has no /server_info."""
+    with FakeSGLang(rig.teacher_answer) as router, FakeSGLang(rig.teacher_answer) as second:
+        second.pages["/server_info"] = {"max_req_input_len": 1000}
+        router.pages["/workers"] = {"workers": [{"url": rig.teacher.url}, {"url": second.url}]}
+        with pytest.raises(ConfigError, match="at most 999 tokens"):
+            rig.rollout([{"goal": 2}], rm_url=f"{router.url}/generate")
+        router.pages["/workers"] = {"workers": [{"url": "http://127.0.0.1:9"}]}  # not to be reached from here
+        samples, _ = rig.rollout([{"goal": 2}], rm_url=f"{router.url}/generate")
+        assert len(samples) == 1
+
+
+def test_the_teachers_key_is_sent_and_never_shown(rig, monkeypatch, caplog):
+    monkeypatch.setenv("TCOD_TEACHER_API_KEY", "s3cret")
+    rig.rollout([{"goal": 2}])
+    headers = [request.headers.get("authorization") for request in rig.teacher.requests]
+    assert set(headers) == {"Bearer s3cret"} and "s3cret" not in caplog.text
+    assert not any("authorization" in request.headers for request in rig.student.requests)
 
 
 @pytest.mark.parametrize("fault", ["reset", "lost", "truncated"])

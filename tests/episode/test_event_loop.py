@@ -1,7 +1,6 @@
 """Environments in Ray's worker processes never hold up slime's event loop."""
 
 import asyncio
-import time
 
 import pytest
 import ray
@@ -12,7 +11,6 @@ from slime.utils.async_utils import run
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
-from tests.support.corridor import Corridor
 from tests.support.rig import UNTEMPERED
 
 NUM_GPUS = 0
@@ -25,15 +23,9 @@ def ray_session():
     ray.shutdown()
 
 
-class SlowCorridor(Corridor):
-    def step(self, action):
-        time.sleep(0.3)
-        return super().step(action)
-
-
 def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, ray_session, monkeypatch):
     monkeypatch.setattr(episode, "EnvironmentPool", EnvironmentPool)
-    args = rig.args([{"goal": 9}], tcod_environment=f"{__name__}.SlowCorridor")
+    args = rig.args([{"goal": 9}], tcod_environment="tests.support.corridor.SlowCorridor")
     SingletonMeta._instances.clear()
     init_http_client(args)
     sample = Sample(index=0, metadata={"goal": 9, "tcod": {"n": 0, "k": 4}})

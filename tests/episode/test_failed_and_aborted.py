@@ -114,6 +114,7 @@ def test_an_ended_rollout_is_seen_before_the_engine_is_asked(rig, monkeypatch, w
 
 def test_a_surplus_episode_is_not_scored(rig, monkeypatch):
     played = rig.play({"goal": 2}, k=4)
+    played.teacher_log_probs = None
     before = len(rig.scoring_requests())
     tcod_rollout.GenerateState(None).aborted = True
     assert run(tcod_rollout.reward_func(rig.args([{"goal": 2}]), played)) == 0.0

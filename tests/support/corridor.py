@@ -58,6 +58,12 @@ class Corridor:
         return f"<action>{action}</action>"
 
 
+class SlowCorridor(Corridor):
+    def step(self, action: str) -> Observation:
+        time.sleep(0.3)
+        return super().step(action)
+
+
 class HazardousCorridor(Corridor):
     """The task's metadata["hazard"] says what goes wrong, at the reset or at the second step.
 

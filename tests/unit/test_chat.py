@@ -9,8 +9,10 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from examples.tcod.chat import ChatTokens, engine_eos_ids, load_chat
-from smoke import torchvision_ops  # noqa: F401  before transformers
+from smoke import cpu_only
 from tests.support import toys
+
+cpu_only.prepare()
 
 NUM_GPUS = 0
 NON_THINKING = {"enable_thinking": False}
