@@ -137,7 +137,7 @@ def _check_teacher_flags(args: Namespace) -> None:
 
 
 def _check_weight_push(args: Namespace) -> None:
-    """slime pushes weights from the training GPUs, where the teacher's may be, or memory that was given up. On GPUs that
+    """slime pushes what the training GPUs hold, which may be the teacher, or memory that was given up. On GPUs that
     engines and training share (--colocate) it pushes copies in main memory."""
     from_copies = args.colocate and args.update_weight_transport != "disk"
     if args.opd_type == "megatron" and not from_copies:

@@ -72,8 +72,8 @@ def test_slimes_parser_takes_the_commands(tmp_path, monkeypatch):
     add("less memory", {}, *LESS_MEMORY)
     monkeypatch.syspath_prepend(env["SLIME_DIR"])
     short = short_test()
-    for variant in short.VARIANTS:
-        add(("short", variant), {**short.settings(variant), "STUDENT": f"{folder}/teacher"}, *short.FLAGS)
+    for mode in short.MODES:
+        add(("short", mode), {**short.settings(mode), "STUDENT": f"{folder}/teacher"}, *short.FLAGS)
     add("typo", {"VARIANT": "f2b"}, "--opd-kl-coeff", "1")
     path = [ROOT, env["SLIME_DIR"], env["MEGATRON_DIR"], env["PYTHONPATH"]]
     done = subprocess.run(

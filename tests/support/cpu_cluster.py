@@ -59,11 +59,9 @@ def build(place: Path, student: Path, teacher: Path, engine_port: int) -> tuple[
     }
     flags = CPU_SETTINGS | {
         "rollout-external-engine-addrs": f"127.0.0.1:{engine_port}",
-        "sglang-server-concurrency": 16,
         "attention-backend": "auto",
         **{"update-weight-mode": "full", "update-weight-transport": "disk"},
         "update-weight-disk-dir": place / "run/weights",
-        "save-debug-rollout-data": place / "run/rollout_{rollout_id}.pt",
     }
     return variables, as_flags(flags)
 
@@ -73,8 +71,8 @@ def main() -> None:
         case ["-m", "sglang.launch_server", *flags]:
             command = ["-m", "smoke.serve", *flags, "--device", "cpu", "--dtype", "float32"]
             command += ["--attention-backend", "torch_native", "--max-total-tokens", "65536", "--sleep-on-idle"]
-        case [program, *flags] if program.endswith("/train.py"):
-            command = ["-m", "smoke.slime_cpu.run_train", *flags]
+        case [program, *flags] if program.endswith(("/train.py", "/train_async.py")):
+            command = ["-m", "smoke.slime_cpu.run_train", os.path.basename(program), *flags]
         case command:
             pass
     os.execv(sys.executable, [sys.executable, *command])
