@@ -49,6 +49,7 @@ def _use_cpu_accelerator() -> None:
 
     class CpuAccelerator(accelerator.Accelerator):
         name = device_type = "cpu"
+        visible_devices_env = "CUDA_VISIBLE_DEVICES"
         communication_backend_name = "gloo"
 
         def is_available(self) -> bool:

@@ -38,9 +38,9 @@ def cluster(tmp_path_factory):
     place = tmp_path_factory.mktemp("cluster")
     make_models.make_student(make_models.SHIPPED, place / "student", seed=5)
     with SGLangServer("student server", place / "student", place / "student.log") as engine:
-        variables, arguments = cpu_cluster.build(place, place / "student", make_models.SHIPPED, engine.port)
+        variables, arguments = cpu_cluster.build(place, place / "student", make_models.SHIPPED)
         engine.wait_ready()
-        yield place, variables, arguments
+        yield place, variables, [*arguments, "--rollout-external-engine-addrs", f"127.0.0.1:{engine.port}"]
 
 
 def start(cluster, log, **variables):
@@ -143,6 +143,31 @@ def test_a_fully_asynchronous_run_trains_what_is_played(cluster):
     versions = {turn["weight_version"] for record in records for turn in record["turns"]}
     assert len(versions) >= 3
     print(f"{statistics.mean(turns):.2f} turns, weight versions {sorted(versions)}, missing {sorted(missing)}")
+
+
+def test_a_killed_engine_is_replaced(tmp_path):
+    """slime has two engines of its own here: one is killed, the other plays on, and both get the next weights."""
+    make_models.make_student(make_models.SHIPPED, tmp_path / "student", seed=5)
+    variables, arguments = cpu_cluster.build(tmp_path, tmp_path / "student", make_models.SHIPPED)
+    engine_variables, engine_arguments = cpu_cluster.own_engines()
+    place, run_dir = (tmp_path, variables | engine_variables, arguments + engine_arguments), tmp_path / "run"
+    gpus = {"ROLLOUT_GPUS": "2", "TEACHER_GPUS": "3"}
+    with start(place, "killed.log", VARIANT="f2b", EVAL_SETS="", SAVE_INTERVAL="9", **gpus) as process:
+        wait_for(process, lambda: len(lines(run_dir)) >= 1)
+        [first, _] = engines_of(run_dir)
+        os.kill(first, signal.SIGKILL)
+        assert process.popen.wait(1200) == 0, process.log.read_text()[-3000:]
+    log = process.log.read_text()
+    assert "Health check failed for rollout engine" in log and "Recovered 1 dead rollout engines" in log
+    assert [line["n"] for line in lines(run_dir)] == [0, 1, 2, 3]
+    print([line["rollout/tcod/failed"] for line in lines(run_dir)])
+
+
+def engines_of(run_dir: Path) -> list[int]:
+    """The schedulers of SGLang that slime's actors started; the teacher has one, too."""
+    schedulers = [pid for pid, command in processes_of(run_dir) if command.startswith("sglang::scheduler")]
+    mark = b"SGLANG_JIT_DEEPGEMM_PRECOMPILE="
+    return [pid for pid in schedulers if mark in Path(f"/proc/{pid}/environ").read_bytes()]
 
 
 def lines(run_dir: Path) -> list[dict]:

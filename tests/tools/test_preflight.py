@@ -22,7 +22,7 @@ def preflight(place, monkeypatch):
 
     def check(**options):
         given = {"config": Path(env["CONFIG"]), "student": folder / "student", "train": folder / "data/train.jsonl"}
-        given |= {"eval": [folder / "data/valid_seen.jsonl"], "chat_template_kwargs": {"enable_thinking": False}}
+        given |= {"eval": [folder / "data/valid_seen.jsonl"], "apply_chat_template_kwargs": {"enable_thinking": False}}
         given |= {"megatron_teacher": None, "ray_gpus": None, "context_len": None}
         try:
             preflight.check_run(Namespace(**{**given, **options}))
@@ -80,7 +80,7 @@ def test_a_context_that_the_horizon_does_not_fit_into_is_named(preflight, capsys
 
 def test_the_template_arguments_are_those_of_the_run(preflight):
     _, check = preflight
-    assert "enable_thinking" in check(chat_template_kwargs={})
+    assert "enable_thinking" in check(apply_chat_template_kwargs={})
 
 
 def test_a_missing_package_is_named(preflight):

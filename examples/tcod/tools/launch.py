@@ -161,7 +161,7 @@ def preflight(supervisor: Supervisor, env: dict[str, str], *arguments: object) -
 def check_before_gpus(supervisor: Supervisor, s: Settings, commands: Commands) -> None:
     options = ["--config", s.run_dir / "tcod.yaml", "--student", s.student, "--train", s.data_dir / "train.jsonl"]
     options += ["--eval", *s.eval_files().values()] if s.eval_files() else []
-    options += ["--chat-template-kwargs", s.chat_template_kwargs]
+    options += ["--apply-chat-template-kwargs", s.chat_template_kwargs]
     options += ["--turn-len", s.max_turn_len, "--context-len", s.max_context_len]
     if s.teacher == "megatron":
         options += ["--megatron-teacher", s.teacher_model]
@@ -175,7 +175,7 @@ def check_before_gpus(supervisor: Supervisor, s: Settings, commands: Commands) -
 
 def check_teacher(supervisor: Supervisor, s: Settings) -> None:
     options = ["--url", f"{s.teacher_address()}/generate", "--student", s.student]
-    options += ["--chat-template-kwargs", s.chat_template_kwargs, "--context-len", s.max_context_len]
+    options += ["--apply-chat-template-kwargs", s.chat_template_kwargs, "--context-len", s.max_context_len]
     preflight(supervisor, {}, "teacher", *options)
 
 

@@ -55,7 +55,7 @@ def check_run(options: Namespace) -> None:
 def student_chat(options: Namespace) -> ChatTokens:
     """The student's chat turns, which must be such that they can be appended to a context. Raises ConfigError."""
     try:
-        return load_chat(str(options.student), options.chat_template_kwargs)
+        return load_chat(str(options.student), options.apply_chat_template_kwargs)
     except (OSError, ValueError) as error:
         raise ConfigError(f"STUDENT {options.student}: {error}") from error
 
@@ -123,7 +123,7 @@ def parse() -> Namespace:
     student.add_argument("--student", type=Path, required=True, help="Hugging Face checkpoint")
     student.add_argument("--context-len", type=int, help="tokens of the longest episode")
     student.add_argument(
-        "--chat-template-kwargs",
+        "--apply-chat-template-kwargs",
         type=json.loads,
         default=NON_THINKING,
         help='slime\'s --apply-chat-template-kwargs ({"enable_thinking": false})',
