@@ -13,6 +13,7 @@ import types
 import weakref
 
 import torch
+from torch.multiprocessing import reductions
 
 from smoke import cpu_only
 
@@ -152,6 +153,7 @@ def install() -> None:
 
     # The pipes of the other strategy reach children only; slime hands tensors to an engine that it has not started.
     torch.multiprocessing.set_sharing_strategy("file_system")
+    reductions._reduce_tensor_original = reductions.reduce_tensor  # SGLang's own, for GPUs, is then left out
 
     torch.cuda.synchronize = lambda *_: None  # Megatron filesystem_async.py, writing a checkpoint
     torch._C._host_emptyCache = lambda: None  # slime memory_utils.py, with --offload-train

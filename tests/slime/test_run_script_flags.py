@@ -73,7 +73,11 @@ def test_slimes_parser_takes_the_commands(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(env["SLIME_DIR"])
     short = short_test()
     for mode in short.MODES:
-        add(("short", mode), {**short.settings(mode), "STUDENT": f"{folder}/teacher"}, *short.FLAGS)
+        add(
+            ("short", mode),
+            {**short.settings(mode), "STUDENT": f"{folder}/teacher", "TEACHER_MODEL": f"{folder}/teacher"},
+            *short.FLAGS,
+        )
     add("typo", {"VARIANT": "f2b"}, "--opd-kl-coeff", "1")
     path = [ROOT, env["SLIME_DIR"], env["MEGATRON_DIR"], env["PYTHONPATH"]]
     done = subprocess.run(
