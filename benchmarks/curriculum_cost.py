@@ -48,16 +48,16 @@ def train(arm: str, options: Any, student: Path, ports: list[int]) -> list[dict[
 def costs(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
     """Per update."""
     rollouts = [line for line in lines if line["kind"] == "rollout"]
-    times = [line for line in lines if line["kind"] == "time"]
+    times = [(line["rollout/tcod/rollout_s"], line["train/s"]) for line in rollouts]
     return {
         "depth": [line["rollout/tcod/k"] for line in rollouts],
         "success": [line["rollout/tcod/success"] for line in rollouts],
         "steps": [BATCH * line["rollout/tcod/turns/total"] for line in rollouts],
         "sampled": [line["rollout/tcod/tokens/trained"] for line in rollouts],
         "scored": [line["rollout/tcod/tokens/scored"] for line in rollouts],
-        "rollout s": [line["rollout_s"] for line in times],
-        "training s": [line["train_s"] for line in times],
-        "wall s": [line["rollout_s"] + line["train_s"] for line in times],
+        "rollout s": [rollout_s for rollout_s, _ in times],
+        "training s": [train_s for _, train_s in times],
+        "wall s": [sum(both) for both in times],
     }
 
 

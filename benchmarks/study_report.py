@@ -59,7 +59,6 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
     episodes that reached the turn), at temperature 1. Updates: depth, success and KL of the training episodes, the
     environment's steps by the student and by replay, tokens, and seconds of rollout and training.
     """
-    seconds = {line["n"]: line["rollout_s"] + line["train_s"] for line in lines if line["kind"] == "time"}
     evaluations, updates = [], []
     for line in lines:
         if line["kind"] == "eval":
@@ -89,7 +88,7 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
                     "scored": of["tokens/scored"],
                     "trained": of["tokens/trained"],
                     "failed": of["failed"],
-                    "s": seconds[line["n"]],
+                    "s": of["rollout_s"] + of["train/s"],
                 }
             )
     return {"evaluations": _rounded(evaluations), "updates": _rounded(updates)}

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -88,6 +89,10 @@ SLIME_DEFAULTS: dict[str, Any] = {
     "opd_type": None,
     "opd_kl_coef": 1.0,
     "normalize_advantages": False,
+    "global_batch_size": None,
+    "calculate_per_token_loss": False,
+    "custom_pg_loss_reducer_function_path": None,
+    "custom_tis_function_path": None,
 }
 
 # The flags with which the recipe is launched.
@@ -122,6 +127,14 @@ def find_slime() -> str:
     return f"slime at {home} ({git.stdout.strip() or 'no git commit'})"
 
 
+def clear(run_dir: Path) -> None:
+    """An empty run directory, as far as the recipe writes there: its hooks add to what they find."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.jsonl", "about.json"):
+        (run_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / "rollouts", ignore_errors=True)
+
+
 def put_first(*folders: Path | str) -> None:
     """Put these folders first on the import path, in this order.
 
@@ -140,6 +153,8 @@ def rollout_args(**overrides: Any) -> Namespace:
     """slime's arguments: its defaults, over them the recipe's flags, over them `overrides`."""
     values = copy.deepcopy({**SLIME_DEFAULTS, **RECIPE_FLAGS, **overrides})
     # As slime's own validation fills them in.
+    batch = (values["rollout_batch_size"] or 0) * values["n_samples_per_prompt"]
+    values["global_batch_size"] = values["global_batch_size"] or batch
     values["over_sampling_batch_size"] = values["over_sampling_batch_size"] or values["rollout_batch_size"]
     values["eval_function_path"] = values["eval_function_path"] or values["rollout_function_path"]
     values["eval_reward_key"] = values["eval_reward_key"] or values["reward_key"]

@@ -3,16 +3,15 @@
     python -m smoke.train_arm --config smoke/configs/f2b.yaml --student DIR --student-port P --teacher-port Q \\
         --data DIR --run-dir DIR
 
-Writes to the run directory: metrics.jsonl (one line per rollout, gradient step and evaluation), trajectory.txt (one
-training episode, readable), weights/ (the student's newest checkpoint). run.py starts this once per arm.
+Writes to the run directory what the recipe writes in every run (metrics.jsonl, rollouts/, about.json), and weights/,
+the student's newest checkpoint. run.py starts this once per arm.
 """
 
 import argparse
-import json
+import os
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +23,39 @@ import yaml
 from smoke import hooks
 from smoke.trainer import Trainer
 
+# slime's arguments for each loss, see examples/tcod/loss.py.
+LOSSES: dict[str, dict[str, Any]] = {
+    "trajectory": {},
+    "token": {"calculate_per_token_loss": True},
+    "turn": {"custom_pg_loss_reducer_function_path": "examples.tcod.loss.turn_mean"},
+}
+
 
 def main() -> None:
     options = option_parser().parse_args()
-    options.run_dir.mkdir(parents=True, exist_ok=True)
+    hooks.clear(options.run_dir)
+    os.environ["TCOD_RUN_DIR"] = str(options.run_dir)
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)  # the two engines and the environment workers share the cores
     print(f"running on {hooks.find_slime()}", flush=True)
 
-    from examples.tcod import tcod_rollout
+    from examples.tcod import run_log, tcod_rollout
     from slime.rollout.data_source import RolloutDataSourceWithBuffer
-    from slime.rollout.sglang_rollout import GenerateState
     from slime.utils.http_utils import init_http_client
-    from smoke.transcript import to_show, transcript
 
     args = slime_args(options)
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     init_http_client(args)
     source = RolloutDataSourceWithBuffer(args)
-    trainer = Trainer(options.student, lr=options.lr)
-    log = jsonl_writer(options.run_dir / "metrics.jsonl")
+    trainer = Trainer(options.student, lr=options.lr, loss=options.loss)
 
     def push(n: int) -> None:
         trainer.save(options.run_dir / "weights")
         push_weights(options.student_port, options.run_dir / "weights", version=str(n))
 
-    def evaluate(n: int) -> None:
-        log("eval", n, tcod_rollout.generate_rollout(args, n, source, evaluation=True).metrics)
+    def evaluate(n: int) -> None:  # as slime does: before rollout 0 with its id, and after rollout n
+        output = tcod_rollout.generate_rollout(args, n, source, evaluation=True)
+        run_log.log_eval(n, args, output.data, output.metrics)
 
     copy_tokenizer(options.student, options.run_dir / "weights")
     push(0)
@@ -63,14 +68,13 @@ def main() -> None:
         samples = [sample for group in output.samples for sample in group]
         batch = hooks.convert_samples_to_train_data(args, samples)
         started = time.monotonic()
-        trained = trainer.step(batch)
+        trained = {f"train/{name}": value for name, value in trainer.step(batch).items()}
         push(n + 1)
+        trained["train/s"] = time.monotonic() - started
         metrics = hooks.rollout_metrics(args, samples, output.metrics, rollout_s)
-        log("rollout", n, {**metrics, **{f"train/{k}": v for k, v in trained.items()}})
-        log("time", n, {"rollout_s": rollout_s, "train_s": time.monotonic() - started})
-        (options.run_dir / "trajectory.txt").write_text(transcript(to_show(samples), GenerateState(args).tokenizer))
+        run_log.log_rollout(n, args, samples, {**metrics, **trained}, rollout_s)
         if (n + 1) % options.eval_interval == 0 or n + 1 == options.updates:
-            evaluate(n + 1)
+            evaluate(n)
 
 
 def slime_args(options: Namespace) -> Namespace:
@@ -96,6 +100,7 @@ def slime_args(options: Namespace) -> Namespace:
         rm_url=f"http://127.0.0.1:{options.teacher_port}/generate",
         custom_config_path=str(options.config),
         eval_datasets=[EvalDatasetConfig(**dataset) for dataset in evaluation_datasets(options)],
+        **LOSSES[options.loss],
     )
     for key, value in yaml.safe_load(options.config.read_text()).items():
         setattr(args, key, value)
@@ -131,15 +136,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copy(file, target / file.name)
 
 
-def jsonl_writer(path: Path) -> Callable[[str, int, dict[str, Any]], None]:
-    file = path.open("w")
-
-    def log(kind: str, n: int, values: dict[str, Any]) -> None:
-        print(json.dumps({"kind": kind, "n": n, **values}), file=file, flush=True)
-
-    return log
-
-
 def option_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="One arm of the smoke run.")
     parser.add_argument("--config", type=Path, required=True, help="YAML of the arm")
@@ -152,6 +148,7 @@ def option_parser() -> argparse.ArgumentParser:
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16, help="episodes per update")
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--loss", choices=LOSSES, default="trajectory", help="what it is a mean over")
     parser.add_argument("--eval-interval", type=int, default=10**9, help="updates between evaluations")
     parser.add_argument("--skip-first-evaluation", action="store_true", help="another arm's run has it")
     parser.add_argument("--response-len", type=int, default=32, help="largest response in tokens")

@@ -14,12 +14,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from transformers import AutoTokenizer
 
 from smoke import hooks, train_arm
-from smoke.transcript import to_show, transcript
 
 # Megatron without a GPU's fused kernels.
 CPU_SETTINGS = {
@@ -48,8 +45,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="have Megatron score with this checkpoint, instead of SGLang")
     options = parser.parse_args()
     options.run_dir = options.run_dir.resolve()
-    options.run_dir.mkdir(parents=True, exist_ok=True)
-    (options.run_dir / "metrics.jsonl").unlink(missing_ok=True)
+    hooks.clear(options.run_dir)
     print(f"running on {hooks.find_slime()}, its train.py", flush=True)
     path = hooks.python_path(os.environ["MEGATRON_DIR"])
     os.environ |= {"PYTHONPATH": path, "TCOD_RUN_DIR": str(options.run_dir)}
@@ -59,19 +55,7 @@ def main() -> None:
         settings |= {"opd-type": "megatron", "opd-teacher-load": options.teacher, "rm-url": False}
         settings |= IN_MEMORY | {"save": options.run_dir / "checkpoints", "save-interval": 1}
         settings["save-hf"] = options.run_dir / "hf/{rollout_id}"
-    status = subprocess.run([sys.executable, "-m", "smoke.slime_cpu.run_train", *as_flags(settings)]).returncode
-    if status == 0 and not options.teacher:  # Megatron scores after the dump
-        write_trajectory(options.run_dir / f"rollout_{options.updates - 1}.pt", options)
-    sys.exit(status)
-
-
-def write_trajectory(dump: Path, options: Namespace) -> None:
-    """Keep one episode of slime's dump of a rollout for reading, as train_arm.py does."""
-    from slime.utils.types import Sample
-
-    samples = [Sample.from_dict(values) for values in torch.load(dump)["samples"]]
-    tokenizer = AutoTokenizer.from_pretrained(options.student)
-    (options.run_dir / "trajectory.txt").write_text(transcript(to_show(samples), tokenizer))
+    sys.exit(subprocess.run([sys.executable, "-m", "smoke.slime_cpu.run_train", *as_flags(settings)]).returncode)
 
 
 def model_settings(checkpoint: Path) -> dict[str, Any]:
@@ -98,7 +82,8 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
     """slime's flags for what train_arm.slime_args and the smoke run's trainer are given."""
     evaluation = options.run_dir / "eval.yaml"
     evaluation.write_text(yaml.safe_dump({"eval": {"datasets": train_arm.evaluation_datasets(options)}}))
-    recipe = {key.replace("_", "-"): value for key, value in hooks.RECIPE_FLAGS.items()}
+    chosen = {**hooks.RECIPE_FLAGS, **train_arm.LOSSES[options.loss]}
+    recipe = {key.replace("_", "-"): value for key, value in chosen.items()}
     return {
         **recipe,
         "custom-config-path": options.config,

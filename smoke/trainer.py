@@ -1,8 +1,8 @@
 """The gradient step that slime makes with Megatron, in plain PyTorch: its OPD advantage and clipped policy loss.
 
 It takes the batch fields that slime ships to Megatron and follows slime's arithmetic for its default settings:
-advantage estimator grpo with zero rewards, one optimizer step per rollout, the loss a mean over trajectories of each
-one's mean over its trained tokens. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
+advantage estimator grpo with zero rewards, one optimizer step per rollout, the loss one of the three means that
+examples/tcod/loss.py describes. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
+from examples.tcod.loss import turn_weights
 from smoke import cpu_only
 
 cpu_only.prepare()
@@ -53,12 +54,28 @@ def clipped_policy_loss(
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
 
 
+def token_weights(masks: list[torch.Tensor], loss: str) -> list[torch.Tensor]:
+    """What each response token weighs in the loss, for the masks of a batch (not 0 where a token is trained).
+
+    "trajectory" 1 / (B n), "token" 1 / (all trained tokens), "turn" 1 / (N l), see examples/tcod/loss.py.
+    """
+    trained = [(mask != 0).float() for mask in masks]
+    if loss == "token":
+        return [one / sum(map(torch.sum, trained)) for one in trained]
+    if loss == "trajectory":
+        return [one / one.sum() / len(masks) for one in trained]
+    by_turn = [turn_weights(mask) for mask in masks]
+    turns = sum(map(torch.sum, by_turn))
+    return [one / turns for one in by_turn]
+
+
 class Trainer:
     """A student under training.
 
     Args:
         checkpoint: folder of its Hugging Face checkpoint.
         lr: learning rate of Adam (betas 0.9 and 0.98 as in slime's scripts, no weight decay), constant.
+        loss: what it is a mean over, see token_weights.
         kl_coef, eps_clip, eps_clip_high, clip_grad: slime's --opd-kl-coef, --eps-clip, --eps-clip-high, --clip-grad.
     """
 
@@ -66,6 +83,7 @@ class Trainer:
         self,
         checkpoint: Path,
         lr: float,
+        loss: str = "trajectory",
         kl_coef: float = 1.0,
         eps_clip: float = 0.2,
         eps_clip_high: float = 0.2,
@@ -75,37 +93,34 @@ class Trainer:
         self.model.eval()  # no dropout, as in slime's runs
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
         self.kl_coef, self.eps_clip, self.eps_clip_high = kl_coef, eps_clip, eps_clip_high
-        self.clip_grad = clip_grad
+        self.loss, self.clip_grad = loss, clip_grad
 
     def step(self, batch: dict[str, Any]) -> dict[str, float]:
-        """One optimizer step on slime's batch fields. Returns loss, grad_norm (before clipping) and token means of the
-        reverse KL and of |training - rollout| log-prob."""
-        count = len(batch["tokens"])
+        """One optimizer step on slime's batch fields. Returns loss, grad_norm (before clipping), and means of the
+        reverse KL and of |training - rollout| log-prob, over trajectories whatever the loss is a mean over."""
+        fields = ("teacher_log_probs", "rollout_log_probs", "loss_masks")
+        values = {name: [torch.tensor(row, dtype=torch.float32) for row in batch[name]] for name in fields}
+        weights = token_weights(values["loss_masks"], self.loss)
+        shares = token_weights(values["loss_masks"], "trajectory")
         totals = {"loss": 0.0, "opd_reverse_kl": 0.0, "logprob_abs_diff": 0.0}
         # Sequences of like length share a micro-batch, so little is spent on padding.
-        order = sorted(range(count), key=lambda i: len(batch["tokens"][i]))
+        order = sorted(range(len(weights)), key=lambda i: len(batch["tokens"][i]))
         self.optimizer.zero_grad()
-        for first in range(0, count, MICRO_BATCH):
+        for first in range(0, len(order), MICRO_BATCH):
             rows = order[first : first + MICRO_BATCH]
             pick = {name: [batch[name][i] for i in rows] for name in ("tokens", "response_lengths", "rewards")}
             log_probs = response_log_probs(self.model, pick["tokens"], pick["response_lengths"])
-            old = [values.detach() for values in log_probs]
-            teacher, rollout, masks = (
-                [torch.tensor(batch[name][i], dtype=torch.float32) for i in rows]
-                for name in ("teacher_log_probs", "rollout_log_probs", "loss_masks")
-            )
+            old = [one.detach() for one in log_probs]
+            teacher, rollout = ([values[name][i] for i in rows] for name in fields[:2])
             advantages = opd_advantages(old, teacher, pick["rewards"], self.kl_coef)
             loss = torch.zeros(())
-            for j, mask in enumerate(masks):
-                weights = (
-                    mask / mask.sum() / count
-                )  # mean over the trajectory's trained tokens, then over trajectories
+            for j, i in enumerate(rows):
                 token_loss = clipped_policy_loss(
                     log_probs[j], old[j], advantages[j], self.eps_clip, self.eps_clip_high
                 )
-                loss = loss + (weights * token_loss).sum()
-                totals["opd_reverse_kl"] += (weights * (old[j] - teacher[j])).sum().item()
-                totals["logprob_abs_diff"] += (weights * (old[j] - rollout[j]).abs()).sum().item()
+                loss = loss + (weights[i] * token_loss).sum()
+                totals["opd_reverse_kl"] += (shares[i] * (old[j] - teacher[j])).sum().item()
+                totals["logprob_abs_diff"] += (shares[i] * (old[j] - rollout[j]).abs()).sum().item()
             loss.backward()
             totals["loss"] += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)

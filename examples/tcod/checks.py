@@ -4,6 +4,7 @@ slime has no hook before the first rollout, so they are made there, and by the r
 """
 
 import contextlib
+import inspect
 import logging
 import math
 import time
@@ -19,6 +20,7 @@ from .config import TcodConfig, read_yaml
 from .environment import load_environment
 from .episode import is_untempered
 from .errors import ConfigError, Failure
+from .loss import is_turn_mean
 from .rows import check_demonstrations, check_rows
 from .teacher import check_scores, scoring_request, teacher_headers
 
@@ -44,6 +46,8 @@ def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
     check_environment(config)
     _check_hooks(args)
     _check_sampling(args)
+    _check_loss(args)
+    _check_schedule(args, config)
     if args.opd_type == "sglang":
         _check_teacher_flags(args)
     _check_weight_push(args)
@@ -66,18 +70,21 @@ def check_models(args: Namespace, chat: ChatTokens) -> None:
 
 
 def check_environment(config: TcodConfig) -> None:
-    """Whether the environment's module is there. Raises ConfigError."""
+    """Whether the environment's class is there and takes its arguments. Raises ConfigError."""
+    environment = load_environment(config.tcod_environment)
     try:
-        load_environment(config.tcod_environment)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"tcod_environment {config.tcod_environment} cannot be imported: {error}") from error
+        inspect.signature(environment).bind(config.tcod_data_root, **config.tcod_env_args)
+    except TypeError as error:
+        raise ConfigError(
+            f"tcod_env_args {config.tcod_env_args} do not fit {environment.__name__}.__init__: {error}"
+        ) from error
 
 
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
     """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError."""
     check_rows(rows, source, load_environment(config.tcod_environment), config.tcod_data_root)
-    if config.tcod_variant == "b2f":
-        check_demonstrations(rows, source, config.tcod_horizon)
+    if config.curriculum.replays:
+        check_demonstrations(rows, source, config.tcod_variant, config.tcod_horizon)
 
 
 def base_url(rm_url: str) -> str:
@@ -122,6 +129,52 @@ def _check_sampling(args: Namespace) -> None:
         raise ConfigError(
             f"--rollout-max-response-len {args.rollout_max_response_len} bounds one turn and must be below "
             f"--rollout-max-context-len {args.rollout_max_context_len}"
+        )
+
+
+def _check_loss(args: Namespace) -> None:
+    """Refuse flags under which the chosen mean (loss.py) would not be exact."""
+    if args.calculate_per_token_loss and args.rollout_sample_filter_path:
+        raise ConfigError(
+            "--calculate-per-token-loss counts a token for each sample that --rollout-sample-filter-path removes: "
+            "remove one of them"
+        )
+    reducer = args.custom_pg_loss_reducer_function_path
+    if not is_turn_mean(args):
+        if (reducer or "").endswith(".loss.turn_mean"):
+            raise ConfigError(
+                f"--custom-pg-loss-reducer-function-path must be {__package__}.loss.turn_mean, not {reducer}: "
+                "the other hooks are of this package and count its turns"
+            )
+        return
+    if args.calculate_per_token_loss:
+        raise ConfigError(
+            f"--calculate-per-token-loss is the mean over tokens and {reducer} the mean over turns: remove one of them"
+        )
+    if args.advantage_estimator not in ("grpo", "gspo", "cispo"):
+        raise ConfigError(
+            f"--advantage-estimator {args.advantage_estimator} reads the masks in which the mean over turns keeps its "
+            "count: use grpo"
+        )
+    for name in ("custom_tis_function_path", "custom_convert_samples_to_train_data_path"):
+        if getattr(args, name, None):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} may change the masks, whose runs are the turns of {reducer}: "
+                "remove one of them"
+            )
+
+
+def _check_schedule(args: Namespace, config: TcodConfig) -> None:
+    if config.kl_schedule is None:
+        return
+    if args.opd_type != "sglang":
+        raise ConfigError(
+            f"tcod_schedule kl needs the teacher's scores in the rollout and --opd-type {args.opd_type} has them in "
+            "Megatron only: set tcod_schedule to linear"
+        )
+    if not args.rollout_global_dataset:
+        raise ConfigError(
+            "tcod_schedule kl is saved with slime's data source: remove --disable-rollout-global-dataset"
         )
 
 

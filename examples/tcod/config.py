@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from .curriculum import Curriculum
+from .curriculum import Curriculum, KlSchedule
 from .errors import ConfigError
 
 
@@ -23,7 +23,7 @@ class TcodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    tcod_variant: Literal["opd", "f2b", "b2f"]
+    tcod_variant: Literal["opd", "f2b", "b2f", "reopd"]
     """The arm, see curriculum.py."""
     tcod_horizon: int
     """T: the largest number of turns of an episode, replayed ones included."""
@@ -32,14 +32,30 @@ class TcodConfig(BaseModel):
     tcod_eta: int = 5
     """Rollouts per turn of depth. The paper tries 2, 4 and 6, its code ships 5 (B2F) and 6 (F2B); one value for both
     lets the arms be compared, and 5 takes a horizon of 30 to full depth in 145 of 250 rollouts."""
+    tcod_schedule: Literal["linear", "kl"] = "linear"
+    """What the depth grows with: "linear", a turn every tcod_eta rollouts, or "kl", a turn once the KL per token at
+    the deepest turns has fallen, by the next four settings. The deepest are the student's k-th and later turns."""
+    tcod_kl_share: float = 0.5
+    """The share of the KL found on reaching a depth at which the next is reached: half of it is gone."""
+    tcod_kl_weight: float = 0.3
+    """Weight of the newest rollout in the moving average: one rollout has few tokens at the deepest turns, and three
+    weigh two thirds."""
+    tcod_kl_min_rollouts: int = 2
+    """Rollouts at a depth, at least: the first one's KL is the mark, the second the first to be measured by it."""
+    tcod_kl_max_rollouts: int = 8
+    """Rollouts at a depth, at most: a horizon of 30 is then reached within 232 of the paper's 250, whatever the KL."""
+    tcod_reopd_gamma: float = 0.6
+    """reopd: a replay of one turn more is this many times as probable; the paper's value."""
     tcod_b2f_budget: Literal["slack", "horizon"] = "slack"
     """The student's turns after b2f's hand-over: "slack" (k + tcod_b2f_slack) or "horizon" (what is left of T)."""
     tcod_b2f_slack: int = 2
     """Turns beyond k under tcod_b2f_budget: slack."""
     tcod_environment: str = ".env_alfworld.AlfworldEnvironment"
     """Import path of the environment class, see environment.py; a leading dot means a module of this package."""
-    tcod_data_root: str = "$ALFWORLD_DATA"
-    """Folder that the rows' game_file paths are relative to; environment variables are expanded."""
+    tcod_data_root: str = ""
+    """Folder of the environment's data, for its constructor and check_row; environment variables are expanded."""
+    tcod_env_args: dict[str, Any] = {}
+    """Further keyword arguments of the environment's constructor."""
     tcod_admissible: Literal["turn", "never"] = "turn"
     """List the admissible actions in each user turn, or never."""
     tcod_env_workers: int = Field(16, ge=1)
@@ -47,7 +63,7 @@ class TcodConfig(BaseModel):
     tcod_engines_per_worker: int = Field(8, ge=1)
     """Engines in each actor; workers x engines bounds the episodes that play at once."""
     tcod_env_timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
-    """Longest reset or step, waiting in the worker's queue included; then the worker is replaced."""
+    """Longest reset or step, waiting behind other calls of the worker not counted; then the worker is replaced."""
     tcod_engine_timeout_s: float = Field(1800.0, gt=0, allow_inf_nan=False)
     """Longest request for one response, waiting in the engine's queue included; it is not repeated."""
     tcod_teacher_timeout_s: float = Field(300.0, gt=0, allow_inf_nan=False)
@@ -60,6 +76,16 @@ class TcodConfig(BaseModel):
     """Fully asynchronous mode: a group drawn more than this many rollouts ago is dropped."""
     tcod_eval_kl: bool = False
     """Score evaluation episodes too (those sampled at temperature 1), to measure the full-horizon KL."""
+    tcod_save_episodes: int | Literal["all"] = 8
+    """Episodes to save for reading (episode_log.py): so many of a rollout, and twice as many of each evaluation data
+    set; 0 saves none, "all" every one."""
+
+    @field_validator("tcod_save_episodes", mode="before")
+    @classmethod
+    def _check_count(cls, count: Any) -> Any:
+        if count == "all" or (type(count) is int and count >= 0):
+            return count
+        raise ValueError(f'tcod_save_episodes must be a whole number >= 0 or "all", got {count!r}')
 
     @field_validator("tcod_data_root")
     @classmethod
@@ -67,13 +93,17 @@ class TcodConfig(BaseModel):
         expanded = os.path.expanduser(os.path.expandvars(root))
         if "$" in expanded:
             raise ValueError(f"tcod_data_root is {root}, but that variable is not set: export it or write the path")
-        if not os.path.isdir(expanded):
+        if root and not os.path.isdir(expanded):
             raise ValueError(f"tcod_data_root {expanded} is not a folder: set it to the game data's root")
         return expanded
 
     @model_validator(mode="after")
     def _check_schedule(self) -> "TcodConfig":
         self.curriculum  # noqa: B018  its constructor checks it
+        if self.kl_schedule and not self.curriculum.deepens:
+            raise ValueError(
+                f"tcod_schedule kl is for f2b and b2f, {self.tcod_variant} has no depth to grow: remove it"
+            )
         return self
 
     @cached_property
@@ -85,7 +115,21 @@ class TcodConfig(BaseModel):
             eta=self.tcod_eta,
             b2f_budget=self.tcod_b2f_budget,
             b2f_slack=self.tcod_b2f_slack,
+            reopd_gamma=self.tcod_reopd_gamma,
         )
+
+    @cached_property
+    def kl_schedule(self) -> KlSchedule | None:
+        """None under tcod_schedule: linear."""
+        schedule = KlSchedule(
+            k_start=self.tcod_k_start,
+            k_max=self.tcod_horizon,
+            share=self.tcod_kl_share,
+            weight=self.tcod_kl_weight,
+            shortest=self.tcod_kl_min_rollouts,
+            longest=self.tcod_kl_max_rollouts,
+        )
+        return schedule if self.tcod_schedule == "kl" else None
 
     @classmethod
     def read(cls, path: Path) -> "TcodConfig":

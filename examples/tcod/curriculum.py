@@ -1,16 +1,20 @@
 """TCOD's temporal curriculum (arXiv 2604.24005): how deep a trajectory goes at training step n.
 
 Pure Python: no torch, no slime, no I/O. A turn is one response of the student (or of a demonstration) and the
-environment's answer to it. The three arms differ in nothing but the plan this module makes for an episode:
+environment's answer to it. The arms differ in nothing but the plan this module makes for an episode:
 
-    opd   the student plays the whole horizon T from the first step on (the baseline);
-    f2b   front to back: the student plays the first k turns only;
-    b2f   back to front: a demonstration of L turns is replayed up to turn L - k, then the student plays.
+    opd    the student plays the whole horizon T from the first step on (the baseline);
+    f2b    front to back: the student plays the first k turns only;
+    b2f    back to front: a demonstration of L turns is replayed up to turn L - k, then the student plays;
+    reopd  one-step replay (arXiv 2607.04763): a random number of turns is replayed, then the student plays one.
+
+The depth k grows with n (`depth`), or with what the student has learned (`KlSchedule`).
 """
 
+import random
 from dataclasses import dataclass
 
-VARIANTS = ("opd", "f2b", "b2f")
+VARIANTS = ("opd", "f2b", "b2f", "reopd")
 B2F_BUDGETS = ("slack", "horizon")
 
 
@@ -55,11 +59,12 @@ class Curriculum:
     """The settings of one arm. `horizon` is T, the largest number of turns of an episode, replayed ones included.
 
     Args:
-        variant: "opd", "f2b" or "b2f".
+        variant: one of VARIANTS.
         horizon: T, in turns.
         k_start, eta: the schedule, see `depth`; k_max is T (b2f stops at the demonstration's own length by its plan).
         b2f_budget: "slack" gives the student k + b2f_slack turns after the hand-over, "horizon" what is left of T.
         b2f_slack: turns beyond k, because k turns suffice only for a flawless finish.
+        reopd_gamma: how fast the probability of a longer replay falls, see `plan`.
 
     Raises:
         ValueError: a setting is out of range; the message names it.
@@ -71,6 +76,7 @@ class Curriculum:
     eta: int = 5
     b2f_budget: str = "slack"
     b2f_slack: int = 2
+    reopd_gamma: float = 0.6
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -79,31 +85,49 @@ class Curriculum:
             raise ValueError(f"tcod_b2f_budget must be one of {', '.join(B2F_BUDGETS)}, got {self.b2f_budget!r}")
         if self.b2f_slack < 0:
             raise ValueError(f"tcod_b2f_slack must be >= 0, got {self.b2f_slack}")
+        if not 0 < self.reopd_gamma <= 1:
+            raise ValueError(f"tcod_reopd_gamma must be above 0 and at most 1, got {self.reopd_gamma:g}")
         if self.horizon < 1:
             raise ValueError(f"tcod_horizon must be >= 1, got {self.horizon}")
         self.depth(0)
 
+    @property
+    def replays(self) -> bool:
+        """Whether every task needs a demonstration."""
+        return self.variant in ("b2f", "reopd")
+
+    @property
+    def deepens(self) -> bool:
+        """Whether the depth grows; that of opd is T and that of reopd 1 for ever."""
+        return self.variant in ("f2b", "b2f")
+
     def depth(self, n: int) -> int:
         """Depth k at training step n (0-based), in turns. A function of n alone, so a resumed run goes on exactly."""
-        if self.variant == "opd":
-            return self.horizon
+        if not self.deepens:
+            return self.horizon if self.variant == "opd" else 1
         return depth(n, self.k_start, self.eta, self.horizon)
 
-    def plan(self, k: int, demo_length: int = 0) -> EpisodePlan:
+    def plan(self, k: int, demo_length: int = 0, n: int = 0, index: int = 0) -> EpisodePlan:
         """The plan of one training episode at depth k for a task whose demonstration has `demo_length` turns (L).
 
         f2b: the student plays min(k, T) turns. b2f: p = max(L - k, 0) turns are replayed; the student's budget is
         min(k + slack, T - p) while p > 0 and T once nothing is replayed, so training ends on the test distribution.
+        reopd: t turns are replayed, with probability gamma^t / (gamma^0 + .. + gamma^(L - 1)), and one is played; t
+        is drawn from the training step n and the sample's index, so it is the same when a run is resumed.
 
         Raises:
-            ValueError: b2f without a demonstration, or with one longer than the horizon.
+            ValueError: a demonstration is needed and there is none, or it is longer than the horizon.
         """
-        if self.variant != "b2f":
+        if not self.replays:
             return EpisodePlan(replayed=0, budget=min(k, self.horizon))
         if demo_length < 1:
-            raise ValueError("b2f needs a demonstration for every task: this one has no actions")
+            raise ValueError(f"{self.variant} needs a demonstration for every task: this one has no actions")
         if demo_length > self.horizon:
             raise ValueError(f"the demonstration has {demo_length} turns, more than tcod_horizon {self.horizon}")
+        if self.variant == "reopd":
+            chances = [self.reopd_gamma**t for t in range(demo_length)]
+            [replayed] = random.Random(f"{n} {index}").choices(range(demo_length), chances)
+            return EpisodePlan(replayed=replayed, budget=1)
         replayed = max(demo_length - k, 0)
         left = self.horizon - replayed
         if replayed and self.b2f_budget == "slack":
@@ -113,3 +137,65 @@ class Curriculum:
     def full_plan(self) -> EpisodePlan:
         """The plan of an evaluation episode: the full horizon, no curriculum."""
         return EpisodePlan(replayed=0, budget=self.horizon)
+
+
+@dataclass(frozen=True)
+class DepthState:
+    """Where a KlSchedule stands before a rollout. KLs are means per token at the deepest turns, in nats."""
+
+    k: int
+    """Depth of the rollout, in turns."""
+    rollouts: int = 0
+    """Rollouts counted at this depth."""
+    reached: float | None = None
+    """KL of the first of them that reached the deepest turns."""
+    average: float | None = None
+    """Moving average of the KL since then."""
+
+
+@dataclass(frozen=True)
+class KlSchedule:
+    """A depth that follows the KL, what the paper names as future work: k grows by one turn when the student has
+    learned the deepest ones, however many training steps that takes.
+
+    Args:
+        k_start, k_max: first and last depth, in turns.
+        share: k grows once the average KL is at most this share of what it was when the depth was reached.
+        weight: of the newest rollout in the average; the one before weighs (1 - weight) times as much.
+        shortest, longest: rollouts at one depth, at least and at most.
+
+    Raises:
+        ValueError: a setting is out of range; the message names it.
+    """
+
+    k_start: int
+    k_max: int
+    share: float = 0.5
+    weight: float = 0.3
+    shortest: int = 2
+    longest: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"tcod_kl_share must be between 0 and 1, got {self.share:g}")
+        if not 0 < self.weight <= 1:
+            raise ValueError(f"tcod_kl_weight must be above 0 and at most 1, got {self.weight:g}")
+        if not 1 <= self.shortest <= self.longest:
+            raise ValueError(
+                f"tcod_kl_min_rollouts {self.shortest} must be >= 1 and at most tcod_kl_max_rollouts {self.longest}"
+            )
+
+    def start(self) -> DepthState:
+        return DepthState(k=self.k_start)
+
+    def update(self, state: DepthState, kl: float | None) -> DepthState:
+        """The state after a rollout whose mean KL per token at the deepest turns was `kl`; None if no episode got
+        there. A one-sample estimate of a KL may be negative: the student then agrees with the teacher."""
+        rollouts, reached, average = state.rollouts + 1, state.reached, state.average
+        if kl is not None:
+            reached = kl if reached is None else reached
+            average = kl if average is None else (1 - self.weight) * average + self.weight * kl
+        learned = average is not None and average <= self.share * max(reached, 0.0)
+        if state.k < self.k_max and (rollouts >= self.longest or (learned and rollouts >= self.shortest)):
+            return DepthState(k=state.k + 1)
+        return DepthState(state.k, rollouts, reached, average)

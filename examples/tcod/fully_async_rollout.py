@@ -15,7 +15,9 @@ from slime.rollout.base_types import RolloutFnTrainOutput
 from slime.rollout.fully_async_rollout import generate_rollout_fully_async as collect
 
 from .config import TcodConfig
+from .depth import count_rollout
 from .episode import EpisodeRecord
+from .episode_log import save_rollout
 from .errors import ConfigError
 from .metrics import rollout_metrics
 from .tcod_rollout import Groups, StampedSource, drop_failed, flat, launch, too_many_failures
@@ -59,8 +61,11 @@ def generate_rollout_fully_async(
             f"rollout {rollout_id}: {len(stale)} groups were drawn more than tcod_max_staleness "
             f"{config.tcod_max_staleness} rollouts ago and dropped; lower --sglang-server-concurrency to draw less"
         )
-    metrics = rollout_metrics(flat(kept), flat(kept) + flat(dropped), time.monotonic() - started)
-    return RolloutFnTrainOutput(samples=kept, metrics={**metrics, "rollout/tcod/stale": len(flat(stale))})
+    drawn = flat(kept) + flat(dropped)
+    metrics = rollout_metrics(flat(kept), drawn, time.monotonic() - started)
+    metrics |= count_rollout(config, data_source, rollout_id, flat(kept))
+    metrics |= {"rollout/tcod/stale": len(flat(stale)), **save_rollout(args, rollout_id, drawn)}
+    return RolloutFnTrainOutput(samples=kept, metrics=metrics)
 
 
 def _continuous_source(config: TcodConfig, data_source: Any) -> StampedSource:

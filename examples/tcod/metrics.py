@@ -64,8 +64,8 @@ def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
 def token_kl(sample: Any) -> list[float]:
     """log pi_student - log pi_teacher per response token, in nats; 0.0 where the token was not sampled."""
     return [
-        (student - teacher) * mask
-        for student, teacher, mask in zip(
+        student - teacher if trained else 0.0
+        for student, teacher, trained in zip(
             sample.rollout_log_probs, sample.teacher_log_probs, sample.loss_mask, strict=True
         )
     ]
@@ -75,6 +75,21 @@ def turn_kl(sample: Any) -> dict[int, float]:
     """Sum of the tokens' KL by absolute turn index (0-based, replayed turns counted), in nats."""
     kl = token_kl(sample)
     return {turn.turn: sum(kl[turn.start : turn.end]) for turn in EpisodeRecord.of(sample).turns}
+
+
+def deepest_kl(samples: Iterable[Any], k: int) -> float | None:
+    """Mean KL per token, in nats, over the student's k-th turn and later ones, where its errors have added up.
+
+    Only samples that were drawn at depth k count; None if none of them has such a turn.
+    """
+    values: list[float] = []
+    for sample in samples:
+        record = EpisodeRecord.of(sample)
+        if record.k == k and sample.teacher_log_probs is not None:
+            kl = token_kl(sample)
+            for turn in record.turns[k - 1 :]:
+                values += kl[turn.start : turn.end]
+    return fmean(values) if values else None
 
 
 def _grouped(samples: Iterable[Any], key: Any) -> list[tuple[int, list[Any]]]:
@@ -88,6 +103,7 @@ def _episodes(samples: Sequence[Any]) -> Metrics:
     turns = [turn for sample in samples for turn in EpisodeRecord.of(sample).turns]
     replayed = fmean(EpisodeRecord.of(sample).replayed for sample in samples)
     student = len(turns) / len(samples)
+    rewards = [record.reward for record in map(EpisodeRecord.of, samples) if record.reward is not None]
     return {
         "success": fmean(EpisodeRecord.of(sample).won for sample in samples),
         "turns/replayed": replayed,
@@ -95,8 +111,10 @@ def _episodes(samples: Sequence[Any]) -> Metrics:
         "turns/total": replayed + student,
         "invalid_actions": fmean(not turn.valid for turn in turns),
         "inadmissible_actions": fmean(not turn.admissible for turn in turns),
+        "refused_actions": fmean(turn.refused for turn in turns),
         "truncated_turns": fmean(turn.cut for turn in turns),
         "context_limited": fmean(EpisodeRecord.of(sample).context_limited for sample in samples),
+        **({"reward": fmean(rewards)} if rewards else {}),
     }
 
 

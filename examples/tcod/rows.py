@@ -1,7 +1,7 @@
 """Rows of a data set, and the demonstrations in them: how they are read, and what makes them usable.
 
 A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
-"responses": [..] or absent}}}, a line of a JSONL file. Only B2F needs `demo`.
+"responses": [..] or absent}}}, a line of a JSONL file. Only B2F and ReOPD need `demo`.
 """
 
 import json
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .environment import Environment, Observation, is_admissible
-from .errors import ConfigError, Failure
+from .environment import Environment, Observation, ask, is_admissible
+from .errors import ConfigError, Failure, words
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class Row:
 
     @property
     def task(self) -> dict[str, Any]:
-        """What tells one task from another: the metadata without the demonstration."""
+        """What tells one task from another, see task_of."""
         return task_of(self.metadata)
 
 
 def task_of(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metadata.items() if name != "demo"}
+    """The environment's own keys: metadata without the demonstration and the episode's record."""
+    return {name: value for name, value in metadata.items() if name not in ("demo", "tcod")}
 
 
 def task_key(task: dict[str, Any]) -> str:
@@ -61,13 +62,13 @@ class Demonstration:
         return cls(tuple(actions), None if responses is None else tuple(responses))
 
     def check(self, horizon: int) -> None:
-        """Whether B2F can use it, as far as it shows without an engine.
+        """Whether B2F or ReOPD can use it, as far as it shows without an engine.
 
         Raises:
             Failure: demo_missing, demo_too_long or demo_mismatch.
         """
         if not self.actions:
-            raise Failure("demo_missing", "b2f needs a demonstration and this row has no actions")
+            raise Failure("demo_missing", "the arm needs a demonstration and this row has no actions")
         if len(self.actions) > horizon:
             raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
         if self.responses is not None and len(self.responses) != len(self.actions):
@@ -80,12 +81,24 @@ class Demonstration:
             Failure: demo_inadmissible, or demo_mismatch where the response does not give the action.
         """
         action = self.actions[turn]
-        if not is_admissible(action, observation):
+        if not is_admissible(action, observation, environment):
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is not admissible")
-        response = self.responses[turn] if self.responses else environment.format_action(action)
-        if environment.parse_action(response) != (action, True):
+        response = self.responses[turn] if self.responses else ask(environment, "format_action", action)
+        if ask(environment, "parse_action", response) != (action, True):
             raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} is not the action of {response!r}")
         return response
+
+    def check_step(self, turn: int, observation: Observation, over: bool) -> None:
+        """Whether the engine executed the action of `turn`, and the student can go on from this answer.
+
+        Raises:
+            Failure: demo_inadmissible; demo_won_early, where the episode is over.
+        """
+        action = self.actions[turn]
+        if observation.refused:
+            raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: the engine refuses {action!r}")
+        if over:
+            raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -126,19 +139,20 @@ def check_rows(rows: Sequence[Any], source: str, environment: type[Environment],
             if not isinstance(row.metadata, dict):
                 raise ValueError(f"its metadata is no JSON object but {row.metadata!r}")
             Demonstration.of(row.metadata)
-            environment.check_row(row.metadata, data_root)
-        except (ValueError, Failure) as error:
-            raise ConfigError(f"row {number} of {source} cannot be played: {error}") from error
+            environment.check_row(task_of(row.metadata), data_root)
+        except Exception as error:  # ValueError is the environment's refusal, anything else its mistake
+            reason = str(error) if isinstance(error, ValueError | Failure) else f"check_row raised {words(error)}"
+            raise ConfigError(f"row {number} of {source} cannot be played: {reason}") from error
 
 
-def check_demonstrations(rows: Sequence[Any], source: str, horizon: int) -> None:
-    """Whether B2F has a usable demonstration for every row. Raises ConfigError, with how many rows have none."""
+def check_demonstrations(rows: Sequence[Any], source: str, variant: str, horizon: int) -> None:
+    """Whether b2f or reopd has a usable demonstration for every row. Raises ConfigError, with how many have none."""
     lengths = [len(Demonstration.of(row.metadata).actions) for row in rows]
     empty = sum(length == 0 for length in lengths)
     long = sum(length > horizon for length in lengths)
     if empty or long:
         raise ConfigError(
-            f"tcod_variant b2f needs a demonstration of 1 to {horizon} (tcod_horizon) actions for every row of "
+            f"tcod_variant {variant} needs a demonstration of 1 to {horizon} (tcod_horizon) actions for every row of "
             f"{source}: of {len(lengths)} rows {empty} have none and {long} are longer"
         )
 

@@ -6,39 +6,44 @@
 A line is {"kind": "rollout" or "eval", "n": .., "train_s": .., metric: value, ..}. n is the rollout's id, or how many
 rollouts were trained on before the evaluation. train_s is the time in seconds, since this process's line before, that
 was neither rollout nor evaluation: training, weights and checkpoints. A resumed run plays the rollouts after its last
-checkpoint again, so the last line of a kind and n is the one that counts.
+checkpoint again, so the last line of a kind and n is the one that counts. Where TCOD_RUN_DIR is not set nothing is
+written; a line that cannot be written is counted in the next ones, as rollout/tcod/unsaved_lines so far.
 """
 
 import json
-import os
 import time
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
+from .run_dir import note_rollout, rollouts_before, run_dir, write
+
 _last_line_at: float | None = None  # time.monotonic()
+_unsaved = 0
 
 
 def log_rollout(
     rollout_id: int, args: Namespace, samples: list[Any], metrics: dict[str, Any] | None, seconds: float
 ) -> bool:
     """The metrics that generate_rollout returned, and train_s. False: slime logs as well."""
-    _append("rollout", rollout_id, metrics or {}, seconds)
+    note_rollout()
+    _append("rollout", rollout_id, {} if metrics is None else metrics, seconds)
     return False
 
 
 def log_eval(rollout_id: int, args: Namespace, data: dict[str, Any], metrics: dict[str, Any] | None) -> bool:
     """The same for an evaluation. slime gives the one before rollout 0 and the one after it the same id."""
-    metrics = metrics or {}
-    trained = 0 if _last_line_at is None else rollout_id + 1
-    _append("eval", trained, metrics, metrics.get("eval/tcod/eval_s", 0.0))
+    metrics = {} if metrics is None else metrics
+    _append("eval", rollouts_before(rollout_id), metrics, metrics.get("eval/tcod/eval_s", 0.0))
     return False
 
 
 def _append(kind: str, n: int, metrics: dict[str, Any], seconds: float) -> None:
-    global _last_line_at
+    global _last_line_at, _unsaved
     now = time.monotonic()
     train_s = 0.0 if _last_line_at is None else max(now - _last_line_at - seconds, 0.0)
     _last_line_at = now
-    with (Path(os.environ["TCOD_RUN_DIR"]) / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"kind": kind, "n": n, "train_s": train_s, **metrics}) + "\n")
+    if _unsaved:
+        metrics["rollout/tcod/unsaved_lines"] = _unsaved  # slime logs these metrics afterwards
+    line = json.dumps({"kind": kind, "n": n, "train_s": train_s, **metrics}) + "\n"
+    if not write("metrics.jsonl", line, "metrics", append=True) and run_dir():
+        _unsaved += 1

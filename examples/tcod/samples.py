@@ -35,16 +35,16 @@ def fill(args: Namespace, sample: Sample, history: AppendHistory, record: Episod
 
 
 def fail(sample: Sample, record: EpisodeRecord, failure: Failure) -> None:
-    """No reward and no tokens count; the record keeps when the sample was drawn, and why it failed."""
-    drawn = EpisodeRecord(n=record.n, k=record.k, evaluation=record.evaluation)
+    """The sample is never trained on and has no reward; its record says why, and what was played until then."""
     if failure.reason == ABORTED:  # a surplus episode: slime throws it away
         sample.status = Sample.Status.ABORTED
+        record = EpisodeRecord(n=record.n, k=record.k, evaluation=record.evaluation)
     else:
-        line = " ".join(str(failure).split())  # Ray tells of a dead worker in ten
-        logger.warning("sample %s failed, %s: %s", sample.index, failure.reason, line[:500])
+        line = " ".join(str(failure).split())[:500]  # Ray tells of a dead worker in ten
+        logger.warning("sample %s failed, %s: %s", sample.index, failure.reason, line)
         sample.status, sample.reward = Sample.Status.FAILED, 0.0
-        drawn = replace(drawn, failure=failure.reason)
-    drawn.store(sample)
+        record = replace(record, failure=failure.reason, detail=line)
+    record.store(sample)
 
 
 @contextlib.contextmanager

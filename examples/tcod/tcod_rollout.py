@@ -7,12 +7,12 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
     --custom-rm-path                  examples.tcod.tcod_rollout.reward_func
     --custom-reward-post-process-path examples.tcod.tcod_rollout.post_process_rewards
     --dynamic-sampling-filter-path    examples.tcod.tcod_rollout.drop_failed
-    --custom-config-path              examples/tcod/configs/alfworld_{opd,f2b,b2f}.yaml
+    --custom-config-path              examples/tcod/configs/alfworld_{opd,f2b,b2f,reopd}.yaml
 
 slime's train_async.py takes the rollout function of fully_async_rollout.py, and the other hooks.
 
 One training step n:
-    1. generate_rollout computes the depth k from n, stamps it on every sample it draws, and runs slime's rollout loop.
+    1. generate_rollout stamps the depth k (depth.py) on every sample it draws, and runs slime's rollout loop.
     2. generate plays one episode (episode.py): replayed demonstration turns, then turns sampled from the student.
     3. reward_func has the teacher score the finished trajectory once and returns whether the task was solved.
     4. drop_failed keeps groups with a failed sample out of training; slime draws others instead.
@@ -37,12 +37,16 @@ from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
+from .about import write_about
 from .chat import ChatTokens, engine_eos_ids
 from .checks import base_url, check_models, check_settings
 from .config import TcodConfig
 from .curriculum import EpisodePlan
+from .depth import count_rollout, depth_of
 from .episode import Assignment, EpisodeRecord, Runtime, play_episode
+from .episode_log import save_evaluation, save_rollout
 from .errors import ABORTED, ConfigError, Failure
+from .loss import count_turns, is_turn_mean
 from .metrics import eval_metrics, rollout_metrics
 from .rows import Demonstration
 from .samples import fail, fill, span
@@ -68,12 +72,16 @@ def generate_rollout(
     started = time.monotonic()
     if evaluation:
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
-        output.metrics = {**(output.metrics or {}), **eval_metrics(output.data, time.monotonic() - started)}
+        metrics = eval_metrics(output.data, time.monotonic() - started)
+        metrics |= save_evaluation(args, rollout_id, output.data)
+        output.metrics = {**(output.metrics or {}), **metrics}
         return output
     source = _OneRolloutSource(args, config, rollout_id, data_source)
     output = sglang_rollout.generate_rollout(args, rollout_id, source)
-    seconds = time.monotonic() - started
-    output.metrics = {**(output.metrics or {}), **rollout_metrics(flat(output.samples), source.drawn, seconds)}
+    metrics = rollout_metrics(flat(output.samples), source.drawn, time.monotonic() - started)
+    metrics |= count_rollout(config, data_source, rollout_id, flat(output.samples))
+    metrics |= save_rollout(args, rollout_id, source.drawn)
+    output.metrics = {**(output.metrics or {}), **metrics}
     return output
 
 
@@ -88,7 +96,7 @@ async def generate(
     runtime = _runtime(args)
     record = EpisodeRecord(evaluation=True) if evaluation else _drawn_record(sample)
     try:
-        plan, demo = _plan(runtime.config, record, sample.metadata)
+        plan, demo = _plan(runtime.config, record, sample)
         task = Assignment(
             metadata=sample.metadata,
             plan=plan,
@@ -165,6 +173,8 @@ def post_process_rewards(args: Namespace, samples: list[Sample], **kwargs: Any) 
                     f"sample {sample.index} ({sample.status.value}) has no complete and finite {name}: "
                     f"is --dynamic-sampling-filter-path {__name__}.drop_failed set?"
                 )
+    if is_turn_mean(args):
+        count_turns(samples, args.global_batch_size)  # the last look at a whole batch before its micro-batches
     return [float(sample.reward) for sample in samples], [0.0] * len(samples)
 
 
@@ -179,8 +189,9 @@ class StampedSource:
 
     def get_samples(self, num_samples: int) -> Groups:
         groups = self.source.get_samples(num_samples)
+        k = depth_of(self.config, self.source, self.rollout_id)
         for sample in flat(groups):
-            EpisodeRecord(n=self.rollout_id, k=self.config.curriculum.depth(self.rollout_id)).store(sample)
+            EpisodeRecord(n=self.rollout_id, k=k).store(sample)
         return groups
 
     def add_samples(self, groups: Groups) -> None:
@@ -232,15 +243,15 @@ def _drawn_record(sample: Sample) -> EpisodeRecord:
     return EpisodeRecord.of(sample)
 
 
-def _plan(config: TcodConfig, record: EpisodeRecord, metadata: dict[str, Any]) -> tuple[EpisodePlan, Demonstration]:
-    """Who acts when, and the demonstration that is replayed. Raises Failure where B2F cannot use it."""
+def _plan(config: TcodConfig, record: EpisodeRecord, sample: Sample) -> tuple[EpisodePlan, Demonstration]:
+    """Who acts when, and the demonstration that is replayed. Raises Failure where the arm cannot use it."""
     if record.evaluation:
         return config.curriculum.full_plan(), Demonstration()
     demo = Demonstration()
-    if config.tcod_variant == "b2f":
-        demo = Demonstration.of(metadata)
+    if config.curriculum.replays:
+        demo = Demonstration.of(sample.metadata)
         demo.check(config.tcod_horizon)
-    return config.curriculum.plan(record.k, len(demo.actions)), demo
+    return config.curriculum.plan(record.k, len(demo.actions), record.n, sample.index), demo
 
 
 def _max_context_len(args: Namespace, evaluation: bool) -> int:
@@ -320,5 +331,6 @@ def launch(args: Namespace, data_source: Any) -> TcodConfig:
         logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
     check_models(args, chat)
     logger.info("TCOD: %s", config)
+    write_about(args)
     _launched = args
     return config

@@ -1,9 +1,11 @@
-"""What slime trains on our samples, token by token: needs SLIME_DIR and MEGATRON_DIR.
+"""What slime trains on our samples, token by token, under each of the three losses: needs SLIME_DIR and MEGATRON_DIR.
 
-Episodes of a scripted engine go through slime's own conversion, data-parallel split, advantages and policy loss, in
-gloo groups of one and two processes with Megatron's real parallel state.
+Episodes of a scripted engine go through slime's own conversion, data-parallel split, advantages, policy loss and
+training step, in gloo groups with Megatron's real parallel state, schedule and gradient buffers. The gradient at every
+logit, and the loss that slime logs, equal a computation by hand.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -22,11 +24,20 @@ import torch
 from smoke import hooks, make_models, train_arm, train_slime
 from smoke.trainer import clipped_policy_loss, opd_advantages
 from tests.support.rig import LEFT, RIGHT
-from tests.support.toys import random_logits, response_log_probs
+from tests.support.toys import random_logits, response_log_probs, token_weights
 
 NUM_GPUS = 0
 # No worker processes.
 pytestmark = pytest.mark.usefixtures("local_pool")
+
+LOSSES = ("trajectory", "token", "turn")
+LONGEST = 700  # tokens in a dynamic micro-batch: one to three of these episodes
+BATCHES = {
+    "one at a time": {"micro_batch_size": 1},
+    "two at a time": {"micro_batch_size": 2},
+    "dynamic": {"use_dynamic_batch_size": True, "max_tokens_per_gpu": LONGEST},
+    "two steps": {"micro_batch_size": 2, "global_batch_size": 4},
+}
 
 
 def flags(folder, batch):
@@ -42,47 +53,74 @@ def flags(folder, batch):
     return train_slime.as_flags({**settings, **train_slime.CPU_SETTINGS})
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_advantage_and_gradient_of_every_token(rig, tmp_path, world):
+def train_on(samples, folder, cases, world, cp_size):
+    """What each rank of a group of this size has done with the samples, by case."""
+    torch.save([sample.to_dict() for sample in samples], folder / "samples.pt")
+    (folder / "cases.json").write_text(json.dumps(cases))
+    env = {**os.environ, "PYTHONPATH": hooks.python_path(os.environ["MEGATRON_DIR"])}
+    env |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.slime_loss",
+        str(folder / "samples.pt"),
+        str(folder / "cases.json"),
+    ]
+    layout = [str(world), str(cp_size), str(folder / "store"), *flags(folder, len(samples))]
+    ranks = [
+        subprocess.Popen([*command, str(folder / f"out{rank}.pt"), str(rank), *layout], env=env)
+        for rank in range(world)
+    ]
+    assert [process.wait(timeout=600) for process in ranks] == [0] * world
+    return [torch.load(folder / f"out{rank}.pt") for rank in range(world)]
+
+
+def by_hand(samples, loss, vocab):
+    """(loss, its gradient at every logit of the batch) of one optimizer step, and each sample's advantages."""
+    rows = [random_logits(sample.index, len(sample.tokens), vocab).requires_grad_() for sample in samples]
+    weights = token_weights([sample.loss_mask for sample in samples], loss)
+    total, advantages = torch.zeros(()), {}
+    for sample, logits, weight in zip(samples, rows, weights, strict=True):
+        log_probs = response_log_probs(sample.tokens, sample.response_length, logits)
+        [advantage] = opd_advantages([log_probs.detach()], [torch.tensor(sample.teacher_log_probs)], [0.0], 1.0)
+        total = total + (clipped_policy_loss(log_probs, log_probs.detach(), advantage, 0.2, 0.2) * weight).sum()
+        advantages[sample.index] = advantage
+    total.backward()
+    return total.item(), [logits.grad for logits in rows], advantages
+
+
+@pytest.mark.parametrize("world, cp_size", [(1, 1), (2, 1), (2, 2)], ids=["one rank", "DP 2", "CP 2"])
+def test_loss_and_gradient_of_every_token(rig, tmp_path, world, cp_size):
     rig.script = [RIGHT, "not an action", LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT]
     rows = [{"goal": goal, "demo": {"actions": ["right"] * goal}} for goal in (1, 2, 3, 4)] * 2
     samples, _ = rig.rollout(rows, 1, tcod_variant="b2f", tcod_horizon=8)
     assert len({len(sample.tokens) for sample in samples}) > 2
-    torch.save([sample.to_dict() for sample in samples], tmp_path / "samples.pt")
-
-    env = {**os.environ, "PYTHONPATH": hooks.python_path(os.environ["MEGATRON_DIR"])}
-    env |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    command = [sys.executable, "-m", "tests.support.slime_loss", str(tmp_path / "samples.pt")]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(tmp_path / f"out{r}.pt"), str(r), str(world), str(tmp_path / "store"), *flags(tmp_path, 8)],
-            env=env,
-        )
-        for r in range(world)
-    ]
-    assert [process.wait(timeout=300) for process in ranks] == [0] * world
-    outs = [torch.load(tmp_path / f"out{r}.pt") for r in range(world)]
-    results = {i: values for out in outs for i, values in out["samples"].items()}
-    assert sorted(results) == [sample.index for sample in samples]
-    assert {len(out["samples"]) for out in outs} == {8 // world}
-
-    vocab, total = train_slime.model_settings(make_models.SHIPPED)["vocab-size"], 0.0
-    for sample in samples:
-        logits = random_logits(sample.index, len(sample.tokens), vocab).requires_grad_()
-        log_probs = response_log_probs(sample.tokens, sample.response_length, logits)
-        mask = torch.tensor(sample.loss_mask)
-        [advantage] = opd_advantages([log_probs.detach()], [torch.tensor(sample.teacher_log_probs)], [0.0], 1.0)
-        got = results[sample.index]
-        torch.testing.assert_close(got["advantages"][mask == 1], advantage[mask == 1], rtol=1e-5, atol=1e-6)
-        loss = clipped_policy_loss(log_probs, log_probs.detach(), advantage, 0.2, 0.2)
-        loss = (loss * mask).sum() / mask.sum()
-        loss.backward()
-        total += loss.item() / len(samples)
-        # Each position's logits predict the next token: rows before untrained tokens, and the prompt's, move nothing.
-        predicts_trained = torch.zeros(len(sample.tokens), dtype=torch.bool)
-        predicts_trained[-sample.response_length - 1 : -1] = mask == 1
-        moved = got["gradient"].abs().sum(-1) > 0
-        assert torch.equal(moved, predicts_trained)
-        scale = (got["gradient"].norm() / logits.grad.norm()).item()
-        torch.testing.assert_close(got["gradient"], logits.grad * scale, rtol=1e-4, atol=1e-7)
-    assert sum(out["loss"] for out in outs) / world == pytest.approx(total, rel=1e-5)
+    assert len({len(sample.metadata["tcod"]["turns"]) for sample in samples}) > 1
+    cases = {
+        f"{loss}, {batch}": {**train_arm.LOSSES[loss], **settings}
+        for loss in LOSSES
+        for batch, settings in BATCHES.items()
+    }
+    outs = train_on(samples, tmp_path, cases, world, cp_size)
+    vocab = train_slime.model_settings(make_models.SHIPPED)["vocab-size"]
+    assert any(len(set(out["trajectory, dynamic"]["micro_batches"])) > 1 for out in outs)
+    for name in cases:
+        loss, batch = name.split(", ")
+        steps = [samples[:4], samples[4:]] if batch == "two steps" else [samples]
+        trained = [
+            sample.index for out in outs[::cp_size] for sample in samples if sample.index in out[name]["advantages"]
+        ]
+        assert sorted(trained) == [sample.index for sample in samples]  # each once
+        for number, step in enumerate(steps):
+            total, gradients, advantages = by_hand(step, loss, vocab)
+            first = sum(len(sample.tokens) for one in steps[:number] for sample in one)
+            for out in outs:
+                got = out[name]["gradients"][number]
+                assert not got[:first].any() and not got[first + sum(map(len, gradients)) :].any()
+                got = got[first : first + sum(map(len, gradients))]
+                torch.testing.assert_close(got, torch.cat(gradients), rtol=1e-4, atol=1e-9)
+                assert out[name]["logged"][number]["pg_loss"] == pytest.approx(total, rel=1e-5)
+                if cp_size == 1:
+                    for index, values in out[name]["advantages"].items():
+                        if index in advantages:
+                            torch.testing.assert_close(values, advantages[index], rtol=1e-5, atol=1e-6)

@@ -82,11 +82,15 @@ def test_the_result_of_a_job_is_what_its_metrics_say():
     point |= {"eval/tcod/heldout/turns/student": 9.5, "eval/tcod/heldout/episodes": 100}
     point |= {"eval/tcod/heldout_t1/kl/trajectory": 31.23456}
     update = {"k": 3, "success": 0.5, "kl/trajectory": 2.0, "turns/student": 2.5, "turns/replayed": 4.25}
-    update |= {"tokens/scored": 900, "tokens/trained": 300, "failed": 0}
+    update |= {"tokens/scored": 900, "tokens/trained": 300, "failed": 0, "rollout_s": 1.5}
     lines = [
         {"kind": "eval", "n": 0, **point},
-        {"kind": "rollout", "n": 0, **{f"rollout/tcod/{key}": value for key, value in update.items()}},
-        {"kind": "time", "n": 0, "rollout_s": 1.5, "train_s": 0.25},
+        {
+            "kind": "rollout",
+            "n": 0,
+            **{f"rollout/tcod/{key}": value for key, value in update.items()},
+            "train/s": 0.25,
+        },
     ]
     one = study_report.result(lines, batch=16)
     [evaluation], [made] = one["evaluations"], one["updates"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from smoke.trainer import Trainer, clipped_policy_loss, response_log_probs
+from tests.support.toys import token_weights
 
 NUM_GPUS = 0
 
@@ -39,20 +40,19 @@ def batch_of(count: int, seed: int = 0) -> dict:
     return batch
 
 
-def reference(model, batch: dict, kl_coef: float):
-    """(loss, gradients), token by token: A = reward - c (log pi - log teacher), -A pi / pi_old, mean of means."""
+def reference(model, batch: dict, kl_coef: float, loss: str):
+    """(loss, gradients), token by token: A = reward - c (log pi - log teacher), -A pi / pi_old, weighted."""
     total = torch.zeros(())
+    weights = token_weights(batch["loss_masks"], loss)
     for i, ids in enumerate(batch["tokens"]):
         response = batch["response_lengths"][i]
         log_probs = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], dim=-1)
-        terms = []
         for j in range(response):
             position = len(ids) - response + j
             value = log_probs[position - 1, ids[position]]
             advantage = batch["rewards"][i] - kl_coef * (value.item() - batch["teacher_log_probs"][i][j])
             if batch["loss_masks"][i][j]:
-                terms.append(-advantage * torch.exp(value - value.item()))
-        total = total + sum(terms) / len(terms) / len(batch["tokens"])
+                total = total - weights[i][j] * advantage * torch.exp(value - value.item())
     model.zero_grad()
     total.backward()
     return total.item(), [parameter.grad.clone() for parameter in model.parameters()]
@@ -65,17 +65,27 @@ def gradients_of_step(trainer: Trainer, batch: dict):
     return metrics, [parameter.grad.clone() for parameter in trainer.model.parameters()]
 
 
+@pytest.mark.parametrize("loss", ["trajectory", "token", "turn"])
 @pytest.mark.parametrize("kl_coef", [1.0, 0.3])
-def test_loss_and_gradient_equal_the_plain_computation(checkpoint, kl_coef):
+def test_loss_and_gradient_equal_the_plain_computation(checkpoint, kl_coef, loss):
     batch = batch_of(11)  # more than one micro-batch
-    trainer = Trainer(checkpoint, lr=1e-3, kl_coef=kl_coef, clip_grad=1e9)
+    trainer = Trainer(checkpoint, lr=1e-3, loss=loss, kl_coef=kl_coef, clip_grad=1e9)
     metrics, gradients = gradients_of_step(trainer, batch)
-    loss, expected = reference(Trainer(checkpoint, lr=0.0).model, batch, kl_coef)
-    assert metrics["loss"] == pytest.approx(loss, rel=1e-4)
+    value, expected = reference(Trainer(checkpoint, lr=0.0).model, batch, kl_coef, loss)
+    assert metrics["loss"] == pytest.approx(value, rel=1e-4)
     norm = torch.sqrt(sum((g**2).sum() for g in expected)).item()
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     for got, want in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6 * norm)
+
+
+def test_masks_that_count_turns_change_nothing(checkpoint):
+    # post_process_rewards leaves such masks when slime's flags choose the mean over turns.
+    batch = batch_of(5)
+    counted = {**batch, "loss_masks": [[17 * trained for trained in mask] for mask in batch["loss_masks"]]}
+    for loss in ("trajectory", "token", "turn"):
+        runs = [gradients_of_step(Trainer(checkpoint, lr=1e-3, loss=loss), one) for one in (batch, counted)]
+        assert runs[0][0] == runs[1][0]
 
 
 def test_untrained_tokens_have_no_influence(checkpoint):

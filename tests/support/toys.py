@@ -1,8 +1,9 @@
 """Small deterministic stand-ins for tests: a byte tokenizer with Qwen3's chat shape, and a pool without processes."""
 
 import contextlib
+import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from examples.tcod.environment import Environment, Observation, load_environment
-from examples.tcod.errors import Failure
+from examples.tcod.errors import Failure, words
 from tests.support.corridor import Corridor
 
 # Qwen3's shape in non-thinking mode: only the generation header carries the empty think block.
@@ -42,8 +43,11 @@ def save_tokenizer(folder: Path) -> Path:
 class LocalPool:
     """EnvironmentPool without processes: a new engine per episode, called in place."""
 
-    def __init__(self, environment: str, data_root: str, **sizes: Any) -> None:
-        self._make = lambda: load_environment(environment)(data_root)
+    def __init__(self, environment: str, data_root: str, env_args: dict[str, Any] | None = None, **sizes: Any) -> None:
+        self._make = lambda: load_environment(environment)(data_root, **(env_args or {}))
+
+    async def close(self) -> None:
+        """As EnvironmentPool's."""
 
     @contextlib.asynccontextmanager
     async def borrow(self) -> AsyncIterator["LocalBorrowed"]:
@@ -57,13 +61,22 @@ class LocalBorrowed:
         self._engine = engine
 
     async def reset(self, metadata: dict[str, Any]) -> Observation:
-        return self._engine.reset(metadata)
+        return self._call(self._engine.reset, metadata)
 
     async def step(self, action: str) -> Observation:
+        return self._call(self._engine.step, action)
+
+    async def finish(self, last: Observation) -> Observation:
+        return self._call(self._engine.finish, last)
+
+    async def inspect(self) -> tuple[float, str]:
+        return 100.0, ""
+
+    def _call(self, method: Callable[[Any], Observation], argument: Any) -> Observation:
         try:
-            return self._engine.step(action)
-        except RuntimeError as error:
-            raise Failure("env_error", str(error)) from error
+            return method(argument)
+        except (Exception, SystemExit) as error:
+            raise Failure("env_error", words(error)) from error
 
 
 def random_logits(index: int, length: int, vocab: int) -> torch.Tensor:
@@ -75,6 +88,28 @@ def response_log_probs(tokens: list[int], response_length: int, logits: torch.Te
     """log softmax of the logits before each response token, at that token: [response_length]."""
     targets = torch.tensor(tokens[-response_length:])
     return logits[-response_length - 1 : -1].log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+def token_weights(masks: list[list[int]], loss: str) -> list[torch.Tensor]:
+    """What each response token weighs in the loss of one optimizer step, as examples/tcod/loss.py defines it."""
+    spans = [_spans(mask) for mask in masks]
+    turns, tokens = sum(map(len, spans)), sum(map(sum, masks))
+    weights = [torch.zeros(len(mask)) for mask in masks]
+    for mask, weight, turns_of_mask in zip(masks, weights, spans, strict=True):
+        for start, end in turns_of_mask:
+            share = {
+                "trajectory": 1 / len(masks) / sum(mask),
+                "token": 1 / tokens,
+                "turn": 1 / turns / (end - start),
+            }
+            weight[start:end] = share[loss]
+    return weights
+
+
+def _spans(mask: list[int]) -> list[tuple[int, int]]:
+    """(start, end) of each run of ones."""
+    text = "".join(map(str, mask))
+    return [match.span() for match in re.finditer("1+", text)]
 
 
 class Elsewhere(Corridor):

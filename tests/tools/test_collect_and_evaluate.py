@@ -28,6 +28,7 @@ from examples.tcod.rows import Demonstration, Row
 from examples.tcod.sglang_client import SGLangClient
 from examples.tcod.tools import collect_demos, evaluate
 from examples.tcod.tools import play as play_tool
+from examples.tcod.tools import show_rollouts
 from examples.tcod.tools.collect_demos import Journal
 from tests.support.fake_sglang import FakeSGLang, generated, scored
 from tests.support.toys import LocalPool
@@ -271,6 +272,19 @@ def test_a_failed_episode_is_no_loss(in_process, rig, monkeypatch, capsys):
     result = json.loads((rig.folder / "result.json").read_text())
     assert result["success"]["all"]["episodes"] == 1 and result["failed"] == {"env_error": 2}
     assert "2 episodes failed and are not counted: {'env_error': 2}" in capsys.readouterr().out
+
+
+def test_an_evaluation_saves_its_episodes_for_the_page(in_process, rig, monkeypatch, capsys):
+    path = rig.rows(2, 9)
+    with path.open("a") as file:
+        file.write(json.dumps({"prompt": "", "label": "x", "metadata": {"goal": 3, "explode": 2}}) + "\n")
+    rig.run(evaluate, monkeypatch, path, "result.json", "--episodes", str(rig.folder))
+    [run] = show_rollouts.read_runs([rig.folder])
+    won, lost, failed = sorted(run.episodes, key=lambda episode: episode["index"])
+    assert (won["won"], lost["won"], failed["failure"]) == (True, False, "env_error")
+    assert won["dataset"] == "rows" and won["arm"] == rig.checkpoint.name and won["kl"] is None
+    assert won["turns"][1]["response"] == f"{RIGHT}<|im_end|>" and won["spans"][1]["student"][0] == -0.1
+    assert [turn["action"] for turn in failed["turns"]] == ["right", "right"] and failed["spans"] == []
 
 
 def test_nothing_is_written_where_all_failed(in_process, rig, monkeypatch):

@@ -7,6 +7,7 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
+from examples.tcod import run_dir as run_dir_module
 from examples.tcod import run_log
 from examples.tcod.tools import plot_runs, plotting
 from smoke import figure
@@ -19,6 +20,7 @@ def log(tmp_path, monkeypatch):
     """The hooks in a process of their own: nothing was logged yet."""
     monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path))
     monkeypatch.setattr(run_log, "_last_line_at", None)
+    monkeypatch.setattr(run_dir_module, "_rollout_played", False)
     clock = [100.0]
     monkeypatch.setattr(run_log.time, "monotonic", lambda: clock[0])
 
@@ -45,6 +47,23 @@ def test_each_rollout_and_evaluation_is_a_line(log, tmp_path):
         {"kind": "eval", "n": 1, "train_s": 6.0, "eval/tcod/eval_s": 4.0},
         {"kind": "rollout", "n": 1, "train_s": 1.0},
     ]
+
+
+def test_a_folder_that_cannot_be_written_loses_lines_and_counts_them(log, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(run_dir_module, "_warned", set())
+    monkeypatch.setattr(run_log, "_unsaved", 0)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path / "file"))
+    metrics = [{}, {}, {}]
+    for n in (0, 1):
+        log(9).log_rollout(n, Namespace(), [], metrics[n], 5.0)
+    monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path))
+    log(9).log_rollout(2, Namespace(), [], metrics[2], 5.0)
+    assert metrics == [{}, {"rollout/tcod/unsaved_lines": 1}, {"rollout/tcod/unsaved_lines": 2}]
+    assert [line["n"] for line in written(tmp_path)] == [2] and len(caplog.messages) == 1
+    monkeypatch.delenv("TCOD_RUN_DIR")
+    log(9).log_rollout(3, Namespace(), [], {}, 5.0)
+    assert run_log._unsaved == 2 and len(written(tmp_path)) == 1
 
 
 def run_dir(folder, seed, updates=3, scored=True):

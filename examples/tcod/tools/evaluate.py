@@ -7,9 +7,14 @@ compare_evals takes two such results.
 
 import argparse
 import asyncio
+import itertools
 import json
 import sys
+from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +23,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..errors import ConfigError
 from ..rows import Row
+from ..transcript import transcript
 from .compare_evals import by_type, summarise
-from .play import Player, add_options, play, start
+from .play import Played, Player, add_options, play, start
 
 
-async def evaluate(player: Player, rows: list[Row]) -> dict[str, Any]:
-    """Play every row once.
+async def evaluate(
+    player: Player, rows: list[Row], note: Callable[[int, Played], None] | None = None
+) -> dict[str, Any]:
+    """Play every row once; `note` is told of every episode that has ended, with the position of its row.
 
     Returns {"success": summaries by task type, "failed": counts by reason, "episodes": one entry each, in the rows'
     order}. A failed episode is no loss: it is counted, and takes no part in the rates.
@@ -33,6 +41,8 @@ async def evaluate(player: Player, rows: list[Row]) -> dict[str, Any]:
     with logging_redirect_tqdm(), tqdm(total=len(rows), unit="episode") as bar:
         async for index, played in play(player, rows):
             row, record = rows[index], played.record
+            if note:
+                note(index, played)
             if record.failure:
                 failed[record.failure] += 1
             else:
@@ -51,6 +61,31 @@ async def evaluate(player: Player, rows: list[Row]) -> dict[str, Any]:
     return {"success": success, "failed": dict(failed), "episodes": in_order}
 
 
+def episode_line(player: Player, name: str, index: int, row: Row, played: Played) -> str:
+    """An episode as episode_log.py saves those of a training run, with the model's name in the place of the arm."""
+    history = played.history
+    spans = history.spans if history else []
+    log_probs = [span.sampled.log_probs if span.sampled else [0.0] * len(span.ids) for span in spans]
+    sample = Namespace(
+        **{"index": index, "prompt": row.prompt, "label": row.label, "teacher_log_probs": None},
+        metadata={**row.metadata, "tcod": asdict(played.record)},
+        tokens=history.tokens if history else [],
+        response_length=history.response_length if history else 0,
+        rollout_log_probs=list(itertools.chain(*log_probs)),
+    )
+    about = {"arm": Path(player.settings["model"]).name, "dataset": name}
+    return json.dumps({**about, **transcript(sample, player.runtime.chat.tokenizer), "n": 0}) + "\n"
+
+
+def saver(options: Namespace, player: Player, rows: list[Row], stack: ExitStack) -> Callable[[int, Played], None]:
+    """What saves an episode that has ended, in a file that is open as long as `stack`."""
+    name = options.rows.stem
+    path = options.episodes / "rollouts" / f"eval_{name}_000000.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context(path.open("w"))
+    return lambda index, played: print(episode_line(player, name, index, rows[index], played), end="", file=file)
+
+
 def table(result: dict[str, Any]) -> str:
     lines = [f"{'task type':<32}{'episodes':>9}{'success':>9}{'95% interval':>17}{'turns':>7}"]
     for name, row in result["success"].items():
@@ -65,15 +100,20 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, required=True, help="the games: JSONL rows of prepare_alfworld")
+    parser.add_argument(
+        "--rows", type=Path, required=True, help="the tasks: JSONL rows, as a prepare tool writes them"
+    )
     parser.add_argument("--out", type=Path, required=True, help="gets the result as JSON")
+    parser.add_argument("--episodes", type=Path, metavar="DIR", help="save all episodes there, for show_rollouts")
     add_options(parser, temperature=0.4)
     options = parser.parse_args()
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         player = start(options)
         rows = player.read_rows(options.rows)
-        result = asyncio.run(evaluate(player, rows))
+        with ExitStack() as stack:
+            note = saver(options, player, rows, stack) if options.episodes else None
+            result = asyncio.run(evaluate(player, rows, note))
     except (ConfigError, RuntimeError) as error:
         sys.exit(f"evaluate: {error}")
     if not result["episodes"]:

@@ -10,18 +10,20 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig
 
 from ..chat import ChatTokens, load_chat
 from ..checks import base_url, check_environment, check_teacher, check_training_rows
 from ..config import TcodConfig
-from ..environment import Observation, load_environment
+from ..environment import Environment, Observation, ask, load_environment
 from ..errors import ConfigError
-from ..rows import check_rows, read_rows
+from ..rows import Row, check_rows, read_rows, task_of
+from .check_environment import play_rows, spread
 from .ray_cluster import check_cluster
+from .ray_start import start_ray
 
+PLAYED = 2  # training rows
 NON_THINKING = {"enable_thinking": False}  # as the script's CHAT_TEMPLATE_KWARGS
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
 ARCHITECTURE = (
@@ -45,11 +47,13 @@ def check_run(options: Namespace) -> None:
     environment = load_environment(config.tcod_environment)
     for file in options.eval:
         check_rows(read_rows(file), str(file), environment, config.tcod_data_root)
-    first = play_one_step(config, rows[0].metadata)
-    if options.context_len:
-        check_context(config, chat, first, options.turn_len, options.context_len)
     if options.ray_gpus:
-        check_cluster(options, config, rows[0].metadata)
+        check_cluster(options, config, rows[0])
+    start_ray(workers=1)
+    cost = play_rows(config, spread(rows, PLAYED), str(options.train))
+    if options.context_len:
+        lengths = turn_lengths(chat, environment, rows[0], cost.first, config.tcod_admissible == "turn")
+        check_context(config.tcod_horizon, *lengths, options.turn_len, options.context_len)
 
 
 def student_chat(options: Namespace) -> ChatTokens:
@@ -60,31 +64,18 @@ def student_chat(options: Namespace) -> ChatTokens:
         raise ConfigError(f"STUDENT {options.student}: {error}") from error
 
 
-def play_one_step(config: TcodConfig, metadata: dict[str, Any]) -> Observation:
-    """Reset the first training game and take a step in it. Returns its first observation."""
-    try:
-        engine = load_environment(config.tcod_environment)(config.tcod_data_root)
-        observation = engine.reset(metadata)
-        engine.step(observation.admissible[0] if observation.admissible else "look")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{config.tcod_environment} needs {error.name}: install it, for ALFWorld with pip install alfworld==0.4.2"
-        ) from error
-    except Exception as error:  # whatever an engine may raise
-        raise ConfigError(
-            f"the first game of train.jsonl in DATA_DIR cannot be played ({error!r}): "
-            "repair the environment or the game data"
-        ) from error
-    return observation
+def turn_lengths(
+    chat: ChatTokens, environment: type[Environment], row: Row, first: Observation, listed: bool
+) -> tuple[int, int]:
+    """Tokens before the first response, and between two, where all observations are like a row's first."""
+    opening = chat.prompt(
+        ask(environment, "system_prompt", task_of(row.metadata)), ask(environment, "render", first, True, listed)
+    )
+    return len(opening), len(chat.user(ask(environment, "render", first, False, listed)))
 
 
-def check_context(config: TcodConfig, chat: ChatTokens, first: Observation, turn_len: int, context_len: int) -> None:
+def check_context(horizon: int, opening: int, observed: int, turn_len: int, context_len: int) -> None:
     """Warn where episodes of the whole horizon, with turns of full length, do not fit into the context."""
-    environment = load_environment(config.tcod_environment)
-    admissible = config.tcod_admissible == "turn"
-    opening = len(chat.prompt(environment.system_prompt(), environment.render(first, True, admissible)))
-    observed = len(chat.user(environment.render(first, False, admissible)))
-    horizon = config.tcod_horizon
     needed = opening + horizon * turn_len + (horizon - 1) * observed
     if needed > context_len:
         room = max(0, context_len - opening - (horizon - 1) * observed) // horizon

@@ -13,6 +13,7 @@ from typing import Any
 from ..config import TcodConfig
 from ..environment import load_environment
 from ..errors import ConfigError
+from ..rows import Row, task_of
 
 PROBE_S = 300.0  # of an engine on every node: the first import of an environment takes its time there
 GPU_IDS_S = 20.0  # They are free before a run, or slime waits for them.
@@ -26,7 +27,7 @@ class Node:
     is_here: bool
 
 
-def check_cluster(options: Namespace, config: TcodConfig, metadata: dict[str, Any]) -> None:
+def check_cluster(options: Namespace, config: TcodConfig, row: Row) -> None:
     """Raises ConfigError, with what to change."""
     nodes = connect(os.environ["RAY_ADDRESS"])
     found = sum(node.gpus for node in nodes)
@@ -50,7 +51,7 @@ def check_cluster(options: Namespace, config: TcodConfig, metadata: dict[str, An
                 f"Ray on this node owns GPU {taken[0]}, which TEACHER_GPUS gives to the teacher: start Ray here "
                 f"without the teacher's GPUs, as CUDA_VISIBLE_DEVICES={','.join(sorted({*ids} - {*taken}))} ray start"
             )
-    probe_environment(nodes, config, metadata)
+    probe_environment(nodes, config, row)
 
 
 def connect(address: str) -> list[Node]:
@@ -114,14 +115,16 @@ def gpu_ids(node: Node) -> list[str]:
     return ray.get(asked)
 
 
-def probe_environment(nodes: list[Node], config: TcodConfig, metadata: dict[str, Any]) -> None:
+def probe_environment(nodes: list[Node], config: TcodConfig, row: Row) -> None:
     """Reset one game on every node: Ray may place an environment's worker on any of them. Raises ConfigError."""
     import ray
 
     @ray.remote(num_cpus=0)
     def reset() -> str:
         try:
-            load_environment(config.tcod_environment)(config.tcod_data_root).reset(metadata)
+            engine = load_environment(config.tcod_environment)(config.tcod_data_root, **config.tcod_env_args)
+            engine.reset(task_of(row.metadata))
+            engine.close()
         except BaseException as error:  # whatever an engine may raise
             return repr(error)
         return ""

@@ -1,6 +1,7 @@
 import copy
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ class RolloutDataSourceWithBuffer:
         self.args = args
         self.sample_offset = self.epoch_id = self.sample_group_index = self.sample_index = 0
         self.buffer: list[list[Sample]] = []
+        self.metadata: dict[str, Any] = {}
         keys = {"prompt_key": args.input_key, "label_key": args.label_key, "metadata_key": args.metadata_key}
         self.dataset = Dataset(args.prompt_data, **keys, seed=args.rollout_seed)
         self._shuffle()
@@ -48,10 +50,16 @@ class RolloutDataSourceWithBuffer:
         assert all(len(group) == self.args.n_samples_per_prompt for group in samples)
         self.buffer += samples
 
+    def update_metadata(self, metadata: dict[str, Any]) -> None:
+        self.metadata.update(metadata)
+
+    def get_metadata(self) -> dict[str, Any]:
+        return self.metadata
+
     def save(self, rollout_id: int) -> None:
         file = _state_file(self.args.save, rollout_id)
         file.parent.mkdir(parents=True, exist_ok=True)
-        names = ("sample_offset", "epoch_id", "sample_group_index", "sample_index")
+        names = ("sample_offset", "epoch_id", "sample_group_index", "sample_index", "metadata")
         torch.save({name: getattr(self, name) for name in names}, file)
 
     def load(self, rollout_id: int | None = None) -> None:

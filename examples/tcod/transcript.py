@@ -1,0 +1,158 @@
+"""An episode as plain data for people to read: what was shown, said and done, and the sampled tokens' numbers.
+
+A transcript is a line of rollouts/*.jsonl (episode_log.py); tools/show_rollouts.py makes a page of them.
+
+    {"task": {..}, "task_type": "..", "goal": "..", "index": 7,
+     "n": 12, "k": 3, "evaluation": false, "replayed": 5, "budget": 5,      EpisodeRecord's own fields
+     "won": true, "failure": null, "detail": "", "unscored": null, "context_limited": false, "outcome": "..", ..
+     "kl": 1.2,                                                             nats, or null without a teacher's scores
+     "turns": [{"turn": 0, "role": "replayed", "observation": "..", "response": "..", "action": ".."},
+               {"turn": 5, "role": "student", .., "valid": true, "admissible": true, "cut": false,
+                "weight_version": "12", "kl": 0.3}],
+     "spans": [{"role": "prompt", "count": 210, "text": ".."}, {"role": "replayed", "turn": 0, ..}, ..
+               {"role": "sampled", "turn": 5, "count": 9, "tokens": ["<", ..],
+                "student": [-0.1, ..], "teacher": [-0.2, ..]}, {"role": "context", ..}]}
+
+The spans are the whole sequence in order: what the model was given, and what it said. An episode that failed before
+it was complete has no spans.
+
+How long a transcript gets is bounded: a text has at most MAX_TEXT characters, and at most MAX_TOKENS sampled tokens
+are kept one by one. With 30 turns that is at most 0.6 MB of ASCII text (JSON writes other characters as six).
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .episode import EpisodeRecord, TurnRecord
+from .metrics import turn_kl
+from .rows import task_of
+
+MAX_TEXT = 4000
+MAX_TOKENS = 4096
+_DIGITS = 4  # of log-probs and KL, in nats
+
+
+def transcript(sample: Any, tokenizer: Any) -> dict[str, Any]:
+    """The transcript of one of slime's samples that was played, or failed."""
+    record = EpisodeRecord.of(sample)
+    kl = turn_kl(sample) if sample.tokens and sample.teacher_log_probs is not None else {}
+    plan = asdict(record)
+    del plan["replay"], plan["turns"]
+    return {
+        "task": _task(sample.metadata),
+        "task_type": clip(str(sample.label or "")),
+        "goal": clip(str(sample.prompt)),
+        "index": sample.index,
+        **plan,
+        "outcome": clip(record.outcome),
+        "kl": _number(sum(kl.values())) if kl else None,
+        "turns": [*_replayed_turns(sample, record, tokenizer), *_student_turns(sample, record, tokenizer, kl)],
+        "spans": list(_spans(sample, record, tokenizer)) if sample.tokens else [],
+    }
+
+
+def clip(text: str) -> str:
+    """A text of at most MAX_TEXT characters: of a longer one, the beginning and the end."""
+    if len(text) <= MAX_TEXT:
+        return text
+    head, tail = MAX_TEXT * 3 // 4, MAX_TEXT // 4 - 50
+    return f"{text[:head]} [... {len(text) - head - tail} characters left out ...] {text[-tail:]}"
+
+
+def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """The text of every token. A character that several tokens make up stands at the last of them."""
+    texts: list[str] = []
+    pending: list[int] = []
+    for position, token in enumerate(ids, 1):
+        pending.append(token)
+        text = tokenizer.decode(pending, skip_special_tokens=False)
+        if text.endswith("\ufffd") and len(pending) < 4 and position < len(ids):  # UTF-8 has at most four bytes
+            text = ""
+        else:
+            pending = []
+        texts.append(text)
+    return texts
+
+
+def _task(metadata: dict[str, Any]) -> dict[str, Any] | str:
+    task = {name: value for name, value in task_of(metadata).items() if name != "tcod"}
+    text = json.dumps(task, sort_keys=True, default=str)
+    return json.loads(text) if len(text) <= MAX_TEXT else clip(text)
+
+
+def _replayed_turns(sample: Any, record: EpisodeRecord, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    for turn, played in enumerate(record.replay):
+        yield {
+            "turn": turn,
+            "role": "replayed",
+            "observation": clip(played.observation),
+            "response": _text(sample.tokens[played.start : played.end], tokenizer),
+            "action": clip(played.action),
+        }
+
+
+def _student_turns(
+    sample: Any, record: EpisodeRecord, tokenizer: Any, kl: dict[int, float]
+) -> Iterator[dict[str, Any]]:
+    prompt_length = len(sample.tokens) - sample.response_length
+    for played in record.turns:
+        yield {
+            "turn": played.turn,
+            "role": "student",
+            "observation": clip(played.observation),
+            "response": _text(sample.tokens[prompt_length + played.start : prompt_length + played.end], tokenizer),
+            "action": clip(played.action),
+            "valid": played.valid,
+            "admissible": played.admissible,
+            "cut": played.cut,
+            "weight_version": played.weight_version,
+            "kl": _number(kl[played.turn]) if played.turn in kl else None,
+        }
+
+
+def _spans(sample: Any, record: EpisodeRecord, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """The sequence from its first token to its last."""
+    prompt_length, at = len(sample.tokens) - sample.response_length, 0
+    for turn, played in enumerate(record.replay):
+        yield _plain("prompt", sample.tokens[at : played.start], tokenizer)
+        yield {**_plain("replayed", sample.tokens[played.start : played.end], tokenizer), "turn": turn}
+        at = played.end
+    yield _plain("prompt", sample.tokens[at:prompt_length], tokenizer)
+    at, kept = 0, 0
+    for played in record.turns:
+        if at < played.start:
+            yield _plain("context", sample.tokens[prompt_length + at : prompt_length + played.start], tokenizer)
+        at, kept = played.end, kept + played.end - played.start
+        yield _sampled(sample, prompt_length, played, tokenizer, kept <= MAX_TOKENS)
+    if at < sample.response_length:
+        yield _plain("context", sample.tokens[prompt_length + at :], tokenizer)
+
+
+def _plain(role: str, ids: Sequence[int], tokenizer: Any) -> dict[str, Any]:
+    return {"role": role, "count": len(ids), "text": _text(ids, tokenizer)}
+
+
+def _sampled(sample: Any, prompt_length: int, played: TurnRecord, tokenizer: Any, one_by_one: bool) -> dict[str, Any]:
+    ids = sample.tokens[prompt_length + played.start : prompt_length + played.end]
+    if not one_by_one:
+        return {**_plain("sampled", ids, tokenizer), "turn": played.turn}
+    teacher = sample.teacher_log_probs
+    return {
+        "role": "sampled",
+        "turn": played.turn,
+        "count": len(ids),
+        "tokens": token_texts(ids, tokenizer),
+        "student": [_number(value) for value in sample.rollout_log_probs[played.start : played.end]],
+        "teacher": teacher and [_number(value) for value in teacher[played.start : played.end]],
+    }
+
+
+def _text(ids: Sequence[int], tokenizer: Any) -> str:
+    return clip(tokenizer.decode(ids, skip_special_tokens=False)) if ids else ""
+
+
+def _number(value: float) -> float | None:
+    return round(value, _DIGITS) if math.isfinite(value) else None
