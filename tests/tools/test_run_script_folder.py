@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.support.run_script import SCRIPT, copy_recipe, dry_run, refused, run, value
+from tests.support.run_script import ROOT, SCRIPT, copy_recipe, dry_run, refused, run, value
 
 NUM_GPUS = 0
 
@@ -81,6 +82,11 @@ def test_a_copy_under_another_name_runs(place, examples):
     folder, env = place
     copy_recipe(examples / "tcod")  # which the test's environment imports
     script = copy_recipe(examples / "my_agent")
+    # An environment belongs to the copy that it is played by.
+    corridor = (ROOT / "tests/support/corridor.py").read_text()
+    (script.parent / "corridor.py").write_text(corridor.replace("examples.tcod.", "examples.my_agent."))
+    config = Path(env["CONFIG"])
+    config.write_text(config.read_text().replace("tests.support.corridor.", ".corridor."))
     done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr + done.stdout
     assert json.loads((folder / "seen/train.json").read_text())["folder"] == f"{folder}/slime"
