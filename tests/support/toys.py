@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from examples.tcod.environment import Environment, Observation, load_environment
 from examples.tcod.errors import Failure, words
-from tests.support.corridor import Corridor  # noqa: F401  tests name it toys.Corridor
+from tests.support.corridor import Corridor
 
 # Qwen3's shape in non-thinking mode: only the generation header carries the empty think block.
 CHAT_TEMPLATE = (
@@ -109,3 +110,12 @@ def _spans(mask: list[int]) -> list[tuple[int, int]]:
     """(start, end) of each run of ones."""
     text = "".join(map(str, mask))
     return [match.span() for match in re.finditer("1+", text)]
+
+
+class Elsewhere(Corridor):
+    """Needs a package that only the program itself has, as on a node where it was not installed."""
+
+    def reset(self, metadata: dict[str, Any]) -> Observation:
+        if "preflight" not in sys.argv[0]:
+            raise ModuleNotFoundError("No module named 'corridors'")
+        return super().reset(metadata)

@@ -42,6 +42,8 @@ class Cost:
     memory_mb: list[float] = field(default_factory=list)
     printed: str = ""
     replayed: int = 0
+    first: Observation | None = None
+    """Of the first row."""
 
     @property
     def engine_mb(self) -> float:
@@ -60,6 +62,7 @@ class _Session:
         began = time.perf_counter()
         observation = await self.engine.reset(metadata)
         self.cost.resets.append(time.perf_counter() - began)
+        self.cost.first = self.cost.first or observation
         if not ask(self.environment, "system_prompt", metadata).strip():
             raise Failure("env_error", f"{self.environment.__name__}.system_prompt is empty")
         for first in (True, False):

@@ -69,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     parser.add_argument("--model", required=True, help="Hugging Face checkpoint that it serves, for the tokenizer")
     parser.add_argument("--temperature", type=float, default=temperature, help="default: %(default)s")
     parser.add_argument("--max-turn-len", type=int, default=512, help="tokens of one turn, default: %(default)s")
-    parser.add_argument("--max-context-len", type=int, default=16384, help="of an episode, default: %(default)s")
+    parser.add_argument("--max-context-len", type=int, default=27648, help="of an episode, default: %(default)s")
     parser.add_argument("--concurrency", type=int, default=64, help="episodes at once, default: %(default)s")
     parser.add_argument(
         "--apply-chat-template-kwargs",
