@@ -12,7 +12,8 @@ turn has l:
 A turn is a run of the loss mask: the environment's answer, which is not trained, lies between any two. slime gives a
 reducer the samples of one micro-batch, and N is a number of the whole step. So `count_turns`, called where slime still
 has the whole batch, writes N into the masks: trained tokens have N there instead of 1. slime divides whatever it
-averages with a mask by that mask's sum, so none of its own metrics change.
+averages with a mask by that mask's sum, so its own metrics do not change; checks.py refuses the two flags that use
+sums otherwise. slime's dump of training data (--save-debug-train-data) has N there, too.
 """
 
 from argparse import Namespace
