@@ -71,7 +71,7 @@ class EnvironmentPerEpisode:
 
 
 def unpatched(data_root: str) -> AlfworldEnvironment:
-    env_alfworld._speed_up_textworld = lambda: None
+    env_alfworld.speed_up_textworld = lambda: None
     return AlfworldEnvironment(data_root)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import slime
 from benchmarks import SLIME, report
 from examples.tcod import episode, tcod_rollout
-from examples.tcod.environment import Observation
+from examples.tcod.environment import Environment, Observation
 from examples.tcod.sglang_client import SGLangClient
 from slime.utils.async_utils import run
 from slime.utils.http_utils import init_http_client, post
@@ -39,10 +39,8 @@ SLIMES_LIMIT = 64  # the cost of a turn with slime's post grows with the episode
 REPLY_IDS = list(range(40, 60))  # twenty bytes: no action, the episode goes on
 
 
-class Endless:
+class Endless(Environment):
     """Costs nothing and never ends."""
-
-    def __init__(self, data_root: str) -> None: ...
 
     def reset(self, metadata: dict[str, Any]) -> Observation:
         return Observation("x" * 60)
@@ -51,7 +49,7 @@ class Endless:
         return Observation("x" * 40)
 
     check_row = staticmethod(lambda metadata, data_root: None)
-    system_prompt = staticmethod(lambda: "Go on.")
+    system_prompt = staticmethod(lambda metadata: "Go on.")
     render = staticmethod(lambda observation, first, admissible: observation.text)
     parse_action = staticmethod(lambda response: (response, True))
     format_action = staticmethod(lambda action: action)
@@ -60,7 +58,7 @@ class Endless:
 class SlimesClient(SGLangClient):
     """The recipe's client with slime's way of sending a request."""
 
-    async def post(self, url: str, payload: dict[str, Any], headers: Any = None, unwanted: Any = None) -> Any:
+    async def post(self, url: str, payload: dict[str, Any], headers: Any = None, is_unwanted: Any = None) -> Any:
         return await post(url, payload, headers=headers)
 
 

@@ -8,6 +8,7 @@ floating point operations over what its GPUs do per second.
 import argparse
 import math
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from benchmarks import report
 
 ARMS = ("f2b", "b2f")
+# The run script's MODE, and COLOCATE=1.
+MODES = ("sync", "async", "fully_async", "colocated")
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,13 @@ def turns(o: Namespace, arm: str, k: int) -> tuple[float, float, float]:
     return replayed, longest, o.success * won + (1 - o.success) * longest
 
 
-def step(o: Namespace, arm: str, k: int, split: Split) -> dict[str, float]:
-    """Seconds of one synchronous training step, by what the wall clock waits for."""
+def step(o: Namespace, arm: str, k: int, split: Split, continuous: bool = False) -> dict[str, float]:
+    """Seconds of one synchronous training step, by what the wall clock waits for.
+
+    Continuous: for the next episode to begin when one ends, so that a batch takes as long as its mean episode.
+    """
     replayed, longest, mean = turns(o, arm, k)
+    longest = mean if continuous else longest
     speed = {"flops": o.peak_tflops * 1e12, "bytes": o.bandwidth_tb * 1e12}
     per_turn = o.sampled + o.observed
     prompt = o.prompt + replayed * per_turn
@@ -81,10 +88,19 @@ def wall(seconds: dict[str, float]) -> float:
     return sum(value for name, value in seconds.items() if "hidden" not in name)
 
 
-def overlapped(seconds: dict[str, float]) -> float:
-    """A step of a fully asynchronous run: the slower of playing and training."""
-    training = seconds["training"] + seconds["fixed"]
-    return max(wall(seconds) - training, training)
+def mode_step(o: Namespace, arm: str, k: int, split: Split, mode: str) -> tuple[float, float]:
+    """(seconds of a training step, how many steps old the weights are that a mean token was sampled with)."""
+    seconds = step(o, arm, k, split, continuous=mode == "fully_async")
+    training, fixed = seconds["training"], seconds["fixed"]
+    playing = wall(seconds) - training - fixed
+    if mode == "async":  # weights are pushed when both have ended
+        return max(playing, training) + fixed, 1.0
+    if mode == "fully_async":  # an episode is scored while others play
+        scoring = seconds["scoring"] + seconds["scoring, hidden"]
+        episode, playing = playing - seconds["scoring"] + scoring / o.batch, playing - seconds["scoring"]
+        whole = max(playing, scoring, training + fixed)
+        return whole, 1 + episode / 2 / whole
+    return wall(seconds) + (o.switch_s if mode == "colocated" else 0.0), 0.0
 
 
 def idle(seconds: dict[str, float], split: Split) -> float:
@@ -94,8 +110,11 @@ def idle(seconds: dict[str, float], split: Split) -> float:
     return 1 - busy / (wall(seconds) * (split.actor + split.rollout + split.teacher))
 
 
-def splits(o: Namespace, gpus: int) -> Iterator[Split]:
-    """All splits that fit: 18 bytes per trained parameter and 2 per served one take at most 60 % of a GPU's memory."""
+def splits(o: Namespace, gpus: int, colocated: bool = False) -> Iterator[Split]:
+    """All splits that fit: 18 bytes per trained parameter and 2 per served one take at most 60 % of a GPU's memory.
+
+    Colocated: the engines have the GPUs that train.
+    """
 
     def smallest(gb: float) -> int:
         return 2 ** max(0, math.ceil(math.log2(gb / (0.6 * o.memory_gb))))
@@ -103,15 +122,20 @@ def splits(o: Namespace, gpus: int) -> Iterator[Split]:
     actor, engine, teacher = smallest(18 * o.student), smallest(2 * o.student), smallest(2 * o.teacher)
     for actors in range(actor, gpus, actor):
         for teachers in range(teacher, gpus - actors, teacher):
-            left, tp = gpus - actors - teachers, engine
+            left, tp = actors if colocated else gpus - actors - teachers, engine
             while tp <= min(left, 8):
                 yield Split(actors, left // tp * tp, tp, teachers)
                 tp *= 2
 
 
-def best(o: Namespace, arm: str, depths: list[int], gpus: int) -> Split:
+def best(o: Namespace, arm: str, depths: list[int], gpus: int, mode: str = "sync") -> Split:
     """The split with the shortest sum of steps at these depths."""
-    return min(splits(o, gpus), key=lambda split: sum(wall(step(o, arm, k, split)) for k in depths))
+    return min(splits(o, gpus, mode == "colocated"), key=lambda split: total(o, arm, depths, split, mode))
+
+
+def total(o: Namespace, arm: str, depths: list[int], split: Split, mode: str = "sync") -> float:
+    """Seconds of one step at each of these depths."""
+    return sum(count * mode_step(o, arm, k, split, mode)[0] for k, count in Counter(depths).items())
 
 
 def row(o: Namespace, arm: str, k: int, split: Split, **labels: Any) -> dict[str, Any]:
@@ -125,8 +149,22 @@ def row(o: Namespace, arm: str, k: int, split: Split, **labels: Any) -> dict[str
         **parts,
         "wall s": wall(seconds),
         "idle": idle(seconds, split),
-        "overlapped s": overlapped(seconds),
     }
+
+
+def by_mode(o: Namespace, gpus: int, schedule: list[int]) -> Iterator[dict[str, Any]]:
+    """Each mode with the split that is best for a run of f2b."""
+    for mode in MODES:
+        split = best(o, "f2b", schedule, gpus, mode)
+        yield {
+            "GPUs": gpus,
+            "episodes": o.batch,
+            "mode": mode,
+            "split": str(split),
+            **{f"step s at k={k}": mode_step(o, "f2b", k, split, mode)[0] for k in (1, o.horizon)},
+            "hours of f2b": total(o, "f2b", schedule, split, mode) / 3600,
+            "steps behind at T": mode_step(o, "f2b", o.horizon, split, mode)[1],
+        }
 
 
 def tables(o: Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -145,11 +183,13 @@ def tables(o: Namespace) -> dict[str, list[dict[str, Any]]]:
     for arm, ks in (("opd", [o.horizon] * o.steps), ("f2b", schedule), ("b2f", schedule)):
         plan = "f2b" if arm == "opd" else arm
         for name, split in (("default", default), ("best", best(o, plan, ks, o.gpus))):
-            hours = sum(wall(step(o, plan, k, split)) for k in ks) / 3600
+            hours = total(o, plan, ks, split) / 3600
             runs.append({"arm": arm, "split": f"{split} ({name})", "hours": hours})
     for run in runs:
         run["/ opd"] = run["hours"] / next(r["hours"] for r in runs if "default" in r["split"])
+    modes = [row for gpus, of in ((o.gpus, o), (large, o), (large, more)) for row in by_mode(of, gpus, schedule)]
     return {
+        f"{o.gpus} and {large} GPUs, the modes": modes,
         f"{o.gpus} GPUs, the run script's split": by_part,
         f"{o.gpus} GPUs, the best split at each depth": by_split,
         f"{o.gpus} and {large} GPUs, the best splits, f2b": by_size,
@@ -178,6 +218,7 @@ def parse() -> Namespace:
             "tp-efficiency": (0.8, "of an engine, for each doubling of its GPUs"),
             "token-overhead-ms": (1.0, "of an engine per decoded token: scheduling, sampling"),
             "fixed-s": (4.0, "of a step: weights pushed, batch shipped, optimizer"),
+            "switch-s": (12.0, "of a colocated step: training and engines give up and take back memory"),
         },
         "episodes": {
             "batch": (16, "episodes per step"),

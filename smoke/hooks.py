@@ -66,6 +66,8 @@ SLIME_DEFAULTS: dict[str, Any] = {
     "custom_config_path": None,
     "ci_test": False,
     "offload_train": None,
+    "colocate": False,
+    "update_weight_transport": "nccl",
     # evaluation
     "eval_datasets": None,
     "eval_function_path": None,

@@ -120,7 +120,7 @@ def tokenizer_texts() -> list[str]:
     """The words of the prompt, the games and the answers: enough to make each a single token."""
     names = sorted({name.lower() for goal in make_games.goals(TASK) for name in goal})
     return [
-        AlfworldEnvironment.system_prompt(),
+        AlfworldEnvironment.system_prompt({}),
         "You are in the middle of a room. Looking quickly around you, you see a, a, and a.\n\n",
         f"Your task is to: put a some {' '.join(names)} in on.",
         "You arrive at. The is closed. The is open. In it, you see nothing. On the, you see a, a, and a.",
@@ -157,7 +157,7 @@ def demonstrations(games: Iterable[int], processes: int | None = None) -> list[t
 
 def encode(chat: ChatTokens, first: str, steps: list[expert.Step]) -> Example:
     """A demonstration as the recipe renders an episode, with the expert's own answers as labels."""
-    ids = chat.prompt(AlfworldEnvironment.system_prompt(), first)
+    ids = chat.prompt(AlfworldEnvironment.system_prompt({}), first)
     labels = [0] * len(ids)
     for i, step in enumerate(steps):
         answer = chat.assistant(AlfworldEnvironment.format_action(step.action))

@@ -24,7 +24,7 @@ from examples.tcod.tools import show_rollouts
 from examples.tcod.tools.rollout_text import printable, rollout_text, shortest_won
 from smoke import hooks, make_models
 from smoke.figure import KL, SUCCESS, draw
-from smoke.make_games import make_games
+from smoke.plays import choose
 from smoke.servers import HERE, Process, SGLangServer
 
 ARMS = ("f2b", "b2f")
@@ -55,9 +55,9 @@ def main() -> None:
     trainer = "smoke.train_slime" if whole else "smoke.train_arm"
     how = "its train.py with Megatron" if whole else "with the smoke run's own trainer"
     print(f"TCOD smoke run on {slime}, {how}; everything is written to {options.out}")
-    data = options.out / "games"
-    with tqdm(total=options.train_games + options.heldout_games, desc="games", unit="game", disable=None) as bar:
-        make_games(data, options.train_games, options.heldout_games, progress=bar.update)
+    play = choose(options)
+    options.arms = list(play.configs)
+    print(play.about)
     weights = hashlib.sha256((make_models.SHIPPED / "model.safetensors").read_bytes()).hexdigest()
     student = options.out / "models" / f"student-{options.seed}-of-{weights[:8]}"
     if not (student / "model.safetensors").exists():
@@ -71,16 +71,23 @@ def main() -> None:
         teacher_server = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, logs / "teacher.log"))
         student_server.wait_ready()
         teacher_server.wait_ready()
-        for arm in options.arms:
-            command = [sys.executable, "-m", trainer, "--config", str(HERE / "configs" / f"{arm}.yaml")]
-            command += ["--student", str(student), "--data", str(data), "--seed", str(options.seed)]
+        for arm, config in play.configs.items():
+            command = [sys.executable, "-m", trainer, "--config", str(config), *play.flags]
+            command += ["--student", str(student), "--data", str(play.data), "--seed", str(options.seed)]
             command += ["--student-port", str(student_server.port), "--teacher-port", str(teacher_server.port)]
             command += ["--updates", str(options.updates)]
             # Every arm starts from the same checkpoint, so the first one's first evaluation is that of all.
             first = [line for line in next(iter(results.values()), []) if line["kind"] == "eval"][:1]
             if first:
                 command.append("--skip-first-evaluation")
-            results[arm] = first + train_arm(arm, command, options, data, [student_server, teacher_server])
+            results[arm] = first + train_arm(arm, command, options, play.data, [student_server, teacher_server])
+    show(results, options)
+    print(f"wall time {time.monotonic() - started:.0f} s")
+    print(summary(results))
+
+
+def show(results: dict[str, list[dict[str, Any]]], options: Namespace) -> None:
+    """Print one trajectory; write the page of all of them, and the figure."""
     runs = show_rollouts.read_runs([run_dir(options, arm) for arm in options.arms])
     print(printable(rollout_text(shortest_won(runs[-1].episodes))))
     page = options.out / f"rollouts-{options.seed}.html"
@@ -88,8 +95,6 @@ def main() -> None:
     picture = options.out / f"smoke-{options.seed}.png"
     draw(results, picture)
     print(f"figure: {picture}")
-    print(f"wall time {time.monotonic() - started:.0f} s")
-    print(summary(results))
     print(f"what the agent did: {page} (open it in a browser)")
 
 
@@ -173,9 +178,16 @@ def parse_options() -> Namespace:
     parser.add_argument("--quick", action="store_true", help="a few updates and games, for CI")
     parser.add_argument("--seed", type=int, default=1, help="of the perturbation, the order of games and the run")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--environment", choices=("alfworld", "scienceworld"), default="alfworld")
+    parser.add_argument("--config", type=Path, help="another environment: its YAML of tcod_* settings; needs --data")
+    parser.add_argument("--data", type=Path, help="folder of its train.jsonl and, for the evaluation, heldout.jsonl")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="games, models, logs, results (from the root)")
     options = parser.parse_args()
-    options.out = options.out.resolve()
+    if bool(options.config) != bool(options.data):
+        parser.error("--config and --data belong together")
+    for name in ("out", "config", "data"):
+        if path := getattr(options, name):
+            setattr(options, name, path.resolve())
     options.updates = 5 if options.quick else 20
     options.train_games, options.heldout_games = (16, 8) if options.quick else (64, 48)
     return options

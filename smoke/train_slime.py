@@ -30,6 +30,14 @@ CPU_SETTINGS = {
     **{"no-persist-layer-norm": True, "attention-dropout": 0, "hidden-dropout": 0},
 }
 
+# slime's weights as on GPUs that training and the engine share: from copies in main memory, not through the disk. An
+# engine that slime has not started stays in its memory.
+IN_MEMORY = {
+    **{"colocate": True, "no-offload-rollout": True},
+    **dict.fromkeys(("update-weight-mode", "update-weight-transport", "update-weight-disk-dir"), False),
+    "update-weight-disk-keep-files": False,
+}
+
 
 def main() -> None:
     parser = train_arm.option_parser()
@@ -44,8 +52,9 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     settings = {**model_settings(options.student), **slime_settings(options), **CPU_SETTINGS}
     if options.teacher:
-        settings |= {"opd-type": "megatron", "opd-teacher-load": options.teacher, "offload-train": True}
-        settings["rm-url"] = False
+        settings |= {"opd-type": "megatron", "opd-teacher-load": options.teacher, "rm-url": False}
+        settings |= IN_MEMORY | {"save": options.run_dir / "checkpoints", "save-interval": 1}
+        settings["save-hf"] = options.run_dir / "hf/{rollout_id}"
     sys.exit(subprocess.run([sys.executable, "-m", "smoke.slime_cpu.run_train", *as_flags(settings)]).returncode)
 
 

@@ -4,6 +4,7 @@ slime has no hook before the first rollout, so they are made there, and by the r
 """
 
 import contextlib
+import inspect
 import logging
 import math
 import time
@@ -49,10 +50,7 @@ def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
     _check_schedule(args, config)
     if args.opd_type == "sglang":
         _check_teacher_flags(args)
-    elif not args.offload_train:
-        raise ConfigError(
-            "--opd-type megatron needs --offload-train, or slime pushes the teacher's weights to the engines first"
-        )
+    _check_weight_push(args)
     _check_evaluation_kl(args, config)
     if rows is not None:
         check_training_rows(config, rows, "--prompt-data")
@@ -72,11 +70,14 @@ def check_models(args: Namespace, chat: ChatTokens) -> None:
 
 
 def check_environment(config: TcodConfig) -> None:
-    """Whether the environment's module is there. Raises ConfigError."""
+    """Whether the environment's class is there and takes its arguments. Raises ConfigError."""
+    environment = load_environment(config.tcod_environment)
     try:
-        load_environment(config.tcod_environment)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"tcod_environment {config.tcod_environment} cannot be imported: {error}") from error
+        inspect.signature(environment).bind(config.tcod_data_root, **config.tcod_env_args)
+    except TypeError as error:
+        raise ConfigError(
+            f"tcod_env_args {config.tcod_env_args} do not fit {environment.__name__}.__init__: {error}"
+        ) from error
 
 
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
@@ -185,6 +186,22 @@ def _check_teacher_flags(args: Namespace) -> None:
             "the teacher's scores are untempered, so --opd-type sglang needs --rollout-temperature 1, "
             f"--rollout-top-p 1 and --rollout-top-k -1, not {args.rollout_temperature:g}, {args.rollout_top_p:g} and "
             f"{args.rollout_top_k}"
+        )
+
+
+def _check_weight_push(args: Namespace) -> None:
+    """slime pushes what the training GPUs hold, which may be the teacher, or memory that was given up. On GPUs that
+    engines and training share (--colocate) it pushes copies in main memory."""
+    from_copies = args.colocate and args.update_weight_transport != "disk"
+    if args.opd_type == "megatron" and not from_copies:
+        raise ConfigError(
+            "--opd-type megatron needs --colocate, and no --update-weight-transport disk: elsewhere slime pushes the "
+            "teacher's weights to the engines, or memory that it has given up"
+        )
+    if args.offload_train and not from_copies:
+        raise ConfigError(
+            "--offload-train gives up the memory that slime pushes weights from, but with --colocate, and without "
+            "--update-weight-transport disk: remove it"
         )
 
 

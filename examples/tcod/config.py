@@ -36,7 +36,7 @@ class TcodConfig(BaseModel):
     """What the depth grows with: "linear", a turn every tcod_eta rollouts, or "kl", a turn once the KL per token at
     the deepest turns has fallen, by the next four settings. The deepest are the student's k-th and later turns."""
     tcod_kl_share: float = 0.5
-    """The share of the KL found on reaching a depth at which the next is reached: half of it is gone."""
+    """k grows once the average KL is at most this share of the KL on reaching the depth; 0.5: it has halved."""
     tcod_kl_weight: float = 0.3
     """Weight of the newest rollout in the moving average: one rollout has few tokens at the deepest turns, and three
     weigh two thirds."""
@@ -52,8 +52,10 @@ class TcodConfig(BaseModel):
     """Turns beyond k under tcod_b2f_budget: slack."""
     tcod_environment: str = ".env_alfworld.AlfworldEnvironment"
     """Import path of the environment class, see environment.py; a leading dot means a module of this package."""
-    tcod_data_root: str = "$ALFWORLD_DATA"
-    """Folder that the rows' game_file paths are relative to; environment variables are expanded."""
+    tcod_data_root: str = ""
+    """Folder of the environment's data, for its constructor and check_row; environment variables are expanded."""
+    tcod_env_args: dict[str, Any] = {}
+    """Further keyword arguments of the environment's constructor."""
     tcod_admissible: Literal["turn", "never"] = "turn"
     """List the admissible actions in each user turn, or never."""
     tcod_env_workers: int = Field(16, ge=1)
@@ -61,7 +63,7 @@ class TcodConfig(BaseModel):
     tcod_engines_per_worker: int = Field(8, ge=1)
     """Engines in each actor; workers x engines bounds the episodes that play at once."""
     tcod_env_timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
-    """Longest reset or step, waiting in the worker's queue included; then the worker is replaced."""
+    """Longest reset or step, waiting behind other calls of the worker not counted; then the worker is replaced."""
     tcod_engine_timeout_s: float = Field(1800.0, gt=0, allow_inf_nan=False)
     """Longest request for one response, waiting in the engine's queue included; it is not repeated."""
     tcod_teacher_timeout_s: float = Field(300.0, gt=0, allow_inf_nan=False)
@@ -91,7 +93,7 @@ class TcodConfig(BaseModel):
         expanded = os.path.expanduser(os.path.expandvars(root))
         if "$" in expanded:
             raise ValueError(f"tcod_data_root is {root}, but that variable is not set: export it or write the path")
-        if not os.path.isdir(expanded):
+        if root and not os.path.isdir(expanded):
             raise ValueError(f"tcod_data_root {expanded} is not a folder: set it to the game data's root")
         return expanded
 

@@ -6,16 +6,15 @@ Dataset rows carry `metadata["game_file"]`: the path of a `game.tw-pddl` relativ
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import Any
 
-from .environment import Observation
+from .environment import Environment, Observation
 from .textworld_speedup import speed_up_textworld
 
 MAX_ACTION_CHARS = 200
 _BANNER = "-= Welcome to TextWorld, ALFRED! =-"
-_ACTION_TAG = re.compile(r"<\s*action\s*>((?:(?!<\s*action\s*>).)*?)<\s*/\s*action\s*>", re.IGNORECASE | re.DOTALL)
+_REFUSAL = "Nothing happens."
 
 _SYSTEM_PROMPT = (
     "You are in a house and must reach a goal. Each turn you can do one thing: go to, open, close, take, move, use, "
@@ -24,16 +23,16 @@ _SYSTEM_PROMPT = (
 )
 
 
-class AlfworldEnvironment:
+class AlfworldEnvironment(Environment):
     """One ALFWorld engine. An engine object maps a private 33 MB library until its process ends: reuse it."""
 
     def __init__(self, data_root: str) -> None:
+        super().__init__(data_root)
         speed_up_textworld()
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
         from textworld.envs import PddlEnv
 
-        self._data_root = data_root
         # No step limit here: the rollout counts turns, and `won` is success.
         self._engine = AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)))
 
@@ -41,7 +40,7 @@ class AlfworldEnvironment:
         """Load the row's game and describe its room and goal. Raises KeyError, OSError, ValueError on a bad row."""
         argv = sys.argv
         try:
-            self._engine.load(os.path.join(self._data_root, metadata["game_file"]))
+            self._engine.load(os.path.join(self.data_root, metadata["game_file"]))
             return self._observation(self._engine.reset())
         finally:
             sys.argv = argv  # The planner's translator replaces it.
@@ -55,7 +54,9 @@ class AlfworldEnvironment:
     def _observation(state: Any) -> Observation:
         won = bool(state["won"])
         text = state.feedback.replace(_BANNER, "").strip()
-        return Observation(text, won=won, done=won, admissible=tuple(state["admissible_commands"]))
+        # "help" is possible at every turn, and its answer costs 205 tokens: it is not offered.
+        admissible = tuple(command for command in state["admissible_commands"] if command != "help")
+        return Observation(text, won=won, done=won, admissible=admissible, refused=text == _REFUSAL)
 
     @staticmethod
     def check_row(metadata: dict[str, Any], data_root: str) -> None:
@@ -67,25 +68,12 @@ class AlfworldEnvironment:
             raise ValueError(f"no game_file {game_file} below {data_root}")
 
     @staticmethod
-    def system_prompt() -> str:
-        """Rules and answer format in about 55 words."""
+    def system_prompt(metadata: dict[str, Any]) -> str:
+        """Rules and answer format in about 55 words, the same for all games."""
         return _SYSTEM_PROMPT
 
     @staticmethod
-    def render(observation: Observation, first: bool, admissible: bool) -> str:
-        """Text of a user turn. The engine's own first observation ends with the goal line."""
-        if not admissible:
-            return observation.text
-        return f"{observation.text}\nAdmissible actions: {', '.join(observation.admissible)}"
-
-    @staticmethod
     def parse_action(response: str) -> tuple[str, bool]:
-        """The last <action></action> of a response as one line; without one, invalidly, the whole response."""
-        tagged = _ACTION_TAG.findall(response)
-        action = " ".join((tagged[-1] if tagged else response).split())[:MAX_ACTION_CHARS].strip()
-        return action, bool(tagged and action)
-
-    @staticmethod
-    def format_action(action: str) -> str:
-        """The action in the answer format, without reasoning."""
-        return f"<action>{action}</action>"
+        """As one line, which is all that the engine knows."""
+        action, valid = Environment.parse_action(response)
+        return " ".join(action.split())[:MAX_ACTION_CHARS].strip(), valid

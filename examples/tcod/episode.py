@@ -14,11 +14,11 @@ from typing import Any
 from .chat import ChatTokens
 from .config import TcodConfig
 from .curriculum import EpisodePlan
-from .environment import Environment, Observation, as_listed, is_admissible, load_environment
-from .environment_pool import BorrowedEnvironment, EnvironmentPool
+from .environment import Environment, Observation, as_listed, ask, is_admissible, load_environment
+from .environment_pool import EnvironmentPool
 from .errors import ABORTED, Failure
 from .history import AppendHistory
-from .rows import Demonstration
+from .rows import Demonstration, task_of
 from .student import StudentClient
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,11 @@ class TurnRecord:
     valid: bool
     """The response had the answer format."""
     admissible: bool
-    """The environment listed the action, or lists none."""
+    """The environment listed the action, or does not list all of them."""
     cut: bool
     """A length limit ended the response before a stop token did."""
+    refused: bool = False
+    """The engine did not execute the action."""
     weight_version: str | None = None
     """Of the engine that sampled it, as SGLang reports it."""
 
@@ -83,6 +85,8 @@ class EpisodeRecord:
     outcome: str = ""
     """The environment's answer to the last action."""
     won: bool = False
+    reward: float | None = None
+    """The environment's own grade of the episode, where it gives one."""
     context_limited: bool = False
     """The context had no room for a further turn."""
     untempered: bool = False
@@ -133,12 +137,14 @@ class Runtime:
             workers=config.tcod_env_workers,
             engines_per_worker=config.tcod_engines_per_worker,
             timeout_s=config.tcod_env_timeout_s,
+            env_args=config.tcod_env_args,
         )
         student = StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids)
         return cls(config, load_environment(config.tcod_environment), chat, pool, student)
 
     def render(self, observation: Observation, first: bool) -> str:
-        return self.environment.render(observation, first, self.config.tcod_admissible == "turn")
+        """The user turn. Raises Failure: env_error."""
+        return ask(self.environment, "render", observation, first, self.config.tcod_admissible == "turn")
 
 
 @dataclass(frozen=True)
@@ -151,18 +157,18 @@ class Assignment:
     sampling_params: dict[str, Any]
     max_context_len: int  # tokens of the whole episode
     session: str  # the same for all turns: they should reach the engine whose cache holds the prefix
-    has_ended: Callable[[], bool] = lambda: False  # whether nobody needs the episode any more
+    is_unwanted: Callable[[], bool] = lambda: False  # whether nobody needs the episode any more
     trace: Trace = lambda name: contextlib.nullcontext(lambda meta_info: None)
 
 
-async def play_episode(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> AppendHistory:
+async def play_episode(runtime: Runtime, assignment: Assignment, record: EpisodeRecord) -> AppendHistory:
     """Play one episode and return its tokens; `record` is filled in on the way.
 
     Raises:
         Failure: the episode cannot be used; nothing else, because another exception would end slime's run.
     """
     try:
-        return await _play(runtime, task, record)
+        return await _play(runtime, assignment, record)
     except Failure:
         raise
     except Exception as error:
@@ -170,39 +176,45 @@ async def play_episode(runtime: Runtime, task: Assignment, record: EpisodeRecord
         raise Failure("internal", repr(error)) from error
 
 
-async def _play(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> AppendHistory:
+async def _play(runtime: Runtime, assignment: Assignment, record: EpisodeRecord) -> AppendHistory:
     """The loop: the plan says who acts at which turn."""
-    plan, demo = task.plan, task.demo
+    plan, demo, metadata = assignment.plan, assignment.demo, task_of(assignment.metadata)
     record.replayed, record.budget = plan.replayed, plan.budget
-    record.untempered = is_untempered(task.sampling_params)
-    history = AppendHistory(runtime.chat, task.max_context_len)
+    record.untempered = is_untempered(assignment.sampling_params)
+    history = AppendHistory(runtime.chat, assignment.max_context_len)
     started = time.monotonic()
     async with runtime.pool.borrow() as environment:
-        _stop_if_ended(task)  # while it waited for an engine
-        observation = await _reset(environment, task)
+        _stop_if_unwanted(assignment)  # while it waited for an engine
+        with assignment.trace("environment"):
+            observation = await environment.reset(metadata)
         shown = runtime.render(observation, True)
-        has_room = history.begin(runtime.environment.system_prompt(), shown)
+        has_room = history.begin(ask(runtime.environment, "system_prompt", metadata), shown)
         for turn in range(plan.turns if has_room else 0):
-            _stop_if_ended(task)
+            _stop_if_unwanted(assignment)
             if turn < plan.replayed:
                 action = demo.actions[turn]
                 start, end = history.replay(demo.response(turn, observation, runtime.environment))
                 record.replay.append(ReplayedTurn(start, end, shown, action))
             else:
-                played = await _respond(runtime, task, history, turn, observation, shown)
+                played = await _respond(runtime, assignment, history, turn, observation, shown)
                 record.turns.append(played)
                 action = played.action
-            observation = await _step(environment, task, action)
+            with assignment.trace("environment"):
+                observation = await environment.step(action)
             over = observation.won or observation.done
-            if over and turn < plan.replayed:
-                raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
+            if turn < plan.replayed:
+                demo.check_step(turn, observation, over)
+            else:
+                played.refused = observation.refused
             if over or turn + 1 == plan.turns:
                 break
             shown = runtime.render(observation, False)
             if not history.observe(shown):
                 record.context_limited = True
                 break
-        record.won, record.outcome = observation.won, observation.text
+        with assignment.trace("environment"):
+            observation = await environment.finish(observation)
+        record.won, record.reward, record.outcome = observation.won, observation.reward, observation.text
         record.env_s = environment.seconds
     record.episode_s = time.monotonic() - started
     if not record.turns:
@@ -212,22 +224,22 @@ async def _play(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> Ap
 
 async def _respond(
     runtime: Runtime,
-    task: Assignment,
+    assignment: Assignment,
     history: AppendHistory,
     turn: int,
     observation: Observation,
     shown: str,
 ) -> TurnRecord:
     """The student's turn: sample, append, parse; the record's action is the one to send."""
-    max_new_tokens = min(task.sampling_params["max_new_tokens"], history.room())
-    with task.trace("sglang_generate") as note:
+    max_new_tokens = min(assignment.sampling_params["max_new_tokens"], history.room())
+    with assignment.trace("sglang_generate") as note:
         response = await runtime.student.respond(
-            history.tokens, task.sampling_params, max_new_tokens, task.session, task.has_ended
+            history.tokens, assignment.sampling_params, max_new_tokens, assignment.session, assignment.is_unwanted
         )
         note(response.meta_info)
     start = history.response_length
     history.respond(response)
-    action, valid = runtime.environment.parse_action(runtime.chat.text(response.ids))
+    action, valid = ask(runtime.environment, "parse_action", runtime.chat.text(response.ids))
     action = as_listed(action, observation)
     return TurnRecord(
         turn=turn,
@@ -235,26 +247,16 @@ async def _respond(
         end=history.response_length,
         observation=shown,
         action=action,
-        valid=valid,
-        admissible=is_admissible(action, observation),
+        valid=bool(valid),
+        admissible=is_admissible(action, observation, runtime.environment),
         # SGLang tests the length first: a stop token in the last place completes the turn all the same.
         cut=response.at_limit and response.ids[-1] not in runtime.chat.stop_ids,
         weight_version=response.meta_info.get("weight_version"),
     )
 
 
-async def _reset(environment: BorrowedEnvironment, task: Assignment) -> Observation:
-    with task.trace("environment"):
-        return await environment.reset(task.metadata)
-
-
-async def _step(environment: BorrowedEnvironment, task: Assignment, action: str) -> Observation:
-    with task.trace("environment"):
-        return await environment.step(action)
-
-
-def _stop_if_ended(task: Assignment) -> None:
-    if task.has_ended():
+def _stop_if_unwanted(assignment: Assignment) -> None:
+    if assignment.is_unwanted():
         raise Failure(ABORTED, "the rollout has all the episodes it needs")
 
 

@@ -14,3 +14,10 @@ class Failure(Exception):
 
 
 ABORTED = "aborted"  # the one reason that is nobody's fault: slime has all the episodes it needs
+
+
+def words(error: BaseException) -> str:
+    """An exception as one line: its type, and what it says."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"ModuleNotFoundError: {error.name} is not installed"
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

@@ -5,13 +5,14 @@ A row is {"prompt": goal, "label": task type, "metadata": {the environment's own
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .environment import Environment, Observation, is_admissible
-from .errors import ConfigError, Failure
+from .environment import Environment, Observation, ask, is_admissible
+from .errors import ConfigError, Failure, words
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,13 @@ class Row:
 
     @property
     def task(self) -> dict[str, Any]:
-        """What tells one task from another: the metadata without the demonstration."""
+        """What tells one task from another, see task_of."""
         return task_of(self.metadata)
 
 
 def task_of(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metadata.items() if name != "demo"}
+    """The environment's own keys: metadata without the demonstration and the episode's record."""
+    return {name: value for name, value in metadata.items() if name not in ("demo", "tcod")}
 
 
 def task_key(task: dict[str, Any]) -> str:
@@ -80,12 +82,24 @@ class Demonstration:
             Failure: demo_inadmissible, or demo_mismatch where the response does not give the action.
         """
         action = self.actions[turn]
-        if not is_admissible(action, observation):
+        if not is_admissible(action, observation, environment):
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is not admissible")
-        response = self.responses[turn] if self.responses else environment.format_action(action)
-        if environment.parse_action(response) != (action, True):
+        response = self.responses[turn] if self.responses else ask(environment, "format_action", action)
+        if ask(environment, "parse_action", response) != (action, True):
             raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} is not the action of {response!r}")
         return response
+
+    def check_step(self, turn: int, observation: Observation, over: bool) -> None:
+        """Whether the engine executed the action of `turn`, and the student can go on from this answer.
+
+        Raises:
+            Failure: demo_inadmissible; demo_won_early, where the episode is over.
+        """
+        action = self.actions[turn]
+        if observation.refused:
+            raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: the engine refuses {action!r}")
+        if over:
+            raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -126,20 +140,26 @@ def check_rows(rows: Sequence[Any], source: str, environment: type[Environment],
             if not isinstance(row.metadata, dict):
                 raise ValueError(f"its metadata is no JSON object but {row.metadata!r}")
             Demonstration.of(row.metadata)
-            environment.check_row(row.metadata, data_root)
-        except (ValueError, Failure) as error:
-            raise ConfigError(f"row {number} of {source} cannot be played: {error}") from error
+            environment.check_row(task_of(row.metadata), data_root)
+        except Exception as error:  # ValueError is the environment's refusal, anything else its mistake
+            reason = str(error) if isinstance(error, ValueError | Failure) else f"check_row raised {words(error)}"
+            raise ConfigError(f"row {number} of {source} cannot be played: {reason}") from error
 
 
 def check_demonstrations(rows: Sequence[Any], source: str, variant: str, horizon: int) -> None:
     """Whether b2f or reopd has a usable demonstration for every row. Raises ConfigError, with how many have none."""
-    lengths = [len(Demonstration.of(row.metadata).actions) for row in rows]
-    empty = sum(length == 0 for length in lengths)
-    long = sum(length > horizon for length in lengths)
-    if empty or long:
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        try:
+            Demonstration.of(row.metadata).check(horizon)
+        except Failure as failure:
+            reasons[failure.reason] += 1
+    if reasons:
+        other = f", and in {n} the numbers of actions and responses differ" if (n := reasons["demo_mismatch"]) else ""
         raise ConfigError(
             f"tcod_variant {variant} needs a demonstration of 1 to {horizon} (tcod_horizon) actions for every row of "
-            f"{source}: of {len(lengths)} rows {empty} have none and {long} are longer"
+            f"{source}: of {len(rows)} rows {reasons['demo_missing']} have none and {reasons['demo_too_long']} are "
+            f"longer{other}"
         )
 
 

@@ -10,10 +10,11 @@
 #
 # Several nodes: start Ray on each of them, on the teacher's node without the teacher's GPUs
 # (CUDA_VISIBLE_DEVICES=0,1,2,3 ray start ...). Then run this on that node, with RAY_ADDRESS=HOST:6379, ACTOR_NODES and
-# all paths on storage that every node sees. Ray's workers get WORKER_VARIABLES of tools/launch.py from this script.
+# all paths on storage that every node sees.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+NON_THINKING='{"enable_thinking": false}'
 set -a # the settings are exported: launch.py reads them
 # The arm. The other tcod_* settings are those of CONFIG.
 VARIANT=${VARIANT:-f2b}                                # opd, f2b or b2f
@@ -27,6 +28,7 @@ MEGATRON_DIR=${MEGATRON_DIR:-/root/Megatron-LM}
 MODEL_SCRIPT=${MODEL_SCRIPT:-$SLIME_DIR/scripts/models/qwen3-8B.sh} # MODEL_ARGS: the student's shape for Megatron
 STUDENT=${STUDENT:-/root/Qwen3-8B}                     # Hugging Face checkpoint
 STUDENT_LOAD=${STUDENT_LOAD:-$STUDENT}                 # where Megatron's weights come from
+CHAT_TEMPLATE_KWARGS=${CHAT_TEMPLATE_KWARGS:-$NON_THINKING} # of the student's chat template, a JSON object
 TEACHER=${TEACHER:-sglang}                             # sglang: a server; megatron: in the training processes
 TEACHER_MODEL=${TEACHER_MODEL:-/root/Qwen3-32B}        # Hugging Face checkpoint with the student's tokenizer
 TEACHER_LOAD=${TEACHER_LOAD:-$TEACHER_MODEL}           # the same for Megatron, where it is the teacher
@@ -34,28 +36,40 @@ TEACHER_URL=${TEACHER_URL:-}                           # an SGLang server that i
 TEACHER_HOST=${TEACHER_HOST:-}                         # where it listens: 127.0.0.1, in a cluster this node's address
 TEACHER_PORT=${TEACHER_PORT:-13141}
 TEACHER_START_S=${TEACHER_START_S:-1800}               # longest start of the teacher
+FP32_HEADS=${FP32_HEADS:-0}                            # 1: engines and teacher compute their logits in float32
+# How playing and training share time and GPUs; python -m benchmarks.scale compares them.
+MODE=${MODE:-sync} # async: rollout n+1 is played while n is trained on; fully_async: episodes go on across rollouts
+COLOCATE=${COLOCATE:-$([[ $TEACHER == megatron ]] && echo 1 || echo 0)} # 1: engines on the GPUs that train; MODE=sync
+CONCURRENCY=${CONCURRENCY:-}                           # fully_async: tasks per engine at once, by default BATCH in all
 # GPUs, numbered within CUDA_VISIBLE_DEVICES: training takes the first ones, then come the student's engines.
 ACTOR_NODES=${ACTOR_NODES:-1}                          # nodes that train
-ACTOR_GPUS=${ACTOR_GPUS:-4}                            # GPUs on each of them
-TENSOR_PARALLEL=${TENSOR_PARALLEL:-$ACTOR_GPUS}        # GPUs that share one copy of the model in training
-ROLLOUT_GPUS=${ROLLOUT_GPUS:-2}                        # GPUs of the student's engines, on all nodes together
-TEACHER_GPUS=${TEACHER_GPUS:-6,7}                      # GPUs here of the teacher's server
-# All turns of an episode on the engine whose cache holds it. The router of slime's container can; the public one,
-# sglang-router 0.3.2, cannot: cache_aware.
+ACTOR_GPUS=${ACTOR_GPUS:-$([[ $TEACHER == megatron ]] && echo 8 || echo 4)} # GPUs on each of them
+TENSOR_PARALLEL=${TENSOR_PARALLEL:-}                   # GPUs that share a layer in training: all that are left by the
+PIPELINE_PARALLEL=${PIPELINE_PARALLEL:-1}              # GPUs that share the layers, and the
+CONTEXT_PARALLEL=${CONTEXT_PARALLEL:-1}                # GPUs that share an episode
+ROLLOUT_GPUS=${ROLLOUT_GPUS:-}                         # GPUs of all engines of the student: 2, or those of training
+ENGINE_GPUS=${ENGINE_GPUS:-1}                          # of them for each engine
+NODE_GPUS=${NODE_GPUS:-8}                              # most GPUs of engines on one node
+TEACHER_GPUS=${TEACHER_GPUS:-$([[ $COLOCATE == 1 ]] && echo 4,5,6,7 || echo 6,7)} # GPUs here of the teacher's server
+# All turns of an episode on the engine whose cache holds it. sglang-router 0.3.2 of the package index: cache_aware.
 ROUTER_POLICY=${ROUTER_POLICY:-consistent_hashing}
-# Data
-ALFWORLD_DATA=${ALFWORLD_DATA:-/root/alfworld}         # holds json_2.1.1/
-DATA_DIR=${DATA_DIR:-/root/tcod_alfworld}              # train.jsonl, valid_seen.jsonl, valid_unseen.jsonl
+# Data. What else must be there is the environment's to say.
+DATA_DIR=${DATA_DIR:-/root/tcod_alfworld}              # train.jsonl, and the files of
+EVAL_SETS=${EVAL_SETS-seen=valid_seen.jsonl unseen=valid_unseen.jsonl} # evaluations, NAME=FILE each
+ALFWORLD_DATA=${ALFWORLD_DATA:-/root/alfworld}         # CONFIG's tcod_data_root
+WORKER_ENV=${WORKER_ENV:-ALFWORLD_DATA}                # names of variables that the environment's workers get
 # Training
 NUM_ROLLOUT=${NUM_ROLLOUT:-250}                        # rollouts, of one optimizer step each
 BATCH=${BATCH:-16}                                     # tasks per rollout
 SAMPLES_PER_TASK=${SAMPLES_PER_TASK:-1}
 LR=${LR:-1e-6}
 MAX_TURN_LEN=${MAX_TURN_LEN:-512}                      # new tokens per turn
-MAX_CONTEXT_LEN=${MAX_CONTEXT_LEN:-16384}              # tokens of a whole episode
+MAX_CONTEXT_LEN=${MAX_CONTEXT_LEN:-27648}              # tokens of an episode: 30 turns of 512 + 375, and the rules
 EVAL_INTERVAL=${EVAL_INTERVAL:-25}                     # rollouts between evaluations
 EVAL_TEMPERATURE=${EVAL_TEMPERATURE:-0.4}              # 1: the teacher's server scores the evaluations too, for the KL
-SAVE_INTERVAL=${SAVE_INTERVAL:-25}                     # rollouts between checkpoints
+SAVE_INTERVAL=${SAVE_INTERVAL:-25}                     # rollouts between checkpoints, of 14 bytes per parameter
+KEEP_CHECKPOINTS=${KEEP_CHECKPOINTS:-last}             # last or all
+SAVE_HF=${SAVE_HF:-1}                                  # 1: each is also in RUN_DIR/hf/ROLLOUT, for tools/evaluate.py
 WANDB_PROJECT=${WANDB_PROJECT:-}                       # set it to log to Weights & Biases
 DRY_RUN=${DRY_RUN:-0}
 set +a
@@ -64,14 +78,20 @@ die() {
   echo "$(basename "${BASH_SOURCE[0]}"): $*" >&2
   exit 1
 }
-for name in HORIZON ETA TEACHER_PORT TEACHER_START_S ACTOR_NODES ACTOR_GPUS TENSOR_PARALLEL ROLLOUT_GPUS NUM_ROLLOUT \
-  BATCH SAMPLES_PER_TASK MAX_TURN_LEN MAX_CONTEXT_LEN EVAL_INTERVAL SAVE_INTERVAL; do
+for name in HORIZON ETA TEACHER_PORT TEACHER_START_S CONCURRENCY ACTOR_NODES ACTOR_GPUS TENSOR_PARALLEL \
+  PIPELINE_PARALLEL CONTEXT_PARALLEL ROLLOUT_GPUS ENGINE_GPUS NODE_GPUS NUM_ROLLOUT BATCH SAMPLES_PER_TASK \
+  MAX_TURN_LEN MAX_CONTEXT_LEN EVAL_INTERVAL SAVE_INTERVAL; do
   [[ -z ${!name} || ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name must be a positive whole number, not ${!name}"
 done
+for name in COLOCATE FP32_HEADS SAVE_HF; do [[ ${!name} == [01] ]] || die "$name must be 0 or 1, not ${!name}"; done
 for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_LOAD TEACHER_MODEL TEACHER_LOAD \
   ALFWORLD_DATA DATA_DIR; do
   printf -v "$name" %s "$(realpath -m "${!name}")" # Ray's workers have other working directories
 done
+ACTORS=$((ACTOR_NODES * ACTOR_GPUS))
+: "${TENSOR_PARALLEL:=$((ACTOR_GPUS / (PIPELINE_PARALLEL * CONTEXT_PARALLEL)))}"
+: "${ROLLOUT_GPUS:=$((COLOCATE ? ACTORS : 2))}"
+: "${CONCURRENCY:=$(((BATCH * ENGINE_GPUS + ROLLOUT_GPUS - 1) / ROLLOUT_GPUS))}"
 
 # This folder is a Python package: examples.NAME in slime's examples/, NAME anywhere else.
 PACKAGE=$(basename "$HERE")
@@ -96,8 +116,7 @@ if [[ -z $TEACHER_HOST && -n ${RAY_ADDRESS:-} ]]; then TEACHER_HOST=$(hostname -
 TEACHER_HOST=${TEACHER_HOST:-127.0.0.1}
 TEACHER_COMMAND=() # none: no server is started
 if [[ $TEACHER == megatron ]]; then
-  # Without --offload-train slime pushes the teacher's weights to the engines first.
-  OPD_ARGS=(--use-opd --opd-type megatron --opd-teacher-load "$TEACHER_LOAD" --offload-train)
+  OPD_ARGS=(--use-opd --opd-type megatron --opd-teacher-load "$TEACHER_LOAD")
 elif [[ -n $TEACHER_URL ]]; then
   OPD_ARGS=(--use-opd --opd-type sglang --rm-url "$TEACHER_URL/generate")
 else
@@ -110,13 +129,25 @@ else
     --tp "${#NUMBERS[@]}" --context-length $((MAX_CONTEXT_LEN + 7))
     --chunked-prefill-size 4096 --mem-fraction-static 0.8
   )
+  if [[ $FP32_HEADS == 1 ]]; then TEACHER_COMMAND+=(--enable-fp32-lm-head); fi
+fi
+PROGRAM=train_async.py ROLLOUT_FUNCTION=tcod_rollout.generate_rollout
+# The weights have moved since a token was sampled: slime weighs its loss by how much likelier it is now, at most 2.
+MODE_ARGS=(--use-tis)
+if [[ $MODE == sync ]]; then PROGRAM=train.py MODE_ARGS=(); fi
+if [[ $MODE == fully_async ]]; then
+  ROLLOUT_FUNCTION=fully_async_rollout.generate_rollout_fully_async
+  MODE_ARGS+=(--sglang-server-concurrency "$CONCURRENCY")
 fi
 CKPT_ARGS=(
   --hf-checkpoint "$STUDENT" --ref-load "$STUDENT_LOAD"
   --load "$RUN_DIR/checkpoints" --save "$RUN_DIR/checkpoints" --save-interval "$SAVE_INTERVAL"
 )
+# Megatron retains multiples, and slime's checkpoints are SAVE_INTERVAL - 1, 2 x SAVE_INTERVAL - 1 ..: only the last.
+if [[ $KEEP_CHECKPOINTS == last ]]; then CKPT_ARGS+=(--save-retain-interval "$SAVE_INTERVAL"); fi
+if [[ $SAVE_HF == 1 ]]; then CKPT_ARGS+=(--save-hf "$RUN_DIR/hf/{rollout_id}"); fi
 TCOD_ARGS=(
-  --rollout-function-path "$PACKAGE.tcod_rollout.generate_rollout"
+  --rollout-function-path "$PACKAGE.$ROLLOUT_FUNCTION"
   --custom-generate-function-path "$PACKAGE.tcod_rollout.generate"
   --custom-rm-path "$PACKAGE.tcod_rollout.reward_func"
   --custom-reward-post-process-path "$PACKAGE.tcod_rollout.post_process_rewards"
@@ -127,40 +158,42 @@ TCOD_ARGS=(
 )
 ROLLOUT_ARGS=(
   --prompt-data "$DATA_DIR/train.jsonl" --input-key prompt --label-key label
-  --apply-chat-template-kwargs '{"enable_thinking": false}' --rollout-shuffle
+  --apply-chat-template-kwargs "$CHAT_TEMPLATE_KWARGS" --rollout-shuffle
   --num-rollout "$NUM_ROLLOUT" --rollout-batch-size "$BATCH" --n-samples-per-prompt "$SAMPLES_PER_TASK"
   --global-batch-size $((BATCH * SAMPLES_PER_TASK)) --balance-data
   --rollout-max-response-len "$MAX_TURN_LEN" --rollout-max-context-len "$MAX_CONTEXT_LEN" --rollout-temperature 1
 )
-EVAL_ARGS=(
-  --eval-interval "$EVAL_INTERVAL" --n-samples-per-eval-prompt 1
-  --eval-prompt-data seen "$DATA_DIR/valid_seen.jsonl" unseen "$DATA_DIR/valid_unseen.jsonl"
-  --eval-temperature "$EVAL_TEMPERATURE" --eval-top-p 1 --eval-max-response-len "$MAX_TURN_LEN"
-)
+EVAL_ARGS=()
+if [[ $MODE != fully_async && -n $EVAL_SETS ]]; then # slime has no evaluation in a fully asynchronous run
+  EVAL_ARGS=(--eval-interval "$EVAL_INTERVAL" --n-samples-per-eval-prompt 1 --eval-prompt-data)
+  for set in $EVAL_SETS; do EVAL_ARGS+=("${set%%=*}" "$DATA_DIR/${set#*=}"); done
+  EVAL_ARGS+=(--eval-temperature "$EVAL_TEMPERATURE" --eval-top-p 1 --eval-max-response-len "$MAX_TURN_LEN")
+fi
 # The learning rate is constant; the override lets a resumed run have another one, or more rollouts.
 TRAIN_ARGS=(
   --advantage-estimator grpo --opd-kl-coef 1.0 --entropy-coef 0.0
   --optimizer adam --lr "$LR" --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
   --override-opt-param-scheduler
   --tensor-model-parallel-size "$TENSOR_PARALLEL" --sequence-parallel
+  --pipeline-model-parallel-size "$PIPELINE_PARALLEL" --context-parallel-size "$CONTEXT_PARALLEL"
   --recompute-granularity full --recompute-method uniform --recompute-num-layers 1
-  --use-dynamic-batch-size --max-tokens-per-gpu "$MAX_CONTEXT_LEN"
+  --use-dynamic-batch-size --max-tokens-per-gpu $(((MAX_CONTEXT_LEN + CONTEXT_PARALLEL - 1) / CONTEXT_PARALLEL))
   --attention-dropout 0.0 --hidden-dropout 0.0 --attention-softmax-in-fp32 --attention-backend flash
   --accumulate-allreduce-grads-in-fp32
 )
 CLUSTER_ARGS=(
-  --actor-num-nodes "$ACTOR_NODES" --actor-num-gpus-per-node "$ACTOR_GPUS" --rollout-num-gpus "$ROLLOUT_GPUS"
-  --rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.8 --router-policy "$ROUTER_POLICY"
+  --actor-num-nodes "$ACTOR_NODES" --actor-num-gpus-per-node "$ACTOR_GPUS"
+  --rollout-num-gpus "$ROLLOUT_GPUS" --rollout-num-gpus-per-engine "$ENGINE_GPUS" --num-gpus-per-node "$NODE_GPUS"
+  --sglang-mem-fraction-static 0.8 --router-policy "$ROUTER_POLICY" --use-fault-tolerance
 )
-WANDB_ARGS=()
-if [[ -n $WANDB_PROJECT ]]; then
-  WANDB_ARGS=(
-    --use-wandb --wandb-project "$WANDB_PROJECT" --wandb-group "$(basename "$RUN_DIR")" --disable-wandb-random-suffix
-  )
-fi
+if [[ $COLOCATE == 1 ]]; then CLUSTER_ARGS+=(--colocate --sglang-mem-fraction-static 0.7); fi
+if [[ $FP32_HEADS == 1 ]]; then CLUSTER_ARGS+=(--sglang-enable-fp32-lm-head); fi
+WANDB_ARGS=(--use-wandb --wandb-project "$WANDB_PROJECT" --wandb-group "${RUN_DIR##*/}" --disable-wandb-random-suffix)
+[[ -n $WANDB_PROJECT ]] || WANDB_ARGS=()
 TRAIN_COMMAND=(
-  python3 "$SLIME_DIR/train.py" "${MODEL_ARGS[@]}" "${CKPT_ARGS[@]}" "${TCOD_ARGS[@]}" "${OPD_ARGS[@]}"
-  "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${TRAIN_ARGS[@]}" "${CLUSTER_ARGS[@]}" "${WANDB_ARGS[@]}" "$@"
+  python3 "$SLIME_DIR/$PROGRAM" "${MODEL_ARGS[@]}" "${CKPT_ARGS[@]}" "${TCOD_ARGS[@]}" "${OPD_ARGS[@]}"
+  "${MODE_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${TRAIN_ARGS[@]}" "${CLUSTER_ARGS[@]}"
+  "${WANDB_ARGS[@]}" "$@"
 )
 
 # -P: the current folder is not searched for modules. exec: signals reach launch.py.

@@ -29,7 +29,8 @@ TOLERANCE = 1e-4
 def compare(run_dir: Path, student: Path, lr: float, teacher: Path | None = None) -> dict[str, float]:
     """Relative differences of loss, grad_norm and the parameters' change in the first optimizer step.
 
-    With a `teacher`, the samples were scored in Megatron and are scored here by transformers.
+    With a `teacher`, the samples were scored in Megatron and are scored here by transformers. The parameters are those
+    that were pushed through the disk, or what slime saved for Hugging Face (hf/0).
     """
     from slime.utils.types import Sample
 
@@ -57,7 +58,8 @@ def compare(run_dir: Path, student: Path, lr: float, teacher: Path | None = None
         "grad_norm": relative(slime["train/grad_norm"], ours["grad_norm"]),
     }
     pushed: dict[str, torch.Tensor] = {}
-    for file in (run_dir / "weights" / "weight_v000002").glob("*.safetensors"):
+    folder = run_dir / "weights" / "weight_v000002"
+    for file in (folder if folder.exists() else run_dir / "hf" / "0").glob("*.safetensors"):
         pushed |= load_file(file)
     after = trainer.model.state_dict()
     missing, moved = 0.0, 0.0
@@ -65,7 +67,7 @@ def compare(run_dir: Path, student: Path, lr: float, teacher: Path | None = None
         missing += (value - after[name]).double().square().sum().item()
         moved += (after[name] - before[name]).double().square().sum().item()
     if not pushed or moved == 0:
-        raise ValueError(f"{run_dir}/weights/weight_v000002 holds no step")
+        raise ValueError(f"{folder} holds no step")
     return {**result, "parameters": math.sqrt(missing / moved)}
 
 

@@ -10,8 +10,10 @@ import os
 import sys
 import tempfile
 import types
+import weakref
 
 import torch
+from torch.multiprocessing import reductions
 
 from smoke import cpu_only
 
@@ -35,10 +37,10 @@ def _on_cpu(factory):
 
     @functools.wraps(factory)
     def wrapper(*args, **kwargs):
-        if str(kwargs.get("device", "")).startswith("cuda"):
-            kwargs["device"] = "cpu"
         kwargs.pop("pin_memory", None)
-        return factory(*args, **kwargs)
+        if not str(kwargs.get("device", "")).startswith("cuda"):
+            return factory(*args, **kwargs)
+        return _memory_saver.on_gpu(factory(*args, **{**kwargs, "device": "cpu"}))
 
     return wrapper
 
@@ -48,6 +50,7 @@ def _use_cpu_accelerator() -> None:
 
     class CpuAccelerator(accelerator.Accelerator):
         name = device_type = "cpu"
+        visible_devices_env = "CUDA_VISIBLE_DEVICES"
         communication_backend_name = "gloo"
 
         def is_available(self) -> bool:
@@ -80,15 +83,34 @@ def _use_cpu_accelerator() -> None:
     accelerator.set_accelerator(CpuAccelerator())
 
 
-class _NoMemorySaver:
-    """For --offload-train: there is no GPU memory to give back."""
+class _MemorySaver:
+    """torch_memory_saver, which gives a process's GPU memory back and keeps its contents in main memory.
+
+    On a GPU nothing can be read between `pause` and `resume`; here it is NaN. `on_gpu` notes what would be on one.
+    """
 
     _impl = None
 
-    def pause(self) -> None:
-        pass
+    def __init__(self) -> None:
+        self._tensors: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
-    resume = pause
+    def on_gpu(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._tensors[id(tensor)] = tensor
+        return tensor
+
+    @torch.no_grad()
+    def pause(self) -> None:
+        paused = [tensor for tensor in self._tensors.values() if tensor.is_floating_point()]
+        self._kept = [(tensor, tensor.detach().clone()) for tensor in paused]
+        for tensor in paused:
+            tensor.fill_(float("nan"))
+
+    @torch.no_grad()
+    def resume(self) -> None:
+        for tensor, value in self._kept or ():
+            tensor.copy_(value)
+        self._kept = None
 
     def region(self, *_: object, **__: object) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -96,14 +118,17 @@ class _NoMemorySaver:
     disable = region
 
 
-def _use_no_memory_saver() -> None:
+_memory_saver = _MemorySaver()
+
+
+def _use_memory_saver() -> None:
     # slime looks for the package's library and preloads it; the loader skips an empty file with a message.
     folder = os.path.join(tempfile.gettempdir(), f"no_memory_saver_{os.getuid()}")
     os.makedirs(os.path.join(folder, "torch_memory_saver"), exist_ok=True)
     open(os.path.join(folder, "torch_memory_saver_hook_mode_preload.abi3.so"), "a").close()
     module = types.ModuleType("torch_memory_saver")
     module.__file__ = os.path.join(folder, "torch_memory_saver", "__init__.py")
-    module.torch_memory_saver = _NoMemorySaver()
+    module.torch_memory_saver = _memory_saver
     sys.modules["torch_memory_saver"] = module
 
 
@@ -111,7 +136,7 @@ def install() -> None:
     import numpy
 
     cpu_only.prepare()
-    _use_no_memory_saver()
+    _use_memory_saver()
     numpy.__version__ = _NumpyVersion(numpy.__version__)
     _use_cpu_accelerator()
 
@@ -120,11 +145,15 @@ def install() -> None:
     torch.cuda.current_stream = lambda *_: _NoStream()  # Megatron get_model
     torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()  # Megatron tensor_parallel/random.py
     torch.cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()  # the same, with recomputed activations
-    torch.Tensor.cuda = lambda self, *_, **__: self  # Megatron get_model, through Module.cuda
+    torch.Tensor.cuda = lambda self, *_, **__: _memory_saver.on_gpu(self)  # Megatron get_model, through Module.cuda
     torch.tensor = _on_cpu(torch.tensor)  # Megatron optimizer.py
     torch.zeros = _on_cpu(torch.zeros)  # Megatron schedules.py
     torch.empty = _on_cpu(torch.empty)  # Megatron exchange_utils.py, a checkpoint's tensors
     torch.empty_like = _on_cpu(torch.empty_like)  # slime tensor_backper.py
+
+    # The pipes of the other strategy reach children only; slime hands tensors to an engine that it has not started.
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    reductions._reduce_tensor_original = reductions.reduce_tensor  # SGLang's own, for GPUs, is then left out
 
     torch.cuda.synchronize = lambda *_: None  # Megatron filesystem_async.py, writing a checkpoint
     torch._C._host_emptyCache = lambda: None  # slime memory_utils.py, with --offload-train

@@ -1,6 +1,7 @@
-"""slime's own train.py, unmodified, on a CPU and in float32: `python -m smoke.slime_cpu.run_train <flags>`.
+"""slime's own train.py, unmodified, on a CPU and in float32: `python -m smoke.slime_cpu.run_train [NAME.py] <flags>`.
 
-The flags are train.py's. Needs SLIME_DIR and MEGATRON_DIR, and both behind this repository on PYTHONPATH.
+The flags are train.py's, or those of another program beside it, as train_async.py. Needs SLIME_DIR and MEGATRON_DIR,
+and both behind this repository on PYTHONPATH.
 """
 
 import os
@@ -30,11 +31,15 @@ def main() -> None:
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling would take longer than the whole run
     cuda_on_cpu.install()  # before anything of slime and Megatron is imported
     use_float32()
-    ranks = int(sys.argv[sys.argv.index("--actor-num-gpus-per-node") + 1])
+    program = sys.argv.pop(1) if sys.argv[1].endswith(".py") else "train.py"
+    gpus = ["--actor-num-gpus-per-node"]
+    if "--rollout-external-engine-addrs" not in sys.argv:
+        gpus.append("--rollout-num-gpus")
+    ranks = sum(int(sys.argv[sys.argv.index(flag) + 1]) for flag in gpus)
     hook = {"worker_process_setup_hook": "smoke.slime_cpu.cuda_on_cpu.install"}
     # The GPUs are names only: slime reserves one for each training rank.
     ray.init(address="local", num_cpus=6 + ranks, num_gpus=ranks, include_dashboard=False, runtime_env=hook)
-    runpy.run_path(os.path.join(os.environ["SLIME_DIR"], "train.py"), run_name="__main__")
+    runpy.run_path(os.path.join(os.environ["SLIME_DIR"], program), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.tcod import env_alfworld
+from examples.tcod import env_alfworld, textworld_speedup
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.environment import Observation
 from smoke.make_games import TASKS, make_game
@@ -50,7 +50,7 @@ def environment(data_root) -> AlfworldEnvironment:
 def transcripts(data_root: str, metadata: list[dict], speed_up: bool) -> list[Observation]:
     """What the engine says to random admissible actions, demonstrations and nonsense, in this process."""
     if not speed_up:
-        env_alfworld._speed_up_textworld = lambda: None
+        env_alfworld.speed_up_textworld = lambda: None
     environment, said = AlfworldEnvironment(data_root), []
     for game in metadata:
         rng = random.Random(game["game_file"])
@@ -79,9 +79,9 @@ def test_another_textworld_is_left_alone_loudly(monkeypatch):
     from textworld.envs.pddl import textgen
 
     parse = textgen._parse_and_convert
-    monkeypatch.setattr(env_alfworld.importlib.metadata, "version", lambda _: "9.9")
+    monkeypatch.setattr(textworld_speedup.importlib.metadata, "version", lambda _: "9.9")
     with pytest.warns(UserWarning, match="textworld 9.9 runs unpatched: each environment step takes"):
-        env_alfworld._speed_up_textworld.__wrapped__()
+        textworld_speedup.speed_up_textworld.__wrapped__()
     assert textgen._parse_and_convert is parse
 
 
@@ -91,7 +91,8 @@ def test_the_first_observation_has_room_and_goal_and_no_banner(environment, rows
         assert observation.text.startswith("You are in the middle of a room. Looking quickly around you, you see ")
         assert observation.text.endswith(f"\n\nYour task is to: {row['prompt'].rstrip('.')}.")
         assert not observation.won and not observation.done
-        assert {"look", "inventory", "help"} < set(observation.admissible)
+        assert {"look", "inventory"} < set(observation.admissible)
+        assert "help" not in observation.admissible  # its answer costs 205 tokens
         assert sum(action.startswith("go to ") for action in observation.admissible) >= 5
 
 
@@ -104,6 +105,7 @@ def test_demonstrations_win_with_their_last_action(environment, rows):
             observation = environment.step(action)
             admissible = observation.admissible
             assert observation.text == observation.text.strip() != "Nothing happens."
+            assert not observation.refused
             assert admissible and all(action == " ".join(action.split()) for action in admissible)
             won.append((observation.won, observation.done))
         assert won == [(False, False)] * (len(won) - 1) + [(True, True)]
@@ -113,7 +115,7 @@ def test_what_is_no_action_does_nothing(environment, rows):
     first = environment.reset(rows[0]["metadata"])
     for text in NOT_ACTIONS:
         observation = environment.step(text)
-        assert observation == Observation("Nothing happens.", admissible=first.admissible)
+        assert observation == Observation("Nothing happens.", admissible=first.admissible, refused=True)
 
 
 def test_the_engine_has_no_step_limit(environment, rows):

@@ -1,17 +1,19 @@
-"""The environment pool of examples/tcod/environment.py on real Ray, with small environments that fail on request."""
+"""The pool of examples/tcod/environment_pool.py on real Ray, with small environments that fail on request."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from examples.tcod import environment as environment_module
-from examples.tcod.environment import Observation
+from examples.tcod import environment_pool
+from examples.tcod.environment import Environment, Observation
 from examples.tcod.environment_pool import EnvironmentPool
 from examples.tcod.errors import Failure
 from smoke import hooks
@@ -20,14 +22,21 @@ NUM_GPUS = 0
 PATIENT_S = 300.0  # a time limit that no test waits for
 
 
-class Counter:
+class Textless(Environment):
+    """An environment whose text side no test here reads."""
+
+    check_row = staticmethod(lambda metadata, data_root: None)
+    system_prompt = staticmethod(lambda metadata: "")
+
+
+class Counter(Textless):
     """Says which process and engine played which step of which episode, and misbehaves as its actions say."""
 
     built = 0
 
-    def __init__(self, data_root: str) -> None:
+    def __init__(self, data_root: str, prefix: str = "") -> None:
         Counter.built += 1
-        self.name = f"{os.getpid()}/{Counter.built}"
+        self.name = f"{prefix}{os.getpid()}/{Counter.built}"
         self.data_root = Path(data_root)
 
     def reset(self, metadata: dict[str, Any]) -> Observation:
@@ -39,6 +48,13 @@ class Counter:
             raise ValueError("no such door")
         if action == "die":
             os._exit(1)
+        if action == "exit":
+            print("cannot translate")
+            sys.exit("bad game")
+        if action == "interrupt":
+            raise KeyboardInterrupt
+        if action == "slow":
+            time.sleep(0.6)
         if action == "hang":
             (self.data_root / "hanging").touch()
             time.sleep(3600)
@@ -49,11 +65,17 @@ class Counter:
         self.steps += 1
         return self._observe()
 
+    def finish(self, last: Observation) -> Observation:
+        return replace(last, won=True, reward=self.steps / 4)
+
+    def close(self) -> None:
+        (self.data_root / f"closed {self.name.split('/')[0]}").touch()
+
     def _observe(self) -> Observation:
         return Observation(f"{self.name} {self.episode} {self.steps}")
 
 
-class Unbuildable:
+class Unbuildable(Counter):
     def __init__(self, data_root: str) -> None:
         raise RuntimeError("no engine today")
 
@@ -160,6 +182,57 @@ def test_an_engine_that_raised_is_replaced_and_its_neighbours_finish():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "action, detail",
+    [
+        ("exit", "Counter.step raised SystemExit: bad game; it printed 'cannot translate'"),
+        ("interrupt", "Counter.step raised KeyboardInterrupt"),
+    ],
+)
+def test_an_engine_that_exits_costs_its_own_episode_only(action, detail):
+    async def main():
+        pool = make_pool()
+        async with pool.borrow() as neighbour:
+            await neighbour.reset({"episode": "neighbour"})
+            with pytest.raises(Failure) as caught:
+                await play(pool, "exits", [action])
+            assert (caught.value.reason, str(caught.value)) == ("env_error", detail)
+            assert (await neighbour.step("go")).text.endswith("neighbour 1")
+
+    asyncio.run(main())
+
+
+def test_waiting_behind_a_neighbour_is_not_hanging():
+    """Eight calls of 0.6 s on one worker: the last one waits 4 s and takes 0.6."""
+
+    async def main():
+        pool = make_pool(engines=8)
+        async with contextlib.AsyncExitStack() as stack:
+            engines = [await stack.enter_async_context(pool.borrow()) for _ in range(8)]
+            await asyncio.gather(*(engine.reset({"episode": i}) for i, engine in enumerate(engines)))
+            pool._timeout_s = 1.5
+            said = await asyncio.gather(*(engine.step("slow") for engine in engines))
+        assert [observation.text.split()[1:] for observation in said] == [[str(i), "1"] for i in range(8)]
+
+    asyncio.run(main())
+
+
+def test_arguments_grades_and_closing_reach_the_engine(tmp_path):
+    async def main():
+        pool = EnvironmentPool(f"{__name__}.Counter", str(tmp_path), 1, 2, PATIENT_S, {"prefix": "p"})
+        async with pool.borrow() as env:
+            first = await env.reset({"episode": "graded"})
+            last = await env.finish(await env.step("go"))
+        assert first.text.startswith("p") and not first.won
+        assert last.won and last.reward == 0.25
+        await pool.close()
+        name = first.text.split("/")[0]
+        assert (tmp_path / f"closed {name}").exists()
+        await until(lambda: not process_of(name.removeprefix("p")).exists())
+
+    asyncio.run(main())
+
+
 def test_a_dead_worker_fails_all_its_borrowers_and_is_replaced():
     async def main():
         pool = make_pool()
@@ -226,14 +299,14 @@ def test_a_worker_that_cannot_import_its_environment_says_so():
         async with pool.borrow() as env:
             with pytest.raises(Failure, match="no_such_module") as caught:
                 await env.reset({})
-            assert caught.value.reason == "env_worker_died"
+            assert caught.value.reason == "env_error"
 
     asyncio.run(main())
 
 
 def test_a_worker_that_ray_never_schedules_is_a_timeout(monkeypatch):
-    monkeypatch.setattr(environment_module, "WORKER_CPUS", 1000)
-    monkeypatch.setattr(environment_module, "START_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(environment_pool, "WORKER_CPUS", 1000)
+    monkeypatch.setattr(environment_pool, "START_TIMEOUT_S", 0.1)
 
     async def main():
         async with make_pool().borrow() as env:

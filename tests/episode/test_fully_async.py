@@ -1,5 +1,8 @@
 """slime's fully asynchronous mode: its worker draws ahead, and has no filter and no evaluation of its own."""
 
+import asyncio
+from collections import Counter
+
 import pytest
 
 from examples.tcod.errors import ConfigError
@@ -79,6 +82,26 @@ def test_fully_async_a_weight_push_costs_no_episode(rig, fully_async):
     assert aborted and {goal: len(turns) for goal, turns in played.items()} == {1: 1, 2: 2, 3: 3, 4: 4}
     assert all(turn["weight_version"] == "default" for turns in played.values() for turn in turns)
     assert output.metrics["rollout/tcod/aborted"] == output.metrics["rollout/tcod/failed"] == 0
+
+
+def test_fully_async_trains_every_episode_that_is_played(rig, fully_async):
+    """With about a batch at once, long episodes are trained later than short ones, and as often."""
+
+    async def reply(payload):
+        await asyncio.sleep(0.4)
+        return rig.student_reply(payload)
+
+    rig.student.reply = reply
+    outputs = fully_async([{"goal": goal} for goal in (1, 2, 3, 4)], 8, sglang_server_concurrency=4)
+    samples = [sample for output in outputs for [sample] in output.samples]
+    assert sum(output.metrics[f"rollout/tcod/{lost}"] for output in outputs for lost in ("stale", "failed")) == 0
+    trained = {sample.index for sample in samples}
+    assert len(trained) == len(samples) == 32
+    # What was drawn and not trained is still played, or waits for the next rollout.
+    missing = set(range(max(trained))) - trained
+    assert len(missing) <= 4 and min(missing, default=max(trained)) > max(trained) - 8
+    turns = Counter(len(sample.metadata["tcod"]["turns"]) for sample in samples)
+    assert all(abs(turns[goal] - 8) <= 2 for goal in (1, 2, 3, 4)), turns
 
 
 def test_fully_async_stale_groups_are_dropped_and_counted(fully_async):

@@ -8,10 +8,13 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.support import cpu_cluster
 from tests.support.fake_cluster import processes_of
@@ -35,16 +38,17 @@ def cluster(tmp_path_factory):
     place = tmp_path_factory.mktemp("cluster")
     make_models.make_student(make_models.SHIPPED, place / "student", seed=5)
     with SGLangServer("student server", place / "student", place / "student.log") as engine:
-        variables, arguments = cpu_cluster.build(place, place / "student", make_models.SHIPPED, engine.port)
+        variables, arguments = cpu_cluster.build(place, place / "student", make_models.SHIPPED)
         engine.wait_ready()
-        yield place, variables, arguments
+        yield place, variables, [*arguments, "--rollout-external-engine-addrs", f"127.0.0.1:{engine.port}"]
 
 
 def start(cluster, log, **variables):
     place, ours, arguments = cluster
     env = {**ours, "TEACHER_PORT": str(free_port()), "RUN_DIR": f"{place}/run", **variables}
     env["CONFIG"] = f"{place}/{env['VARIANT']}.yaml"
-    return Process("run script", ["bash", str(SCRIPT), *arguments], place / log, env)
+    dumps = ["--save-debug-rollout-data", env["RUN_DIR"] + "/rollout_{rollout_id}.pt"]
+    return Process("run script", ["bash", str(SCRIPT), *arguments, *dumps], place / log, env)
 
 
 def refusal(cluster, **variables):
@@ -109,6 +113,61 @@ def test_a_run_that_was_killed_goes_on_where_it_was(cluster):
     assert [line["n"] for line in rollouts] == [0, 1, 2, 2, 3]
     assert [line["rollout/tcod/k"] for line in rollouts] == [2, 3, 4, 4, 5]
     assert sum(line.get("rollout/tcod/failed/demo_inadmissible", 0) for line in rollouts) >= 2
+    # Of the checkpoints the last is kept, of the copies for Hugging Face all.
+    assert [folder.name for folder in (run_dir / "checkpoints").glob("iter_*")] == ["iter_0000003"]
+    assert sorted(folder.name for folder in (run_dir / "hf").iterdir()) == ["1", "3"]
+    trained = AutoModelForCausalLM.from_pretrained(run_dir / "hf/3").state_dict()
+    first = AutoModelForCausalLM.from_pretrained(cluster[0] / "student").state_dict()
+    assert trained.keys() == first.keys() and any((trained[name] != first[name]).any() for name in first)
+
+
+def test_a_fully_asynchronous_run_trains_what_is_played(cluster):
+    """Every episode that ends is trained, however long it was; at the end some are under way."""
+    run_dir, batch = cluster[0] / "fully_async", 8
+    with start(
+        cluster, "async.log", MODE="fully_async", VARIANT="f2b", RUN_DIR=str(run_dir), NUM_ROLLOUT="6"
+    ) as process:
+        assert process.popen.wait(1200) == 0, process.log.read_text()[-3000:]
+    rollouts = lines(run_dir)
+    assert [(line["kind"], line["n"]) for line in rollouts] == [("rollout", n) for n in range(6)]
+    for metric in ("stale", "aborted", "failed"):
+        assert sum(line[f"rollout/tcod/{metric}"] for line in rollouts) == 0
+    dumps = [torch.load(run_dir / f"rollout_{n}.pt")["samples"] for n in range(6)]
+    trained = [sample["index"] for dump in dumps for sample in dump]
+    assert len(set(trained)) == len(trained) == 6 * batch
+    missing = set(range(max(trained))) - set(trained)
+    assert len(missing) < batch and min(missing, default=max(trained)) >= max(trained) - 2 * batch, sorted(missing)
+    records = [sample["metadata"]["tcod"] for dump in dumps for sample in dump]
+    turns = [len(record["turns"]) for record in records]
+    assert max(turns) > min(turns)
+    versions = {turn["weight_version"] for record in records for turn in record["turns"]}
+    assert len(versions) >= 3
+    print(f"{statistics.mean(turns):.2f} turns, weight versions {sorted(versions)}, missing {sorted(missing)}")
+
+
+def test_a_killed_engine_is_replaced(tmp_path):
+    """slime has two engines of its own here: one is killed, the other plays on, and both get the next weights."""
+    make_models.make_student(make_models.SHIPPED, tmp_path / "student", seed=5)
+    variables, arguments = cpu_cluster.build(tmp_path, tmp_path / "student", make_models.SHIPPED)
+    engine_variables, engine_arguments = cpu_cluster.own_engines()
+    place, run_dir = (tmp_path, variables | engine_variables, arguments + engine_arguments), tmp_path / "run"
+    gpus = {"ROLLOUT_GPUS": "2", "TEACHER_GPUS": "3"}
+    with start(place, "killed.log", VARIANT="f2b", EVAL_SETS="", SAVE_INTERVAL="9", **gpus) as process:
+        wait_for(process, lambda: len(lines(run_dir)) >= 1)
+        [first, _] = engines_of(run_dir)
+        os.kill(first, signal.SIGKILL)
+        assert process.popen.wait(1200) == 0, process.log.read_text()[-3000:]
+    log = process.log.read_text()
+    assert "Health check failed for rollout engine" in log and "Recovered 1 dead rollout engines" in log
+    assert [line["n"] for line in lines(run_dir)] == [0, 1, 2, 3]
+    print([line["rollout/tcod/failed"] for line in lines(run_dir)])
+
+
+def engines_of(run_dir: Path) -> list[int]:
+    """The schedulers of SGLang that slime's actors started; the teacher has one, too."""
+    schedulers = [pid for pid, command in processes_of(run_dir) if command.startswith("sglang::scheduler")]
+    mark = b"SGLANG_JIT_DEEPGEMM_PRECOMPILE="
+    return [pid for pid in schedulers if mark in Path(f"/proc/{pid}/environ").read_bytes()]
 
 
 def lines(run_dir: Path) -> list[dict]:

@@ -142,7 +142,7 @@ def success(model, chat, root, temperature, seed=0):
     environment, won = AlfworldEnvironment(str(root)), []
     for row in rows(root, "heldout"):
         observation, cache = environment.reset(row["metadata"]), None
-        new = chat.prompt(environment.system_prompt(), environment.render(observation, True, False))
+        new = chat.prompt(environment.system_prompt({}), environment.render(observation, True, False))
         for _ in range(make_models.HORIZON):
             answer = []
             while len(answer) < 16 and not (answer and answer[-1] in chat.stop_ids):

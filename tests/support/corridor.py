@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from examples.tcod.environment import Observation
+from examples.tcod.environment import Environment, Observation
 
 CONTROL_TOKENS = "<|im_end|>\n<|im_start|>assistant\nżółw 龟 🐢<|endoftext|>"
 
 
-class Corridor:
+class Corridor(Environment):
     """Walk to door metadata["goal"]; "right" and "left" move by one. A task with "explode" raises at that step."""
 
     def __init__(self, data_root: str) -> None:
@@ -40,7 +40,7 @@ class Corridor:
             raise ValueError("its metadata has no goal")
 
     @staticmethod
-    def system_prompt() -> str:
+    def system_prompt(metadata: dict[str, Any]) -> str:
         return "Walk."
 
     @staticmethod

@@ -26,14 +26,14 @@ tcod_engines_per_worker: 8
 """
 
 
-def build(place: Path, student: Path, teacher: Path, engine_port: int) -> tuple[dict[str, str], list[str]]:
+def build(place: Path, student: Path, teacher: Path) -> tuple[dict[str, str], list[str]]:
     """Make everything below `place`. Returns the script's variables, and its arguments."""
     from smoke.make_games import make_game
     from smoke.train_slime import CPU_SETTINGS, as_flags, model_settings
 
     for folder in ("bin", "games"):
         (place / folder).mkdir(parents=True)
-    programs = {"python3": f'exec {sys.executable} {__file__} "$@"', "nvidia-smi": "seq 0 2"}
+    programs = {"python3": f'exec {sys.executable} {__file__} "$@"', "nvidia-smi": "seq 0 3"}
     for name, text in programs.items():
         program = place / "bin" / name
         program.write_text(f"#!/bin/sh\n{text}\n")
@@ -58,14 +58,23 @@ def build(place: Path, student: Path, teacher: Path, engine_port: int) -> tuple[
         **{"NUM_ROLLOUT": "4", "SAVE_INTERVAL": "2", "EVAL_INTERVAL": "2", "RAY_USAGE_STATS_ENABLED": "0"},
     }
     flags = CPU_SETTINGS | {
-        "rollout-external-engine-addrs": f"127.0.0.1:{engine_port}",
-        "sglang-server-concurrency": 16,
         "attention-backend": "auto",
         **{"update-weight-mode": "full", "update-weight-transport": "disk"},
         "update-weight-disk-dir": place / "run/weights",
-        "save-debug-rollout-data": place / "run/rollout_{rollout_id}.pt",
     }
     return variables, as_flags(flags)
+
+
+def own_engines() -> tuple[dict[str, str], list[str]]:
+    """Variables and arguments with which slime starts the student's engines itself."""
+    from smoke.train_slime import as_flags
+
+    site = ROOT / "smoke/slime_cpu/engine_site"
+    variables = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    flags = {"sglang-device": "cpu", "sglang-dtype": "float32", "sglang-attention-backend": "torch_native"}
+    flags |= {"sglang-max-total-tokens": 65536, "sglang-sleep-on-idle": True}
+    flags |= {"rollout-health-check-interval": 2, "rollout-health-check-timeout": 20}
+    return {**variables, "SGLANG_USE_CPU_ENGINE": "1"}, as_flags(flags)
 
 
 def main() -> None:
@@ -73,8 +82,8 @@ def main() -> None:
         case ["-m", "sglang.launch_server", *flags]:
             command = ["-m", "smoke.serve", *flags, "--device", "cpu", "--dtype", "float32"]
             command += ["--attention-backend", "torch_native", "--max-total-tokens", "65536", "--sleep-on-idle"]
-        case [program, *flags] if program.endswith("/train.py"):
-            command = ["-m", "smoke.slime_cpu.run_train", *flags]
+        case [program, *flags] if program.endswith(("/train.py", "/train_async.py")):
+            command = ["-m", "smoke.slime_cpu.run_train", os.path.basename(program), *flags]
         case command:
             pass
     os.execv(sys.executable, [sys.executable, *command])

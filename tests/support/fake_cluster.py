@@ -19,9 +19,15 @@ case "$*" in
   "-P -m "*".tools.launch "*) ;;
   "-P -m "*".tools.preflight "*) if [[ -n ${{SKIP_PREFLIGHT:-}} ]]; then exit 0; fi ;;
   "-m sglang.launch_server"*) exec {python} {here} teacher {place} "$@" ;;
-  */train.py*) exec {python} {here} train {place} "$@" ;;
+  */train.py*|*/train_async.py*) exec {python} {here} train {place} "$@" ;;
 esac
 exec {python} "$@"
+"""
+NVIDIA_SMI = """#!/bin/sh
+case "$*" in
+  *uuid*) for i in 0 1 2 3 4 5 6 7; do echo "$i, GPU-$i$i$i$i-aaaa"; done ;;
+  *) seq 0 7 ;;
+esac
 """
 MODEL_SCRIPT = 'MODEL_ARGS=(--num-layers 2 --normalization "RMSNorm")\n'
 CONFIG = """\
@@ -37,10 +43,10 @@ ROW = {"prompt": "door 2", "label": "door", "metadata": {"goal": 2, "demo": {"ac
 
 def build(place: Path, save_tokenizer) -> dict[str, str]:
     """Make everything below `place`; returns the script's variables, with which it runs to its end."""
-    for folder in ("bin", "seen", "slime/scripts/models", "megatron/megatron", "games/json_2.1.1", "data"):
+    for folder in ("bin", "seen", "slime/scripts/models", "megatron/megatron", "games", "data"):
         (place / folder).mkdir(parents=True)
     executable(place / "bin/python3", PYTHON3.format(python=sys.executable, here=__file__, place=place))
-    executable(place / "bin/nvidia-smi", "#!/bin/sh\nseq 0 7\n")
+    executable(place / "bin/nvidia-smi", NVIDIA_SMI)
     (place / "slime/train.py").write_text("")
     (place / "slime/scripts/models/qwen3-8B.sh").write_text(MODEL_SCRIPT)
     for variant in ("opd", "f2b", "b2f"):

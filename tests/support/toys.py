@@ -2,7 +2,8 @@
 
 import contextlib
 import re
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from examples.tcod.environment import Environment, Observation, load_environment
-from examples.tcod.errors import Failure
-from tests.support.corridor import Corridor  # noqa: F401  tests name it toys.Corridor
+from examples.tcod.errors import Failure, words
+from tests.support.corridor import Corridor
 
 # Qwen3's shape in non-thinking mode: only the generation header carries the empty think block.
 CHAT_TEMPLATE = (
@@ -42,8 +43,11 @@ def save_tokenizer(folder: Path) -> Path:
 class LocalPool:
     """EnvironmentPool without processes: a new engine per episode, called in place."""
 
-    def __init__(self, environment: str, data_root: str, **sizes: Any) -> None:
-        self._make = lambda: load_environment(environment)(data_root)
+    def __init__(self, environment: str, data_root: str, env_args: dict[str, Any] | None = None, **sizes: Any) -> None:
+        self._make = lambda: load_environment(environment)(data_root, **(env_args or {}))
+
+    async def close(self) -> None:
+        """As EnvironmentPool's."""
 
     @contextlib.asynccontextmanager
     async def borrow(self) -> AsyncIterator["LocalBorrowed"]:
@@ -57,13 +61,22 @@ class LocalBorrowed:
         self._engine = engine
 
     async def reset(self, metadata: dict[str, Any]) -> Observation:
-        return self._engine.reset(metadata)
+        return self._call(self._engine.reset, metadata)
 
     async def step(self, action: str) -> Observation:
+        return self._call(self._engine.step, action)
+
+    async def finish(self, last: Observation) -> Observation:
+        return self._call(self._engine.finish, last)
+
+    async def inspect(self) -> tuple[float, str]:
+        return 100.0, ""
+
+    def _call(self, method: Callable[[Any], Observation], argument: Any) -> Observation:
         try:
-            return self._engine.step(action)
-        except RuntimeError as error:
-            raise Failure("env_error", str(error)) from error
+            return method(argument)
+        except (Exception, SystemExit) as error:
+            raise Failure("env_error", words(error)) from error
 
 
 def random_logits(index: int, length: int, vocab: int) -> torch.Tensor:
@@ -97,3 +110,12 @@ def _spans(mask: list[int]) -> list[tuple[int, int]]:
     """(start, end) of each run of ones."""
     text = "".join(map(str, mask))
     return [match.span() for match in re.finditer("1+", text)]
+
+
+class Elsewhere(Corridor):
+    """Needs a package that only the program itself has, as on a node where it was not installed."""
+
+    def reset(self, metadata: dict[str, Any]) -> Observation:
+        if "preflight" not in sys.argv[0]:
+            raise ModuleNotFoundError("No module named 'corridors'")
+        return super().reset(metadata)

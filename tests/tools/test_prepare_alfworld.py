@@ -1,19 +1,26 @@
 """prepare_alfworld.py on real games in the layout of alfworld-download."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from examples.tcod.config import TcodConfig
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.errors import ConfigError, Failure
 from examples.tcod.rows import Demonstration
+from examples.tcod.tools import prepare as prepare_module
 from examples.tcod.tools import prepare_alfworld
-from examples.tcod.tools.prepare_alfworld import check_game, prepare, read_source, rebase, replay
+from examples.tcod.tools.prepare import Candidate, Checked, Task, check_task
+from examples.tcod.tools.prepare_alfworld import make_task, read_source, rebase
 from smoke.make_games import make_game
+from tests.support.toys import LocalPool
 
 NUM_GPUS = 0
 HORIZON = 12
@@ -44,19 +51,46 @@ def rows(root) -> dict[str, list[dict]]:
     }
 
 
+class OneEngine(LocalPool):
+    """The same engine for every borrower: each new one would map 33 MB."""
+
+    def __init__(self, root: Path) -> None:
+        engine = AlfworldEnvironment(str(root))
+        self._make = lambda: engine
+
+
 @pytest.fixture(scope="module")
-def environment(root, rows) -> AlfworldEnvironment:
-    return AlfworldEnvironment(str(root))
+def pool(root, rows) -> OneEngine:
+    return OneEngine(root)
 
 
 @pytest.fixture
-def in_process(environment, monkeypatch):
+def in_process(pool, monkeypatch):
     """Without worker processes, whose start takes seconds."""
 
-    def check_games(root, horizon, jobs, processes):
-        return [check_game(environment, root, horizon, *job) for job in jobs]
+    def check_tasks(config, tasks, goal, processes):
+        return [check(pool, task, config.tcod_horizon) for task in tasks]
 
-    monkeypatch.setattr(prepare_alfworld, "check_games", check_games)
+    monkeypatch.setattr(prepare_alfworld, "check_tasks", check_tasks)
+
+
+def check(pool: OneEngine, task: Task, horizon: int = HORIZON) -> Checked:
+    return asyncio.run(check_task(pool, AlfworldEnvironment, task, horizon, prepare_alfworld.goal))
+
+
+def prepare(root: Path, out: Path, demos: list[str], horizon: int = HORIZON) -> None:
+    config = TcodConfig(tcod_variant="opd", tcod_horizon=horizon, tcod_data_root=str(root))
+    prepare_alfworld.prepare(Namespace(out=out, demos=demos, processes=1), config)
+
+
+def replay(pool: OneEngine, row: dict, demo: dict, horizon: int = HORIZON) -> Demonstration:
+    async def main():
+        async with pool.borrow() as engine:
+            candidate = Candidate("a", Demonstration.of({"demo": demo}))
+            task = Task("train", row["label"], without_demo(row)["metadata"])
+            return await prepare_module.replay(engine, AlfworldEnvironment, task, candidate, horizon)
+
+    return asyncio.run(main())
 
 
 def read(path: Path) -> list[dict]:
@@ -123,11 +157,13 @@ def test_a_published_list_is_rebased_replayed_and_completed(in_process, root, ro
     )
     seen = write(tmp_path / "test.jsonl", [{"game_file": FOREIGN + game_file(rows["valid_seen"][0]), "target": ""}])
 
-    prepare(root, tmp_path / "a", [str(train), str(seen)], HORIZON, processes=1)
+    prepare(root, tmp_path / "a", [str(train), str(seen)], HORIZON)
     assert [game_file(row) for row in read(tmp_path / "a/train.jsonl")] == [game_file(good)]
     assert actions(read(tmp_path / "a/train.jsonl")[0]) == ["look", *actions(good)]
     assert read(tmp_path / "a/hard.jsonl") == [without_demo(never)]
-    left_out = [(line["game_file"], line["source"], line["reason"]) for line in read(tmp_path / "a/left_out.jsonl")]
+    left_out = [
+        (line["task"]["game_file"], line["source"], line["reason"]) for line in read(tmp_path / "a/left_out.jsonl")
+    ]
     assert sorted(left_out) == sorted(
         [
             (game_file(good), str(train), "duplicate"),
@@ -139,10 +175,10 @@ def test_a_published_list_is_rebased_replayed_and_completed(in_process, root, ro
         ]
     )
     out = capsys.readouterr().out
-    assert "this ALFWorld says 'move X to Y'" in out and "4 games: no demonstration" in out
+    assert "this ALFWorld says 'move X to Y'" in out and "4 tasks: no demonstration" in out
 
     # Another source steps in where the first has nothing usable; what the first calls unsolved stays so.
-    prepare(root, tmp_path / "a", [str(train), "walkthrough"], HORIZON, processes=1)
+    prepare(root, tmp_path / "a", [str(train), "walkthrough"], HORIZON)
     assert [game_file(row) for row in read(tmp_path / "a/train.jsonl")] == [
         game_file(row) for row in rows["train"][1:]
     ]
@@ -156,9 +192,9 @@ def test_a_published_list_is_rebased_replayed_and_completed(in_process, root, ro
 def test_a_set_that_cannot_train_is_refused(in_process, root, rows, tmp_path, horizon, demos, reason):
     nothing = write(tmp_path / "list.jsonl", [{"game_file": FOREIGN + GAME, "actions": ["look"]}])
     with pytest.raises(
-        ConfigError, match="no training game has a usable demonstration: see .*left_out.jsonl"
+        ConfigError, match="no training task has a usable demonstration: see .*left_out.jsonl"
     ) as error:
-        prepare(root, tmp_path / "out", demos or [str(nothing)], horizon, processes=1)
+        prepare(root, tmp_path / "out", demos or [str(nothing)], horizon)
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["left_out.jsonl"]
     assert reason in {line["reason"] for line in read(tmp_path / "out/left_out.jsonl")}
@@ -167,55 +203,78 @@ def test_a_set_that_cannot_train_is_refused(in_process, root, rows, tmp_path, ho
 # ----------------------------------------------------------------------------------------------------- single games
 
 
-def test_what_the_engine_cannot_play_is_left_out(environment, root, rows):
+def test_what_the_engine_cannot_play_is_left_out(pool, root, rows):
     def reason(task: str, content: str) -> str:
         name = f"json_2.1.1/train/{task}/trial_T1/game.tw-pddl"
         (root / name).parent.mkdir(parents=True)
         (root / name).write_text(content)
-        checked = check_game(environment, root, HORIZON, name, [("walkthrough", None)])
+        checked = check(pool, make_task(root, name, ["walkthrough"], {}))
         (root / name).unlink()
         assert not checked.playable and checked.source is None
         [left_out] = checked.left_out
-        assert left_out.source == ""
+        assert left_out.source == "" and "\n" not in left_out.detail
         return left_out.reason
 
     game = json.loads((root / game_file(rows["train"][0])).read_text())
     assert reason("pick_and_place_with_movable_recep-Pen-Mug-Desk-1", json.dumps(game)) == "unsupported"
     assert reason("pick_and_place_simple-AppleSliced-None-Desk-1", json.dumps(game)) == "unsupported"
     assert reason("pick_and_place_simple-A-None-B-1", json.dumps({**game, "solvable": False})) == "unsolvable"
-    assert reason("pick_and_place_simple-A-None-B-2", json.dumps(game)[:5000]) == "engine"
-    assert reason("pick_and_place_simple-A-None-B-3", json.dumps({**game, "pddl_problem": "(define"})) == "engine"
+    assert reason("pick_and_place_simple-A-None-B-2", json.dumps(game)[:5000]) == "damaged"
+    assert reason("pick_and_place_simple-A-None-B-3", json.dumps({**game, "pddl_problem": "(define"})) == "env_error"
+    twice = game["pddl_problem"].replace("agent1 - agent", "agent1 - agent\n agent1 - agent")
+    # ALFWorld's translator calls sys.exit on an object that is declared twice.
+    assert reason("pick_and_place_simple-A-None-B-4", json.dumps({**game, "pddl_problem": twice})) == "env_error"
 
 
-def test_a_game_without_a_walkthrough_has_no_such_demonstration(environment, root, rows):
+def test_games_of_an_old_alfworld_are_refused(root, rows):
+    row = rows["train"][0]
+    game = json.loads((root / game_file(row)).read_text())
+    name = game_file(row).replace("trial_", "trial_old_")
+    (root / name).parent.mkdir()
+    old = game["grammar"].replace("move {o} to {r}", "put {o} in/on {r}")
+    (root / name).write_text(json.dumps({**game, "grammar": old}))
+    with pytest.raises(ConfigError, match="before 0.4, .* replace the games with alfworld-download -f"):
+        make_task(root, name, ["walkthrough"], {})
+    (root / name).unlink()
+
+
+def test_a_game_without_a_walkthrough_has_no_such_demonstration(pool, root, rows):
     row = rows["train"][0]
     game = json.loads((root / game_file(row)).read_text())
     name = game_file(row).replace("trial_", "trial_without_")
     (root / name).parent.mkdir()
     (root / name).write_text(json.dumps({**game, "walkthrough": None}))
-    checked = check_game(
-        environment, root, HORIZON, name, [("walkthrough", None), ("b", Demonstration(tuple(actions(row))))]
-    )
+    listed = {"b": {name: Demonstration(tuple(actions(row)))}}
+    checked = check(pool, make_task(root, name, ["walkthrough", "b"], listed))
     (root / name).unlink()
-    assert checked.source == "b" and checked.demo == Demonstration(tuple(actions(row)))
+    assert checked.source == "b" and list(checked.demo.actions) == actions(row)
     assert [entry.reason for entry in checked.left_out] == ["no walkthrough"]
 
 
-def test_recorded_responses_must_give_their_actions(environment, rows):
+def test_recorded_responses_must_give_their_actions(pool, rows):
     row = rows["train"][0]
     said = [f"Now I {action}. <action>{action}</action>" for action in actions(row)]
-    replay(environment, game_file(row), Demonstration(tuple(actions(row)), tuple(said)), HORIZON)
+    replay(pool, row, {"actions": actions(row), "responses": said})
     for responses in (said[:-1], ["<action>look</action>", *said[1:]], [actions(row)[0], *said[1:]]):
         with pytest.raises(Failure) as error:
-            replay(environment, game_file(row), Demonstration(tuple(actions(row)), tuple(responses)), HORIZON)
+            replay(pool, row, {"actions": actions(row), "responses": responses})
         assert error.value.reason == "demo_mismatch"
 
 
-def test_the_horizon_bounds_a_demonstration(environment, rows):
+def test_the_horizon_bounds_a_demonstration(pool, rows):
     row = rows["train"][0]
-    replay(environment, game_file(row), Demonstration(tuple(actions(row))), len(actions(row)))
+    replay(pool, row, {"actions": actions(row)}, len(actions(row)))
     with pytest.raises(Failure, match="the horizon is"):
-        replay(environment, game_file(row), Demonstration(tuple(actions(row))), len(actions(row)) - 1)
+        replay(pool, row, {"actions": actions(row)}, len(actions(row)) - 1)
+
+
+def test_what_comes_after_the_success_is_cut_off_on_request(pool, rows):
+    row = rows["train"][0]
+    long = Task("train", "t", without_demo(row)["metadata"])
+    for cut, kept in ((False, None), (True, actions(row))):
+        candidate = Candidate("gold", Demonstration((*actions(row), "look", "look")), cut)
+        checked = check(pool, replace(long, candidates=[candidate]))
+        assert (checked.demo and list(checked.demo.actions)) == kept
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
@@ -229,7 +288,7 @@ def test_rows_of_this_recipe_are_a_source_too(tmp_path):
         [{"prompt": "p", "label": "t", "metadata": metadata}, {"prompt": "p", "metadata": {"game_file": other}}],
     )
     demos, repeated = read_source(str(file))
-    assert demos == {GAME: Demonstration(("go to desk 1",), ("x",)), other: None} and not repeated
+    assert demos == {GAME: Demonstration(("go to desk 1",), ("x",))} and not repeated
 
 
 @pytest.mark.parametrize(
@@ -253,12 +312,14 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path, line):
     assert "\n" not in str(error.value)
 
 
-def test_missing_files_are_named_with_the_fix(root, rows, tmp_path, monkeypatch, capsys):
+def test_missing_files_are_named_with_the_fix(root, rows, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no games below .*/json_2.1.1/train: run alfworld-download"):
-        prepare(tmp_path, tmp_path / "out", ["walkthrough"], HORIZON, None)
+        prepare(tmp_path, tmp_path / "out", ["walkthrough"])
     with pytest.raises(ConfigError, match="--demos nowhere.jsonl cannot be read"):
-        prepare(root, tmp_path / "out", ["nowhere.jsonl"], HORIZON, None)
+        prepare(root, tmp_path / "out", ["nowhere.jsonl"])
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
     monkeypatch.setattr(sys, "argv", ["prepare_alfworld.py", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="ALFWORLD_DATA is not set: export it, or pass --data-root"):
+    with pytest.raises(
+        SystemExit, match=r"tcod_data_root is \$ALFWORLD_DATA, but that variable is not set: export it"
+    ):
         prepare_alfworld.main()

@@ -1,68 +1,21 @@
-"""The cluster's run script, as far as a machine without GPUs goes: dry runs, refusals, and its processes.
+"""The cluster's run script, as far as a machine without GPUs goes: what it would run, and what it refuses.
 
-fake_cluster.py stands for the GPUs, SGLang and slime's train.py. slime's own argument parser reads the dry runs'
-commands where there are checkouts of slime and Megatron-LM.
+fake_cluster.py stands for the GPUs, SGLang and slime's train.py.
 """
 
-import importlib.util
 import json
 import os
-import re
-import shlex
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from smoke.servers import free_port
-from tests.support import fake_cluster
-from tests.support.fake_cluster import processes_of
-from tests.support.toys import save_tokenizer
+from tests.support.run_script import checkpoint, dry_run, own_settings, refused, run, value
 
 NUM_GPUS = 0
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
-OWN = {"RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "SLIME_DIR", "MEGATRON_DIR"}  # of whoever runs the tests
-
-
-@pytest.fixture
-def place(tmp_path):
-    """(folder, the script's environment)"""
-    env = {key: value for key, value in os.environ.items() if key not in OWN}
-    env |= fake_cluster.build(tmp_path, save_tokenizer)
-    return tmp_path, {**env, "TEACHER_PORT": str(free_port())}
-
-
-def run(env, *arguments, script=SCRIPT):
-    return subprocess.run(["bash", script, *arguments], env=env, capture_output=True, text=True, timeout=120)
-
-
-def dry_run(env, *arguments, script=SCRIPT):
-    """(all lines, flags of train.py)"""
-    done = run({**env, "DRY_RUN": "1"}, *arguments, script=script)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    python, train, *flags = shlex.split(lines[-1])
-    assert python == "python3" and train == f"{env['SLIME_DIR']}/train.py"
-    return lines, flags
-
-
-def value(flags, name):
-    return flags[flags.index(name) + 1]
-
-
-def own_settings(env, lines):
-    """The run's own YAML in a dry run."""
-    first = lines.index(f"cat >{env['RUN_DIR']}/tcod.yaml <<'END'") + 1
-    return yaml.safe_load("\n".join(lines[first : lines.index("END")]))
-
 
 # ---------------------------------------------------------------------------------------------------------- dry runs
 
@@ -82,9 +35,9 @@ def test_a_dry_run_prints_everything_and_starts_nothing(place, variant, teacher)
         [server] = servers
         assert server.startswith("CUDA_VISIBLE_DEVICES=6") and server.endswith(" &")
         assert value(flags, "--rm-url") == f"http://127.0.0.1:{env['TEACHER_PORT']}/generate"
-        assert "--opd-teacher-load" not in flags and "--offload-train" not in flags
+        assert "--opd-teacher-load" not in flags and "--colocate" not in flags
     else:
-        assert not servers and "--rm-url" not in flags and "--offload-train" in flags
+        assert not servers and "--rm-url" not in flags and "--colocate" in flags
         assert value(flags, "--opd-teacher-load") == f"{folder}/teacher"
     assert not (folder / "run").exists() and not list((folder / "seen").iterdir())
 
@@ -113,6 +66,97 @@ def test_gpu_numbers_count_within_the_visible_ones(place):
     lines, _ = dry_run(env)
     assert "export CUDA_VISIBLE_DEVICES=8,9,10" in lines and "export RAY_ADDRESS=local" in lines
     assert any(line.startswith("CUDA_VISIBLE_DEVICES=11 python3 -m sglang") for line in lines)
+
+
+def test_gpus_may_be_visible_by_their_uuids(place):
+    """As SLURM and Kubernetes have them; slime's int() does not take them."""
+    _, env = place
+    env |= {"CUDA_VISIBLE_DEVICES": "GPU-7777,GPU-6666-aaaa,GPU-0000", "ACTOR_GPUS": "1", "ROLLOUT_GPUS": "1"}
+    lines, _ = dry_run({**env, "TEACHER_GPUS": "2"})
+    assert "export CUDA_VISIBLE_DEVICES=7,6" in lines and "export CUDA_DEVICE_ORDER=PCI_BUS_ID" in lines
+    assert any(line.startswith("CUDA_VISIBLE_DEVICES=0 python3 -m sglang") for line in lines)
+
+
+MODES = {
+    "sync": ({}, "tcod_rollout.generate_rollout"),
+    "async": ({"MODE": "async"}, "tcod_rollout.generate_rollout"),
+    "fully_async": ({"MODE": "fully_async"}, "fully_async_rollout.generate_rollout_fully_async"),
+    "colocated": ({"COLOCATE": "1"}, "tcod_rollout.generate_rollout"),
+    "the teacher in Megatron": ({"TEACHER": "megatron"}, "tcod_rollout.generate_rollout"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_has_its_program_and_flags(place, mode):
+    _, env = place
+    variables, function = MODES[mode]
+    lines, flags = dry_run({**env, **variables})
+    assert value(flags, "--rollout-function-path") == f"tcod.{function}"
+    assert ("--use-tis" in flags) == (mode in ("async", "fully_async"))
+    assert ("--eval-interval" in flags) == (mode != "fully_async")
+    assert ("--colocate" in flags) == (mode in ("colocated", "the teacher in Megatron"))
+    assert "--offload-train" not in flags and "--use-fault-tolerance" in flags
+    gpus = {"colocated": "0,1,2,3", "the teacher in Megatron": "0,1,2,3,4,5,6,7"}.get(mode, "0,1,2,3,4,5")
+    assert f"export CUDA_VISIBLE_DEVICES={gpus}" in lines
+    teachers = [line.partition(" ")[0] for line in lines if "sglang.launch_server" in line]
+    taken = {"colocated": ["4,5,6,7"], "the teacher in Megatron": []}.get(mode, ["6,7"])
+    assert teachers == [f"CUDA_VISIBLE_DEVICES={numbers}" for numbers in taken]
+    engines = {"colocated": "4", "the teacher in Megatron": "8"}.get(mode, "2")
+    assert value(flags, "--rollout-num-gpus") == engines
+
+
+@pytest.mark.parametrize(
+    "batch, gpus, engine, tasks", [("16", "2", "1", "8"), ("16", "6", "2", "6"), ("8", "64", "8", "1")]
+)
+def test_a_fully_asynchronous_run_plays_about_a_batch_at_once(place, batch, gpus, engine, tasks):
+    _, env = place
+    env |= {
+        "MODE": "fully_async",
+        "BATCH": batch,
+        "ROLLOUT_GPUS": gpus,
+        "ENGINE_GPUS": engine,
+        "TEACHER_URL": "http://a:1",
+    }
+    assert value(dry_run(env)[1], "--sglang-server-concurrency") == tasks
+    assert value(dry_run({**env, "CONCURRENCY": "32"})[1], "--sglang-server-concurrency") == "32"
+
+
+def test_context_parallelism_saves_memory(place):
+    """slime multiplies --max-tokens-per-gpu by it."""
+    _, env = place
+    env |= {"ACTOR_GPUS": "8", "PIPELINE_PARALLEL": "2", "CONTEXT_PARALLEL": "2", "TEACHER_URL": "http://a:1"}
+    _, flags = dry_run({**env, "MAX_CONTEXT_LEN": "27649"})
+    assert value(flags, "--tensor-model-parallel-size") == "2" and value(flags, "--max-tokens-per-gpu") == "13825"
+    assert value(flags, "--pipeline-model-parallel-size") == value(flags, "--context-parallel-size") == "2"
+    dry_run({**env, "BATCH": "5", "MAX_CONTEXT_LEN": "8192"})  # one copy of the model
+    refused(run({**env, "BATCH": "5", "TENSOR_PARALLEL": "1"}), "a multiple of 2, the copies of the model in training")
+
+
+def test_evaluation_sets_and_template_arguments_are_the_users(place):
+    folder, env = place
+    env |= {"EVAL_SETS": "easy=a.jsonl hard=more/b.jsonl", "CHAT_TEMPLATE_KWARGS": '{"thinking": false}'}
+    _, flags = dry_run(env)
+    at = flags.index("--eval-prompt-data") + 1
+    assert flags[at : at + 4] == ["easy", f"{folder}/data/a.jsonl", "hard", f"{folder}/data/more/b.jsonl"]
+    assert value(flags, "--apply-chat-template-kwargs") == '{"thinking": false}'
+    assert "--eval-interval" not in dry_run({**env, "EVAL_SETS": ""})[1]
+
+
+def test_heads_in_float32(place):
+    _, env = place
+    lines, flags = dry_run({**env, "FP32_HEADS": "1"})
+    assert "--sglang-enable-fp32-lm-head" in flags
+    assert any("sglang.launch_server" in line and "--enable-fp32-lm-head" in line for line in lines)
+    assert "fp32-lm-head" not in "\n".join(dry_run(env)[0])
+
+
+def test_checkpoints_are_pruned_and_exported(place):
+    folder, env = place
+    _, flags = dry_run(env)
+    assert value(flags, "--save-retain-interval") == "25"
+    assert value(flags, "--save-hf") == f"{folder}/run/hf/{{rollout_id}}"
+    _, flags = dry_run({**env, "KEEP_CHECKPOINTS": "all", "SAVE_HF": "0"})
+    assert "--save-retain-interval" not in flags and "--save-hf" not in flags
 
 
 def test_in_a_cluster_other_nodes_reach_the_teacher(place):
@@ -158,88 +202,11 @@ def test_the_trackers_key_is_not_printed(place):
     assert "abc123" not in "\n".join(lines) and value(flags, "--wandb-key") == "SECRET"
 
 
-# --------------------------------------------------------------------------------------------------- the folder's name
-
-HOOKS = {
-    "--rollout-function-path": "tcod_rollout.generate_rollout",
-    "--custom-generate-function-path": "tcod_rollout.generate",
-    "--custom-rm-path": "tcod_rollout.reward_func",
-    "--custom-reward-post-process-path": "tcod_rollout.post_process_rewards",
-    "--dynamic-sampling-filter-path": "tcod_rollout.drop_failed",
-    "--custom-rollout-log-function-path": "run_log.log_rollout",
-    "--custom-eval-rollout-log-function-path": "run_log.log_eval",
-}
-
-
-def copy_recipe(folder):
-    """The script of a copy of the recipe."""
-    shutil.copytree(SCRIPT.parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder / SCRIPT.name
-
-
-@pytest.fixture
-def examples(place):
-    """examples/ of slime, a package as Megatron-LM's."""
-    folder, _ = place
-    for checkout in ("megatron", "slime"):
-        (folder / checkout / "examples").mkdir()
-        (folder / checkout / "examples/__init__.py").write_text("")
-    return folder / "slime/examples"
-
-
-def python_path(lines):
-    [line] = [line for line in lines if line.startswith("export PYTHONPATH=")]
-    return line.removeprefix("export PYTHONPATH=").split(":")
-
-
-@pytest.mark.parametrize(
-    "folder, package",
-    [
-        ("slime/examples/tcod", "examples.tcod"),
-        ("slime/examples/my_agent", "examples.my_agent"),
-        ("mine/my_agent", "my_agent"),
-        ("mine/examples/tcod", "tcod"),
-    ],
-)
-def test_the_hooks_are_those_of_the_folder_that_the_script_lies_in(place, examples, folder, package):
-    place, env = place
-    copy_recipe(examples / "another")
-    lines, flags = dry_run(env, script=copy_recipe(place / folder))
-    assert {flag: value(flags, flag) for flag in HOOKS} == {flag: f"{package}.{hook}" for flag, hook in HOOKS.items()}
-    ours = [f"{place}/slime", f"{place}/megatron"]
-    ours += [] if folder.startswith("slime") else [str((place / folder).parent)]
-    path = python_path(lines)
-    assert path == ours + env["PYTHONPATH"].split(":")
-    # The package is found under that name, in that folder, and as slime's workers look for it.
-    code = f"import {package} as ours; print(ours.__file__)"
-    found = subprocess.run(
-        [sys.executable, "-Pc", code], env={"PYTHONPATH": ":".join(path)}, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == f"{place}/{folder}/__init__.py"
-
-
-def test_a_folder_that_is_linked_into_slime_is_in_slime(place, examples):
-    folder, env = place
-    copy_recipe(folder / "mine/tcod")
-    (examples / "my_agent").symlink_to(folder / "mine/tcod")
-    _, flags = dry_run(env, script=examples / "my_agent" / SCRIPT.name)
-    assert value(flags, "--custom-rm-path") == "examples.my_agent.tcod_rollout.reward_func"
-
-
-def test_a_folder_whose_name_is_no_identifier_is_refused(place, examples):
+def test_a_key_of_the_environment_or_the_teacher_is_not_printed(place):
     _, env = place
-    done = run(env, script=copy_recipe(examples / "my-agent"))
-    refused(done, "examples/my-agent is a Python package: rename it, to my_agent for example")
-
-
-def test_a_copy_under_another_name_runs(place, examples):
-    """From inside its folder, too, whose module names must not hide anybody's."""
-    folder, env = place
-    copy_recipe(examples / "tcod")  # which the test's environment imports
-    script = copy_recipe(examples / "my_agent")
-    done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert json.loads((folder / "seen/train.json").read_text())["folder"] == f"{folder}/slime"
+    env |= {"SHOP_API_KEY": "abc123", "SHOP_SIZE": "9", "WORKER_ENV": "SHOP_API_KEY SHOP_SIZE"}
+    lines, _ = dry_run({**env, "TCOD_TEACHER_API_KEY": "abc123"})
+    assert "abc123" not in "\n".join(lines) and "export SHOP_SIZE=9" in lines
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
@@ -256,22 +223,35 @@ def test_a_copy_under_another_name_runs(place, examples):
         ({"VARIANT": "b2f"}, "f2b.yaml is not for VARIANT=b2f: change one"),
         ({"VARIANT": "opd", "CONFIG": "", "ETA": "3"}, "VARIANT=opd has none: unset ETA"),
         ({"MAX_TURN_LEN": "512", "MAX_CONTEXT_LEN": "512"}, "MAX_TURN_LEN 512 is one turn of MAX_CONTEXT_LEN"),
-        ({"TENSOR_PARALLEL": "3"}, "TENSOR_PARALLEL 3 must divide ACTOR_GPUS 4"),
+        ({"TENSOR_PARALLEL": "3"}, "TENSOR_PARALLEL 3 x PIPELINE_PARALLEL 1 x CONTEXT_PARALLEL 1 must divide the 4"),
+        ({"PIPELINE_PARALLEL": "8"}, "TENSOR_PARALLEL 0 x PIPELINE_PARALLEL 8 x CONTEXT_PARALLEL 1 must divide the 4"),
+        ({"MODE": "asynchronous"}, "MODE must be sync, async or fully_async, not asynchronous"),
+        ({"COLOCATE": "yes"}, "COLOCATE must be 0 or 1, not yes"),
+        ({"COLOCATE": "1", "MODE": "async"}, "and MODE=async needs both at once: take MODE=sync"),
+        ({"COLOCATE": "1", "ROLLOUT_GPUS": "2"}, "COLOCATE=1 has the engines on the 4 GPUs that train: unset ROLLOUT"),
+        ({"TEACHER": "megatron", "COLOCATE": "0"}, "TEACHER=megatron needs COLOCATE=1: elsewhere slime pushes"),
+        ({"TEACHER": "megatron", "MODE": "fully_async"}, "MODE=fully_async needs both at once"),
+        ({"ENGINE_GPUS": "4"}, "ENGINE_GPUS 4 must divide ROLLOUT_GPUS 2"),
+        ({"CHAT_TEMPLATE_KWARGS": "thinking=off"}, "CHAT_TEMPLATE_KWARGS must be a JSON object like {}"),
+        ({"EVAL_SETS": "valid_seen.jsonl"}, "EVAL_SETS must be NAME=FILE, files in DATA_DIR, with spaces between"),
+        ({"EVAL_SETS": "seen=gone.jsonl"}, "data/gone.jsonl: prepare the data as README.md says, or set DATA_DIR or"),
+        ({"WORKER_ENV": "JAVA_HOME_"}, "WORKER_ENV names JAVA_HOME_, which is not set: export it"),
+        ({"KEEP_CHECKPOINTS": "3"}, "KEEP_CHECKPOINTS must be last or all, not 3"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-9999"}, "has GPU-9999, which is no GPU of nvidia-smi, and slime wants indices"),
         ({"TENSOR_PARALLEL": "1", "BATCH": "6"}, "BATCH x SAMPLES_PER_TASK must be a multiple of 4"),
         ({"ACTOR_NODES": "2"}, "ACTOR_NODES is 2: set RAY_ADDRESS"),
         ({"TEACHER": "megatron", "TEACHER_URL": "http://a:1"}, "TEACHER=megatron asks no server: unset TEACHER_URL"),
         ({"TEACHER_URL": "http://a:1/generate"}, "TEACHER_URL must be http://HOST:PORT, not http://a:1/generate"),
         ({"TEACHER_GPUS": "6-7"}, "TEACHER_GPUS must be numbers like 6,7, not 6-7"),
-        ({"TEACHER_GPUS": "5,6"}, "GPU 5 of TEACHER_GPUS is taken: ACTOR_GPUS + ROLLOUT_GPUS are 0 to 5"),
+        ({"TEACHER_GPUS": "5,6"}, "GPU 5 of TEACHER_GPUS is taken: training and the student's engines have 0 to 5"),
         ({"MODEL_SCRIPT": "/nowhere"}, "no file /nowhere: set SLIME_DIR to slime's checkout, or MODEL_SCRIPT"),
         ({"MEGATRON_DIR": "/nowhere"}, "no Megatron-LM in /nowhere: set MEGATRON_DIR"),
         ({"STUDENT": "/nowhere"}, "no config.json in /nowhere: set STUDENT"),
         ({"STUDENT_LOAD": "/nowhere"}, "no weights in /nowhere: set STUDENT_LOAD"),
         ({"TEACHER_MODEL": "/nowhere"}, "no config.json in /nowhere: set TEACHER_MODEL"),
         ({"TEACHER": "megatron", "TEACHER_LOAD": "/nowhere"}, "no weights in /nowhere: set TEACHER_LOAD"),
-        ({"ALFWORLD_DATA": "/nowhere"}, "no json_2.1.1 in /nowhere: run alfworld-download, or set ALFWORLD_DATA"),
         ({"HORIZON": "09"}, "HORIZON must be a positive whole number, not 09"),
-        ({"DATA_DIR": "/nowhere"}, "no train.jsonl in /nowhere: run prepare_alfworld.py, or set DATA_DIR"),
+        ({"DATA_DIR": "/nowhere"}, "no rows in /nowhere/train.jsonl: prepare the data as README.md says, or"),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, "8 GPUs are needed and 3 visible: change ACTOR_GPUS"),
         ({"TEACHER_GPUS": "8"}, "9 GPUs are needed and 8 visible"),
     ],
@@ -280,12 +260,6 @@ def test_a_wrong_setting_is_refused_before_anything_starts(place, change, senten
     folder, env = place
     refused(run({**env, **change}), sentence)
     assert not (folder / "run").exists() and not list((folder / "seen").iterdir())
-
-
-def refused(done, sentence):
-    assert done.returncode == 1
-    [message] = done.stderr.splitlines()
-    assert message.startswith(("run_qwen3_8b_tcod.sh: ", "launch: ")) and sentence in message
 
 
 @pytest.mark.parametrize(
@@ -303,6 +277,44 @@ def test_a_config_that_says_something_else_is_refused(place, text, sentence):
     refused(run({**env, "DRY_RUN": "1"}), sentence)
 
 
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--colocate"], "--colocate also changes other flags: set COLOCATE=1"),
+        (["--rollout-num-gpus", "4"], "--rollout-num-gpus is the script's own: set ROLLOUT_GPUS"),
+        (["--offload-train"], "--offload-train lets slime push weights from memory that it has given up: remove it"),
+    ],
+)
+def test_an_argument_that_passes_by_the_checks_is_refused(place, arguments, sentence):
+    _, env = place
+    refused(run({**env, "DRY_RUN": "1"}, *arguments), sentence)
+
+
+def test_a_disk_that_is_too_small_is_refused(place):
+    """2 checkpoints of 14 bytes per parameter, and 10 copies of 2, for 8.2e12 parameters."""
+    folder, env = place
+    with (folder / "student/model.safetensors").open("w") as weights:
+        weights.truncate(2 * 8_200_000_000_000)
+    refused(run(env), "and 2 checkpoints and the copies for Hugging Face take 393600 GB more: set another RUN_DIR")
+    refused(run({**env, "KEEP_CHECKPOINTS": "all", "SAVE_HF": "0"}), "and 10 checkpoints and")
+    assert not (folder / "run").exists()
+
+
+def test_unused_gpus_are_named(place):
+    _, env = place
+    done = run({**env, "ACTOR_GPUS": "2", "SKIP_PREFLIGHT": "1"})
+    assert "GPUs 4,5 are not used: see ACTOR_GPUS" in done.stdout
+
+
+def test_a_checkpoint_without_the_position_in_the_data_is_refused(place):
+    folder, env = place
+    checkpoint(folder, 24).unlink()
+    refused(run(env), "checkpoint 24 has no ")
+    (folder / "run/checkpoints/rollout/global_dataset_state_dict_7.pt").write_text("")
+    (folder / "run/checkpoints/rollout/global_dataset_state_dict_16.pt").write_text("")
+    refused(run(env), "copy global_dataset_state_dict_16.pt there, whereby the tasks since rollout 16 come again, or")
+
+
 def test_a_busy_port_is_refused(place):
     _, env = place
     with socket.create_server(("127.0.0.1", int(env["TEACHER_PORT"]))):
@@ -311,375 +323,16 @@ def test_a_busy_port_is_refused(place):
 
 def test_a_resumed_run_keeps_its_settings(place):
     folder, env = place
-    (folder / "run/checkpoints").mkdir(parents=True)
-    (folder / "run/checkpoints/latest_checkpointed_iteration.txt").write_text("25")
+    checkpoint(folder, 24)
     (folder / "run/tcod.yaml").write_text(Path(env["CONFIG"]).read_text())
     refused(run({**env, "ETA": "2"}), "has other settings than this run")
 
 
 def test_a_resumed_run_may_write_its_settings_otherwise(place):
     folder, env = place
-    (folder / "run/checkpoints").mkdir(parents=True)
-    (folder / "run/checkpoints/latest_checkpointed_iteration.txt").write_text("25\n")
+    checkpoint(folder, 24)
     (folder / "run/tcod.yaml").write_text(Path(env["CONFIG"]).read_text())
     config = yaml.safe_load(Path(env["CONFIG"]).read_text())
     Path(env["CONFIG"]).write_text("# the same\n" + json.dumps(dict(reversed(config.items()))))
     done = run({**env, "SKIP_PREFLIGHT": "1"})
-    assert done.returncode == 0 and "continues from checkpoint 25\n" in done.stdout, done.stderr
-
-
-@pytest.fixture
-def preflight(place, monkeypatch):
-    """check(**options) of preflight.py's checks before a GPU is taken; the message where they refuse."""
-    folder, env = place
-    monkeypatch.setenv("ALFWORLD_DATA", env["ALFWORLD_DATA"])
-    from examples.tcod.errors import ConfigError
-    from examples.tcod.tools import preflight
-
-    def check(**options):
-        given = {"config": Path(env["CONFIG"]), "data": folder / "data", "student": folder / "student"}
-        given |= {"megatron_teacher": None, "ray_gpus": None}
-        try:
-            preflight.check_run(Namespace(**{**given, **options}))
-        except ConfigError as error:
-            return str(error)
-
-    return folder, check
-
-
-def row(**metadata):
-    return json.dumps({"prompt": "door", "label": "door", "metadata": metadata}) + "\n"
-
-
-def test_preflight_accepts_what_can_run(preflight):
-    folder, check = preflight
-    assert check() is None
-    assert check(config=folder / "b2f.yaml", megatron_teacher=folder / "teacher") is None
-
-
-@pytest.mark.parametrize(
-    "file, text, sentence",
-    [
-        ("f2b.yaml", "tcod_variant: f2b\ntcod_horizon: 4\ntcod_etta: 3\n", "unknown setting tcod_etta"),
-        ("f2b.yaml", "tcod_variant: f2b\ntcod_horizon: 4\nlr: 1\n", "sets lr: slime reads this file too late"),
-        ("data/train.jsonl", row(goal=2) + "{\n", "line 2 of .*train.jsonl is no row"),
-        ("data/train.jsonl", row(), "row 1 of train.jsonl in DATA_DIR cannot be played: its .* has no goal"),
-        ("data/valid_seen.jsonl", row(), "row 1 of valid_seen.jsonl in DATA_DIR cannot be played"),
-        ("data/train.jsonl", row(goal=1, explode=1), "the corridor collapsed.*: repair"),
-        ("student/chat_template.jinja", "{{ messages }}", "chat template ends an assistant turn"),
-    ],
-)
-def test_preflight_refuses_what_cannot_run(preflight, file, text, sentence):
-    folder, check = preflight
-    (folder / file).write_text(text)
-    assert re.search(sentence, check())
-
-
-def test_a_teacher_in_megatron_has_the_students_architecture(preflight):
-    folder, check = preflight
-    (folder / "teacher/config.json").write_text(json.dumps({"model_type": "qwen3", "num_hidden_layers": 64}))
-    message = check(megatron_teacher=folder / "teacher")
-    assert "TEACHER_MODEL differs in num_hidden_layers: take a teacher of the student's architecture" in message
-
-
-def test_the_ray_cluster_has_the_gpus(preflight, monkeypatch):
-    import ray
-
-    _, check = preflight
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 6.0})
-    monkeypatch.setattr(ray, "init", lambda address, **_: None)
-    assert check(ray_gpus=6) is None
-    assert check(ray_gpus=8).startswith("the Ray cluster has 6 GPUs, less than the 8 of ACTOR_NODES x ACTOR_GPUS")
-
-    def nobody(address, **_):
-        raise ConnectionError("refused")
-
-    monkeypatch.setattr(ray, "init", nobody)
-    assert check(ray_gpus=6).startswith("no Ray answers at RAY_ADDRESS 10.0.0.1:6379 (refused): start it")
-
-
-def test_a_missing_package_is_named(preflight):
-    folder, check = preflight
-    (folder / "f2b.yaml").write_text(
-        fake_cluster.CONFIG.format(variant="f2b").replace(
-            "tests.support.corridor.Corridor", f"{__name__}.NeedsWhatIsMissing"
-        )
-    )
-    assert check() == f"{__name__}.NeedsWhatIsMissing needs no_such_package: install it, for ALFWorld with " + (
-        "pip install alfworld==0.4.2"
-    )
-
-
-class NeedsWhatIsMissing:
-    def __init__(self, data_root):
-        import no_such_package  # noqa: F401
-
-    @staticmethod
-    def check_row(metadata, data_root):
-        pass
-
-
-# --------------------------------------------------------------------------------------------------------- processes
-
-
-def heed_signals():
-    """What this process may have been started to ignore, in the background or under nohup."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
-class Running:
-    """The script as a process, with the output so far in a file."""
-
-    def __init__(self, folder, env, heed=lambda: None):
-        self.folder, self.output = folder, folder / "output.txt"
-        # A shell in the background would hand over SIGINT ignored.
-        with self.output.open("w") as output:
-            self.popen = subprocess.Popen(
-                ["bash", SCRIPT],
-                env={**env, "SKIP_PREFLIGHT": "1"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                preexec_fn=lambda: (heed_signals(), heed()),
-            )
-
-    def wait_for(self, role):
-        for _ in range(300):
-            if (self.folder / f"seen/{role}.json").exists():
-                time.sleep(0.3)  # past the write, into what follows
-                return
-            time.sleep(0.1)
-        raise AssertionError(self.output.read_text())
-
-    def end(self, number=None):
-        """(exit status, output) after a signal, or of itself; nothing may be left."""
-        if number:
-            self.popen.send_signal(number)
-        status = self.popen.wait(timeout=10 if number else 60)
-        assert processes_of(self.folder / "run") == []
-        return status, self.output.read_text()
-
-
-@pytest.fixture
-def script(place):
-    """script(**variables) -> Running"""
-    folder, env = place
-    started = []
-
-    def begin(heed=lambda: None, **variables):
-        started.append(Running(folder, {**env, **variables}, heed))
-        return started[-1]
-
-    yield begin
-    for running in started:
-        running.popen.kill()
-    for pid, _ in processes_of(folder / "run"):
-        os.kill(int(pid), signal.SIGKILL)
-
-
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_while_the_teacher_starts_stops_it(script, number, status):
-    running = script(FAKE_TEACHER="is slow")
-    running.wait_for("teacher")
-    assert len(processes_of(running.folder / "run")) >= 3  # the script, the teacher and its child
-    assert running.end(number)[0] == status
-    assert not (running.folder / "seen/train.json").exists()
-
-
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_during_training_stops_training_and_teacher(script, number, status):
-    running = script(FAKE_TRAIN="goes on")
-    running.wait_for("train")
-    assert running.end(number)[0] == status
-
-
-def test_what_was_ignored_at_the_start_stays_ignored(script):
-    """nohup: a run outlives the terminal."""
-    running = script(FAKE_TRAIN="goes on", heed=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    running.wait_for("train")
-    running.popen.send_signal(signal.SIGHUP)
-    time.sleep(1)
-    assert running.popen.poll() is None
-    assert running.end(signal.SIGTERM)[0] == 143
-
-
-def test_a_second_signal_does_not_disturb_the_end(script):
-    running = script(FAKE_TRAIN="goes on", FAKE_TEACHER="ends slowly")
-    running.wait_for("train")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        running.popen.send_signal(number)
-        time.sleep(0.3)
-    assert running.end(signal.SIGTERM)[0] == 130
-
-
-def test_what_is_killed_outright_leaves_neither_training_nor_teacher(script):
-    running = script(FAKE_TRAIN="goes on")
-    running.wait_for("train")
-    running.popen.kill()
-    running.popen.wait()
-    for _ in range(50):
-        left = [command for _, command in processes_of(running.folder / "run") if "fake_cluster" in command]
-        if not left:
-            return
-        time.sleep(0.1)
-    raise AssertionError(left)
-
-
-def test_a_process_of_somebody_else_lives_on(script):
-    stranger = subprocess.Popen(["sleep", "600"])
-    running = script(FAKE_TRAIN="goes on")
-    running.wait_for("train")
-    running.end(signal.SIGTERM)
-    assert stranger.poll() is None
-    stranger.kill()
-    stranger.wait()
-
-
-def test_the_end_of_training_is_the_end_of_the_teacher(script):
-    running = script()
-    status, output = running.end()
-    assert status == 0 and "train speaks" in output
-    [logs] = (running.folder / "run/logs").iterdir()
-    for role in ("teacher", "train"):
-        assert (logs / f"{role}.log").read_text() == f"{role} speaks\n"
-    seen = json.loads((running.folder / "seen/train.json").read_text())
-    assert shlex.split((logs / "command.sh").read_text().splitlines()[-1])[1:] == seen["command"]
-
-
-def test_training_that_fails_is_reported(script):
-    status, output = script(FAKE_TRAIN="fails").end()
-    assert status == 1 and "training ended with status 3: see " in output
-
-
-def test_a_teacher_that_dies_shows_its_log(script):
-    status, output = script(FAKE_TEACHER="dies").end()
-    assert status == 1 and "CUDA out of memory" in output and "the teacher ended before it was ready" in output
-
-
-def test_a_teacher_that_never_comes_up_is_given_up(script):
-    status, output = script(FAKE_TEACHER="is slow", TEACHER_START_S="2").end()
-    assert status == 1 and "the teacher was not ready within TEACHER_START_S=2 seconds" in output
-
-
-def test_a_teacher_that_dies_later_ends_the_training(script):
-    status, output = script(FAKE_TEACHER="ends", FAKE_TRAIN="goes on").end()
-    assert status == 1 and "the teacher is gone" in output and "the teacher ended while it was needed" in output
-
-
-def test_a_run_with_all_checks_and_its_resumption(place):
-    folder, env = place
-    env |= {"WANDB_PROJECT": "tcod", "NCCL_DEBUG": "WARN"}
-    first = run(env)
-    assert first.returncode == 0, first.stderr + first.stdout
-    assert first.stdout.startswith(f"{folder}/run starts\n")
-    seen = json.loads((folder / "seen/train.json").read_text())
-    to_workers = json.loads(seen["env"]["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]["env_vars"]
-    ours = [f"{folder}/slime", f"{folder}/megatron", str(SCRIPT.parents[1])]
-    assert to_workers["PYTHONPATH"].split(":")[:3] == ours and str(SCRIPT.parent) not in to_workers[
-        "PYTHONPATH"
-    ].split(":")
-    assert set(to_workers) == {
-        *(
-            "PYTHONPATH",
-            "ALFWORLD_DATA",
-            "TCOD_RUN_DIR",
-            "CUDA_DEVICE_MAX_CONNECTIONS",
-            "PYTHONUNBUFFERED",
-            "no_proxy",
-        ),
-        *("NCCL_DEBUG", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME"),
-    }
-    assert to_workers["ALFWORLD_DATA"] == f"{folder}/games" and to_workers["NCCL_DEBUG"] == "WARN"
-    assert seen["env"]["CUDA_VISIBLE_DEVICES"] == "0,1,2,3,4,5" and seen["env"]["RAY_ADDRESS"] == "local"
-    assert seen["env"]["WANDB_RESUME"] == "allow" and seen["env"]["TCOD_RUN_DIR"] == f"{folder}/run"
-    (folder / "run/checkpoints").mkdir()
-    (folder / "run/checkpoints/latest_checkpointed_iteration.txt").write_text("25")
-    time.sleep(1)  # log folders are named by the second
-    second = run({**env, "SKIP_PREFLIGHT": "1"})
-    assert second.returncode == 0 and "run continues from checkpoint 25\n" in second.stdout
-    again = json.loads((folder / "seen/train.json").read_text())
-    assert again["command"] == seen["command"]
-    assert again["env"]["WANDB_RUN_ID"] == seen["env"]["WANDB_RUN_ID"]
-    assert len(list((folder / "run/logs").iterdir())) == 2
-
-
-def test_a_teacher_with_another_tokenizer_is_refused(place):
-    folder, env = place
-    file = folder / "teacher/tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    file.write_text(json.dumps(tokenizer))
-    done = run(env)
-    assert done.returncode == 1 and "use a teacher with the student's tokenizer" in done.stderr
-    assert not (folder / "seen/train.json").exists() and processes_of(folder / "run") == []
-
-
-# ------------------------------------------------------------------------------------------------ slime's own parser
-
-PARSER = """
-import json, multiprocessing, sys
-from smoke.slime_cpu import check_args
-check_args.prepare()
-with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-    refusals = pool.map(check_args.refusal, json.load(sys.stdin), chunksize=1)
-print("\\n" + json.dumps(refusals))
-"""
-QWEN3_8B = {
-    **{"model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36},
-    **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936},
-    **{"rms_norm_eps": 1e-6, "rope_theta": 1000000, "tie_word_embeddings": False},
-}
-QWEN25_05B = {
-    **{"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
-    **{"num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936},
-    **{"rms_norm_eps": 1e-6, "rope_theta": 1000000, "tie_word_embeddings": True},
-}
-
-
-def test_slimes_parser_takes_the_commands(place, monkeypatch):
-    if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
-        pytest.skip("slime's parser: run with SLIME_DIR=/path/to/slime MEGATRON_DIR=/path/to/Megatron-LM")
-    folder, env = place
-    env |= {name: os.environ[name] for name in ("SLIME_DIR", "MEGATRON_DIR")}
-    env |= {"CONFIG": "", "MODEL_SCRIPT": "", "WANDB_PROJECT": "tcod"}
-    env["ROUTER_POLICY"] = "cache_aware"  # the public router's parser knows no consistent_hashing
-    (folder / "student/config.json").write_text(json.dumps(QWEN3_8B))
-    (folder / "teacher/config.json").write_text(json.dumps(QWEN25_05B))
-    commands = {}
-
-    def add(name, variables, *arguments):
-        run_dir = f"{folder}/{len(commands)}"
-        lines, commands[name] = dry_run({**env, **variables, "RUN_DIR": run_dir}, *arguments)
-        subprocess.run(["bash", "-c", "\n".join(lines[: lines.index("END") + 1])], check=True)  # writes the YAML
-
-    for variant in ("opd", "f2b", "b2f"):
-        for teacher in ("sglang", "megatron"):
-            add((variant, teacher), {"VARIANT": variant, "TEACHER": teacher})
-    monkeypatch.syspath_prepend(env["SLIME_DIR"])
-    short = short_test()
-    for variant in short.VARIANTS:
-        add(("short", variant), {**short.settings(variant), "STUDENT": f"{folder}/teacher"}, *short.FLAGS)
-    add("typo", {"VARIANT": "f2b"}, "--opd-kl-coeff", "1")
-    path = [ROOT, env["SLIME_DIR"], env["MEGATRON_DIR"], env["PYTHONPATH"]]
-    done = subprocess.run(
-        [sys.executable, "-c", PARSER],
-        input=json.dumps(list(commands.values())),
-        env={**env, "PYTHONPATH": os.pathsep.join(map(str, path)), "PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    refusals = dict(zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True))
-    assert refusals.pop("typo") == "no parser knows --opd-kl-coeff"
-    assert refusals == dict.fromkeys(refusals)
-
-
-def short_test():
-    """slime's GPU test of the recipe; its name, with a dot as slime's have, cannot be imported."""
-    spec = importlib.util.spec_from_file_location("tcod_short", ROOT / "tests/test_qwen2.5_0.5B_tcod_short.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    assert done.returncode == 0 and "continues from checkpoint 24\n" in done.stdout, done.stderr

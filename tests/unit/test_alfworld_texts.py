@@ -45,7 +45,7 @@ def test_user_turns_list_admissible_actions_on_request():
 
 
 def test_the_system_prompt_is_short_and_shows_the_format():
-    prompt = AlfworldEnvironment.system_prompt()
+    prompt = AlfworldEnvironment.system_prompt({})
     assert len(prompt.split()) <= 60
     assert AlfworldEnvironment.parse_action(prompt) == ("go to cabinet 1", True)
     assert not re.search(r"[^ -~]", prompt)

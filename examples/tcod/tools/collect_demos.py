@@ -5,7 +5,7 @@
 Every finished episode is a line of OUT.journal.jsonl at once, so after a crash the same command goes on where it was.
 A solved game is sampled on, since a later solution may be shorter; lower --samples to pay less. In the end OUT holds a
 row for each game that was solved, with its demonstration, and for each that never was, with an empty one.
-prepare_alfworld --demos OUT makes train.jsonl of the former and hard.jsonl of the latter.
+A prepare tool makes train.jsonl of the former and hard.jsonl of the latter (prepare_alfworld --demos OUT).
 """
 
 import argparse
@@ -177,7 +177,9 @@ def summary(rows: list[Row], journal: Journal) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, required=True, help="the games: JSONL rows of prepare_alfworld")
+    parser.add_argument(
+        "--rows", type=Path, required=True, help="the tasks: JSONL rows, as a prepare tool writes them"
+    )
     parser.add_argument("--out", type=Path, required=True, help="gets the demonstrations; the journal lies beside it")
     parser.add_argument("--samples", type=int, default=10, help="N, episodes per game, default: %(default)s")
     add_options(parser, temperature=1.0)

@@ -100,7 +100,9 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, required=True, help="the games: JSONL rows of prepare_alfworld")
+    parser.add_argument(
+        "--rows", type=Path, required=True, help="the tasks: JSONL rows, as a prepare tool writes them"
+    )
     parser.add_argument("--out", type=Path, required=True, help="gets the result as JSON")
     parser.add_argument("--episodes", type=Path, metavar="DIR", help="save all episodes there, for show_rollouts")
     add_options(parser, temperature=0.4)

@@ -2,8 +2,8 @@
 
     python3 -P -m examples.tcod.tools.launch [the teacher's command] -- train.py's command
 
-1. Settings that contradict each other or do not fit the machine are refused, with one sentence that names the variable
-   and the fix.
+1. Settings that contradict each other (launch_settings.py) or do not fit the machine (launch_machine.py) are refused,
+   with one sentence that names the variable and the fix.
 2. RUN_DIR gets tcod.yaml, which is CONFIG with the variables' values in it, and a folder of logs.
 3. preflight.py checks settings, data and models. The teacher starts, and preflight.py checks it too.
 4. train.py runs. Its log is shown until it ends. If the teacher ends before, so does the run.
@@ -15,6 +15,7 @@ With DRY_RUN=1 the commands are printed and nothing is started.
 import json
 import os
 import random
+import re
 import shlex
 import sys
 import time
@@ -27,30 +28,22 @@ from typing import Any, NoReturn
 import requests
 import yaml
 
-from .launch_settings import (
-    Settings,
-    check_files,
-    check_machine,
-    check_settings,
-    last_checkpoint,
-    output,
-    recipe_settings,
-    refuse,
-    require,
-    visible_gpus,
-)
+from .launch_machine import check_files, check_machine, check_space, last_checkpoint, lock, output, visible_gpus
+from .launch_settings import Settings, check_settings, recipe_settings, refuse, require
 from .processes import Process, Supervisor, tail
 
 PACKAGE = __package__.rpartition(".")[0]  # examples.tcod, or whatever the folder is called
-# What slime's processes need on every node, beside all of NCCL_*, GLOO_* and WANDB_*.
+# What slime's processes need on every node, beside WORKER_ENV and all of NCCL_*, GLOO_* and WANDB_*.
 WORKER_VARIABLES = (
     "PYTHONPATH",
-    "ALFWORLD_DATA",
     "TCOD_RUN_DIR",
     "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUDA_DEVICE_ORDER",
     "PYTHONUNBUFFERED",
     "no_proxy",
 )
+TEACHER_KEY = "TCOD_TEACHER_API_KEY"
+SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)  # in the name of a variable that is not printed
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class Commands:
 def main() -> None:
     separator = sys.argv.index("--")
     settings = Settings.read()
-    check_settings(settings)
+    check_settings(settings, sys.argv[separator + 1 :])
     recipe = recipe_settings(settings)
     export_variables()
     gpus = visible_gpus()
@@ -76,13 +69,17 @@ def main() -> None:
         print(text, end="")
         return
     check_files(settings, bool(commands.teacher))
+    # A run that goes on has the teacher's port, too. A RUN_DIR is made when all is well.
+    locks = [lock(settings.run_dir)] if settings.run_dir.is_dir() else []
     check_machine(settings, gpus, bool(commands.teacher))
     checkpoint = last_checkpoint(settings, recipe)
+    check_space(settings)
+    locks = locks or [lock(settings.run_dir)]
     # Ray's workers, and python3 -m, look for modules in the current folder first: not in one that hides some.
     os.chdir(settings.slime_dir)
-    with Supervisor() as supervisor:
+    with locks[0], Supervisor() as supervisor:
         logs = prepare_run_dir(settings, recipe, text, checkpoint)
-        check_before_gpus(supervisor, settings)
+        check_before_gpus(supervisor, settings, commands)
         teacher = start_teacher(supervisor, settings, commands, logs) if commands.teacher else None
         if settings.teacher == "sglang":
             check_teacher(supervisor, settings)
@@ -114,10 +111,11 @@ def make_commands(s: Settings, gpus: list[str], teacher: list[str], train: list[
 
 
 def as_shell(s: Settings, recipe: dict[str, Any], commands: Commands) -> str:
-    """All of it as lines for a shell, without wandb's key."""
+    """All of it as lines for a shell, without keys."""
     run_dir, slime_dir = shlex.quote(str(s.run_dir)), shlex.quote(str(s.slime_dir))
     lines = [f"mkdir -p {run_dir}", f"cat >{run_dir}/tcod.yaml <<'END'", to_yaml(recipe) + "END"]
-    lines += exports({name: os.environ[name] for name in WORKER_VARIABLES})
+    names = [name for name in (*WORKER_VARIABLES, *s.worker_env.split()) if name in os.environ]
+    lines += exports({name: os.environ[name] for name in names if not SECRET.search(name)})
     lines.append(f"cd {slime_dir}")
     if commands.teacher:
         lines.append(f"CUDA_VISIBLE_DEVICES={commands.teacher_gpus} {shlex.join(commands.teacher)} &")
@@ -142,9 +140,11 @@ def prepare_run_dir(s: Settings, recipe: dict[str, Any], text: str, checkpoint: 
     """Write the run's settings and commands. Returns the folder of this start's logs."""
     logs = s.run_dir / "logs" / time.strftime("%Y%m%d-%H%M%S")
     logs.mkdir(parents=True, exist_ok=True)
-    metrics = s.run_dir / "metrics.jsonl"
-    if not checkpoint and metrics.is_file():
-        metrics.rename(logs / "metrics-before.jsonl")
+    if not checkpoint:  # whatever was here ended before its first one
+        (s.run_dir / "wandb_run_id").unlink(missing_ok=True)
+        for name in ("metrics.jsonl", "about.json", "rollouts"):
+            if (s.run_dir / name).exists():
+                (s.run_dir / name).rename(logs / f"before-{name}")
     (s.run_dir / "tcod.yaml").write_text(to_yaml(recipe))
     (logs / "command.sh").write_text(text)
     print(f"{s.run_dir} continues from checkpoint {checkpoint}" if checkpoint else f"{s.run_dir} starts")
@@ -152,24 +152,31 @@ def prepare_run_dir(s: Settings, recipe: dict[str, Any], text: str, checkpoint: 
     return logs
 
 
-def preflight(supervisor: Supervisor, *arguments: object) -> None:
+def preflight(supervisor: Supervisor, env: dict[str, str], *arguments: object) -> None:
     command = ["python3", "-P", "-m", f"{PACKAGE}.tools.preflight", *map(str, arguments)]
-    if supervisor.run("preflight", command) != 0:  # it has said why
+    if supervisor.run("preflight", command, env) != 0:  # it has said why
         sys.exit(1)
 
 
-def check_before_gpus(supervisor: Supervisor, s: Settings) -> None:
-    options = ["--config", s.run_dir / "tcod.yaml", "--data", s.data_dir, "--student", s.student]
+def check_before_gpus(supervisor: Supervisor, s: Settings, commands: Commands) -> None:
+    options = ["--config", s.run_dir / "tcod.yaml", "--student", s.student, "--train", s.data_dir / "train.jsonl"]
+    options += ["--eval", *s.eval_files().values()] if s.eval_files() else []
+    options += ["--apply-chat-template-kwargs", s.chat_template_kwargs]
+    options += ["--turn-len", s.max_turn_len, "--context-len", s.max_context_len]
     if s.teacher == "megatron":
         options += ["--megatron-teacher", s.teacher_model]
     if s.ray_address:
-        options += ["--ray-gpus", s.actor_nodes * s.actor_gpus + s.rollout_gpus]
-    preflight(supervisor, "run", *options)
+        options += ["--ray-gpus", s.train_gpus(), "--actor-gpus", s.train_gpus() - s.rollout_gpus]
+        options += ["--engine-gpus", s.engine_gpus, "--node-gpus", s.node_gpus]
+        options += ["--teacher-gpus", commands.teacher_gpus] if commands.teacher else []
+    environment = ray_variables(s) if s.ray_address else {}
+    preflight(supervisor, environment, "run", *options)
 
 
 def check_teacher(supervisor: Supervisor, s: Settings) -> None:
-    url = f"{s.teacher_address()}/generate"
-    preflight(supervisor, "teacher", "--url", url, "--student", s.student, "--context-len", s.max_context_len)
+    options = ["--url", f"{s.teacher_address()}/generate", "--student", s.student]
+    options += ["--apply-chat-template-kwargs", s.chat_template_kwargs, "--context-len", s.max_context_len]
+    preflight(supervisor, {}, "teacher", *options)
 
 
 def start_teacher(supervisor: Supervisor, s: Settings, commands: Commands, logs: Path) -> Process:
@@ -200,7 +207,7 @@ def train(supervisor: Supervisor, s: Settings, commands: Commands, teacher: Proc
     """Run train.py to its end, with its log on the terminal."""
     log = logs / "train.log"
     os.environ |= tracking_variables(s)
-    training = supervisor.start("training", commands.train, log, {**commands.train_env, **ray_variables()})
+    training = supervisor.start("training", commands.train, log, {**commands.train_env, **ray_variables(s)})
     shown = supervisor.start("tail", ["tail", "-n", "+1", "-f", f"--pid={training.popen.pid}", str(log)])
     while training.running():
         if teacher and not teacher.running():
@@ -223,9 +230,10 @@ def tracking_variables(s: Settings) -> dict[str, str]:
     return {"WANDB_RUN_ID": file.read_text().strip(), "WANDB_RESUME": "allow"}
 
 
-def ray_variables() -> dict[str, str]:
+def ray_variables(s: Settings) -> dict[str, str]:
     """How `ray job submit` hands its runtime environment to a program: as variables of all workers, on all nodes."""
-    names = [name for name in os.environ if name in WORKER_VARIABLES or name.startswith(("NCCL_", "GLOO_", "WANDB_"))]
+    ours = {*WORKER_VARIABLES, *s.worker_env.split(), TEACHER_KEY}
+    names = [name for name in os.environ if name in ours or name.startswith(("NCCL_", "GLOO_", "WANDB_"))]
     environment = {"runtime_env": {"env_vars": {name: os.environ[name] for name in names}}}
     return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(environment)}
 

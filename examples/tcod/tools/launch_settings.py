@@ -1,19 +1,35 @@
-"""The variables of run_qwen3_8b_tcod.sh, and which of them are refused.
+"""The variables of run_qwen3_8b_tcod.sh, and which of them contradict each other, whatever the machine.
 
 A refusal is exit status 1 and one sentence that names the variable and the fix.
 """
 
+import json
 import os
 import re
-import socket
-import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+
+# Flags of train.py that the script sets, and by which variable: given again, they would pass by its checks.
+OWN_FLAGS = {
+    "--rollout-function-path": "MODE",
+    "--sglang-server-concurrency": "CONCURRENCY",
+    "--opd-type": "TEACHER",
+    "--actor-num-nodes": "ACTOR_NODES",
+    "--actor-num-gpus-per-node": "ACTOR_GPUS",
+    "--rollout-num-gpus": "ROLLOUT_GPUS",
+    "--rollout-num-gpus-per-engine": "ENGINE_GPUS",
+    "--num-gpus-per-node": "NODE_GPUS",
+    "--tensor-model-parallel-size": "TENSOR_PARALLEL",
+    "--pipeline-model-parallel-size": "PIPELINE_PARALLEL",
+    "--context-parallel-size": "CONTEXT_PARALLEL",
+    "--load": "RUN_DIR",
+    "--save": "RUN_DIR",
+    "--apply-chat-template-kwargs": "CHAT_TEMPLATE_KWARGS",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class Settings:
     megatron_dir: Path
     student: Path
     student_load: Path
+    chat_template_kwargs: str
     teacher: str
     teacher_model: Path
     teacher_load: Path
@@ -36,18 +53,29 @@ class Settings:
     teacher_host: str
     teacher_port: int
     teacher_start_s: int
+    mode: str
+    colocate: str
     actor_nodes: int
     actor_gpus: int
     tensor_parallel: int
+    pipeline_parallel: int
+    context_parallel: int
     rollout_gpus: int
+    engine_gpus: int
+    node_gpus: int
     teacher_gpus: str
-    alfworld_data: Path
     data_dir: Path
+    eval_sets: str
+    worker_env: str
+    num_rollout: int
     batch: int
     samples_per_task: int
     max_turn_len: int
     max_context_len: int
     eval_temperature: str
+    save_interval: int
+    keep_checkpoints: str
+    save_hf: str
     wandb_project: str
     dry_run: str
     ray_address: str  # a cluster that is up; without one Ray starts here
@@ -56,15 +84,25 @@ class Settings:
     def read(cls) -> "Settings":
         return cls(**{field.name: field.type(os.environ.get(field.name.upper(), "")) for field in fields(cls)})
 
+    def train_gpus(self) -> int:
+        """How many GPUs training and rollouts take, on all nodes together."""
+        actors = self.actor_nodes * self.actor_gpus
+        return actors if self.colocate == "1" else actors + self.rollout_gpus
+
     def local_gpus(self) -> int:
-        """How many GPUs of this machine training and rollouts take, from the first on."""
-        return 0 if self.ray_address else self.actor_gpus + self.rollout_gpus
+        """How many GPUs of this machine they take, from the first on."""
+        return 0 if self.ray_address else self.train_gpus()
 
     def teacher_numbers(self) -> list[int]:
         return [int(number) for number in self.teacher_gpus.split(",")]
 
     def teacher_address(self) -> str:
         return self.teacher_url or f"http://{self.teacher_host}:{self.teacher_port}"
+
+    def eval_files(self) -> dict[str, Path]:
+        """The evaluation sets by name."""
+        pairs = (name_and_file.partition("=") for name_and_file in self.eval_sets.split())
+        return {name: self.data_dir / file for name, _, file in pairs}
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -79,11 +117,20 @@ def require(condition: object, sentence: str) -> None:
         refuse(sentence)
 
 
-# ------------------------------------------------------------------------------------------- settings that contradict
+def check_settings(s: Settings, train: list[str]) -> None:
+    """Refuse what contradicts itself. The script has seen to it that numbers are numbers; `train` is its command."""
+    check_arm(s)
+    check_mode(s)
+    check_parallelism(s)
+    check_data_settings(s)
+    for flag, variable in OWN_FLAGS.items():
+        require(train.count(flag) <= 1, f"{flag} is the script's own: set {variable} instead of giving it again")
+    require(s.colocate == "1" or "--colocate" not in train, "--colocate also changes other flags: set COLOCATE=1")
+    for flag in ("--offload", "--offload-train", "--release-train"):
+        require(flag not in train, f"{flag} lets slime push weights from memory that it has given up: remove it")
 
 
-def check_settings(s: Settings) -> None:
-    """Refuse what contradicts itself, whatever the machine. The script has seen to it that numbers are numbers."""
+def check_arm(s: Settings) -> None:
     require(s.variant in ("opd", "f2b", "b2f"), f"VARIANT must be opd, f2b or b2f, not {s.variant}")
     require(s.teacher in ("sglang", "megatron"), f"TEACHER must be sglang or megatron, not {s.teacher}")
     require(s.config.is_file(), f"no file {s.config}: set CONFIG to a YAML of tcod_* settings")
@@ -94,18 +141,47 @@ def check_settings(s: Settings) -> None:
         s.max_turn_len < s.max_context_len,
         f"MAX_TURN_LEN {s.max_turn_len} is one turn of MAX_CONTEXT_LEN {s.max_context_len}: make it smaller",
     )
+
+
+def check_mode(s: Settings) -> None:
+    require(s.mode in ("sync", "async", "fully_async"), f"MODE must be sync, async or fully_async, not {s.mode}")
     require(
-        s.actor_gpus % s.tensor_parallel == 0,
-        f"TENSOR_PARALLEL {s.tensor_parallel} must divide ACTOR_GPUS {s.actor_gpus}",
+        s.teacher == "sglang" or s.colocate == "1",
+        "TEACHER=megatron needs COLOCATE=1: elsewhere slime pushes to the engines what it holds on the GPUs, which is "
+        "the teacher, or memory that it has given up; with COLOCATE=1 it pushes its copies in main memory",
     )
-    copies = s.actor_nodes * s.actor_gpus // s.tensor_parallel
     require(
-        s.batch * s.samples_per_task % copies == 0,
-        f"BATCH x SAMPLES_PER_TASK must be a multiple of {copies}, ACTOR_NODES x ACTOR_GPUS / TENSOR_PARALLEL",
+        s.mode == "sync" or s.colocate != "1",
+        f"COLOCATE=1 gives training and engines the same GPUs in turns, and MODE={s.mode} needs both at once: "
+        "take MODE=sync, or COLOCATE=0 and TEACHER=sglang",
+    )
+
+
+def check_parallelism(s: Settings) -> None:
+    """GPUs of training, of the engines and of the teacher."""
+    actors = s.actor_nodes * s.actor_gpus
+    copy = s.tensor_parallel * s.pipeline_parallel * s.context_parallel
+    require(
+        copy and actors % copy == 0,
+        f"TENSOR_PARALLEL {s.tensor_parallel} x PIPELINE_PARALLEL {s.pipeline_parallel} x CONTEXT_PARALLEL "
+        f"{s.context_parallel} must divide the {actors} GPUs of ACTOR_NODES x ACTOR_GPUS",
+    )
+    require(
+        s.batch * s.samples_per_task % (actors // copy) == 0,
+        f"BATCH x SAMPLES_PER_TASK must be a multiple of {actors // copy}, the copies of the model in training: "
+        "ACTOR_NODES x ACTOR_GPUS / (TENSOR_PARALLEL x PIPELINE_PARALLEL x CONTEXT_PARALLEL)",
     )
     require(
         s.actor_nodes == 1 or s.ray_address,
         f"ACTOR_NODES is {s.actor_nodes}: set RAY_ADDRESS to the nodes' Ray",
+    )
+    require(
+        s.colocate != "1" or s.rollout_gpus == actors,
+        f"COLOCATE=1 has the engines on the {actors} GPUs that train: unset ROLLOUT_GPUS",
+    )
+    require(
+        s.rollout_gpus % s.engine_gpus == 0,
+        f"ENGINE_GPUS {s.engine_gpus} must divide ROLLOUT_GPUS {s.rollout_gpus}",
     )
     if s.teacher == "megatron":
         require(not s.teacher_url, "TEACHER=megatron asks no server: unset TEACHER_URL")
@@ -122,8 +198,30 @@ def check_teacher_gpus(s: Settings) -> None:
     for gpu in s.teacher_numbers():
         require(
             gpu >= s.local_gpus(),
-            f"GPU {gpu} of TEACHER_GPUS is taken: ACTOR_GPUS + ROLLOUT_GPUS are 0 to {s.local_gpus() - 1}",
+            f"GPU {gpu} of TEACHER_GPUS is taken: training and the student's engines have 0 to {s.local_gpus() - 1}",
         )
+
+
+def check_data_settings(s: Settings) -> None:
+    try:
+        kwargs = json.loads(s.chat_template_kwargs)
+    except ValueError:
+        kwargs = None
+    require(
+        isinstance(kwargs, dict),
+        f"CHAT_TEMPLATE_KWARGS must be a JSON object like {{}}, not {s.chat_template_kwargs}",
+    )
+    for part in s.eval_sets.split():
+        require(
+            re.fullmatch("[^=/]+=[^=]+", part),
+            f"EVAL_SETS must be NAME=FILE, files in DATA_DIR, with spaces between, not {part}",
+        )
+    for name in s.worker_env.split():
+        require(os.environ.get(name), f"WORKER_ENV names {name}, which is not set: export it, or leave it out")
+    require(
+        s.keep_checkpoints in ("last", "all"),
+        f"KEEP_CHECKPOINTS must be last or all, not {s.keep_checkpoints}",
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -145,83 +243,3 @@ def recipe_settings(s: Settings) -> dict[str, Any]:
     if s.eval_temperature == "1" and s.teacher == "sglang":
         recipe["tcod_eval_kl"] = True
     return recipe
-
-
-def visible_gpus() -> list[str]:
-    """The names in CUDA_VISIBLE_DEVICES of GPU 0, 1, .. of this machine."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = visible or output("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
-    return visible.replace(",", " ").split()
-
-
-def output(*command: str) -> str:
-    """What a program prints; nothing where it is missing or fails."""
-    with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return ""
-
-
-# ----------------------------------------------------------------------------------------- checks before a GPU is used
-
-
-def check_files(s: Settings, starts_teacher: bool) -> None:
-    require((s.slime_dir / "train.py").is_file(), f"no train.py in {s.slime_dir}: set SLIME_DIR to slime's checkout")
-    require(
-        (s.megatron_dir / "megatron").is_dir(),
-        f"no Megatron-LM in {s.megatron_dir}: set MEGATRON_DIR to its checkout",
-    )
-    weights = "to a Megatron checkpoint or to safetensors of Hugging Face"
-    require(
-        (s.student / "config.json").is_file(),
-        f"no config.json in {s.student}: set STUDENT to the student's Hugging Face checkpoint",
-    )
-    require(is_checkpoint(s.student_load), f"no weights in {s.student_load}: set STUDENT_LOAD {weights}")
-    if s.teacher == "megatron":
-        require(is_checkpoint(s.teacher_load), f"no weights in {s.teacher_load}: set TEACHER_LOAD {weights}")
-    if s.teacher == "megatron" or starts_teacher:
-        require(
-            (s.teacher_model / "config.json").is_file(),
-            f"no config.json in {s.teacher_model}: set TEACHER_MODEL to the teacher's Hugging Face checkpoint",
-        )
-    require(
-        (s.alfworld_data / "json_2.1.1").is_dir(),
-        f"no json_2.1.1 in {s.alfworld_data}: run alfworld-download, or set ALFWORLD_DATA",
-    )
-    for split in ("train", "valid_seen", "valid_unseen"):
-        file = s.data_dir / f"{split}.jsonl"
-        require(
-            file.is_file() and file.stat().st_size,
-            f"no {split}.jsonl in {s.data_dir}: run prepare_alfworld.py, or set DATA_DIR",
-        )
-
-
-def is_checkpoint(folder: Path) -> bool:
-    return (folder / "latest_checkpointed_iteration.txt").is_file() or any(folder.glob("*.safetensors"))
-
-
-def check_machine(s: Settings, gpus: list[str], starts_teacher: bool) -> None:
-    needed = s.local_gpus()
-    if starts_teacher:
-        needed = max(needed, max(s.teacher_numbers()) + 1)
-        with suppress(OSError), socket.create_connection((s.teacher_host, s.teacher_port), timeout=5):
-            refuse(
-                f"port {s.teacher_port} of {s.teacher_host} is taken: "
-                "set TEACHER_PORT, or TEACHER_URL if that is the teacher"
-            )
-    require(
-        len(gpus) >= needed,
-        f"{needed} GPUs are needed and {len(gpus)} visible: change ACTOR_GPUS, ROLLOUT_GPUS or TEACHER_GPUS",
-    )
-
-
-def last_checkpoint(s: Settings, recipe: dict[str, Any]) -> str:
-    """The checkpoint from which the run continues, "" for a new run. It must have had the same settings."""
-    file = s.run_dir / "checkpoints" / "latest_checkpointed_iteration.txt"
-    checkpoint = file.read_text().strip() if file.is_file() else ""
-    before = s.run_dir / "tcod.yaml"
-    if checkpoint and before.is_file():
-        require(
-            read_yaml(before) == recipe,
-            f"{before} has other settings than this run: take them back, or set another RUN_DIR",
-        )
-    return checkpoint

@@ -8,8 +8,6 @@ import asyncio
 import itertools
 import json
 import logging
-import math
-import os
 import uuid
 from argparse import Namespace
 from collections import Counter
@@ -23,11 +21,11 @@ import httpx
 from ..chat import ChatTokens, load_chat
 from ..checks import check_environment, probe
 from ..config import TcodConfig
-from ..environment_pool import WORKER_CPUS
 from ..episode import Assignment, EpisodeRecord, Runtime, play_episode
 from ..errors import ConfigError, Failure
 from ..history import AppendHistory
 from ..rows import Demonstration, Row, check_rows, check_unique, read_rows
+from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     parser.add_argument("--model", required=True, help="Hugging Face checkpoint that it serves, for the tokenizer")
     parser.add_argument("--temperature", type=float, default=temperature, help="default: %(default)s")
     parser.add_argument("--max-turn-len", type=int, default=512, help="tokens of one turn, default: %(default)s")
-    parser.add_argument("--max-context-len", type=int, default=16384, help="of an episode, default: %(default)s")
+    parser.add_argument("--max-context-len", type=int, default=27648, help="of an episode, default: %(default)s")
     parser.add_argument("--concurrency", type=int, default=64, help="episodes at once, default: %(default)s")
     parser.add_argument(
         "--apply-chat-template-kwargs",
@@ -109,7 +107,7 @@ def start(options: Namespace) -> Player:
     for warning in chat.warnings:
         logger.warning("--model %s: %s", options.model, warning)
     _check_server(options, chat)
-    _start_ray(config)
+    start_ray(config.tcod_env_workers)
     sampling_params = {
         **{"temperature": options.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": options.max_turn_len},
         **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
@@ -143,6 +141,7 @@ async def play(player: Player, rows: Iterable[Row]) -> AsyncIterator[tuple[int, 
         for index, row in itertools.islice(waiting, player.concurrency - len(running)):
             running.add(asyncio.create_task(_play_row(player, index, row)))
         if not running:
+            await player.runtime.pool.close()
             return
         done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for finished in done:
@@ -197,13 +196,3 @@ def _check_server(options: Namespace, chat: ChatTokens) -> None:
             f"the server takes sequences of at most {limit} tokens, less than --max-context-len "
             f"{options.max_context_len}: lower that, or raise the server's --context-length"
         )
-
-
-def _start_ray(config: TcodConfig) -> None:
-    import ray
-
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level="warning", log_to_driver=False)
-    else:
-        cpus = math.ceil(max(os.cpu_count() or 1, config.tcod_env_workers * WORKER_CPUS))
-        ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level="warning", log_to_driver=False)

@@ -1,27 +1,30 @@
 """The checks of launch.py that read data and models. A refusal is one sentence and exit status 1.
 
-    python -m examples.tcod.tools.preflight run --config tcod.yaml --data DIR --student DIR \\
-        [--megatron-teacher DIR] [--ray-gpus N]
+    python -m examples.tcod.tools.preflight run --config tcod.yaml --student DIR --train FILE [--eval FILE ..] \\
+        [--turn-len N --context-len N] [--megatron-teacher DIR] [--ray-gpus N ..]
     python -m examples.tcod.tools.preflight teacher --url http://HOST:PORT/generate --student DIR --context-len N
 """
 
 import argparse
-import os
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
-from ..chat import ChatTokens
+from ..chat import ChatTokens, load_chat
 from ..checks import base_url, check_environment, check_teacher, check_training_rows
 from ..config import TcodConfig
-from ..environment import load_environment
+from ..environment import Environment, Observation, ask, load_environment
 from ..errors import ConfigError
-from ..rows import check_rows, read_rows
+from ..rows import Row, check_rows, read_rows, task_of
+from .check_environment import play_rows, spread
+from .ray_cluster import check_cluster
+from .ray_start import start_ray
 
-CHAT = {"enable_thinking": False}  # as in the script's --apply-chat-template-kwargs
+PLAYED = 2  # training rows
+NON_THINKING = {"enable_thinking": False}  # as the script's CHAT_TEMPLATE_KWARGS
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
 ARCHITECTURE = (
     *("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "tie_word_embeddings"),
@@ -34,42 +37,57 @@ def check_run(options: Namespace) -> None:
     """Everything that can be known before a GPU is taken. Raises ConfigError."""
     config = TcodConfig.read(options.config)
     check_environment(config)
-    load_chat(options.student)
+    chat = student_chat(options)
+    for warning in chat.warnings:
+        warn(f"STUDENT {options.student}: {warning}")
     if options.megatron_teacher:
         check_architecture(options.student, options.megatron_teacher)
-    rows = {split: read_rows(options.data / f"{split}.jsonl") for split in ("train", "valid_seen", "valid_unseen")}
-    check_training_rows(config, rows["train"], "train.jsonl in DATA_DIR")
+    rows = read_rows(options.train)
+    check_training_rows(config, rows, str(options.train))
     environment = load_environment(config.tcod_environment)
-    for split in ("valid_seen", "valid_unseen"):
-        check_rows(rows[split], f"{split}.jsonl in DATA_DIR", environment, config.tcod_data_root)
-    play_one_step(config, rows["train"][0].metadata)
+    for file in options.eval:
+        check_rows(read_rows(file), str(file), environment, config.tcod_data_root)
     if options.ray_gpus:
-        check_ray(options.ray_gpus)
+        check_cluster(options, config, rows[0])
+    start_ray(workers=1)
+    cost = play_rows(config, spread(rows, PLAYED), str(options.train))
+    if options.context_len:
+        lengths = turn_lengths(chat, environment, rows[0], cost.first, config.tcod_admissible == "turn")
+        check_context(config.tcod_horizon, *lengths, options.turn_len, options.context_len)
 
 
-def load_chat(student: Path) -> ChatTokens:
+def student_chat(options: Namespace) -> ChatTokens:
     """The student's chat turns, which must be such that they can be appended to a context. Raises ConfigError."""
     try:
-        return ChatTokens(AutoTokenizer.from_pretrained(student), CHAT)
-    except ValueError as error:
-        raise ConfigError(f"STUDENT {student}: {error}") from error
+        return load_chat(str(options.student), options.apply_chat_template_kwargs)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"STUDENT {options.student}: {error}") from error
 
 
-def play_one_step(config: TcodConfig, metadata: dict[str, Any]) -> None:
-    """Reset the first training game and take a step in it."""
-    try:
-        engine = load_environment(config.tcod_environment)(config.tcod_data_root)
-        observation = engine.reset(metadata)
-        engine.step(observation.admissible[0] if observation.admissible else "look")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{config.tcod_environment} needs {error.name}: install it, for ALFWorld with pip install alfworld==0.4.2"
-        ) from error
-    except Exception as error:  # whatever an engine may raise
-        raise ConfigError(
-            f"the first game of train.jsonl in DATA_DIR cannot be played ({error!r}): "
-            "repair the environment or the game data"
-        ) from error
+def turn_lengths(
+    chat: ChatTokens, environment: type[Environment], row: Row, first: Observation, listed: bool
+) -> tuple[int, int]:
+    """Tokens before the first response, and between two, where all observations are like a row's first."""
+    opening = chat.prompt(
+        ask(environment, "system_prompt", task_of(row.metadata)), ask(environment, "render", first, True, listed)
+    )
+    return len(opening), len(chat.user(ask(environment, "render", first, False, listed)))
+
+
+def check_context(horizon: int, opening: int, observed: int, turn_len: int, context_len: int) -> None:
+    """Warn where episodes of the whole horizon, with turns of full length, do not fit into the context."""
+    needed = opening + horizon * turn_len + (horizon - 1) * observed
+    if needed > context_len:
+        room = max(0, context_len - opening - (horizon - 1) * observed) // horizon
+        warn(
+            f"MAX_CONTEXT_LEN {context_len} may end episodes early: {horizon} turns of MAX_TURN_LEN {turn_len}, "
+            f"with {opening} tokens before them and {observed} between them as in the first game, are {needed}; "
+            f"responses of {room} tokens fit"
+        )
+
+
+def warn(sentence: str) -> None:
+    print(f"preflight: warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def check_architecture(student: Path, teacher: Path) -> None:
@@ -84,44 +102,43 @@ def check_architecture(student: Path, teacher: Path) -> None:
         )
 
 
-def check_ray(gpus: int) -> None:
-    """Whether the cluster of RAY_ADDRESS has the GPUs for training and rollouts."""
-    import ray
-
-    address = os.environ["RAY_ADDRESS"]
-    try:
-        ray.init(address=address, logging_level="error", log_to_driver=False)
-    except Exception as error:
-        raise ConfigError(f"no Ray answers at RAY_ADDRESS {address} ({error}): start it, or unset it") from error
-    found = int(ray.cluster_resources().get("GPU", 0))
-    if found < gpus:
-        raise ConfigError(
-            f"the Ray cluster has {found} GPUs, less than the {gpus} of ACTOR_NODES x ACTOR_GPUS + ROLLOUT_GPUS: "
-            "change them, or add nodes"
-        )
-
-
 def check_live_teacher(options: Namespace) -> None:
     """Whether the teacher scores the student's tokens, and long enough episodes. Raises ConfigError."""
-    check_teacher(base_url(options.url), load_chat(options.student), options.context_len)
+    check_teacher(base_url(options.url), student_chat(options), options.context_len)
+
+
+def parse() -> Namespace:
+    parser = argparse.ArgumentParser(description="Checks of run_qwen3_8b_tcod.sh's data and models.")
+    commands = parser.add_subparsers(required=True)
+    student = argparse.ArgumentParser(add_help=False)
+    student.add_argument("--student", type=Path, required=True, help="Hugging Face checkpoint")
+    student.add_argument("--context-len", type=int, help="tokens of the longest episode")
+    student.add_argument(
+        "--apply-chat-template-kwargs",
+        type=json.loads,
+        default=NON_THINKING,
+        help='slime\'s --apply-chat-template-kwargs ({"enable_thinking": false})',
+    )
+    run = commands.add_parser("run", parents=[student], help="before a GPU is taken")
+    run.set_defaults(check=check_run)
+    run.add_argument("--config", type=Path, required=True, help="the run's YAML of tcod_* settings")
+    run.add_argument("--train", type=Path, required=True, help="training rows")
+    run.add_argument("--eval", type=Path, nargs="+", default=[], help="rows of evaluations")
+    run.add_argument("--turn-len", type=int, default=0, help="tokens of the longest turn")
+    run.add_argument("--megatron-teacher", type=Path, help="Hugging Face checkpoint of a teacher in Megatron")
+    run.add_argument("--ray-gpus", type=int, help="GPUs that the cluster of RAY_ADDRESS must have")
+    run.add_argument("--actor-gpus", type=int, default=0, help="of these the ones before the engines'")
+    run.add_argument("--engine-gpus", type=int, default=1, help="GPUs of each engine")
+    run.add_argument("--node-gpus", type=int, default=8, help="slime's --num-gpus-per-node")
+    run.add_argument("--teacher-gpus", default="", help="GPUs of this node that are not Ray's, as 6,7")
+    teacher = commands.add_parser("teacher", parents=[student], help="when the teacher is up")
+    teacher.set_defaults(check=check_live_teacher)
+    teacher.add_argument("--url", required=True, help="as slime's --rm-url")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Checks of run_qwen3_8b_tcod.sh's data and models.")
-    commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run", help="before a GPU is taken")
-    run.set_defaults(check=check_run)
-    run.add_argument("--config", type=Path, required=True, help="the run's YAML of tcod_* settings")
-    run.add_argument("--data", type=Path, required=True, help="folder of train, valid_seen and valid_unseen.jsonl")
-    run.add_argument("--student", type=Path, required=True, help="Hugging Face checkpoint")
-    run.add_argument("--megatron-teacher", type=Path, help="Hugging Face checkpoint of a teacher in Megatron")
-    run.add_argument("--ray-gpus", type=int, help="GPUs that the cluster of RAY_ADDRESS must have")
-    teacher = commands.add_parser("teacher", help="when the teacher is up")
-    teacher.set_defaults(check=check_live_teacher)
-    teacher.add_argument("--url", required=True, help="as slime's --rm-url")
-    teacher.add_argument("--student", type=Path, required=True, help="Hugging Face checkpoint")
-    teacher.add_argument("--context-len", type=int, required=True, help="tokens of the longest episode")
-    options = parser.parse_args()
+    options = parse()
     try:
         options.check(options)
     except ConfigError as error:

@@ -136,9 +136,9 @@ class Supervisor:
         self._processes.append(process)
         return process
 
-    def run(self, name: str, command: list[str]) -> int:
+    def run(self, name: str, command: list[str], env: dict[str, str] | None = None) -> int:
         """The exit status of a command that runs to its end."""
-        process = self.start(name, command)
+        process = self.start(name, command, env=env)
         while process.running():
             self.pause()
         process.stop()  # what it left behind

@@ -1,0 +1,96 @@
+"""ScienceWorld (elementary science in text) on its own engine: a Java program, which needs Java 8 or newer.
+
+Dataset rows carry `metadata["task"]`, one of ScienceWorld's 30 task names, `metadata["variation"]`, an integer, and
+`metadata["simplifications"]`: "easy", "", or some of ScienceWorld's own, separated by commas.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from .environment import Environment, Observation
+
+MAX_ACTION_CHARS = 200
+_UNKNOWN = "No known action matches that input."
+_TELEPORT = ("easy", "teleportAction")
+
+# Hundreds of actions are valid at a time, and others are too: the forms stand here, a turn lists what can be named.
+_SYSTEM_PROMPT = (
+    "You are in a house with a laboratory and must do an experiment. Each turn you can do one thing, where OBJ is "
+    "something that you can see: look around, look at OBJ, look in OBJ, read OBJ, inventory, task, {move}, open OBJ, "
+    "close OBJ, pick up OBJ, put down OBJ, move OBJ to OBJ, pour OBJ in OBJ, dunk OBJ in OBJ, mix OBJ, eat OBJ, flush "
+    "OBJ, activate OBJ, deactivate OBJ, use OBJ on OBJ, connect OBJ to OBJ, disconnect OBJ, wait, wait1, or focus on "
+    "OBJ. Focus only on what the task tells you to: a wrong focus fails it. First think in a few words, then give "
+    "exactly one action, like this: <action>open door to kitchen</action>"
+)
+
+
+class ScienceworldEnvironment(Environment):
+    """One ScienceWorld engine: a Java process of about 200 MB, which ends with its worker.
+
+    Args:
+        java_options: for all Java of the worker. Without a bound on its heap the process can reach 1.4 GB.
+    """
+
+    lists_all_actions = False
+
+    def __init__(self, data_root: str = "", java_options: str = "-Xmx512m -XX:+UseSerialGC") -> None:
+        super().__init__(data_root)
+        if shutil.which("java") is None:
+            raise OSError("ScienceWorld needs Java, and there is no program `java`: install a Java runtime")
+        os.environ["JAVA_TOOL_OPTIONS"] = java_options
+        from scienceworld import ScienceWorldEnv
+
+        self.game = ScienceWorldEnv("")
+
+    def reset(self, metadata: dict[str, Any]) -> Observation:
+        """Load the row's variation; the first observation is the room and the task. Raises ValueError on a bad row."""
+        # As ScienceWorldEnv.reset() does.
+        self.game.load(metadata["task"], metadata["variation"], metadata["simplifications"])
+        self.game.server.reset()
+        first = self.step("look around")
+        goal = self.game.get_task_description().removeprefix("Task Description:\n")
+        return Observation(f"{first.text}\n\n{goal}", admissible=first.admissible, reward=first.reward)
+
+    def step(self, action: str) -> Observation:
+        """Execute an action. An ambiguous one is answered with numbered choices; the next action may be a number."""
+        # Not ScienceWorldEnv.step(): that finds all valid actions each time, which takes twenty times as long.
+        server = self.game.server
+        text = server.step(action).strip()
+        score = round(100 * server.getScore())  # a wrong focus is -100, and the end
+        won = score >= 100
+        done = won or score < 0 or bool(server.getCompleted())
+        objects = tuple(sorted(self.game.get_possible_objects()))
+        return Observation(text, won, done, objects, refused=text == _UNKNOWN, reward=score / 100)
+
+    def close(self) -> None:
+        """End the Java process."""
+        self.game.close()
+
+    @staticmethod
+    def check_row(metadata: dict[str, Any], data_root: str) -> None:
+        """Raise ValueError if the row has not the three keys; that they exist is the engine's to say."""
+        for key, kind in {"task": str, "variation": int, "simplifications": str}.items():
+            if not isinstance(metadata.get(key), kind):
+                raise ValueError(f"its metadata has no {key} of type {kind.__name__}")
+
+    @staticmethod
+    def system_prompt(metadata: dict[str, Any]) -> str:
+        """Rules and answer format in about 130 words; how to move depends on the row's simplifications."""
+        teleport = any(name in _TELEPORT for name in metadata["simplifications"].split(","))
+        return _SYSTEM_PROMPT.format(move="go to OBJ, teleport to OBJ (a room)" if teleport else "go to OBJ")
+
+    @staticmethod
+    def render(observation: Observation, first: bool, admissible: bool) -> str:
+        """Text of a user turn. The engine's first observation ends with the task."""
+        if not admissible:
+            return observation.text
+        return f"{observation.text}\nYou can name: {', '.join(observation.admissible)}"
+
+    @staticmethod
+    def parse_action(response: str) -> tuple[str, bool]:
+        """As one line, which is all that the engine knows."""
+        action, valid = Environment.parse_action(response)
+        return " ".join(action.split())[:MAX_ACTION_CHARS].strip(), valid

@@ -1,0 +1,86 @@
+"""What a smoke run plays: ALFWorld games made here, ScienceWorld's own tasks, or any rows with their config."""
+
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+from examples.tcod.config import TcodConfig, read_yaml
+from examples.tcod.errors import ConfigError
+from smoke.make_games import make_games
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+# The tiny models take sequences of 4,096 tokens, and spell words other than ALFWorld's letter by letter.
+FOREIGN = ["--context-len", "4000", "--batch", "8", "--concurrency", "8"]
+FOREIGN_ABOUT = (
+    "What can be seen: episodes are played, replayed, scored and trained on. What cannot: success, or whether the "
+    "method helps. The tiny models know the words of small ALFWorld games only, and their KL here is that of babble."
+)
+SCIENCEWORLD_TASKS = ("lifespan-longest-lived", "find-non-living-thing")  # solved in 3 to 7 actions
+
+
+@dataclass(frozen=True)
+class Play:
+    """The arms' configurations; a folder of train.jsonl and heldout.jsonl; and train_arm's flags for them."""
+
+    configs: dict[str, Path]
+    data: Path
+    about: str = "What can be seen: the student, a damaged copy of the teacher, recovers."
+    flags: list[str] = field(default_factory=list)
+
+
+def choose(options: Namespace) -> Play:
+    """What the options ask for, with its rows on disk. What cannot be played is one sentence and exit status 1."""
+    try:
+        if options.config:
+            return _given(options)
+        return {"alfworld": _alfworld, "scienceworld": _scienceworld}[options.environment](options)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"smoke run: {error}")
+    except subprocess.CalledProcessError as error:  # the prepare tool has said why
+        sys.exit(error.returncode)
+
+
+def _alfworld(options: Namespace) -> Play:
+    data = options.out / "games"
+    with tqdm(total=options.train_games + options.heldout_games, desc="games", unit="game", disable=None) as bar:
+        make_games(data, options.train_games, options.heldout_games, progress=bar.update)
+    return Play({arm: CONFIGS / f"{arm}.yaml" for arm in options.arms}, data)
+
+
+def _scienceworld(options: Namespace) -> Play:
+    if shutil.which("java") is None:
+        sys.exit("ScienceWorld needs Java: install a runtime first, on Debian or Ubuntu: default-jre-headless")
+    data = options.out / "scienceworld"
+    configs = {arm: CONFIGS / f"scienceworld_{arm}.yaml" for arm in options.arms}
+    command = [sys.executable, "-m", "examples.tcod.tools.prepare_scienceworld", "--out", str(data), "--variations"]
+    command += ["8", "--tasks", *SCIENCEWORLD_TASKS, "--config", str(configs[options.arms[0]])]
+    subprocess.run(command, check=True)
+    _take(data / "dev.jsonl", data / "heldout.jsonl", options.heldout_games)
+    return Play(configs, data, FOREIGN_ABOUT, FOREIGN)
+
+
+def _given(options: Namespace) -> Play:
+    """The rows of --data, as many as a smoke run plays. Without a heldout.jsonl, training rows are evaluated.
+
+    The settings are those of --config, with processes for a laptop, and a KL for the evaluations' table.
+    """
+    settings, data = read_yaml(options.config), options.out / "rows"
+    given = TcodConfig.from_mapping(settings, str(options.config))
+    settings |= {"tcod_env_workers": min(given.tcod_env_workers, 2), "tcod_eval_kl": True}
+    data.mkdir(parents=True, exist_ok=True)
+    config = data / "tcod.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    heldout = options.data / "heldout.jsonl"
+    _take(options.data / "train.jsonl", data / "train.jsonl", options.train_games)
+    _take(heldout if heldout.exists() else options.data / "train.jsonl", data / "heldout.jsonl", options.heldout_games)
+    return Play({given.tcod_variant: config}, data, FOREIGN_ABOUT, FOREIGN)
+
+
+def _take(source: Path, target: Path, rows: int) -> None:
+    target.write_text("".join(source.read_text().splitlines(keepends=True)[:rows]))

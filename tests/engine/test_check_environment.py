@@ -1,0 +1,157 @@
+"""tools/check_environment.py: every mistake of a new environment is one sentence that names class and method."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from examples.tcod.checks import check_environment as check_class
+from examples.tcod.config import TcodConfig
+from examples.tcod.errors import ConfigError
+from examples.tcod.rows import Row
+from examples.tcod.tools.check_environment import Cost, play_rows, report, spread
+from smoke import hooks
+from tests.support import faulty_environments
+
+NUM_GPUS = 0
+FAULTY = faulty_environments.__name__
+ROWS = [Row("say", "say", {"n": n, "tcod": {}, "demo": {"actions": ["no", "yes"]}}) for n in range(2)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    if ray.is_initialized():
+        yield
+        return
+    options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 80 * 2**20}
+    ray.init(address="local", num_cpus=64, num_gpus=0, **options)
+    yield
+    ray.shutdown()
+
+
+def config(name: str, **more) -> TcodConfig:
+    return TcodConfig(tcod_variant="opd", tcod_horizon=5, tcod_environment=f"{FAULTY}.{name}", **more)
+
+
+def sentence(call, *args) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_good_environment_is_played_and_measured():
+    cost = play_rows(config("Good", tcod_env_args={"word": "yes"}), ROWS, "rows.jsonl")
+    assert cost.replayed == 3 and len(cost.resets) == 6 and len(cost.steps) == 9
+    assert cost.memory_mb[0] > 20 and not cost.printed
+    text = report(cost, episodes=64)
+    assert re.search(r"tcod_env_workers: 4, tcod_engines_per_worker: 16; they take [\d.]+ GB and 0.0 cores", text)
+
+
+def test_numpys_bools_are_bools():
+    assert play_rows(config("NumpyBools"), [Row("say", "say", {"demo": {"actions": ["yes"]}})], "rows.jsonl").replayed
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("TextFromReset", "env_error: TextFromReset.reset must return an Observation, not str 'Say yes.'"),
+        ("TupleFromStep", "env_error: TupleFromStep.step must return an Observation, not tuple "),
+        ("NoText", "env_error: the text of NoText.reset's Observation must be a str, not None"),
+        ("HalfASuccess", "env_error: the won of HalfASuccess.step's Observation must be a bool, not 0.5"),
+        (
+            "ListInOneString",
+            "the admissible of ListInOneString.reset's Observation must be a list or tuple of str, not",
+        ),
+        ("StringFromParse", "StringFromParse.parse_action must return a pair (action: str, valid: bool), not 'ok'"),
+        ("LosesActions", "it must be ('yes', True)"),
+        (
+            "NotInstalled",
+            "env_error: NotInstalled.__init__ raised ModuleNotFoundError: no_such_engine is not installed",
+        ),
+        ("Exits", "env_error: Exits.reset raised SystemExit: 3; it printed 'cannot read the game'"),
+        ("Interrupts", "env_error: Interrupts.step raised KeyboardInterrupt"),
+        ("Dies", "env_worker_died: step got no answer, its process ended"),
+        ("Raises", "env_error: Raises.step raised KeyError: 'no such action'"),
+    ],
+)
+def test_a_fault_is_one_sentence(name, said):
+    message = sentence(play_rows, config(name), ROWS, "rows.jsonl")
+    assert said in message
+    assert message.startswith(f"{FAULTY}.{name} does not play the row {{'n': 0}} of rows.jsonl, ")
+
+
+def test_an_engine_that_blocks_is_a_timeout():
+    settings = config("Blocks", tcod_env_timeout_s=2.0)
+    assert "env_timeout: step took more than 2.0 s" in sentence(play_rows, settings, ROWS, "rows.jsonl")
+
+
+def test_an_engine_that_prints_is_told_of():
+    cost = play_rows(config("Prints"), ROWS, "rows.jsonl")
+    assert "the engine prints, which training does not show: " in report(cost, 64) and "DEBUG yes" in cost.printed
+
+
+def test_a_demonstration_that_does_not_win_is_refused():
+    rows = [Row("say", "say", {"demo": {"actions": ["no"]}})]
+    assert "demo_not_won: the 1 actions" in sentence(play_rows, config("Good"), rows, "rows.jsonl")
+    rows = [Row("say", "say", {"demo": {"actions": ["yes", "no"]}})]
+    assert "demo_won_early: the episode ends at replayed turn 1" in sentence(play_rows, config("Good"), rows, "rows")
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("NoStaticMethod", "has a render that is no @staticmethod"),
+        ("AsyncReset", "has an async reset: write a plain function"),
+        ("NoCheckRow", "lacks check_row"),
+        ("NoEnvironment", "lacks lists_all_actions, finish, close, check_row, "),
+        ("Missing", "cannot be imported (AttributeError: "),
+    ],
+)
+def test_a_class_that_cannot_work_is_refused_before_a_process_starts(name, said):
+    assert said in sentence(check_class, config(name))
+
+
+def test_modules_and_arguments_that_cannot_work(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in {"broken_env": "def f(:\n", "leaving_env": "import sys; sys.exit(1)"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    path = {"tcod_variant": "opd", "tcod_horizon": 5}
+    broken = sentence(check_class, TcodConfig(**path, tcod_environment="broken_env.Mine"))
+    assert re.search(r"cannot be imported \(SyntaxError: .*broken_env.py, line 1\)", broken)
+    assert "SystemExit: 1" in sentence(check_class, TcodConfig(**path, tcod_environment="leaving_env.Mine"))
+    assert "no_such_module is not installed" in sentence(
+        check_class, TcodConfig(**path, tcod_environment="no_such_module.Mine")
+    )
+    assert "unexpected keyword argument 'wrod'" in sentence(check_class, config("Good", tcod_env_args={"wrod": "x"}))
+
+
+def test_the_command_leaves_no_process_behind(tmp_path):
+    (tmp_path / "c.yaml").write_text(f"tcod_variant: opd\ntcod_horizon: 5\ntcod_environment: {FAULTY}.Good\n")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "label": "l", "metadata": {"demo": {"actions": ["yes"]}}}\n')
+    command = [sys.executable, "-m", "examples.tcod.tools.check_environment", "--config", str(tmp_path / "c.yaml")]
+    # Every process that it starts has this variable.
+    env = {**os.environ, "PYTHONPATH": str(hooks.ROOT), "CHECK_ENVIRONMENT_TEST": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--rows", str(tmp_path / "rows.jsonl")], env=env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0 and "for 64 episodes at once" in done.stdout, done.stderr
+    left = [path for path in Path("/proc").glob("[0-9]*/environ") if str(tmp_path).encode() in _read(path)]
+    assert not left
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended, or is another user's
+        return b""
+
+
+def test_rows_are_taken_from_all_over_the_file():
+    rows = [Row(str(n), "", {}) for n in range(10)]
+    assert [row.prompt for row in spread(rows, 5)] == ["0", "2", "4", "6", "8"]
+    assert spread(rows, 20) == rows and isinstance(Cost().resets, list)

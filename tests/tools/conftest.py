@@ -1,0 +1,32 @@
+"""The run script in a place of its own."""
+
+import os
+import signal
+
+import pytest
+
+from tests.support import run_script
+from tests.support.fake_cluster import processes_of
+
+
+@pytest.fixture
+def place(tmp_path):
+    """(folder, the script's environment)"""
+    return tmp_path, run_script.build(tmp_path)
+
+
+@pytest.fixture
+def script(place):
+    """script(**variables) -> Running"""
+    folder, env = place
+    started = []
+
+    def begin(heed=lambda: None, **variables):
+        started.append(run_script.Running(folder, {**env, **variables}, heed))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.popen.kill()
+    for pid, _ in processes_of(folder / "run"):
+        os.kill(int(pid), signal.SIGKILL)
