@@ -73,7 +73,7 @@ KL_SCHEDULE = {"tcod_schedule": "kl", "tcod_kl_share": 0.95, "tcod_kl_min_rollou
 
 def score_by_task(payload: dict) -> dict:
     """Teacher scores that depend on the task alone, so that every rollout has another KL."""
-    noise = zlib.crc32(bytes(payload["input_ids"][:64])) / 2**32
+    noise = zlib.crc32(str(payload["input_ids"][:64]).encode()) / 2**32
     return scored(payload, lambda position, token: -0.5 - noise)
 
 
