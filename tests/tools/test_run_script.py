@@ -41,7 +41,7 @@ def place(tmp_path):
 
 
 def run(env, *arguments, script=SCRIPT):
-    return subprocess.run(["bash", script, *arguments], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(["bash", script, *arguments], env=env, capture_output=True, text=True, timeout=300)
 
 
 def dry_run(env, *arguments, script=SCRIPT):
@@ -237,7 +237,7 @@ def test_a_copy_under_another_name_runs(place, examples):
     folder, env = place
     copy_recipe(examples / "tcod")  # which the test's environment imports
     script = copy_recipe(examples / "my_agent")
-    done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
     assert json.loads((folder / "seen/train.json").read_text())["folder"] == f"{folder}/slime"
 
