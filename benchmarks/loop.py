@@ -58,7 +58,7 @@ class Endless(Environment):
 class SlimesClient(SGLangClient):
     """The recipe's client with slime's way of sending a request."""
 
-    async def post(self, url: str, payload: dict[str, Any], headers: Any = None, unwanted: Any = None) -> Any:
+    async def post(self, url: str, payload: dict[str, Any], headers: Any = None, is_unwanted: Any = None) -> Any:
         return await post(url, payload, headers=headers)
 
 

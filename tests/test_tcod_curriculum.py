@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.tcod.curriculum import Curriculum, EpisodePlan, depth
+from examples.tcod.curriculum import Curriculum, DepthState, EpisodePlan, KlSchedule, depth
 
 NUM_GPUS = 0
 
@@ -60,6 +60,8 @@ def test_depth_starts_low_never_falls_and_ends_at_the_largest(eta):
         ({"horizon": 0}, "tcod_horizon"),
         ({"b2f_slack": -1}, "tcod_b2f_slack"),
         ({"b2f_budget": "k"}, "tcod_b2f_budget"),
+        ({"reopd_gamma": 0.0}, "tcod_reopd_gamma"),
+        ({"reopd_gamma": 1.5}, "tcod_reopd_gamma"),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(change, names):
@@ -96,13 +98,32 @@ def test_b2f_replays_what_lies_before_the_last_k_turns():
     assert Curriculum(variant="b2f", horizon=30, b2f_budget="horizon").plan(1, 7) == EpisodePlan(6, 24)
 
 
+def test_reopd_replays_a_part_of_the_demonstration_and_plays_one_turn():
+    # L = 3, gamma 0.6: 1, 0.6 and 0.36 of 1.96. 4,000 draws; five standard deviations of a share are 0.04.
+    reopd = Curriculum(variant="reopd", horizon=30)
+    assert reopd.depth(0) == reopd.depth(LATE) == 1
+    plans = [reopd.plan(1, 3, n, index) for n in range(40) for index in range(100)]
+    assert {plan.budget for plan in plans} == {1}
+    shares = [sum(plan.replayed == t for plan in plans) / len(plans) for t in range(3)]
+    assert shares == pytest.approx([1 / 1.96, 0.6 / 1.96, 0.36 / 1.96], abs=0.04)
+    assert {reopd.plan(1, 1, n).replayed for n in range(20)} == {0}
+
+
+def test_a_draw_of_reopd_is_that_of_its_rollout_and_sample():
+    reopd = Curriculum(variant="reopd", horizon=30, reopd_gamma=1.0)
+    draws = [reopd.plan(1, 30, n, index).replayed for n in (0, 1, 12) for index in range(6)]
+    # Written down once: a run that is resumed elsewhere, in another Python, draws what the killed one drew.
+    assert draws == [10, 4, 5, 22, 20, 14, 28, 17, 29, 8, 17, 25, 4, 16, 5, 19, 11, 5]
+
+
+@pytest.mark.parametrize("variant", ["b2f", "reopd"])
 @pytest.mark.parametrize("length", [0, 31])
-def test_b2f_refuses_a_missing_or_too_long_demonstration(length):
+def test_a_missing_or_too_long_demonstration_is_refused(variant, length):
     with pytest.raises(ValueError, match="demonstration"):
-        Curriculum(variant="b2f", horizon=30).plan(1, length)
+        Curriculum(variant=variant, horizon=30).plan(1, length)
 
 
-@pytest.mark.parametrize("variant", ["opd", "f2b", "b2f"])
+@pytest.mark.parametrize("variant", ["opd", "f2b", "b2f", "reopd"])
 def test_every_plan_fits_the_horizon(variant):
     for curriculum in curricula(variant):
         depths = {curriculum.depth(n) for n in steps(curriculum)}
@@ -111,7 +132,7 @@ def test_every_plan_fits_the_horizon(variant):
             assert plan.replayed >= 0 and plan.budget >= 1
             assert plan.replayed + plan.budget <= curriculum.horizon
             if plan.replayed:
-                assert curriculum.variant == "b2f" and plan.replayed < length
+                assert curriculum.replays and plan.replayed < length
 
 
 @pytest.mark.parametrize("variant", ["opd", "f2b", "b2f"])
@@ -130,6 +151,89 @@ def test_b2f_never_replays_more_as_training_goes_on():
         for length in range(1, curriculum.horizon + 1):
             replayed = [curriculum.plan(k, length).replayed for k in sorted(set(depths))]
             assert replayed == sorted(replayed, reverse=True)
+
+
+# ------------------------------------------------------------------------------------- the depth that follows the KL
+
+
+def played(schedule, kls):
+    """The states before each rollout of a run, and after the last one."""
+    states = [schedule.start()]
+    for kl in kls:
+        states.append(schedule.update(states[-1], kl))
+    return states
+
+
+def test_depth_grows_once_the_average_kl_is_half_of_what_it_was():
+    # weight 1/2, by hand: the averages at depth 1 are 0.8, 0.6 and 0.4, the mark is 0.4; at depth 2 it starts anew.
+    schedule = KlSchedule(k_start=1, k_max=9, share=0.5, weight=0.5, shortest=1, longest=100)
+    states = played(schedule, [0.8, 0.4, 0.2, 2.0, 1.2])
+    assert [state.k for state in states] == [1, 1, 1, 2, 2, 2]
+    assert [state.average for state in states[1:3]] == pytest.approx([0.8, 0.6])
+    assert states[3] == DepthState(k=2)
+    assert states[5] == DepthState(2, rollouts=2, reached=2.0, average=pytest.approx(1.6))
+
+
+def test_no_depth_is_shorter_than_the_smallest_or_longer_than_the_largest_number_of_rollouts():
+    schedule = KlSchedule(k_start=1, k_max=4, shortest=2, longest=5)
+    assert [state.k for state in played(schedule, [-1.0] * 8)] == [1, 1, 2, 2, 3, 3, 4, 4, 4]
+    assert [state.k for state in played(schedule, [1.0] * 12)] == [1] * 5 + [2] * 5 + [3] * 3
+    assert [state.k for state in played(schedule, [None] * 12)] == [1] * 5 + [2] * 5 + [3] * 3
+
+
+def test_a_rollout_that_does_not_reach_the_deepest_turns_leaves_the_average_alone():
+    schedule = KlSchedule(k_start=1, k_max=4, weight=0.5, shortest=1, longest=100)
+    states = played(schedule, [None, 1.0, None, 0.6])
+    assert states[1] == DepthState(1, rollouts=1)
+    assert states[3] == DepthState(1, rollouts=3, reached=1.0, average=1.0)
+    assert states[4].average == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("reached", [0.0, -0.1])
+def test_a_student_that_agrees_with_the_teacher_goes_on(reached):
+    schedule = KlSchedule(k_start=1, k_max=4, weight=1.0, shortest=1, longest=100)
+    assert schedule.update(schedule.start(), reached) == DepthState(k=2)
+    # Noise around zero does not: it would have to be at most zero.
+    assert schedule.update(DepthState(1, 1, reached, reached), 0.01).k == 1
+
+
+def test_every_run_of_the_schedule_obeys_its_rules():
+    """All sequences of six rollouts with these KLs, under all combinations of these settings."""
+    values = (None, -0.5, 0.1, 1.0)
+    for share, weight, (shortest, longest) in itertools.product((0.2, 0.9), (0.3, 1.0), ((1, 1), (1, 3), (2, 4))):
+        schedule = KlSchedule(2, 4, share, weight, shortest, longest)
+        for kls in itertools.product(values, repeat=6):
+            states = played(schedule, kls)
+            since = 0
+            for before, after, kl in zip(states[:-1], states[1:], kls, strict=True):
+                since += 1
+                assert 2 <= before.k <= after.k <= min(before.k + 1, 4)
+                if after.k > before.k:
+                    assert shortest <= since <= longest and after == DepthState(after.k)
+                    since = 0
+                else:
+                    assert after.rollouts == since and (since < longest or after.k == 4)
+                    assert (after.average is None) == (after.reached is None)
+                    if kl is None:
+                        assert (after.reached, after.average) == (before.reached, before.average)
+                    if after.k < 4 and since >= shortest and after.average is not None:
+                        assert after.average > share * max(after.reached, 0)
+
+
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        ({"share": 0.0}, "tcod_kl_share"),
+        ({"share": 1.0}, "tcod_kl_share"),
+        ({"weight": 0.0}, "tcod_kl_weight"),
+        ({"weight": 1.1}, "tcod_kl_weight"),
+        ({"shortest": 0}, "tcod_kl_min_rollouts"),
+        ({"shortest": 9}, "tcod_kl_max_rollouts"),
+    ],
+)
+def test_a_bad_setting_of_the_kl_schedule_is_refused_by_name(change, names):
+    with pytest.raises(ValueError, match=names):
+        KlSchedule(1, 30, **change)
 
 
 if __name__ == "__main__":

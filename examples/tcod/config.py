@@ -36,7 +36,7 @@ class TcodConfig(BaseModel):
     """What the depth grows with: "linear", a turn every tcod_eta rollouts, or "kl", a turn once the KL per token at
     the deepest turns has fallen, by the next four settings. The deepest are the student's k-th and later turns."""
     tcod_kl_share: float = 0.5
-    """The share of the KL found on reaching a depth at which the next is reached: half of it is gone."""
+    """k grows once the average KL is at most this share of the KL on reaching the depth; 0.5: it has halved."""
     tcod_kl_weight: float = 0.3
     """Weight of the newest rollout in the moving average: one rollout has few tokens at the deepest turns, and three
     weigh two thirds."""

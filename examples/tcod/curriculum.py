@@ -4,8 +4,8 @@ Pure Python: no torch, no slime, no I/O. A turn is one response of the student (
 environment's answer to it. The arms differ in nothing but the plan this module makes for an episode:
 
     opd    the student plays the whole horizon T from the first step on (the baseline);
-    f2b    front to back: the student plays the first k turns only;
-    b2f    back to front: a demonstration of L turns is replayed up to turn L - k, then the student plays;
+    f2b    forward to backward: the student plays the first k turns only;
+    b2f    backward to forward: a demonstration of L turns is replayed up to turn L - k, then the student plays;
     reopd  one-step replay (arXiv 2607.04763): a random number of turns is replayed, then the student plays one.
 
 The depth k grows with n (`depth`), or with what the student has learned (`KlSchedule`).

@@ -157,18 +157,18 @@ class Assignment:
     sampling_params: dict[str, Any]
     max_context_len: int  # tokens of the whole episode
     session: str  # the same for all turns: they should reach the engine whose cache holds the prefix
-    has_ended: Callable[[], bool] = lambda: False  # whether nobody needs the episode any more
+    is_unwanted: Callable[[], bool] = lambda: False  # whether nobody needs the episode any more
     trace: Trace = lambda name: contextlib.nullcontext(lambda meta_info: None)
 
 
-async def play_episode(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> AppendHistory:
+async def play_episode(runtime: Runtime, assignment: Assignment, record: EpisodeRecord) -> AppendHistory:
     """Play one episode and return its tokens; `record` is filled in on the way.
 
     Raises:
         Failure: the episode cannot be used; nothing else, because another exception would end slime's run.
     """
     try:
-        return await _play(runtime, task, record)
+        return await _play(runtime, assignment, record)
     except Failure:
         raise
     except Exception as error:
@@ -176,30 +176,30 @@ async def play_episode(runtime: Runtime, task: Assignment, record: EpisodeRecord
         raise Failure("internal", repr(error)) from error
 
 
-async def _play(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> AppendHistory:
+async def _play(runtime: Runtime, assignment: Assignment, record: EpisodeRecord) -> AppendHistory:
     """The loop: the plan says who acts at which turn."""
-    plan, demo, metadata = task.plan, task.demo, task_of(task.metadata)
+    plan, demo, metadata = assignment.plan, assignment.demo, task_of(assignment.metadata)
     record.replayed, record.budget = plan.replayed, plan.budget
-    record.untempered = is_untempered(task.sampling_params)
-    history = AppendHistory(runtime.chat, task.max_context_len)
+    record.untempered = is_untempered(assignment.sampling_params)
+    history = AppendHistory(runtime.chat, assignment.max_context_len)
     started = time.monotonic()
     async with runtime.pool.borrow() as environment:
-        _stop_if_ended(task)  # while it waited for an engine
-        with task.trace("environment"):
+        _stop_if_unwanted(assignment)  # while it waited for an engine
+        with assignment.trace("environment"):
             observation = await environment.reset(metadata)
         shown = runtime.render(observation, True)
         has_room = history.begin(ask(runtime.environment, "system_prompt", metadata), shown)
         for turn in range(plan.turns if has_room else 0):
-            _stop_if_ended(task)
+            _stop_if_unwanted(assignment)
             if turn < plan.replayed:
                 action = demo.actions[turn]
                 start, end = history.replay(demo.response(turn, observation, runtime.environment))
                 record.replay.append(ReplayedTurn(start, end, shown, action))
             else:
-                played = await _respond(runtime, task, history, turn, observation, shown)
+                played = await _respond(runtime, assignment, history, turn, observation, shown)
                 record.turns.append(played)
                 action = played.action
-            with task.trace("environment"):
+            with assignment.trace("environment"):
                 observation = await environment.step(action)
             over = observation.won or observation.done
             if turn < plan.replayed:
@@ -212,7 +212,7 @@ async def _play(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> Ap
             if not history.observe(shown):
                 record.context_limited = True
                 break
-        with task.trace("environment"):
+        with assignment.trace("environment"):
             observation = await environment.finish(observation)
         record.won, record.reward, record.outcome = observation.won, observation.reward, observation.text
         record.env_s = environment.seconds
@@ -224,17 +224,17 @@ async def _play(runtime: Runtime, task: Assignment, record: EpisodeRecord) -> Ap
 
 async def _respond(
     runtime: Runtime,
-    task: Assignment,
+    assignment: Assignment,
     history: AppendHistory,
     turn: int,
     observation: Observation,
     shown: str,
 ) -> TurnRecord:
     """The student's turn: sample, append, parse; the record's action is the one to send."""
-    max_new_tokens = min(task.sampling_params["max_new_tokens"], history.room())
-    with task.trace("sglang_generate") as note:
+    max_new_tokens = min(assignment.sampling_params["max_new_tokens"], history.room())
+    with assignment.trace("sglang_generate") as note:
         response = await runtime.student.respond(
-            history.tokens, task.sampling_params, max_new_tokens, task.session, task.has_ended
+            history.tokens, assignment.sampling_params, max_new_tokens, assignment.session, assignment.is_unwanted
         )
         note(response.meta_info)
     start = history.response_length
@@ -255,8 +255,8 @@ async def _respond(
     )
 
 
-def _stop_if_ended(task: Assignment) -> None:
-    if task.has_ended():
+def _stop_if_unwanted(assignment: Assignment) -> None:
+    if assignment.is_unwanted():
         raise Failure(ABORTED, "the rollout has all the episodes it needs")
 
 

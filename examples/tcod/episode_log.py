@@ -22,7 +22,8 @@ from .config import TcodConfig
 from .episode import EpisodeRecord
 from .metrics import Metrics
 from .rows import task_key, task_of
-from .run_dir import note_rollout, rollouts_before, run_dir, write
+from .run_dir import run_dir, write
+from .run_log import note_rollout, rollouts_before
 from .tracker import show_table, tracks
 from .transcript import transcript
 
@@ -94,8 +95,7 @@ def _file_name(stem: str) -> str:
 
 
 def _task_digest(sample: Any) -> str:
-    task = {name: value for name, value in task_of(sample.metadata).items() if name != "tcod"}
-    return hashlib.sha256(task_key(task).encode()).hexdigest()
+    return hashlib.sha256(task_key(task_of(sample.metadata)).encode()).hexdigest()
 
 
 def _ending(sample: Any) -> tuple[int, str]:

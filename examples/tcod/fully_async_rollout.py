@@ -15,12 +15,12 @@ from slime.rollout.base_types import RolloutFnTrainOutput
 from slime.rollout.fully_async_rollout import generate_rollout_fully_async as collect
 
 from .config import TcodConfig
-from .depth import count_rollout
 from .episode import EpisodeRecord
 from .episode_log import save_rollout
 from .errors import ConfigError
 from .metrics import rollout_metrics
-from .tcod_rollout import Groups, StampedSource, drop_failed, flat, launch, too_many_failures
+from .schedule import count_rollout
+from .tcod_rollout import Groups, StampedSource, checked_config, drop_failed, flat, too_many_failures
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def generate_rollout_fully_async(
     """
     if evaluation:
         raise ConfigError("slime cannot evaluate in a fully asynchronous run: remove --eval-interval")
-    config = launch(args, data_source)
+    config = checked_config(args, data_source)
     started = time.monotonic()
     kept: Groups = []
     dropped: Groups = []

@@ -12,10 +12,11 @@ from .student import Response
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens of the response side of a sequence. Trained exactly where they were sampled: `sampled` is None else."""
+    """Tokens of the response side of a sequence."""
 
     ids: list[int]
     sampled: Response | None = None
+    """The reply that they come from; None for context, which is not trained."""
 
 
 class AppendHistory:
@@ -61,16 +62,16 @@ class AppendHistory:
     def observe(self, text: str) -> bool:
         """The environment's turn; False, and nothing appended, if no further response would fit behind it."""
         ids = self.chat.user(text)
-        if not self.spans:  # still replaying: the turn belongs to the prompt
-            self.tokens += ids
-            self.prompt_length = len(self.tokens)
-            return self.room() >= 1
         if self.tokens[-1] != self.chat.end_of_turn:
             # A response that was cut, or ended by another stop token: every turn in the context ends alike.
             ids = [self.chat.end_of_turn, *ids]
         if self.room() - len(ids) < 1:
             return False
-        self._append(Span(ids))
+        if self.spans:
+            self._append(Span(ids))
+        else:  # still replaying: the turn belongs to the prompt
+            self.tokens += ids
+            self.prompt_length = len(self.tokens)
         return True
 
     def _append(self, span: Span) -> None:

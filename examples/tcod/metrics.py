@@ -23,21 +23,25 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
         drawn: all samples that were played for it, failed, aborted and surplus ones included.
         seconds: wall time of the rollout.
     """
+    records = [EpisodeRecord.of(sample) for sample in trained]
     # One depth for all, unless a fully asynchronous rollout spans a change of it.
-    metrics = {"k": fmean(EpisodeRecord.of(sample).k for sample in trained)}
-    metrics |= {**_episodes(trained), **_kl(trained), **_failures(drawn)}
-    for start, group in _grouped(trained, lambda record: record.replayed):
-        metrics[f"success_by_start/{start:02d}"] = fmean(EpisodeRecord.of(sample).won for sample in group)
-        metrics[f"success_by_start_count/{start:02d}"] = len(group)
+    metrics = {"k": fmean(record.k for record in records)}
+    metrics |= {**_episodes(records), **_kl(trained), **_failures(drawn)}
+    won_by_start = defaultdict(list)
+    for record in records:
+        won_by_start[record.replayed].append(record.won)
+    for start, won in sorted(won_by_start.items()):
+        metrics[f"success_by_start/{start:02d}"] = fmean(won)
+        metrics[f"success_by_start_count/{start:02d}"] = len(won)
     metrics["tokens/scored"] = sum(
         sample.response_length for sample in trained if sample.teacher_log_probs is not None
     )
     metrics["tokens/trained"] = sum(sum(sample.loss_mask) for sample in trained)
     metrics["rollout_s"] = seconds
     # The teacher scores after the episode; both are shares of the time that trajectories were under way.
-    env_s = sum(EpisodeRecord.of(sample).env_s for sample in trained)
-    teacher_s = sum(EpisodeRecord.of(sample).teacher_s for sample in trained)
-    total_s = sum(EpisodeRecord.of(sample).episode_s for sample in trained) + teacher_s
+    env_s = sum(record.env_s for record in records)
+    teacher_s = sum(record.teacher_s for record in records)
+    total_s = sum(record.episode_s for record in records) + teacher_s
     metrics |= {"env_s": env_s / len(trained), "teacher_s": teacher_s / len(trained)}
     metrics |= {"env_share": env_s / total_s, "teacher_share": teacher_s / total_s}
     return {f"rollout/tcod/{name}": value for name, value in metrics.items()}
@@ -56,7 +60,7 @@ def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
         played = [sample for sample in ours if not EpisodeRecord.of(sample).failure]
         values = {"episodes": len(played), **_failures(ours)}
         if played:
-            values |= {**_episodes(played), **_kl(played)}
+            values |= {**_episodes([EpisodeRecord.of(sample) for sample in played]), **_kl(played)}
         metrics |= {f"eval/tcod/{name}/{key}": value for key, value in values.items()}
     return metrics
 
@@ -78,7 +82,7 @@ def turn_kl(sample: Any) -> dict[int, float]:
 
 
 def deepest_kl(samples: Iterable[Any], k: int) -> float | None:
-    """Mean KL per token, in nats, over the student's k-th turn and later ones: its errors of k turns have added up there.
+    """Mean KL per token, in nats, over the student's k-th turn and later ones, where its errors have added up.
 
     Only samples that were drawn at depth k count; None if none of them has such a turn.
     """
@@ -92,20 +96,13 @@ def deepest_kl(samples: Iterable[Any], k: int) -> float | None:
     return fmean(values) if values else None
 
 
-def _grouped(samples: Iterable[Any], key: Any) -> list[tuple[int, list[Any]]]:
-    groups = defaultdict(list)
-    for sample in samples:
-        groups[key(EpisodeRecord.of(sample))].append(sample)
-    return sorted(groups.items())
-
-
-def _episodes(samples: Sequence[Any]) -> Metrics:
-    turns = [turn for sample in samples for turn in EpisodeRecord.of(sample).turns]
-    replayed = fmean(EpisodeRecord.of(sample).replayed for sample in samples)
-    student = len(turns) / len(samples)
-    rewards = [record.reward for record in map(EpisodeRecord.of, samples) if record.reward is not None]
+def _episodes(records: Sequence[EpisodeRecord]) -> Metrics:
+    turns = [turn for record in records for turn in record.turns]
+    replayed = fmean(record.replayed for record in records)
+    student = len(turns) / len(records)
+    rewards = [record.reward for record in records if record.reward is not None]
     return {
-        "success": fmean(EpisodeRecord.of(sample).won for sample in samples),
+        "success": fmean(record.won for record in records),
         "turns/replayed": replayed,
         "turns/student": student,
         "turns/total": replayed + student,
@@ -113,7 +110,7 @@ def _episodes(samples: Sequence[Any]) -> Metrics:
         "inadmissible_actions": fmean(not turn.admissible for turn in turns),
         "refused_actions": fmean(turn.refused for turn in turns),
         "truncated_turns": fmean(turn.cut for turn in turns),
-        "context_limited": fmean(EpisodeRecord.of(sample).context_limited for sample in samples),
+        "context_limited": fmean(record.context_limited for record in records),
         **({"reward": fmean(rewards)} if rewards else {}),
     }
 

@@ -5,6 +5,7 @@ A row is {"prompt": goal, "label": task type, "metadata": {the environment's own
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,13 +148,18 @@ def check_rows(rows: Sequence[Any], source: str, environment: type[Environment],
 
 def check_demonstrations(rows: Sequence[Any], source: str, variant: str, horizon: int) -> None:
     """Whether b2f or reopd has a usable demonstration for every row. Raises ConfigError, with how many have none."""
-    lengths = [len(Demonstration.of(row.metadata).actions) for row in rows]
-    empty = sum(length == 0 for length in lengths)
-    long = sum(length > horizon for length in lengths)
-    if empty or long:
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        try:
+            Demonstration.of(row.metadata).check(horizon)
+        except Failure as failure:
+            reasons[failure.reason] += 1
+    if reasons:
+        other = f", and in {n} the numbers of actions and responses differ" if (n := reasons["demo_mismatch"]) else ""
         raise ConfigError(
             f"tcod_variant {variant} needs a demonstration of 1 to {horizon} (tcod_horizon) actions for every row of "
-            f"{source}: of {len(lengths)} rows {empty} have none and {long} are longer"
+            f"{source}: of {len(rows)} rows {reasons['demo_missing']} have none and {reasons['demo_too_long']} are "
+            f"longer{other}"
         )
 
 

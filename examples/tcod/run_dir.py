@@ -12,7 +12,6 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _warned: set[str] = set()
-_rollout_played = False
 
 
 def run_dir() -> Path | None:
@@ -41,21 +40,6 @@ def write(name: str, text: str, kind: str, append: bool = False) -> bool:
             logger.warning("%s are not written, and the run goes on without: %s", kind, error)
             _warned.add(kind)
         return False
-
-
-def note_rollout() -> None:
-    """A rollout was played in this process."""
-    global _rollout_played
-    _rollout_played = True
-
-
-def rollouts_before(evaluation_id: int) -> int:
-    """How many rollouts were trained on before an evaluation: its n in metrics.jsonl and in names of files.
-
-    slime gives the evaluation before rollout 0 and the one after it the same id, and evaluates before a rollout only
-    where a run begins.
-    """
-    return evaluation_id + 1 if _rollout_played else 0
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -15,10 +15,11 @@ import time
 from argparse import Namespace
 from typing import Any
 
-from .run_dir import note_rollout, rollouts_before, run_dir, write
+from .run_dir import run_dir, write
 
 _last_line_at: float | None = None  # time.monotonic()
 _unsaved = 0
+_rollout_played = False
 
 
 def log_rollout(
@@ -35,6 +36,21 @@ def log_eval(rollout_id: int, args: Namespace, data: dict[str, Any], metrics: di
     metrics = {} if metrics is None else metrics
     _append("eval", rollouts_before(rollout_id), metrics, metrics.get("eval/tcod/eval_s", 0.0))
     return False
+
+
+def note_rollout() -> None:
+    """A rollout was played in this process."""
+    global _rollout_played
+    _rollout_played = True
+
+
+def rollouts_before(evaluation_id: int) -> int:
+    """How many rollouts were trained on before an evaluation: its n in metrics.jsonl and in names of files.
+
+    slime gives the evaluation before rollout 0 and the one after it the same id, and evaluates before a rollout only
+    where a run begins.
+    """
+    return evaluation_id + 1 if _rollout_played else 0
 
 
 def _append(kind: str, n: int, metrics: dict[str, Any], seconds: float) -> None:

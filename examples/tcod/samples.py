@@ -48,7 +48,7 @@ def fail(sample: Sample, record: EpisodeRecord, failure: Failure) -> None:
 
 
 @contextlib.contextmanager
-def span(sample: Sample, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+def timeline_span(sample: Sample, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A span on slime's timeline."""
     with trace_span(sample, name) as opened:
         yield lambda meta_info: opened.update(build_sglang_meta_trace_attrs(meta_info))

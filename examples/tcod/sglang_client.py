@@ -49,9 +49,9 @@ class SGLangClient:
         url: str,
         payload: dict[str, Any],
         headers: dict[str, str] | None = None,
-        unwanted: Callable[[], bool] = lambda: False,
+        is_unwanted: Callable[[], bool] = lambda: False,
     ) -> Any:
-        """The server's JSON reply. `unwanted` is asked before each attempt: nobody may need the reply any more.
+        """The server's JSON reply. `is_unwanted` is asked before each attempt: nobody may need the reply any more.
 
         Raises:
             Failure: unavailable (after all retries), timeout, refused (HTTP 4xx but 429) or aborted.
@@ -60,7 +60,7 @@ class SGLangClient:
         headers = {**self._headers, **(headers or {})}
         for attempt in itertools.count():
             async with self._slots:
-                if unwanted():
+                if is_unwanted():
                     raise Failure(ABORTED, "the rollout ended before the request was made")
                 reply, trouble = await self._attempt(url, body, headers)
             if trouble is None:

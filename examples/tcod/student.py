@@ -47,12 +47,12 @@ class StudentClient:
         sampling_params: dict[str, Any],
         max_new_tokens: int,
         session: str,
-        has_ended: Callable[[], bool],
+        is_unwanted: Callable[[], bool],
     ) -> Response:
         """Sample one response to the context `tokens`.
 
         An engine aborts all its requests when slime pushes new weights to it (in fully asynchronous training) and
-        when a rollout has all the samples it needs. Only in the second case `has_ended()` is true; else the partial
+        when a rollout has all the samples it needs. Only in the second case `is_unwanted()` is true; else the partial
         response is dropped and the turn asked for again, which SGLang holds until the new weights are in.
 
         Args:
@@ -72,14 +72,14 @@ class StudentClient:
         headers = {"X-SMG-Routing-Key": session}
         for attempt in range(ASKED):
             try:
-                reply = await self._client.post(self._url, payload, headers, unwanted=has_ended)
+                reply = await self._client.post(self._url, payload, headers, is_unwanted=is_unwanted)
             except Failure as failure:
                 if failure.reason == ABORTED:
                     raise
                 raise Failure(f"engine_{failure.reason}", str(failure)) from failure
             if not _is_aborted(reply):
                 return checked_response(reply, self._vocab_size)
-            if has_ended():
+            if is_unwanted():
                 raise Failure(ABORTED, "the rollout ended while the response was sampled")
             await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
         raise Failure("engine_aborted", f"the engine aborted a turn {ASKED} times")

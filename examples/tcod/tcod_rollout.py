@@ -12,7 +12,7 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
 slime's train_async.py takes the rollout function of fully_async_rollout.py, and the other hooks.
 
 One training step n:
-    1. generate_rollout stamps the depth k (depth.py) on every sample it draws, and runs slime's rollout loop.
+    1. generate_rollout stamps the depth k (schedule.py) on every sample it draws, and runs slime's rollout loop.
     2. generate plays one episode (episode.py): replayed demonstration turns, then turns sampled from the student.
     3. reward_func has the teacher score the finished trajectory once and returns whether the task was solved.
     4. drop_failed keeps groups with a failed sample out of training; slime draws others instead.
@@ -42,14 +42,14 @@ from .chat import ChatTokens, engine_eos_ids
 from .checks import base_url, check_models, check_settings
 from .config import TcodConfig
 from .curriculum import EpisodePlan
-from .depth import count_rollout, depth_of
 from .episode import Assignment, EpisodeRecord, Runtime, play_episode
 from .episode_log import save_evaluation, save_rollout
 from .errors import ABORTED, ConfigError, Failure
 from .loss import count_turns, is_turn_mean
 from .metrics import eval_metrics, rollout_metrics
 from .rows import Demonstration
-from .samples import fail, fill, span
+from .samples import fail, fill, timeline_span
+from .schedule import count_rollout, depth_of
 from .teacher import TeacherClient
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def generate_rollout(
         ConfigError: on the first call, when a setting cannot work.
         RuntimeError: when more than tcod_max_replacements whole batches of failed groups were replaced.
     """
-    config = launch(args, data_source)
+    config = checked_config(args, data_source)
     started = time.monotonic()
     if evaluation:
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
@@ -103,8 +103,8 @@ async def generate(
             demo=demo,
             sampling_params=sampling_params,
             max_context_len=_max_context_len(args, evaluation),
-            has_ended=_has_ended(args),
-            trace=lambda name: span(sample, name),
+            is_unwanted=_is_unwanted(args),
+            trace=lambda name: timeline_span(sample, name),
             session=sample.session_id or uuid.uuid4().hex,  # an evaluation's samples have none
         )
         fill(args, sample, await play_episode(runtime.episodes, task, record), record)
@@ -127,9 +127,9 @@ async def reward_func(args: Namespace, sample: Sample, **kwargs: Any) -> float:
         started = time.monotonic()
         prompt_length = len(sample.tokens) - sample.response_length
         try:
-            with span(sample, "teacher"):
+            with timeline_span(sample, "teacher"):
                 sample.teacher_log_probs = await _runtime(args).teacher.score(
-                    sample.tokens, prompt_length, unwanted=_has_ended(args)
+                    sample.tokens, prompt_length, is_unwanted=_is_unwanted(args)
                 )
         except Exception as error:  # it would end slime's run
             failure = error if isinstance(error, Failure) else Failure("internal", repr(error))
@@ -159,6 +159,7 @@ def post_process_rewards(args: Namespace, samples: list[Sample], **kwargs: Any) 
     """(solved, 0.0) per sample: the first is logged, the second trained on, so the KL is the only signal.
 
     The last gate before training, because slime asks the first sample alone whether a batch has teacher log-probs.
+    Where the loss is a mean over turns (loss.py), their count is written into the masks here.
 
     Raises:
         ValueError: a sample is incomplete; it must never be trained on.
@@ -188,8 +189,8 @@ class StampedSource:
         self.config, self.source, self.rollout_id = config, source, rollout_id
 
     def get_samples(self, num_samples: int) -> Groups:
-        groups = self.source.get_samples(num_samples)
         k = depth_of(self.config, self.source, self.rollout_id)
+        groups = self.source.get_samples(num_samples)
         for sample in flat(groups):
             EpisodeRecord(n=self.rollout_id, k=k).store(sample)
         return groups
@@ -266,8 +267,8 @@ def _is_scored(args: Namespace, sample: Sample) -> bool:
     return wanted and sample.status != Sample.Status.FAILED and EpisodeRecord.of(sample).untempered
 
 
-def _has_ended(args: Namespace) -> Callable[[], bool]:
-    """Whether slime has all the groups that this rollout needs; an evaluation never runs meanwhile."""
+def _is_unwanted(args: Namespace) -> Callable[[], bool]:
+    """A function that says whether slime has all the groups that this rollout needs; in an evaluation never."""
     return lambda: GenerateState(args).aborted
 
 
@@ -275,7 +276,7 @@ def _has_ended(args: Namespace) -> Callable[[], bool]:
 
 
 @dataclass(frozen=True)
-class _Runtime:
+class _HookState:
     """What the hooks of one event loop share."""
 
     args: Namespace
@@ -284,7 +285,7 @@ class _Runtime:
     teacher: TeacherClient | None
 
     @classmethod
-    def create(cls, args: Namespace) -> "_Runtime":
+    def create(cls, args: Namespace) -> "_HookState":
         config, chat = TcodConfig.from_args(args), _chat(args)
         engine_url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
         teacher = None
@@ -299,15 +300,15 @@ class _Runtime:
 
 
 # Engines, sessions and semaphores belong to one event loop; slime has one, its fully asynchronous mode another.
-_runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Runtime] = weakref.WeakKeyDictionary()
+_runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _HookState] = weakref.WeakKeyDictionary()
 _launched: Namespace | None = None
 
 
-def _runtime(args: Namespace) -> _Runtime:
+def _runtime(args: Namespace) -> _HookState:
     loop = asyncio.get_running_loop()
     runtime = _runtimes.get(loop)
     if runtime is None or runtime.args is not args:
-        runtime = _runtimes[loop] = _Runtime.create(args)
+        runtime = _runtimes[loop] = _HookState.create(args)
     return runtime
 
 
@@ -319,7 +320,7 @@ def _chat(args: Namespace) -> ChatTokens:
         raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
 
 
-def launch(args: Namespace, data_source: Any) -> TcodConfig:
+def checked_config(args: Namespace, data_source: Any) -> TcodConfig:
     """The launch checks, once per run: slime has no earlier hook than the first rollout or evaluation."""
     global _launched
     if _launched is args:

@@ -21,12 +21,12 @@ class TeacherClient:
         self._client = SGLangClient(timeout_s, concurrency, teacher_headers())
 
     async def score(
-        self, tokens: list[int], prompt_length: int, unwanted: Callable[[], bool] = lambda: False
+        self, tokens: list[int], prompt_length: int, is_unwanted: Callable[[], bool] = lambda: False
     ) -> list[float]:
         """log pi_teacher(tokens[i] | tokens[:i]) for i in prompt_length..len(tokens)-1, in nats.
 
         One request for the whole trajectory. logprob_start_len is prompt_length - 1, because the first entry of the
-        reply never has a value; a smaller one would keep the server from reusing the cached prompt. `unwanted` is
+        reply never has a value; a smaller one would keep the server from reusing the cached prompt. `is_unwanted` is
         asked before each attempt, so that a score nobody needs any more is not waited for.
 
         Raises:
@@ -34,7 +34,9 @@ class TeacherClient:
         """
         start = prompt_length - 1
         try:
-            reply = await self._client.post(self._url, scoring_request(start, input_ids=tokens), unwanted=unwanted)
+            reply = await self._client.post(
+                self._url, scoring_request(start, input_ids=tokens), is_unwanted=is_unwanted
+            )
         except Failure as failure:
             if failure.reason == ABORTED:
                 raise

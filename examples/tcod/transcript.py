@@ -39,14 +39,14 @@ def transcript(sample: Any, tokenizer: Any) -> dict[str, Any]:
     """The transcript of one of slime's samples that was played, or failed."""
     record = EpisodeRecord.of(sample)
     kl = turn_kl(sample) if sample.tokens and sample.teacher_log_probs is not None else {}
-    plan = asdict(record)
-    del plan["replay"], plan["turns"]
+    facts = asdict(record)
+    del facts["replay"], facts["turns"]
     return {
         "task": _task(sample.metadata),
         "task_type": clip(str(sample.label or "")),
         "goal": clip(str(sample.prompt)),
         "index": sample.index,
-        **plan,
+        **facts,
         "outcome": clip(record.outcome),
         "kl": _number(sum(kl.values())) if kl else None,
         "turns": [*_replayed_turns(sample, record, tokenizer), *_student_turns(sample, record, tokenizer, kl)],
@@ -78,8 +78,7 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
 
 
 def _task(metadata: dict[str, Any]) -> dict[str, Any] | str:
-    task = {name: value for name, value in task_of(metadata).items() if name != "tcod"}
-    text = json.dumps(task, sort_keys=True, default=str)
+    text = json.dumps(task_of(metadata), sort_keys=True, default=str)
     return json.loads(text) if len(text) <= MAX_TEXT else clip(text)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+from examples.tcod.curriculum import Curriculum
 from examples.tcod.metrics import turn_kl
 from slime.utils.types import Sample
 from tests.support.rig import LEFT, RIGHT, assert_tokens, opening, user
@@ -69,6 +70,18 @@ def test_b2f_budget_is_k_plus_slack_or_what_the_horizon_leaves(rig):
     for more, turns in (({}, 3), ({"tcod_b2f_slack": 0}, 1), ({"tcod_b2f_budget": "horizon"}, 10)):
         [sample], _ = rig.rollout([row], 0, **changes, **more)
         assert len(sample.metadata["tcod"]["turns"]) == turns
+
+
+def test_reopd_replays_a_drawn_prefix_and_plays_one_turn(rig):
+    row = {"goal": 4, "demo": {"actions": ["right"] * 4}}
+    samples, metrics = rig.rollout([row] * 12, 3, tcod_variant="reopd")
+    curriculum = Curriculum(variant="reopd", horizon=4)
+    for sample in samples:
+        record = sample.metadata["tcod"]
+        assert (record["replayed"], len(record["turns"])) == (curriculum.plan(1, 4, 3, sample.index).replayed, 1)
+        assert sample.reward == float(record["replayed"] == 3)
+    assert {sample.metadata["tcod"]["replayed"] for sample in samples} >= {0, 1, 2}
+    assert metrics["rollout/tcod/k"] == metrics["rollout/tcod/turns/student"] == 1
 
 
 def test_the_arms_end_in_the_same_episode(rig):

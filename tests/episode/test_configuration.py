@@ -17,6 +17,9 @@ from tests.support.rig import teacher_value
 
 NUM_GPUS = 0
 
+KL = {"tcod_variant": "f2b", "tcod_schedule": "kl"}
+TURN = {"custom_pg_loss_reducer_function_path": "examples.tcod.loss.turn_mean"}
+
 # A change of working settings (None: left out), and words of the sentence.
 WRONG = [
     ({"tcod_etta": 3}, "unknown setting tcod_etta"),
@@ -42,6 +45,19 @@ WRONG = [
     ({"tcod_max_staleness": -1}, "tcod_max_staleness must be >= 0"),
     ({"tcod_max_replacements": 0}, "tcod_max_replacements must be >= 1"),
     ({"tcod_variant": "b2f"}, "of 1 rows 1 have none"),
+    ({"tcod_variant": "reopd"}, "tcod_variant reopd needs a demonstration of 1 to 4 (tcod_horizon) actions"),
+    ({"tcod_variant": "reopd", "tcod_reopd_gamma": 1.5}, "tcod_reopd_gamma must be above 0"),
+    ({"tcod_schedule": "cubic"}, "tcod_schedule must be one of linear, kl"),
+    ({"tcod_schedule": "kl"}, "opd has no depth to grow"),
+    ({"tcod_variant": "f2b", "tcod_schedule": "kl", "tcod_kl_share": 1.0}, "tcod_kl_share must be between 0 and 1"),
+    ({**KL, "opd_type": "megatron", "offload_train": True}, "--opd-type megatron has them in Megatron only"),
+    ({**KL, "rollout_global_dataset": False}, "--disable-rollout-global-dataset"),
+    ({**TURN, "calculate_per_token_loss": True}, "--calculate-per-token-loss is the mean over tokens"),
+    ({**TURN, "advantage_estimator": "ppo"}, "--advantage-estimator ppo reads the masks"),
+    ({**TURN, "custom_tis_function_path": "a.b"}, "--custom-tis-function-path may change the masks"),
+    ({**TURN, "custom_convert_samples_to_train_data_path": "a.b"}, "--custom-convert-samples-to-train-data-path may"),
+    ({"custom_pg_loss_reducer_function_path": "examples.mine.loss.turn_mean"}, "must be examples.tcod.loss.turn_mean"),
+    ({"calculate_per_token_loss": True, "rollout_sample_filter_path": "a.b"}, "--rollout-sample-filter-path removes"),
     ({"partial_rollout": True}, "--partial-rollout"),
     ({"group_rm": True}, "--group-rm"),
     ({"use_opd": False}, "--use-opd"),

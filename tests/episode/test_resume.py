@@ -4,13 +4,15 @@ import json
 import multiprocessing
 import os
 import signal
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import resume_driver
-from tests.support.fake_sglang import hold
+from tests.support.fake_sglang import hold, scored
 
 NUM_GPUS = 0
 
@@ -41,7 +43,7 @@ KILLS = [
 
 @pytest.fixture
 def driver(rig, tmp_path):
-    """driver(first) -> the process of a run from that rollout on."""
+    """driver(first, **settings) -> the process of a run from that rollout on."""
     rows = [{"prompt": "walk", "label": "walk", "metadata": {"goal": 5 + i}} for i in range(resume_driver.TASKS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     context = multiprocessing.get_context("forkserver")
@@ -49,9 +51,9 @@ def driver(rig, tmp_path):
     context.set_forkserver_preload(["tests.conftest", "tests.support.resume_driver"])
     processes = []
 
-    def start(first: int) -> multiprocessing.Process:
+    def start(first: int, **settings: Any) -> multiprocessing.Process:
         ports = {"student_port": rig.student.port, "teacher_port": rig.teacher.port}
-        given = {"checkpoint": str(rig.checkpoint), "folder": str(tmp_path), "first": first, **ports}
+        given = {"checkpoint": str(rig.checkpoint), "folder": str(tmp_path), "first": first, **ports, **settings}
         processes.append(context.Process(target=resume_driver.main, kwargs=given))
         processes[-1].start()
         return processes[-1]
@@ -66,7 +68,18 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
 
 
-def test_a_killed_run_resumes_where_it_was(rig, driver, tmp_path):
+KL_SCHEDULE = {"tcod_schedule": "kl", "tcod_kl_share": 0.95, "tcod_kl_min_rollouts": 1, "tcod_kl_max_rollouts": 4}
+
+
+def score_by_task(payload: dict) -> dict:
+    """Teacher scores that depend on the task alone, so that every rollout has another KL."""
+    noise = zlib.crc32(bytes(payload["input_ids"][:64])) / 2**32
+    return scored(payload, lambda position, token: -0.5 - noise)
+
+
+@pytest.mark.parametrize("settings", [{}, KL_SCHEDULE], ids=["linear", "kl"])
+def test_a_killed_run_resumes_where_it_was(rig, driver, tmp_path, settings):
+    rig.teacher_reply = score_by_task
     kills, victims = list(KILLS), []
 
     async def reply(payload: dict) -> dict:
@@ -83,7 +96,7 @@ def test_a_killed_run_resumes_where_it_was(rig, driver, tmp_path):
     rig.student.reply = reply
     first = 0
     while True:
-        victims.append(driver(first))
+        victims.append(driver(first, **settings))
         victims[-1].join(timeout=120)
         if victims[-1].exitcode == 0:
             break
@@ -93,12 +106,21 @@ def test_a_killed_run_resumes_where_it_was(rig, driver, tmp_path):
     assert len(victims) == 1 + len(KILLS)
 
     (tmp_path / "rollouts.jsonl").rename(tmp_path / "resumed.jsonl")
-    uninterrupted = driver(0)
+    uninterrupted = driver(0, **settings)
     uninterrupted.join(timeout=120)
     assert uninterrupted.exitcode == 0
     resumed = [json.loads(line) for line in (tmp_path / "resumed.jsonl").read_text().splitlines()]
     assert resumed == records(tmp_path)
-    assert [record["k"] for record in resumed] == [1, 1, 2, 2, 3, 3]
+    depths = [record["k"] for record in resumed]
+    if not settings:
+        assert depths == [1, 1, 2, 2, 3, 3]
+    else:  # nothing but the KL makes this run deeper: no depth lasts for the largest number of rollouts
+        assert depths[0] == 1 < depths[-1] and max(record["rollout/tcod/depth/rollouts"] for record in resumed) in (
+            1,
+            2,
+            3,
+        )
+        assert all("rollout/tcod/depth/kl" in record for record in resumed)
     drawn = [task for record in resumed for task in record["tasks"]]
     assert sorted(drawn[:10]) == sorted(drawn[10:20]) == list(range(5, 15))
 

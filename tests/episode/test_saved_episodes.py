@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from examples.tcod import episode_log, run_dir, tracker
+from examples.tcod import episode_log, run_dir, run_log, tracker
 from examples.tcod.config import TcodConfig
 from examples.tcod.errors import ConfigError
 from examples.tcod.transcript import MAX_TEXT, clip, token_texts, transcript
@@ -24,7 +24,7 @@ NUM_GPUS = 0
 def folder(tmp_path, monkeypatch):
     """The run directory of a process that has played nothing yet."""
     monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path / "run"))
-    monkeypatch.setattr(run_dir, "_rollout_played", False)
+    monkeypatch.setattr(run_log, "_rollout_played", False)
     monkeypatch.setattr(run_dir, "_warned", set())
     return tmp_path / "run"
 
@@ -186,7 +186,7 @@ def small_disk(folder):
 
 
 def test_a_full_disk_stops_no_run(rig, small_disk, caplog):
-    (small_disk / "ballast").write_bytes(b"x" * 60_000)
+    (small_disk / "ballast").write_bytes(b"x" * 65_536)
     for n in range(2):
         _, metrics = rig.rollout([{"goal": 2}], n=n)
         assert metrics["rollout/tcod/unsaved_episodes"] == 1

@@ -287,9 +287,9 @@ DEMONSTRATION = [
     ),
     demonstration(
         "fewer responses than actions",
-        "dropped",
-        "demo_mismatch",
-        "failed/demo_mismatch",
+        "stops",
+        "in 1 the numbers of actions and responses differ",
+        "",
         actions=["right"] * 3,
         responses=[RIGHT],
     ),

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from examples.tcod import episode, tcod_rollout
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
@@ -13,7 +14,7 @@ from tests.support.toys import LocalPool
 TASKS, BATCH, ROLLOUTS = 10, 4, 6  # six batches of four: two epochs, shuffled anew, and a bit
 
 
-def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, first: int) -> None:
+def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, first: int, **settings: Any) -> None:
     """Play from rollout `first` on; one JSON line for each finished one goes to rollouts.jsonl, errors to errors."""
     sys.stderr = (Path(folder) / "errors").open("a", buffering=1)
     episode.EnvironmentPool = LocalPool
@@ -39,6 +40,7 @@ def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, fir
         tcod_environment="tests.support.toys.Corridor",
         tcod_data_root=folder,
         tcod_admissible="never",
+        **settings,
     )
     init_http_client(args)
     source = RolloutDataSourceWithBuffer(args)
@@ -46,7 +48,8 @@ def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, fir
     for n in range(first, ROLLOUTS):
         output = tcod_rollout.generate_rollout(args, n, source)
         tasks = [sample.metadata["goal"] for group in output.samples for sample in group]
-        record = {"n": n, "k": output.metrics["rollout/tcod/k"], "tasks": tasks}
+        depth = {name: value for name, value in output.metrics.items() if name.startswith("rollout/tcod/depth/")}
+        record = {"n": n, "k": output.metrics["rollout/tcod/k"], "tasks": tasks, **depth}
         source.save(n)
         with (Path(folder) / "rollouts.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")

@@ -20,7 +20,7 @@ def log(tmp_path, monkeypatch):
     """The hooks in a process of their own: nothing was logged yet."""
     monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path))
     monkeypatch.setattr(run_log, "_last_line_at", None)
-    monkeypatch.setattr(run_dir_module, "_rollout_played", False)
+    monkeypatch.setattr(run_log, "_rollout_played", False)
     clock = [100.0]
     monkeypatch.setattr(run_log.time, "monotonic", lambda: clock[0])
 

@@ -23,14 +23,19 @@ FORBIDDEN_MODULES = {
     "ctypes",
     "torch",
 }
-STARTERS = {"launch_settings.py", "processes.py"}  # start SGLang and slime: lists of arguments, no shell
+# Start SGLang and slime, or ask git for a commit: lists of arguments, no shell.
+STARTERS = {"launch_settings.py", "processes.py", "about.py"}
 # The tools are commands, whose files their options name. No other module handles a file but these.
 ALLOWED = {
     ("environment.py", "load_environment", "import_module"),  # the environment that the settings name
     ("config.py", "read_yaml", "read_text"),  # the settings
     ("chat.py", "engine_eos_ids", "read_text"),  # the checkpoint
     ("rows.py", "read_rows", "read_text"),  # the data set
-    ("run_log.py", "_append", "open"),  # the run's metrics
+    ("run_dir.py", "write", "mkdir"),  # what a run leaves in its directory
+    ("run_dir.py", "_append", "open"),
+    ("run_dir.py", "_replace", "open"),
+    ("run_dir.py", "_replace", "unlink"),
+    ("about.py", "write_about", "read_text"),
 }
 
 

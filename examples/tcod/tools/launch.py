@@ -142,9 +142,9 @@ def prepare_run_dir(s: Settings, recipe: dict[str, Any], text: str, checkpoint: 
     """Write the run's settings and commands. Returns the folder of this start's logs."""
     logs = s.run_dir / "logs" / time.strftime("%Y%m%d-%H%M%S")
     logs.mkdir(parents=True, exist_ok=True)
-    metrics = s.run_dir / "metrics.jsonl"
-    if not checkpoint and metrics.is_file():
-        metrics.rename(logs / "metrics-before.jsonl")
+    for name in ("metrics.jsonl", "about.json", "rollouts"):  # of a run that left no checkpoint
+        if not checkpoint and (s.run_dir / name).exists():
+            (s.run_dir / name).rename(logs / f"before-{name}")
     (s.run_dir / "tcod.yaml").write_text(to_yaml(recipe))
     (logs / "command.sh").write_text(text)
     print(f"{s.run_dir} continues from checkpoint {checkpoint}" if checkpoint else f"{s.run_dir} starts")
