@@ -104,11 +104,12 @@ def test_fully_async_trains_every_episode_that_is_played(rig, fully_async):
     assert all(abs(turns[goal] - 8) <= 2 for goal in (1, 2, 3, 4)), turns
 
 
-@pytest.mark.parametrize("most, drawn", [(0, [[0, 0], [1, 1], [2, 2]]), (1, [[0, 0], [0, 0], [1, 1]])])
-def test_fully_async_draws_no_further_ahead_than_the_staleness_allows(fully_async, most, drawn):
+@pytest.mark.parametrize("most", [0, 1])
+def test_fully_async_draws_no_further_ahead_than_the_staleness_allows(fully_async, most):
     """slime would draw six groups ahead of a batch of two."""
-    outputs = fully_async([{"goal": 2}] * 2, 3, sglang_server_concurrency=6, tcod_max_staleness=most)
-    assert [[sample.metadata["tcod"]["n"] for [sample] in output.samples] for output in outputs] == drawn
+    outputs = fully_async([{"goal": 2}] * 2, 4, sglang_server_concurrency=6, tcod_max_staleness=most)
+    ages = [n - sample.metadata["tcod"]["n"] for n, output in enumerate(outputs) for [sample] in output.samples]
+    assert min(ages) == 0 and max(ages) == most
     assert all(output.metrics["rollout/tcod/stale"] == 0 for output in outputs)
 
 
