@@ -16,45 +16,6 @@ import yaml
 from tests.support.run_script import checkpoint, dry_run, own_settings, refused, run, value
 
 NUM_GPUS = 0
-<<<<<<< HEAD
-=======
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
-OWN = {"RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "SLIME_DIR", "MEGATRON_DIR"}  # of whoever runs the tests
-
-
-@pytest.fixture
-def place(tmp_path):
-    """(folder, the script's environment)"""
-    env = {key: value for key, value in os.environ.items() if key not in OWN}
-    env |= fake_cluster.build(tmp_path, save_tokenizer)
-    return tmp_path, {**env, "TEACHER_PORT": str(free_port())}
-
-
-def run(env, *arguments, script=SCRIPT):
-    return subprocess.run(["bash", script, *arguments], env=env, capture_output=True, text=True, timeout=300)
-
-
-def dry_run(env, *arguments, script=SCRIPT):
-    """(all lines, flags of train.py)"""
-    done = run({**env, "DRY_RUN": "1"}, *arguments, script=script)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    python, train, *flags = shlex.split(lines[-1])
-    assert python == "python3" and train == f"{env['SLIME_DIR']}/train.py"
-    return lines, flags
-
-
-def value(flags, name):
-    return flags[flags.index(name) + 1]
-
-
-def own_settings(env, lines):
-    """The run's own YAML in a dry run."""
-    first = lines.index(f"cat >{env['RUN_DIR']}/tcod.yaml <<'END'") + 1
-    return yaml.safe_load("\n".join(lines[first : lines.index("END")]))
-
->>>>>>> wt-envs
 
 # ---------------------------------------------------------------------------------------------------------- dry runs
 
@@ -243,24 +204,9 @@ def test_the_trackers_key_is_not_printed(place):
 
 def test_a_key_of_the_environment_or_the_teacher_is_not_printed(place):
     _, env = place
-<<<<<<< HEAD
     env |= {"SHOP_API_KEY": "abc123", "SHOP_SIZE": "9", "WORKER_ENV": "SHOP_API_KEY SHOP_SIZE"}
     lines, _ = dry_run({**env, "TCOD_TEACHER_API_KEY": "abc123"})
     assert "abc123" not in "\n".join(lines) and "export SHOP_SIZE=9" in lines
-=======
-    done = run(env, script=copy_recipe(examples / "my-agent"))
-    refused(done, "examples/my-agent is a Python package: rename it, to my_agent for example")
-
-
-def test_a_copy_under_another_name_runs(place, examples):
-    """From inside its folder, too, whose module names must not hide anybody's."""
-    folder, env = place
-    copy_recipe(examples / "tcod")  # which the test's environment imports
-    script = copy_recipe(examples / "my_agent")
-    done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert json.loads((folder / "seen/train.json").read_text())["folder"] == f"{folder}/slime"
->>>>>>> wt-envs
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

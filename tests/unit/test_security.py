@@ -24,7 +24,7 @@ FORBIDDEN_MODULES = {
     "torch",
 }
 # Start SGLang and slime, or ask git for a commit: lists of arguments, no shell.
-STARTERS = {"launch_settings.py", "processes.py", "about.py"}
+STARTERS = {"launch_settings.py", "launch_machine.py", "processes.py", "about.py"}
 # The tools are commands, whose files their options name. No other module handles a file but these.
 ALLOWED = {
     ("environment.py", "load_environment", "import_module"),  # the environment that the settings name
@@ -35,7 +35,7 @@ ALLOWED = {
     ("run_dir.py", "_append", "open"),
     ("run_dir.py", "_replace", "open"),
     ("run_dir.py", "_replace", "unlink"),
-    ("about.py", "write_about", "read_text"),
+    ("about.py", "_write_about", "read_text"),
 }
 
 
@@ -43,6 +43,7 @@ ALLOWED = {
 def test_the_recipe_executes_no_data(file):
     tree = ast.parse(file.read_text())
     forbidden = FORBIDDEN_MODULES - ({"ctypes", "subprocess"} if file.name in STARTERS else set())
+    forbidden -= {"torch"} if file.name == "loss.py" else set()  # computes with what slime hands it, and loads nothing
     for function in ast.walk(tree):
         imported = [alias.name for alias in function.names] if isinstance(function, ast.Import) else []
         imported += [function.module or ""] if isinstance(function, ast.ImportFrom) else []
