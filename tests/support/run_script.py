@@ -28,7 +28,7 @@ def build(folder: Path) -> dict[str, str]:
 
 
 def run(env, *arguments, script=SCRIPT):
-    return subprocess.run(["bash", script, *arguments], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(["bash", script, *arguments], env=env, capture_output=True, text=True, timeout=600)
 
 
 def dry_run(env, *arguments, script=SCRIPT):

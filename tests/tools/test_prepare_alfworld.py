@@ -124,7 +124,7 @@ def published(row: dict, actions: list[str]) -> dict:
 def test_a_download_and_its_walkthroughs_are_enough(root, rows, tmp_path):
     command = [sys.executable, "-m", prepare_alfworld.__name__, "--out", str(tmp_path / "out"), "--processes", "2"]
     env = {**os.environ, "ALFWORLD_DATA": str(root)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "out/train.jsonl") == rows["train"]
     for split in ("valid_seen", "valid_unseen"):

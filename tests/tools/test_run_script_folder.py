@@ -87,6 +87,6 @@ def test_a_copy_under_another_name_runs(place, examples):
     (script.parent / "corridor.py").write_text(corridor.replace("examples.tcod.", "examples.my_agent."))
     config = Path(env["CONFIG"])
     config.write_text(config.read_text().replace("tests.support.corridor.", ".corridor."))
-    done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr + done.stdout
     assert json.loads((folder / "seen/train.json").read_text())["folder"] == f"{folder}/slime"
