@@ -48,7 +48,7 @@ def prepare():
         for game in sorted((ALFWORLD / "json_2.1.1" / split).glob("*/*/game.tw-pddl"))[:GAMES]:
             shutil.copytree(game.parent, FEW_GAMES / game.parent.relative_to(ALFWORLD), dirs_exist_ok=True)
     U.exec_command(
-        f"cd {TCOD.parents[1]} && python3 -m examples.tcod.tools.prepare_alfworld --data-root {FEW_GAMES} "
+        f"cd {TCOD.parents[1]} && ALFWORLD_DATA={FEW_GAMES} python3 -m examples.tcod.tools.prepare_alfworld "
         f"--out {FEW_GAMES}/rows --demos walkthrough"
     )
 

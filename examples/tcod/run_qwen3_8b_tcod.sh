@@ -4,9 +4,8 @@
 #   VARIANT=f2b bash examples/tcod/run_qwen3_8b_tcod.sh
 #   DRY_RUN=1   bash examples/tcod/run_qwen3_8b_tcod.sh     # print the commands, start nothing
 #
-# Everything below is set in the environment; arguments of the script are appended to train.py's, which runs in
-# SLIME_DIR. Running it again continues from the last checkpoint in RUN_DIR, with the same curriculum position and
-# tracking run. tools/launch.py does the rest: it checks the settings, starts the commands, and ends them together.
+# Everything below is set in the environment; arguments of the script are appended to train.py's. Running it again
+# continues from the last checkpoint in RUN_DIR. tools/launch.py checks settings, starts the commands, and ends them.
 #
 # Several nodes: start Ray on each of them, on the teacher's node without the teacher's GPUs
 # (CUDA_VISIBLE_DEVICES=0,1,2,3 ray start ...). Then run this on that node, with RAY_ADDRESS=HOST:6379, ACTOR_NODES and
@@ -187,9 +186,10 @@ TRAIN_ARGS=(
 CLUSTER_ARGS=(
   --actor-num-nodes "$ACTOR_NODES" --actor-num-gpus-per-node "$ACTOR_GPUS"
   --rollout-num-gpus "$ROLLOUT_GPUS" --rollout-num-gpus-per-engine "$ENGINE_GPUS" --num-gpus-per-node "$NODE_GPUS"
-  --sglang-mem-fraction-static 0.8 --router-policy "$ROUTER_POLICY" --use-fault-tolerance
+  --sglang-mem-fraction-static "$([[ $COLOCATE == 1 ]] && echo 0.7 || echo 0.8)" --router-policy "$ROUTER_POLICY"
+  --use-fault-tolerance --rollout-health-check-interval 5
 )
-if [[ $COLOCATE == 1 ]]; then CLUSTER_ARGS+=(--colocate --sglang-mem-fraction-static 0.7); fi
+if [[ $COLOCATE == 1 ]]; then CLUSTER_ARGS+=(--colocate); fi
 if [[ $FP32_HEADS == 1 ]]; then CLUSTER_ARGS+=(--sglang-enable-fp32-lm-head); fi
 WANDB_ARGS=(--use-wandb --wandb-project "$WANDB_PROJECT" --wandb-group "${RUN_DIR##*/}" --disable-wandb-random-suffix)
 [[ -n $WANDB_PROJECT ]] || WANDB_ARGS=()

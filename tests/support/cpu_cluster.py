@@ -41,11 +41,11 @@ def build(place: Path, student: Path, teacher: Path) -> tuple[dict[str, str], li
     for split, (games, seed) in SPLITS.items():
         for i in range(games):
             make_game(place / "games", split, "pick_and_place_simple", i, seed + i)
-    prepare = [sys.executable, "-m", "examples.tcod.tools.prepare_alfworld", "--data-root", place / "games"]
-    prepare += ["--out", place / "data", "--horizon", "12"]
-    subprocess.run(prepare, check=True, capture_output=True, cwd=ROOT)
     for variant in ("f2b", "b2f"):
         (place / f"{variant}.yaml").write_text(CONFIG.format(variant=variant))
+    prepare = [sys.executable, "-m", "examples.tcod.tools.prepare_alfworld", "--config", place / "b2f.yaml"]
+    env = {**os.environ, "ALFWORLD_DATA": f"{place}/games"}
+    subprocess.run([*prepare, "--out", place / "data"], check=True, capture_output=True, cwd=ROOT, env=env)
     shape = shlex.join(as_flags(model_settings(student)))
     (place / "model.sh").write_text(f"MODEL_ARGS=({shape})\n")
     folders = [ROOT, os.environ.get("PYTHONPATH", "")]
