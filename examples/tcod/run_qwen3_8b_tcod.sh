@@ -17,7 +17,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 NON_THINKING='{"enable_thinking": false}'
 set -a # the settings are exported: launch.py reads them
 # The arm. The other tcod_* settings are those of CONFIG.
-VARIANT=${VARIANT:-f2b}                                # opd, f2b or b2f
+VARIANT=${VARIANT:-f2b}                                # opd, f2b, b2f or reopd
 CONFIG=${CONFIG:-$HERE/configs/alfworld_$VARIANT.yaml}
 HORIZON=${HORIZON:-}                                   # largest number of turns, instead of CONFIG's tcod_horizon
 ETA=${ETA:-}                                           # rollouts per turn of depth, instead of CONFIG's tcod_eta

@@ -215,7 +215,7 @@ def test_a_key_of_the_environment_or_the_teacher_is_not_printed(place):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"VARIANT": "f2bb"}, "VARIANT must be opd, f2b or b2f, not f2bb"),
+        ({"VARIANT": "f2bb"}, "VARIANT must be one of opd, f2b, b2f, reopd, not f2bb"),
         ({"TEACHER": "vllm"}, "TEACHER must be sglang or megatron, not vllm"),
         ({"BATCH": "0"}, "BATCH must be a positive whole number, not 0"),
         ({"ETA": "1.5"}, "ETA must be a positive whole number, not 1.5"),

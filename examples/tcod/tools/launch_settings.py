@@ -131,12 +131,14 @@ def check_settings(s: Settings, train: list[str]) -> None:
 
 
 def check_arm(s: Settings) -> None:
-    require(s.variant in ("opd", "f2b", "b2f"), f"VARIANT must be opd, f2b or b2f, not {s.variant}")
+    variants = ("opd", "f2b", "b2f", "reopd")
+    require(s.variant in variants, f"VARIANT must be one of {', '.join(variants)}, not {s.variant}")
     require(s.teacher in ("sglang", "megatron"), f"TEACHER must be sglang or megatron, not {s.teacher}")
     require(s.config.is_file(), f"no file {s.config}: set CONFIG to a YAML of tcod_* settings")
     variant = read_yaml(s.config).get("tcod_variant")
     require(variant == s.variant, f"{s.config} is not for VARIANT={s.variant}: change one of them")
-    require(not s.eta or s.variant != "opd", "ETA is the speed of a curriculum and VARIANT=opd has none: unset ETA")
+    grows = s.variant in ("f2b", "b2f")
+    require(not s.eta or grows, f"ETA is the speed of a curriculum and VARIANT={s.variant} has none: unset ETA")
     require(
         s.max_turn_len < s.max_context_len,
         f"MAX_TURN_LEN {s.max_turn_len} is one turn of MAX_CONTEXT_LEN {s.max_context_len}: make it smaller",
