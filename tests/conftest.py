@@ -49,6 +49,14 @@ def rig(tmp_path, checkpoint, tokenizer, monkeypatch):
 
 
 @pytest.fixture
+def over_sampling(monkeypatch):
+    """Lets slime abort surplus episodes, which a run may not do: it would train on the fastest ones."""
+    from examples.tcod import checks
+
+    monkeypatch.setattr(checks, "_check_over_sampling", lambda args: None)
+
+
+@pytest.fixture
 def local_pool(monkeypatch):
     """Episodes without worker processes; the pool has tests of its own."""
     from examples.tcod import episode

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import platform
 import re
 import shlex
@@ -25,15 +26,24 @@ from typing import Any
 from .config import TcodConfig
 from .run_dir import run_dir, write
 
+logger = logging.getLogger(__name__)
+
 PACKAGES = ("slime", "sglang", "megatron-core", "torch", "transformers", "ray")
 HERE = Path(__file__).resolve().parent
-_SECRET_NAME = re.compile(r"(wandb|api|access|auth).*(key|token)|secret|password", re.IGNORECASE)
-_OPTION = re.compile(r"(--\S+?[ =])(?!--)\S+")
+_SECRET_NAME = re.compile(r"(wandb|api|access|auth|hf|hub).*(key|token)|secret|password", re.IGNORECASE)
+_OPTION = re.compile(r"""(--\S+?[ =])(?!--)('[^']*'|\S+)""")
 _LOGIN = re.compile(r"(?<=://)[^/@\s\"]+(?=@)")
 
 
 def write_about(args: Namespace) -> None:
-    """Add this launch to about.json."""
+    """Add this launch to about.json. Never raises."""
+    try:
+        _write_about(args)
+    except Exception:  # whatever slime's arguments hold
+        logger.exception("about.json is not written, and the run goes on without")
+
+
+def _write_about(args: Namespace) -> None:
     folder = run_dir()
     if folder is None:
         return
@@ -50,21 +60,36 @@ def describe(args: Namespace) -> dict[str, Any]:
     slime_folder = Path(slime.origin).parent if slime and slime.origin else None
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": _OPTION.sub(_without_secret, _command()),
-        "settings": TcodConfig.from_args(args).model_dump(),
-        "slime_arguments": {
-            name: "SECRET" if value and _SECRET_NAME.search(name) else value
-            for name, value in sorted(vars(args).items())
-            if not name.startswith("tcod_")
-        },
+        "command": without_secrets(_command()),
+        "settings": _public(TcodConfig.from_args(args).model_dump()),
+        "slime_arguments": _public({k: v for k, v in sorted(vars(args).items()) if not k.startswith("tcod_")}),
         "recipe": {"commit": _commit(HERE), "sha256": _digest(HERE)},
         "slime": {"commit": _commit(slime_folder) if slime_folder else None},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 
 
+def without_secrets(command: str) -> str:
+    """A command line in which options with a secret name, `--name VALUE` or `--name=VALUE`, have no value."""
+    return _OPTION.sub(_without_secret, command)
+
+
+def _public(value: Any) -> Any:
+    """Arguments without the values of secret names, however deep; JSON in a text is looked into, too."""
+    if isinstance(value, dict):
+        return {str(k): "SECRET" if v and _SECRET_NAME.search(str(k)) else _public(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(one) for one in value]
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            return json.dumps(_public(json.loads(value)))
+    return value
+
+
 def _without_secret(option: re.Match[str]) -> str:
-    return f"{option[1]}SECRET" if _SECRET_NAME.search(option[1]) else option[0]
+    """An option of a secret name; a JSON object is hidden whole if it holds one."""
+    named = option[0] if option[2].startswith("'{") else option[1]
+    return f"{option[1]}SECRET" if _SECRET_NAME.search(named) else option[0]
 
 
 def _command() -> str:

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import logging
 import math
+import ssl
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -46,6 +47,8 @@ def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
     check_environment(config)
     _check_hooks(args)
     _check_sampling(args)
+    _check_over_sampling(args)
+    _check_evaluation_hooks(args)
     _check_loss(args)
     _check_schedule(args, config)
     if args.opd_type == "sglang":
@@ -57,16 +60,22 @@ def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
     return config
 
 
-def check_models(args: Namespace, chat: ChatTokens) -> None:
+def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     """Whether the student's engines take long enough episodes, and the teacher scores the student's tokens.
 
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
-    longest = max(args.rollout_max_context_len, args.eval_max_context_len or 0)
-    _check_engines(f"http://{args.sglang_router_ip}:{args.sglang_router_port}", longest)
+    training, evaluation = args.rollout_max_context_len, args.eval_max_context_len or 0
+    router = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
+    _check_engines(router, *_longest(training, evaluation))
     if args.opd_type == "sglang":
-        check_teacher(base_url(args.rm_url), chat, longest)
+        check_teacher(base_url(args.rm_url), chat, *_longest(training, evaluation if config.tcod_eval_kl else 0))
+
+
+def _longest(training: int, evaluation: int) -> tuple[int, str]:
+    """The longest sequence in tokens, and the flag that says so."""
+    return (evaluation, "--eval-max-context-len") if evaluation > training else (training, "--rollout-max-context-len")
 
 
 def check_environment(config: TcodConfig) -> None:
@@ -156,6 +165,12 @@ def _check_loss(args: Namespace) -> None:
             f"--advantage-estimator {args.advantage_estimator} reads the masks in which the mean over turns keeps its "
             "count: use grpo"
         )
+    for name in ("log_multi_turn", "use_opsm"):
+        if getattr(args, name, False):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} takes sums of masks for lengths, and {reducer} keeps its count there: "
+                "remove it"
+            )
     for name in ("custom_tis_function_path", "custom_convert_samples_to_train_data_path"):
         if getattr(args, name, None):
             raise ConfigError(
@@ -205,6 +220,25 @@ def _check_weight_push(args: Namespace) -> None:
         )
 
 
+def _check_over_sampling(args: Namespace) -> None:
+    size = getattr(args, "over_sampling_batch_size", None) or args.rollout_batch_size
+    if size > args.rollout_batch_size:
+        raise ConfigError(
+            f"--over-sampling-batch-size {size} would train on the fastest episodes only: remove the flag"
+        )
+
+
+def _check_evaluation_hooks(args: Namespace) -> None:
+    """slime hands samples of a data set without a reward function of its own to ours, whoever generated them."""
+    for dataset in getattr(args, "eval_datasets", None) or []:
+        generate = getattr(dataset, "custom_generate_function_path", None)
+        if generate not in (None, args.custom_generate_function_path) and not getattr(dataset, "custom_rm_path", None):
+            raise ConfigError(
+                f"the evaluation data set {dataset.name} has its own custom_generate_function_path: give it a "
+                "custom_rm_path too"
+            )
+
+
 def _check_evaluation_kl(args: Namespace, config: TcodConfig) -> None:
     datasets = getattr(args, "eval_datasets", None) or []
     if config.tcod_eval_kl and datasets and not any(is_untempered(vars(dataset)) for dataset in datasets):
@@ -214,7 +248,7 @@ def _check_evaluation_kl(args: Namespace, config: TcodConfig) -> None:
         )
 
 
-def _check_engines(router: str, max_context_len: int) -> None:
+def _check_engines(router: str, max_context_len: int, flag: str) -> None:
     deadline = time.monotonic() + ROUTER_PATIENCE_S
     try:
         while not (engines := _workers(router)) and time.monotonic() < deadline:
@@ -226,12 +260,12 @@ def _check_engines(router: str, max_context_len: int) -> None:
         raise ConfigError(f"the router {router} knows no engine of the student: see the engines' logs")
     if min(limits) < max_context_len:
         raise ConfigError(
-            f"the student's engine takes sequences of at most {min(limits)} tokens, less than "
-            f"--rollout-max-context-len {max_context_len}: raise --sglang-context-length"
+            f"the student's engine takes sequences of at most {min(limits)} tokens, less than {flag} "
+            f"{max_context_len}: raise --sglang-context-length"
         )
 
 
-def check_teacher(url: str, chat: ChatTokens, max_context_len: int) -> None:
+def check_teacher(url: str, chat: ChatTokens, max_context_len: int, flag: str = "--rollout-max-context-len") -> None:
     """Whether this teacher scores the student's tokens, and long enough episodes; `url` is its base URL.
 
     Raises:
@@ -253,8 +287,8 @@ def check_teacher(url: str, chat: ChatTokens, max_context_len: int) -> None:
         ) from failure
     if limit < max_context_len:
         raise ConfigError(
-            f"the teacher scores sequences of at most {limit} tokens, less than --rollout-max-context-len "
-            f"{max_context_len}: raise its --context-length"
+            f"the teacher scores sequences of at most {limit} tokens, less than {flag} {max_context_len}: "
+            "raise its --context-length"
         )
 
 
@@ -297,10 +331,13 @@ def _context_limit(server: str, headers: dict[str, str] | None = None) -> float:
     except httpx.HTTPStatusError as error:
         if error.response.status_code != 404:
             raise
-    limits = []
+    limits, workers = [], []
     with contextlib.suppress(httpx.HTTPError, ValueError):
-        limits = [_context_limit(worker, headers) for worker in _workers(server, headers) if worker != server]
-    if not limits:
+        workers = [worker for worker in _workers(server, headers) if worker != server]
+    for worker in workers:
+        with contextlib.suppress(httpx.HTTPError, ValueError):
+            limits.append(_context_limit(worker, headers))
+    if len(limits) < len(workers) or not workers:
         logger.warning("%s does not say how long a sequence may be: see to its --context-length", server)
     return min(limits, default=math.inf)
 
@@ -319,8 +356,13 @@ def _refusal(error: httpx.HTTPStatusError) -> str:
 
 def _ask(url: str, payload: dict[str, Any] | None = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
     """GET, or POST with a payload; the JSON object. Raises httpx.HTTPError, ValueError."""
-    with httpx.Client(trust_env=False, timeout=60, headers=headers) as client:  # in the cluster: never by a proxy
-        reply = client.get(url) if payload is None else client.post(url, json=payload)
+    # Never by a proxy, inside a cluster; a private certificate authority is that of the system, as for the clients.
+    verify = ssl.create_default_context() if url.startswith("https:") else True
+    try:
+        with httpx.Client(trust_env=False, timeout=60, headers=headers, verify=verify) as client:
+            reply = client.get(url) if payload is None else client.post(url, json=payload)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url} is no URL: {error}") from error
     answer = reply.raise_for_status().json()
     if not isinstance(answer, dict):
         raise ValueError(f"{url} answers with {str(answer)[:200]}")

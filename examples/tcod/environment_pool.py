@@ -127,7 +127,7 @@ class _Worker:
 
     async def end(self) -> None:
         """Close the engines and end the process, if it started."""
-        if self._start is None or self._killed or self._start.exception():
+        if self._start is None or self._killed or not self._start.done() or self._start.exception():
             return
         with contextlib.suppress(Exception):  # it may have ended by itself
             await asyncio.wait_for(self._start.result().close.remote(), CLOSE_TIMEOUT_S)

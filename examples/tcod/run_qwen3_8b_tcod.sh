@@ -83,7 +83,10 @@ for name in HORIZON ETA TEACHER_PORT TEACHER_START_S CONCURRENCY ACTOR_NODES ACT
   MAX_TURN_LEN MAX_CONTEXT_LEN EVAL_INTERVAL SAVE_INTERVAL; do
   [[ -z ${!name} || ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name must be a positive whole number, not ${!name}"
 done
-for name in COLOCATE FP32_HEADS SAVE_HF; do [[ ${!name} == [01] ]] || die "$name must be 0 or 1, not ${!name}"; done
+for name in LR EVAL_TEMPERATURE; do
+  [[ ${!name} =~ ^[0-9]*\.?[0-9]+(e-?[0-9]+)?$ ]] || die "$name must be a number, not ${!name}"
+done
+for name in COLOCATE FP32_HEADS SAVE_HF DRY_RUN; do [[ ${!name} == [01] ]] || die "$name must be 0 or 1, not ${!name}"; done
 for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_LOAD TEACHER_MODEL TEACHER_LOAD \
   ALFWORLD_DATA DATA_DIR; do
   printf -v "$name" %s "$(realpath -m "${!name}")" # Ray's workers have other working directories

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 def fill(args: Namespace, sample: Sample, history: AppendHistory, record: EpisodeRecord) -> None:
     """Hand an episode to slime: its tokens, which of them are trained, and how it ended."""
+    _undo(sample)
     sample.tokens = history.tokens[: history.prompt_length]
     for span in history.spans:
         if span.sampled:
@@ -34,9 +35,17 @@ def fill(args: Namespace, sample: Sample, history: AppendHistory, record: Episod
     record.store(sample)
 
 
+def _undo(sample: Sample) -> None:
+    """Take the response away: what a sample has before it is played."""
+    sample.tokens, sample.response, sample.response_length = [], "", 0
+    sample.loss_mask = sample.rollout_log_probs = sample.teacher_log_probs = None
+    sample.weight_versions = []
+
+
 def fail(sample: Sample, record: EpisodeRecord, failure: Failure) -> None:
     """The sample is never trained on and has no reward; its record says why, and what was played until then."""
     if failure.reason == ABORTED:  # a surplus episode: slime throws it away
+        _undo(sample)
         sample.status = Sample.Status.ABORTED
         record = EpisodeRecord(n=record.n, k=record.k, evaluation=record.evaluation)
     else:

@@ -81,8 +81,9 @@ class StudentClient:
                 return checked_response(reply, self._vocab_size)
             if is_unwanted():
                 raise Failure(ABORTED, "the rollout ended while the response was sampled")
+            said = reply["meta_info"]["finish_reason"].get("message") or "no reason given"
             await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
-        raise Failure("engine_aborted", f"the engine aborted a turn {ASKED} times")
+        raise Failure("engine_aborted", f"the engine aborted a turn {ASKED} times ({said})")
 
 
 def _is_aborted(reply: Any) -> bool:

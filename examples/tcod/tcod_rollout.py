@@ -49,7 +49,7 @@ from .loss import count_turns, is_turn_mean
 from .metrics import eval_metrics, rollout_metrics
 from .rows import Demonstration
 from .samples import fail, fill, timeline_span
-from .schedule import count_rollout, depth_of
+from .schedule import check_data_source, count_rollout, depth_of
 from .teacher import TeacherClient
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,9 @@ async def generate(
         fill(args, sample, await play_episode(runtime.episodes, task, record), record)
     except Failure as failure:
         fail(sample, record, failure)
+    except Exception as error:  # it would end slime's run
+        logger.exception("slime does not take the episode")
+        fail(sample, record, Failure("internal", repr(error)))
     if evaluation and not _is_scored(args, sample):
         sample.reward = float(EpisodeRecord.of(sample).won)
     return sample
@@ -135,6 +138,8 @@ async def reward_func(args: Namespace, sample: Sample, **kwargs: Any) -> float:
             failure = error if isinstance(error, Failure) else Failure("internal", repr(error))
             if failure.reason == "internal":
                 logger.exception("scoring failed")
+            if _is_unwanted(args)():
+                failure = Failure(ABORTED, str(failure))  # a surplus episode: its failure costs nothing
             if not record.evaluation:
                 fail(sample, record, failure)
                 return 0.0
@@ -301,7 +306,7 @@ class _HookState:
 
 # Engines, sessions and semaphores belong to one event loop; slime has one, its fully asynchronous mode another.
 _runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _HookState] = weakref.WeakKeyDictionary()
-_launched: Namespace | None = None
+_launched: tuple[Namespace, TcodConfig] | None = None
 
 
 def _runtime(args: Namespace) -> _HookState:
@@ -321,17 +326,18 @@ def _chat(args: Namespace) -> ChatTokens:
 
 
 def checked_config(args: Namespace, data_source: Any) -> TcodConfig:
-    """The launch checks, once per run: slime has no earlier hook than the first rollout or evaluation."""
+    """The settings, after the launch checks of the first call: slime has no earlier hook than the first rollout."""
     global _launched
-    if _launched is args:
-        return TcodConfig.from_args(args)
+    if _launched and _launched[0] is args:
+        return _launched[1]
     dataset = getattr(data_source, "dataset", None)
     config = check_settings(args, getattr(dataset, "samples", None))
+    check_data_source(config, data_source)
     chat = _chat(args)
     for warning in chat.warnings:
         logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
-    check_models(args, chat)
+    check_models(args, config, chat)
     logger.info("TCOD: %s", config)
     write_about(args)
-    _launched = args
+    _launched = args, config
     return config

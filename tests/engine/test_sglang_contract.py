@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples.tcod import tcod_rollout
 from examples.tcod.chat import ChatTokens
 from examples.tcod.checks import check_models
+from examples.tcod.config import TcodConfig
 from examples.tcod.errors import ConfigError, Failure
 from examples.tcod.metrics import token_kl
 from examples.tcod.teacher import TeacherClient
@@ -133,7 +134,7 @@ def test_the_engine_reuses_the_prefix_of_an_episode(rollout):
             assert sample.prefix_cache_info.cached_tokens > 0.5 * sample.prefix_cache_info.total_prompt_tokens
 
 
-def test_surplus_episodes_are_aborted_and_undone(rollout):
+def test_surplus_episodes_are_aborted_and_undone(rollout, over_sampling):
     _, samples, metrics = rollout("opd", 0, rollout_batch_size=2, over_sampling_batch_size=6)
     assert len(samples) == 2 and metrics["rollout/tcod/failed"] == 0
     assert metrics["rollout/tcod/aborted"] <= 4
@@ -197,12 +198,12 @@ def test_the_longest_context_that_the_launch_check_allows_can_be_scored(server, 
     args = slime_args(server, data, "opd", rollout_max_context_len=limit - 1)
     tokenizer = tcod_rollout.GenerateState(args).tokenizer
     chat = ChatTokens(tokenizer, args.apply_chat_template_kwargs)
-    check_models(args, chat)
+    check_models(args, TcodConfig.from_args(args), chat)
     scores = run(client(server).score([5] * (limit - 1), 10))
     assert len(scores) == limit - 11 and all(map(math.isfinite, scores))
     args.rollout_max_context_len = limit
     with pytest.raises(ConfigError, match=f"at most {limit - 1} tokens"):
-        check_models(args, chat)
+        check_models(args, TcodConfig.from_args(args), chat)
 
 
 def test_a_request_that_the_teacher_refuses_is_not_repeated(server):

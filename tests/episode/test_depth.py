@@ -63,13 +63,14 @@ def test_the_state_is_saved_and_loaded_with_slimes_data_source(rig, run):
     assert resumed.get_metadata() == source.get_metadata()
 
 
-def test_a_rollout_that_is_played_again_counts_once(rig, run):
-    """slime's train_async.py saves the data source after it has drawn the next rollout."""
+def test_a_rollout_that_is_played_again_is_as_if_it_had_not_been(rig, run):
+    """slime's train_async.py saves the data source after it has played the next rollout."""
     args, source = run
-    rollouts(rig, args, source, [1.0, 0.9])
-    before = dict(source.get_metadata()["tcod_depth"])
-    rollouts(rig, args, source, [0.1], first=1)
-    assert source.get_metadata()["tcod_depth"] == before
+    [first, one] = rollouts(rig, args, source, [1.0, 0.1])
+    [again] = rollouts(rig, args, source, [0.9], first=1)
+    assert one["rollout/tcod/k"] == again["rollout/tcod/k"] == 1
+    assert one[f"{KEY}/next_k"] == 2 and again[f"{KEY}/next_k"] == 1 and again[f"{KEY}/rollouts"] == 2
+    assert again[f"{KEY}/kl_reached"] == pytest.approx(first[f"{KEY}/kl"])
 
 
 def test_a_lost_state_stops_the_run(rig, run):

@@ -48,7 +48,20 @@ def test_an_unforeseen_error_of_the_teacher_client_fails_the_sample(rig, monkeyp
     assert not tcod_rollout.drop_failed(None, [sample]).keep
 
 
-def test_an_aborted_episode_is_undone(rig):
+@pytest.mark.parametrize("more", [{"cached_tokens": None}, {"top_p_token_ids": [[1]]}])
+def test_a_reply_that_slime_cannot_digest_fails_the_sample_and_not_the_run(rig, more):
+    answer = rig.answer
+    rig.answer = lambda turn, payload: (reply := answer(turn, payload)) and {
+        **reply,
+        "meta_info": {**reply["meta_info"], **more},
+    }
+    sample = rig.play({"goal": 2}, k=4)
+    assert sample.status in (Sample.Status.COMPLETED, Sample.Status.FAILED)
+    if sample.status == Sample.Status.FAILED:  # on slime itself; the stand-in does not look
+        assert sample.metadata["tcod"]["failure"] == "internal"
+
+
+def test_an_aborted_episode_is_undone(rig, over_sampling):
     """Over-sampling: the surplus is aborted in the middle of its second turn, and leaves nothing behind."""
     rig.script = [RIGHT] * 3
 
@@ -78,7 +91,7 @@ def test_an_aborted_episode_is_undone(rig):
     assert output.metrics["rollout/tcod/aborted"] == 1 and output.metrics["rollout/tcod/failed"] == 0
 
 
-def test_a_whole_group_is_aborted(rig):
+def test_a_whole_group_is_aborted(rig, over_sampling):
     """Two samples a group: the surplus group's finished sample is undone like the one that still plays."""
     first = iter(range(100))
 
@@ -118,7 +131,7 @@ def test_a_surplus_episode_is_not_scored(rig, monkeypatch):
     before = len(rig.scoring_requests())
     tcod_rollout.GenerateState(None).aborted = True
     assert run(tcod_rollout.reward_func(rig.args([{"goal": 2}]), played)) == 0.0
-    assert played.status == Sample.Status.ABORTED and played.teacher_log_probs is None
+    assert played.status == Sample.Status.ABORTED and played.teacher_log_probs is None and played.tokens == []
     assert len(rig.scoring_requests()) == before
 
 

@@ -72,7 +72,7 @@ def test_the_spans_are_the_whole_sequence_with_its_numbers(rig, folder):
     assert line["turns"][1]["response"] == f"{RIGHT}<|im_end|>"
 
 
-def test_won_lost_and_failed_episodes_are_saved_with_their_reasons(rig, folder):
+def test_won_lost_and_failed_episodes_are_saved_with_their_reasons(rig, folder, over_sampling):
     calls = iter(range(100))
     rig.teacher_reply = lambda payload: {"error": "?"} if next(calls) == 0 else scored(payload, teacher_value)
     rows = [{"goal": goal} for goal in (1, 2, 3, 9, 8)] + [{"goal": 3, "explode": 2}]

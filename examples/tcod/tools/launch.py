@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import requests
 import yaml
 
+from ..about import without_secrets
 from .launch_machine import check_files, check_machine, check_space, last_checkpoint, lock, output, visible_gpus
 from .launch_settings import Settings, check_settings, recipe_settings, refuse, require
 from .processes import Process, Supervisor, tail
@@ -120,9 +121,7 @@ def as_shell(s: Settings, recipe: dict[str, Any], commands: Commands) -> str:
     if commands.teacher:
         lines.append(f"CUDA_VISIBLE_DEVICES={commands.teacher_gpus} {shlex.join(commands.teacher)} &")
     lines += exports(commands.train_env)
-    pairs = zip(["", *commands.train], commands.train, strict=False)
-    train = ["SECRET" if before == "--wandb-key" else word for before, word in pairs]
-    return "\n".join([*lines, shlex.join(train), ""])
+    return "\n".join([*lines, without_secrets(shlex.join(commands.train)), ""])
 
 
 def exports(variables: dict[str, str]) -> list[str]:

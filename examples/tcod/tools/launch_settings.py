@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ..curriculum import VARIANTS
+
 # Flags of train.py that the script sets, and by which variable: given again, they would pass by its checks.
 OWN_FLAGS = {
     "--rollout-function-path": "MODE",
@@ -131,14 +133,13 @@ def check_settings(s: Settings, train: list[str]) -> None:
 
 
 def check_arm(s: Settings) -> None:
-    variants = ("opd", "f2b", "b2f", "reopd")
-    require(s.variant in variants, f"VARIANT must be one of {', '.join(variants)}, not {s.variant}")
+    require(s.variant in VARIANTS, f"VARIANT must be one of {', '.join(VARIANTS)}, not {s.variant}")
     require(s.teacher in ("sglang", "megatron"), f"TEACHER must be sglang or megatron, not {s.teacher}")
     require(s.config.is_file(), f"no file {s.config}: set CONFIG to a YAML of tcod_* settings")
-    variant = read_yaml(s.config).get("tcod_variant")
-    require(variant == s.variant, f"{s.config} is not for VARIANT={s.variant}: change one of them")
-    grows = s.variant in ("f2b", "b2f")
-    require(not s.eta or grows, f"ETA is the speed of a curriculum and VARIANT={s.variant} has none: unset ETA")
+    recipe = read_yaml(s.config)
+    require(recipe.get("tcod_variant") == s.variant, f"{s.config} is not for VARIANT={s.variant}: change one of them")
+    grows = s.variant in ("f2b", "b2f") and recipe.get("tcod_schedule") != "kl"
+    require(grows or not s.eta, f"ETA is the speed of a linear schedule and VARIANT={s.variant} has none: unset ETA")
     require(
         s.max_turn_len < s.max_context_len,
         f"MAX_TURN_LEN {s.max_turn_len} is one turn of MAX_CONTEXT_LEN {s.max_context_len}: make it smaller",
@@ -242,6 +243,6 @@ def recipe_settings(s: Settings) -> dict[str, Any]:
         recipe["tcod_horizon"] = int(s.horizon)
     if s.eta:
         recipe["tcod_eta"] = int(s.eta)
-    if s.eval_temperature == "1" and s.teacher == "sglang":
+    if float(s.eval_temperature) == 1 and s.teacher == "sglang":
         recipe["tcod_eval_kl"] = True
     return recipe

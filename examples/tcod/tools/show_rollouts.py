@@ -91,7 +91,7 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
         if line:
             try:
                 yield {**json.loads(line), "file": file.stem, "line": number}
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 logger.warning("line %d of %s is left out: %s", number, file, error)
 
 
