@@ -20,10 +20,9 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+Tensor = Any  # torch.Tensor: slime brings the tensors, and nothing of torch is needed here beside their methods
 
 
 def is_turn_mean(args: Namespace) -> bool:
@@ -52,9 +51,9 @@ def count_turns(samples: Sequence[Any], trajectories_per_step: int) -> None:
 def turn_mean(
     total_lengths: list[int],
     response_lengths: list[int],
-    masks: list["torch.Tensor"],
+    masks: list[Tensor],
     calculate_per_token_loss: bool,
-) -> Callable[["torch.Tensor"], "torch.Tensor"]:
+) -> Callable[[Tensor], Tensor]:
     """slime's reducer of one micro-batch, of the policy loss of its response tokens, flat.
 
     Under context parallelism those are this rank's part. slime divides the sum over micro-batches and ranks by B.
@@ -67,7 +66,6 @@ def turn_mean(
     Raises:
         ValueError: the flag is set, or `count_turns` has not seen these masks.
     """
-    import torch
     from megatron.training.global_vars import get_args
 
     from slime.backends.megatron_utils.cp_utils import slice_log_prob_with_cp
@@ -79,18 +77,18 @@ def turn_mean(
     if in_all < here:
         raise ValueError(f"the masks count {in_all} turns in a whole step, and {here} are here: see count_turns")
     scale = get_args().global_batch_size / max(in_all, 1)
-    parts = map(slice_log_prob_with_cp, weights, total_lengths, response_lengths)
-    weight = torch.cat(list(parts)) * scale
-    return lambda pg_loss: (pg_loss * weight).sum()
+    parts = list(map(slice_log_prob_with_cp, weights, total_lengths, response_lengths))
+    sizes = [len(part) for part in parts]
+    return lambda pg_loss: scale * sum(
+        (losses * part).sum() for losses, part in zip(pg_loss.split(sizes), parts, strict=True)
+    )
 
 
-def turn_weights(mask: "torch.Tensor") -> "torch.Tensor":
+def turn_weights(mask: Tensor) -> Tensor:
     """1 / l at each token of a run of l trained tokens, else 0: a turn's weights sum to 1. float32 [response]."""
-    import torch
-
     trained = mask > 0
     starts = trained.clone()
     starts[1:] &= ~trained[:-1]
     turn = starts.cumsum(0)
-    lengths = torch.bincount(turn[trained], minlength=len(mask) + 1).clamp_min(1)
+    lengths = turn[trained].bincount(minlength=len(mask) + 1).clamp_min(1)
     return trained / lengths[turn]

@@ -21,12 +21,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from smoke import hooks
+from smoke.train_arm import LOSSES
 from smoke.trainer import Trainer, response_log_probs
 
 TOLERANCE = 1e-4
 
 
-def compare(run_dir: Path, student: Path, lr: float, teacher: Path | None = None) -> dict[str, float]:
+def compare(
+    run_dir: Path, student: Path, lr: float, teacher: Path | None = None, loss: str = "trajectory"
+) -> dict[str, float]:
     """Relative differences of loss, grad_norm and the parameters' change in the first optimizer step.
 
     With a `teacher`, the samples were scored in Megatron and are scored here by transformers. The parameters are those
@@ -49,7 +52,7 @@ def compare(run_dir: Path, student: Path, lr: float, teacher: Path | None = None
         check_samples(samples)
     args = hooks.rollout_args()
     batch = hooks.convert_samples_to_train_data(args, rollouts[0])
-    trainer = Trainer(student, lr=lr)
+    trainer = Trainer(student, lr=lr, loss=loss)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     ours = trainer.step(batch)
     slime = logged_step(run_dir / "train.log", 0)
@@ -102,9 +105,10 @@ def main() -> None:
     parser.add_argument("--student", type=Path, required=True, help="the checkpoint the run started from")
     parser.add_argument("--teacher", type=Path, help="of a run with the teacher in Megatron")
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--loss", choices=LOSSES, default="trajectory")
     options = parser.parse_args()
     hooks.find_slime()
-    differences = compare(options.run_dir, options.student, options.lr, options.teacher)
+    differences = compare(options.run_dir, options.student, options.lr, options.teacher, options.loss)
     for name, difference in differences.items():
         print(f"{name:10}  slime against torch, relative difference {difference:.1e}")
     sys.exit(max(differences.values()) > TOLERANCE)
