@@ -73,7 +73,7 @@ class TcodConfig(BaseModel):
     tcod_max_replacements: int = Field(4, ge=1)
     """Stop the run when failed groups were replaced more than this many whole batches within one rollout."""
     tcod_max_staleness: int = Field(2, ge=0)
-    """Fully asynchronous mode: how many rollouts ago an episode may have been drawn; a rollout waits for the oldest."""
+    """Fully asynchronous mode: how many rollouts old an episode may be; a rollout waits for the oldest."""
     tcod_eval_kl: bool = False
     """Score evaluation episodes too (those sampled at temperature 1), to measure the full-horizon KL."""
     tcod_save_episodes: int | Literal["all"] = 8
