@@ -69,7 +69,8 @@ class Counter(Textless):
         return replace(last, won=True, reward=self.steps / 4)
 
     def close(self) -> None:
-        (self.data_root / f"closed {self.name.split('/')[0]}").touch()
+        if self.data_root != Path():  # not into the current folder
+            (self.data_root / f"closed {self.name.split('/')[0]}").touch()
 
     def _observe(self) -> Observation:
         return Observation(f"{self.name} {self.episode} {self.steps}")
