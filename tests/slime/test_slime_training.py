@@ -85,5 +85,5 @@ def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, 
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["n"]) for line in lines] == [("rollout", 0), ("rollout", 1), ("eval", 2)]
     assert lines[1]["rollout/tcod/k"] == {"f2b": 5, "b2f": 1}[name]
-    assert lines[0]["train_s"] == 0 < lines[1]["train_s"] and (run_dir / "trajectory.txt").exists()
+    assert lines[0]["train_s"] == 0 < lines[1]["train_s"] and (run_dir / "rollouts/train_000001.jsonl").exists()
     assert 0 <= lines[2]["eval/tcod/heldout/success"] <= 1 and lines[2]["eval/tcod/heldout_t1/kl/trajectory"] > 0
