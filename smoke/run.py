@@ -61,12 +61,12 @@ def main() -> None:
     weights = hashlib.sha256((make_models.SHIPPED / "model.safetensors").read_bytes()).hexdigest()
     student = options.out / "models" / f"student-{options.seed}-of-{weights[:8]}"
     if not (student / "model.safetensors").exists():
-        print("damaging the teacher: the student", flush=True)
+        print("making the student: a damaged copy of the teacher", flush=True)
         make_models.make_student(make_models.SHIPPED, student, seed=options.seed)
     results = {}
     with ExitStack() as stack:
         logs = options.out / "logs"
-        print("starting two SGLang servers on the CPU, the student's and the teacher's", flush=True)
+        print(f"starting two SGLang servers on the CPU, the student's and the teacher's; logs: {logs}", flush=True)
         student_server = stack.enter_context(SGLangServer("student server", student, logs / "student.log"))
         teacher_server = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, logs / "teacher.log"))
         student_server.wait_ready()

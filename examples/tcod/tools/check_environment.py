@@ -140,6 +140,7 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Cost:
                         await _play_named(_Session(engine, environment, cost), row, config, source)
                     memory_mb, cost.printed = await engine.inspect()
                     cost.memory_mb.append(memory_mb)
+                cost.replayed -= "demo" in rows[0].metadata  # the second engine's, of a row that was counted
         finally:
             await pool.close()
 
@@ -167,17 +168,16 @@ def report(cost: Cost, episodes: int) -> str:
     """What an engine costs, and settings for `episodes` at once."""
     reset_s, step_s = fmean(cost.resets), fmean(cost.steps)
     lines = [
-        f"seconds per reset: mean {reset_s:.3f}, largest {max(cost.resets):.3f} (the first one builds the engine)",
+        f"seconds per reset: mean {reset_s:.3f}, largest {max(cost.resets):.3f} (the first starts the worker and builds the engine)",
         f"seconds per step: mean {step_s:.3f}, largest {max(cost.steps):.3f}",
         f"a worker with one engine takes {cost.memory_mb[0]:.0f} MB, each further engine {cost.engine_mb:.0f} MB",
-        f"demonstrations replayed: {cost.replayed}",
     ]
     per_worker = max(1, min(16, int(LOAD * TURN_S / max(step_s, 1e-3))))
     workers = -(-episodes // per_worker)
     needed_mb = workers * cost.memory_mb[0] + (episodes - workers) * max(cost.engine_mb, 0)
     available_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
     lines.append(
-        f"for {episodes} episodes at once: tcod_env_workers: {workers}, tcod_engines_per_worker: {per_worker}; "
+        f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_engines_per_worker: {per_worker}; "
         f"they take {needed_mb / 1024:.1f} GB and {episodes * step_s / TURN_S:.1f} cores"
     )
     if needed_mb > LOAD * available_mb:
@@ -203,7 +203,11 @@ def main() -> None:
         rows = read_rows(options.rows)
         check_rows(rows, str(options.rows), load_environment(config.tcod_environment), config.tcod_data_root)
         start_ray(workers=1)
-        print(report(play_rows(config, spread(rows, options.count), str(options.rows)), options.episodes))
+        played = spread(rows, options.count)
+        cost = play_rows(config, played, str(options.rows))
+        print(report(cost, options.episodes))
+        more = "" if len(played) == len(rows) else f" (--count {len(rows)} plays all)"
+        print(f"{options.rows}: {len(played)} of {len(rows)} rows play{more}, {cost.replayed} demonstrations replay")
     except ConfigError as error:
         sys.exit(f"check_environment: {error}")
 
