@@ -7,11 +7,8 @@
 # Everything below is set in the environment; arguments of the script are appended to train.py's. Running it again
 # continues from the last checkpoint in RUN_DIR. tools/launch.py checks settings, starts the commands, and ends them.
 #
-# Several nodes: start Ray on each of them, on the teacher's node without the teacher's GPUs
-# (CUDA_VISIBLE_DEVICES=0,1,2,3 ray start ...). Then run this on that node, with RAY_ADDRESS=HOST:6379, ACTOR_NODES and
-# all paths on storage that every node sees.
+# Several nodes: start Ray on each, then this on the teacher's node, with RAY_ADDRESS=HOST:6379: see CLUSTER.md.
 set -euo pipefail
-
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 NON_THINKING='{"enable_thinking": false}'
 set -a # the settings are exported: launch.py reads them
@@ -83,9 +80,9 @@ for name in HORIZON ETA TEACHER_PORT TEACHER_START_S CONCURRENCY ACTOR_NODES ACT
   [[ -z ${!name} || ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name must be a positive whole number, not ${!name}"
 done
 for name in LR EVAL_TEMPERATURE; do
-  [[ ${!name} =~ ^[0-9]*\.?[0-9]+(e-?[0-9]+)?$ ]] || die "$name must be a number, not ${!name}"
-done
-for name in COLOCATE FP32_HEADS SAVE_HF DRY_RUN; do [[ ${!name} == [01] ]] || die "$name must be 0 or 1, not ${!name}"; done
+  [[ ${!name} =~ ^[0-9]*\.?[0-9]+(e-?[0-9]+)?$ ]] || die "$name must be a number, not ${!name}"; done
+for name in COLOCATE FP32_HEADS SAVE_HF DRY_RUN; do
+  [[ ${!name} == [01] ]] || die "$name must be 0 or 1, not ${!name}"; done
 for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_LOAD TEACHER_MODEL TEACHER_LOAD \
   ALFWORLD_DATA DATA_DIR; do
   printf -v "$name" %s "$(realpath -m "${!name}")" # Ray's workers have other working directories
