@@ -46,7 +46,7 @@ def sentence(call, *args) -> str:
 
 def test_a_good_environment_is_played_and_measured():
     cost = play_rows(config("Good", tcod_env_args={"word": "yes"}), ROWS, "rows.jsonl")
-    assert cost.replayed == 3 and len(cost.resets) == 6 and len(cost.steps) == 9
+    assert cost.replayed == 2 and len(cost.resets) == 6 and len(cost.steps) == 9
     assert cost.memory_mb[0] > 20 and not cost.printed
     text = report(cost, episodes=64)
     assert re.search(r"tcod_env_workers: 4, tcod_engines_per_worker: 16; they take [\d.]+ GB and 0.0 cores", text)

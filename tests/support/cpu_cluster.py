@@ -65,18 +65,6 @@ def build(place: Path, student: Path, teacher: Path) -> tuple[dict[str, str], li
     return variables, as_flags(flags)
 
 
-def own_engines() -> tuple[dict[str, str], list[str]]:
-    """Variables and arguments with which slime starts the student's engines itself."""
-    from smoke.train_slime import as_flags
-
-    site = ROOT / "smoke/slime_cpu/engine_site"
-    variables = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    flags = {"sglang-device": "cpu", "sglang-dtype": "float32", "sglang-attention-backend": "torch_native"}
-    flags |= {"sglang-max-total-tokens": 65536, "sglang-sleep-on-idle": True}
-    flags |= {"rollout-health-check-interval": 2, "rollout-health-check-timeout": 20}
-    return {**variables, "SGLANG_USE_CPU_ENGINE": "1"}, as_flags(flags)
-
-
 def main() -> None:
     match sys.argv[1:]:
         case ["-m", "sglang.launch_server", *flags]:

@@ -168,7 +168,7 @@ def report(cost: Cost, episodes: int) -> str:
     """What an engine costs, and settings for `episodes` at once."""
     reset_s, step_s = fmean(cost.resets), fmean(cost.steps)
     lines = [
-        f"seconds per reset: mean {reset_s:.3f}, largest {max(cost.resets):.3f} (the first starts the worker and builds the engine)",
+        f"seconds per reset: mean {reset_s:.3f}, largest {max(cost.resets):.3f} (the first starts worker and engine)",
         f"seconds per step: mean {step_s:.3f}, largest {max(cost.steps):.3f}",
         f"a worker with one engine takes {cost.memory_mb[0]:.0f} MB, each further engine {cost.engine_mb:.0f} MB",
     ]
@@ -177,8 +177,8 @@ def report(cost: Cost, episodes: int) -> str:
     needed_mb = workers * cost.memory_mb[0] + (episodes - workers) * max(cost.engine_mb, 0)
     available_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
     lines.append(
-        f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_engines_per_worker: {per_worker}; "
-        f"they take {needed_mb / 1024:.1f} GB and {episodes * step_s / TURN_S:.1f} cores"
+        f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, "
+        f"tcod_engines_per_worker: {per_worker}; they take {needed_mb / 1024:.1f} GB and {episodes * step_s / TURN_S:.1f} cores"
     )
     if needed_mb > LOAD * available_mb:
         lines.append(
