@@ -178,7 +178,8 @@ def report(cost: Cost, episodes: int) -> str:
     available_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
     lines.append(
         f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, "
-        f"tcod_engines_per_worker: {per_worker}; they take {needed_mb / 1024:.1f} GB and {episodes * step_s / TURN_S:.1f} cores"
+        f"tcod_engines_per_worker: {per_worker}; they take {needed_mb / 1024:.1f} GB and "
+        f"{episodes * step_s / TURN_S:.1f} cores"
     )
     if needed_mb > LOAD * available_mb:
         lines.append(
