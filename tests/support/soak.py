@@ -26,7 +26,7 @@ from unittest.mock import patch
 from aiohttp import web
 from transformers import AutoTokenizer
 
-from examples.tcod import sglang_client, tcod_rollout
+from examples.tcod import sglang_client, student, tcod_rollout
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
@@ -65,7 +65,7 @@ TEACHER = {
 ENGINE = {
     "engine resets once": None,
     "engine truncates": "engine_unavailable",
-    "engine aborts": "aborted",
+    "engine aborts": "engine_aborted",
     "engine says nothing": "nothing_sampled",
     "engine says inf": "engine_invalid",
     "engine hangs": "engine_timeout",
@@ -153,7 +153,7 @@ class Soak:
             task = int(sample.metadata["name"].split()[1].rstrip("."))
             assert task not in self.outcomes, f"task {task} was drawn twice"
             outcome = "aborted" if sample.status == Sample.Status.ABORTED else "trained"
-            outcome = self.outcomes[task] = sample.metadata["tcod"].get("failure", outcome)
+            outcome = self.outcomes[task] = sample.metadata["tcod"].get("failure") or outcome
             counts[outcome] += 1
         assert counts.pop("trained") == BATCH
         assert metrics["rollout/tcod/aborted"] == counts.pop("aborted", 0)
@@ -187,6 +187,7 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
         FaultProxy(rig.teacher.port) as teacher,
         patch.object(sglang_client, "FIRST_PAUSE_S", 0.1),
         patch.object(sglang_client, "RETRIES", 2),
+        patch.object(student, "FIRST_PAUSE_S", 0.01),
     ):
         engine.fault = functools.partial(run.on_the_wire, ENGINE.keys())
         teacher.fault = functools.partial(run.on_the_wire, TEACHER.keys())

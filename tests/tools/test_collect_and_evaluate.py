@@ -36,6 +36,7 @@ from tests.support.toys import LocalPool
 NUM_GPUS = 0
 HORIZON = 5
 RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
+ODD = "<|im_start|>"
 # collect_demos.py in a process of its own, with the environments in it too: Ray takes long to start.
 DRIVER = """
 import ray
@@ -120,8 +121,8 @@ def read(path: Path) -> list[dict]:
 def test_the_shortest_replayable_solution_is_kept_with_its_responses(in_process, rig, monkeypatch, capsys):
     rig.openings[2] = [LEFT, "Right it is. " + RIGHT, RIGHT]  # 4 turns, 2, 2
     rig.openings[3] = ["jump", "<action>jump</action>", LEFT]  # shorter, but with an action that no replay accepts
-    rig.openings[1] = [" " + RIGHT, LEFT, " " + RIGHT]  # a leading space is lost when the text is replayed
-    rig.openings[4] = [" " + RIGHT]
+    rig.openings[1] = [ODD + RIGHT, LEFT, ODD + RIGHT]  # a control token is characters when the text is replayed
+    rig.openings[4] = [ODD + RIGHT]
     rig.run(collect_demos, monkeypatch, rig.rows(1, 2, 3, 4, 9), "demos.jsonl", "--samples", "3")
     one, two, three, four, never = read(rig.folder / "demos.jsonl")
     assert two == {
@@ -134,7 +135,7 @@ def test_the_shortest_replayable_solution_is_kept_with_its_responses(in_process,
     }
     assert one["metadata"]["demo"]["actions"] == ["left", "right", "right"]
     assert three["metadata"]["demo"]["actions"] == ["left"] + ["right"] * 4
-    assert four["metadata"]["demo"]["responses"] == [" " + RIGHT] + [RIGHT] * 3
+    assert four["metadata"]["demo"]["responses"] == [ODD + RIGHT] + [RIGHT] * 3
     assert never["metadata"] == {"goal": 9, "demo": {"actions": []}}
     table = {line[:31].strip(): line[31:].split() for line in capsys.readouterr().out.splitlines()}
     assert table["task type"] == ["games", "solved", "success", "length", "inexact"]
