@@ -39,7 +39,7 @@ from slime.utils.types import Sample
 
 from .about import write_about
 from .chat import ChatTokens, engine_eos_ids
-from .checks import base_url, check_models, check_settings
+from .checks import check_settings
 from .config import TcodConfig
 from .curriculum import EpisodePlan
 from .episode import Assignment, EpisodeRecord, Runtime, play_episode
@@ -50,6 +50,7 @@ from .metrics import eval_metrics, rollout_metrics
 from .rows import Demonstration
 from .samples import fail, fill, timeline_span
 from .schedule import check_data_source, count_rollout, depth_of
+from .server_checks import base_url, check_models
 from .teacher import TeacherClient
 
 logger = logging.getLogger(__name__)

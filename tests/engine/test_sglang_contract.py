@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.tcod import tcod_rollout
 from examples.tcod.chat import ChatTokens
-from examples.tcod.checks import check_models
 from examples.tcod.config import TcodConfig
 from examples.tcod.errors import ConfigError, Failure
 from examples.tcod.metrics import token_kl
+from examples.tcod.server_checks import check_models
 from examples.tcod.teacher import TeacherClient
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.async_utils import run

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from transformers import PreTrainedTokenizerBase
 
-from examples.tcod import checks, tcod_rollout
+from examples.tcod import server_checks, tcod_rollout
 from examples.tcod.errors import ConfigError
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.misc import SingletonMeta
@@ -193,7 +193,7 @@ def test_engines_that_the_router_lists_late_are_waited_for(rig):
 
 
 def test_a_router_without_engines_stops_the_run(rig, monkeypatch):
-    monkeypatch.setattr(checks, "ROUTER_PATIENCE_S", 1.0)
+    monkeypatch.setattr(server_checks, "ROUTER_PATIENCE_S", 1.0)
     rig.student.pages["/workers"] = {"workers": []}
     with pytest.raises(ConfigError, match="knows no engine of the student"):
         rig.rollout([{"goal": 2}])

@@ -19,12 +19,13 @@ from typing import Any
 import httpx
 
 from ..chat import ChatTokens, load_chat
-from ..checks import check_environment, probe
+from ..checks import check_environment
 from ..config import TcodConfig
 from ..episode import Assignment, EpisodeRecord, Runtime, play_episode
 from ..errors import ConfigError, Failure
 from ..history import AppendHistory
 from ..rows import Demonstration, Row, check_rows, check_unique, read_rows
+from ..server_checks import probe
 from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)

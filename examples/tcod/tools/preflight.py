@@ -14,11 +14,12 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from ..chat import ChatTokens, load_chat
-from ..checks import base_url, check_environment, check_teacher, check_training_rows
+from ..checks import check_environment, check_training_rows
 from ..config import TcodConfig
 from ..environment import Environment, Observation, ask, load_environment
 from ..errors import ConfigError
 from ..rows import Row, check_rows, read_rows, task_of
+from ..server_checks import base_url, check_teacher
 from .check_environment import play_rows, spread
 from .ray_cluster import check_cluster
 from .ray_start import start_ray
