@@ -104,6 +104,7 @@ RECIPE_FLAGS: dict[str, Any] = {
     "dynamic_sampling_filter_path": "examples.tcod.tcod_rollout.drop_failed",
     "use_opd": True,
     "opd_type": "sglang",
+    "use_dynamic_batch_size": True,
 }
 
 
@@ -159,6 +160,13 @@ def rollout_args(**overrides: Any) -> Namespace:
     values["eval_function_path"] = values["eval_function_path"] or values["rollout_function_path"]
     values["eval_reward_key"] = values["eval_reward_key"] or values["reward_key"]
     return Namespace(**values)
+
+
+def flat(samples: list) -> list:
+    """The samples of a rollout in one list, as slime's RolloutManager takes them."""
+    while isinstance(samples[0], list):
+        samples = [sample for group in samples for sample in group]
+    return samples
 
 
 def convert_samples_to_train_data(args: Namespace, samples: list) -> dict[str, Any]:

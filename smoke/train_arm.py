@@ -65,7 +65,7 @@ def main() -> None:
         started = time.monotonic()
         output = tcod_rollout.generate_rollout(args, n, source)
         rollout_s = time.monotonic() - started
-        samples = [sample for group in output.samples for sample in group]
+        samples = hooks.flat(output.samples)
         batch = hooks.convert_samples_to_train_data(args, samples)
         started = time.monotonic()
         trained = {f"train/{name}": value for name, value in trainer.step(batch).items()}
@@ -81,9 +81,10 @@ def slime_args(options: Namespace) -> Namespace:
     """slime's arguments for this run, with the YAML's keys set as slime's --custom-config-path does."""
     from slime.utils.eval_config import EvalDatasetConfig
 
+    settings = yaml.safe_load(options.config.read_text())
     args = hooks.rollout_args(
         hf_checkpoint=str(options.student),
-        apply_chat_template_kwargs={"enable_thinking": False},
+        apply_chat_template_kwargs={"enable_thinking": settings.get("tcod_thoughts") == "keep"},
         prompt_data=str(options.data / "train.jsonl"),
         input_key="prompt",
         label_key="label",
@@ -102,7 +103,7 @@ def slime_args(options: Namespace) -> Namespace:
         eval_datasets=[EvalDatasetConfig(**dataset) for dataset in evaluation_datasets(options)],
         **LOSSES[options.loss],
     )
-    for key, value in yaml.safe_load(options.config.read_text()).items():
+    for key, value in settings.items():
         setattr(args, key, value)
     return args
 

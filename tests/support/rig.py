@@ -139,7 +139,7 @@ class Rig:
         source = RecordingSource(args)
         output = tcod_rollout.generate_rollout(args, n, source)
         self.drawn = source.drawn
-        samples = [sample for group in output.samples for sample in group]
+        samples = hooks.flat(output.samples)
         check_invariants(args, samples)
         return samples, output.metrics
 
