@@ -90,6 +90,7 @@ SLIME_DEFAULTS: dict[str, Any] = {
     "opd_kl_coef": 1.0,
     "normalize_advantages": False,
     "global_batch_size": None,
+    "use_dynamic_batch_size": False,
     "calculate_per_token_loss": False,
     "custom_pg_loss_reducer_function_path": None,
     "custom_tis_function_path": None,
@@ -104,7 +105,6 @@ RECIPE_FLAGS: dict[str, Any] = {
     "dynamic_sampling_filter_path": "examples.tcod.tcod_rollout.drop_failed",
     "use_opd": True,
     "opd_type": "sglang",
-    "use_dynamic_batch_size": True,
 }
 
 

@@ -111,6 +111,7 @@ class ChatTokens:
         self.end_of_turn = self._before_next.pop(0)
         self.stop_ids = {self.end_of_turn, *eos_ids, tokenizer.eos_token_id} - {None}
         self.stop_ids |= self._special & {tokenizer.pad_token_id}
+        template.check_block()
         if history == "append":
             template.check_rule()
             self._check_tokens()
@@ -134,6 +135,7 @@ class ChatTokens:
         Where the vocabulary has <think> and </think>, they are these tokens, as they were when it was sampled. Where
         the template opens a thought, a response without one has an empty thought.
         """
+        text = self._template.shown("assistant", text)
         if self._thinks and self._template.opened:
             opening, closing = self._markers
             text = text.removeprefix(self._template.opened) if closing in text else f"\n{closing}\n\n{text}"
@@ -176,6 +178,12 @@ class ChatTokens:
         text = self._template.opened + text
         return f"{text}\n{closing}\n\n" if text.lstrip().startswith(opening) and closing not in text else text
 
+    def replays(self, response_ids: list[int], said: str) -> bool:
+        """Whether these ids may stand for a recorded response: they say it, and hold no control token within."""
+        return self.said(response_ids) == said and not self._special.difference(self._think.values()).intersection(
+            response_ids[:-1]
+        )
+
     def answer(self, response_ids: list[int]) -> str:
         """What a response says after its thought: nothing, if that was cut."""
         said = self.said(response_ids)
@@ -197,7 +205,7 @@ class ChatTokens:
 
     def _answer_ids(self, text: str) -> list[int]:
         names = "|".join(map(re.escape, self._think)) or "(?!)"
-        parts = re.split(f"({names})", self._template.shown("assistant", text))
+        parts = re.split(f"({names})", text)
         ids = ([self._think[part]] if part in self._think else self._text_ids(part) for part in parts)
         return [*itertools.chain.from_iterable(ids)]
 
@@ -217,7 +225,9 @@ class ChatTokens:
         system, user, answer, after = texts = conversation(2)
         whole = self._template.write(texts, past=self._template.after_user)
         ours = self._decode(
-            self.prompt(system, user) + [*self._answer_ids(answer), self.end_of_turn] + self.user(after)
+            self.prompt(system, user)
+            + [*self._answer_ids(self._template.shown("assistant", answer)), self.end_of_turn]
+            + self.user(after)
         )
         lossless = self._decode(self._text_ids(user)) == user
         # A marker may swallow the white space beside it; then it does so in one piece, too.

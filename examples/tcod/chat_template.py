@@ -162,7 +162,6 @@ class ChatTemplate:
         }
 
     def _check_thoughts(self, thinks: bool) -> None:
-        block = self.after_user.removeprefix(self.past)
         if thinks:
             if _CLOSED_THOUGHT.search(self.after_user):
                 raise ValueError(
@@ -179,6 +178,10 @@ class ChatTemplate:
                 f"the chat template opens a thought before every answer ({self.after_user!r}), and tcod_thoughts is "
                 "none: set it to keep, or use a model or a chat template that answers without a thought"
             )
+
+    def check_block(self) -> None:
+        """Raises ValueError where more than a think block comes before the next answer, or before past ones."""
+        block = self.after_user.removeprefix(self.past)
         expected = (
             not block or _EMPTY_THOUGHT.fullmatch(block) or (self.opened and _OPEN_THOUGHT.fullmatch(block.strip()))
         )

@@ -171,7 +171,7 @@ def _check_fan_out(args: Namespace, config: TcodConfig) -> None:
         )
     if getattr(args, "log_passrate", False):
         raise ConfigError(
-            "--log-passrate expects --n-samples-per-prompt samples of every prompt, and tcod_history turns makes one of "
+            "--log-passrate expects --n-samples-per-prompt samples of a prompt, and tcod_history turns makes one of "
             "every turn: remove the flag"
         )
 

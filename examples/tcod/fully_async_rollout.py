@@ -61,7 +61,7 @@ def generate_rollout_fully_async(
     source.rollout_id = rollout_id + 1  # whatever the worker draws from now on
     stale = sum(rollout_id - _drawn_at(group) > config.tcod_max_staleness for group in kept)
     metrics |= {"rollout/tcod/stale": stale * args.n_samples_per_prompt, **save_rollout(args, rollout_id, drawn)}
-    return RolloutFnTrainOutput(samples=to_train(config, kept), metrics=metrics)
+    return RolloutFnTrainOutput(samples=to_train(args, config, kept), metrics=metrics)
 
 
 class _ContinuousSource(StampedSource):

@@ -105,7 +105,7 @@ class AppendHistory(History):
         return self.max_context_len - len(self.context) - 1
 
     def respond(self, response: Response) -> tuple[int, int]:
-        self.context += response.ids
+        self.context = self.context + response.ids
         return self._append(Span(response.ids, response))
 
     def observe(self, text: str) -> bool:
@@ -116,15 +116,14 @@ class AppendHistory(History):
         if self.room() - len(ids) < 1:
             return False
         if self.spans:
-            self.context += ids
+            self.context = self.context + ids
             self._append(Span(ids))
         else:  # still replaying: the turn belongs to the prompt
             self._extend_prompt(ids)
         return True
 
     def _extend_prompt(self, ids: list[int]) -> None:
-        self.context += ids
-        self.prompt += ids
+        self.prompt = self.context = self.context + ids
         self.prompts = [(0, len(self.prompt))]
 
 

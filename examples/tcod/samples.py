@@ -40,7 +40,7 @@ def fill(args: Namespace, sample: Sample, history: History, record: EpisodeRecor
     record.store(sample)
 
 
-def fan_out(sample: Sample) -> list[Sample]:
+def fan_out(sample: Sample, tokenizer: Any) -> list[Sample]:
     """An episode's sequences, each a sample; slime weighs those of one rollout_id as one trajectory.
 
     The record of each is the episode's, but of turns it has its own only, counted from its own first token.
@@ -54,6 +54,7 @@ def fan_out(sample: Sample) -> list[Sample]:
         for name in ("loss_mask", "rollout_log_probs", "teacher_log_probs"):
             values = getattr(sample, name)
             setattr(one, name, values and values[begin - laid : end - laid])
+        one.response = tokenizer.decode(sample.tokens[begin:end], skip_special_tokens=False)
         one.metadata = dict(sample.metadata)
         own = replace(turn, start=0, end=end - begin)
         replace(record, replay=[], turns=[own], prompts=[(0, begin - start)]).store(one)

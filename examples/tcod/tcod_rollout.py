@@ -83,7 +83,7 @@ def generate_rollout(
     metrics |= count_rollout(config, data_source, rollout_id, flat(output.samples))
     metrics |= save_rollout(args, rollout_id, source.drawn)
     output.metrics = {**(output.metrics or {}), **metrics}
-    output.samples = to_train(config, output.samples)
+    output.samples = to_train(args, config, output.samples)
     return output
 
 
@@ -230,11 +230,12 @@ class _OneRolloutSource(StampedSource):
         return groups
 
 
-def to_train(config: TcodConfig, groups: Groups) -> Groups:
+def to_train(args: Namespace, config: TcodConfig, groups: Groups) -> Groups:
     """Groups of episodes as slime trains on them: under tcod_history turns an episode is a list of samples."""
     if config.tcod_history == "append":
         return groups
-    return [[fan_out(sample) for sample in group] for group in groups]
+    tokenizer = GenerateState(args).tokenizer
+    return [[fan_out(sample, tokenizer) for sample in group] for group in groups]
 
 
 def too_many_failures(rollout_id: int, missing: int, samples: list[Sample]) -> RuntimeError:

@@ -85,7 +85,7 @@ def entry_of(row: Row, attempt: int, played: Played, chat: ChatTokens) -> Entry:
     """The journal's line about one episode; a won one with its actions, the responses they are parsed from, and ids.
 
     usable: every response gives one admissible action, so that a replay does the same.
-    inexact: some responses were sampled with other tokens than their text is encoded with.
+    exact: it also says the same, token for token, where the vocabulary is the same.
     """
     record, history = played.record, played.history
     entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns)}
@@ -93,11 +93,10 @@ def entry_of(row: Row, attempt: int, played: Played, chat: ChatTokens) -> Entry:
         return entry
     ids = [span.sampled.ids for span in history.spans if span.sampled]
     texts = [chat.said(turn) for turn in ids]
-    encoded = [chat.assistant(text) for text in texts]
     return {
         **entry,
         "usable": all(turn.valid and turn.admissible for turn in record.turns),
-        "inexact": any(turn not in (text, text[:-1]) for turn, text in zip(ids, encoded, strict=True)),
+        "exact": all(map(chat.replays, ids, texts)),
         "actions": [turn.action for turn in record.turns],
         "responses": texts,
         "ids": ids,
@@ -105,9 +104,9 @@ def entry_of(row: Row, attempt: int, played: Played, chat: ChatTokens) -> Entry:
 
 
 def best(entries: Sequence[Entry]) -> Entry | None:
-    """The shortest usable solution; of two that are as short, one that its text alone gives back."""
+    """The shortest solution that replays token for token; if there is none, the shortest that replays in words."""
     usable = [entry for entry in entries if entry["won"] and entry["usable"]]
-    return min(usable, key=lambda entry: (entry["turns"], entry["inexact"]), default=None)
+    return min(usable, key=lambda entry: (not entry["exact"], entry["turns"]), default=None)
 
 
 def demonstration(entry: Entry, chat: ChatTokens, drop_thoughts: bool) -> dict[str, Any]:
@@ -166,7 +165,7 @@ def write_demos(
 
 
 def summary(rows: list[Row], journal: Journal) -> str:
-    """A table by task type. Length: the median of the kept demonstrations; inexact: those that need their ids."""
+    """A table by task type. Length: the median of the kept demonstrations; inexact: those with other tokens."""
     by_type = defaultdict(list)
     for row in rows:
         by_type[row.label].append(journal.of(row))
@@ -177,7 +176,7 @@ def summary(rows: list[Row], journal: Journal) -> str:
         solved = sum(any(entry["won"] for entry in entries) for entries in games)
         success = f"{sum(won) / len(won):.2f}" if won else "-"
         length = f"{median(entry['turns'] for entry in kept):.0f}" if kept else "-"
-        inexact = sum(entry["inexact"] for entry in kept)
+        inexact = sum(not entry["exact"] for entry in kept)
         lines.append(f"{name:<32}{len(games):>7}{solved:>8}{success:>9}{length:>8}{inexact:>9}")
     return "\n".join(lines)
 

@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     parser.add_argument(
         "--apply-chat-template-kwargs",
         type=json.loads,
-        help='of the chat template, as in training; default: {"enable_thinking": false}, or {} where thoughts are kept',
+        help='of the chat template, as in training; default: {"enable_thinking": false}, or {} with thoughts',
     )
     parser.add_argument(
         "--config",
