@@ -31,7 +31,7 @@ import transformers
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import SLIME, report, study_report
+from benchmarks import SLIME, report, study_losses, study_pages, study_report
 from examples.tcod.chat import ChatTokens
 from examples.tcod.tools.plot_runs import read_run
 from smoke import hooks, make_games, make_models
@@ -459,8 +459,10 @@ def main() -> None:
         run_jobs(jobs, options.out.resolve(), options.parallel)
     if options.part == "tuning":
         print(study_report.tuning_table(RESULTS / "tuning"))
+    elif options.part == "pilot":
+        print(study_losses.pilot_table(RESULTS / "pilot"))
     else:
-        print(study_report.write_all(study_report.load(RESULTS)))
+        study_pages.write_all(RESULTS)
 
 
 def parse_options() -> Namespace:
