@@ -65,9 +65,15 @@ KL_GAMES = 32  # of the held-out ones, for the evaluation at temperature 1
 LONG_HORIZON, LONG_CONTEXT_LEN = 30, 1536
 LONG_UPDATES, LONG_EVERY, LONG_K_START, LONG_ETA = 30, 15, 6, 1
 LONG_HELDOUT_GAMES, LONG_KL_GAMES = 48, 16
-LONG_RATE = 1.6e-3
-PILOT_SEEDS, PILOT_RATES = (101,), (1.6e-3, 6.4e-3)
+LONG_RATE = 6.4e-3  # four times OPD's in the first part, and as high for every arm
 LOSSES = ("trajectory", "token", "turn")
+PILOT_SEED = 101
+PILOT = (  # arm and learning rate
+    ("opd-token", 1.6e-3),
+    ("opd-trajectory", LONG_RATE),
+    ("opd-token", LONG_RATE),
+    ("opd-turn", LONG_RATE),
+)
 
 # What the settings were chosen on: another student, other training games, other held-out games.
 # A tuning run is shorter, and its curriculum passes twice as fast.
@@ -234,21 +240,18 @@ def tuning_jobs() -> list[Job]:
 
 
 def loss_jobs() -> list[Job]:
+    """The second part, all arms of a seed before the next seed."""
     return [
         Job(f"{name}-{seed}", name, arm, seed, LONG_RATE, "losses", RESULTS / "losses")
-        for group in (LOSS_GRID,)
         for seed in SEEDS
-        for name, arm in group.items()
-        if seed in arm.seeds
+        for name, arm in LOSS_GRID.items()
     ]
 
 
 def pilot_jobs() -> list[Job]:
     return [
-        Job(f"{name}-{rate:g}-{seed}", name, arm, seed, rate, "pilot", RESULTS / "pilot")
-        for seed in PILOT_SEEDS
-        for rate in PILOT_RATES
-        for name, arm in LOSS_GRID.items()
+        Job(f"{name}-{rate:g}-{PILOT_SEED}", name, LOSS_GRID[name], PILOT_SEED, rate, "pilot", RESULTS / "pilot")
+        for name, rate in PILOT
     ]
 
 
