@@ -115,7 +115,7 @@ class ChatTokens:
         if history == "append":
             template.check_rule()
             self._check_tokens()
-        names = sorted((token.content for token in added.values()), key=len, reverse=True)
+        names = sorted((token.content for token in added.values() if token.content.strip()), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, [*names, _MARK[0]])))
         self.warnings = template.warnings()
 
