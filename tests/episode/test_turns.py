@@ -196,3 +196,15 @@ def test_fully_asynchronous_rollouts_fan_out(fully_async, rig):  # noqa: F811
     outputs = fully_async([{"goal": 2}, {"goal": 9}], 3, tcod_history="turns", sglang_server_concurrency=2)
     for output in outputs:
         assert sorted(len(episode) for [episode] in output.samples) == [2, 4]
+
+
+def test_the_arms_end_in_the_same_episode(rig):
+    """F2B at k = T and B2F at k >= L play OPD's episode, sample for sample."""
+    row = {"goal": 3, "demo": DEMO}
+    opd, f2b, b2f = (
+        rig.rollout([row], 100, tcod_variant=arm, tcod_history="turns", tcod_b2f_budget="horizon")[0]
+        for arm in ("opd", "f2b", "b2f")
+    )
+    fields = ("tokens", "loss_mask", "rollout_log_probs", "teacher_log_probs", "reward", "rollout_id")
+    assert [[getattr(s, name) for name in fields] for s in f2b] == [[getattr(s, name) for name in fields] for s in opd]
+    assert [[getattr(s, name) for name in fields] for s in b2f] == [[getattr(s, name) for name in fields] for s in opd]
