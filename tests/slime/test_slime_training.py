@@ -78,7 +78,7 @@ def test_the_teacher_in_megatron(arm, student):
 
 @pytest.mark.parametrize("name, ranks, loss", [("f2b", 2, "turn"), ("b2f", 1, "token")])
 def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, loss):
-    """The third loss, slime's own, is that of the test above. At B2F's first depth the three are nearly the same."""
+    """The third loss, slime's own, is that of the test above."""
     run_dir = arm(name, "--data-parallel", str(ranks), "--loss", loss)
     differences = compare.compare(run_dir, student, LR, loss=loss)
     assert max(differences.values()) < compare.TOLERANCE, differences
