@@ -165,6 +165,38 @@ def test_a_fully_asynchronous_run_trains_what_is_played(cluster):
     print(f"{statistics.mean(turns):.2f} turns, weight versions {sorted(versions)}, missing {sorted(missing)}")
 
 
+def test_a_killed_engine_is_replaced(tmp_path):
+    """slime has two engines of its own here: one is killed, the other plays on, and both get the next weights."""
+    make_models.make_student(make_models.SHIPPED, tmp_path / "student", seed=5)
+    variables, arguments = cpu_cluster.build(tmp_path, tmp_path / "student", make_models.SHIPPED)
+    engine_variables, engine_arguments = cpu_cluster.own_engines(tmp_path)
+    place, run_dir = (tmp_path, variables | engine_variables, arguments + engine_arguments), tmp_path / "run"
+    gpus = {"ROLLOUT_GPUS": "2", "TEACHER_GPUS": "3"}
+    with start(
+        place, "killed.log", VARIANT="f2b", EVAL_SETS="", SAVE_INTERVAL="9", NUM_ROLLOUT="3", **gpus
+    ) as process:
+        # While rollout 1 is played: slime does not see a death before it pushes weights, if it has not asked since.
+        wait_for(process, lambda: train_log(run_dir).count("Resuming health monitor") >= 2)
+        [first, _] = engines_of(run_dir)
+        os.kill(first, signal.SIGKILL)
+        assert process.popen.wait() == 0, process.log.read_text()[-3000:]
+    log = train_log(run_dir)
+    assert "Health check failed for rollout engine" in log and "Recovered 1 dead rollout engines" in log
+    assert [line["n"] for line in lines(run_dir)] == [0, 1, 2]
+    print([line["rollout/tcod/failed"] for line in lines(run_dir)])
+
+
+def train_log(run_dir: Path) -> str:
+    return "".join(file.read_text(errors="replace") for file in run_dir.glob("logs/*/train.log"))
+
+
+def engines_of(run_dir: Path) -> list[int]:
+    """The schedulers of SGLang that slime's actors started; the teacher has one, too."""
+    schedulers = [pid for pid, command in processes_of(run_dir) if command.startswith("sglang::scheduler")]
+    mark = b"SGLANG_JIT_DEEPGEMM_PRECOMPILE="
+    return [pid for pid in schedulers if mark in Path(f"/proc/{pid}/environ").read_bytes()]
+
+
 def assert_trained(checkpoint: Path, student: Path) -> None:
     """A checkpoint for Hugging Face has the student's parameters, and all of its matrices have changed."""
     trained, first = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (checkpoint, student))
