@@ -1,7 +1,9 @@
 """OPD, F2B and B2F compared: the same students, teacher, games, batch and number of updates, several seeds per arm.
 
-    bash benchmarks/run.sh study                 # every job that has no result yet, then the report
-    bash benchmarks/run.sh study --tune          # the learning rates, on seeds and games of their own
+    bash benchmarks/run.sh study                 # the curricula: every job that has no result yet, then the report
+    bash benchmarks/run.sh study --tune          # their learning rates, on seeds and games of their own
+    bash benchmarks/run.sh study --losses        # the second part: what the loss is a mean over, and the curricula
+    bash benchmarks/run.sh study --pilot         # what its setting was chosen by, on a seed and games of its own
     bash benchmarks/run.sh study --report        # figure and tables of benchmarks/STUDY.md from results/study/*.json
 
 A job is one arm and one seed. It goes through the smoke run's train_arm.py, so through the recipe's hooks, the real
@@ -13,6 +15,7 @@ import argparse
 import fcntl
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -28,7 +31,7 @@ import transformers
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import SLIME, report, study_report
+from benchmarks import SLIME, report, study_losses, study_pages, study_report
 from examples.tcod.chat import ChatTokens
 from examples.tcod.tools.plot_runs import read_run
 from smoke import hooks, make_games, make_models
@@ -53,18 +56,48 @@ SETTINGS: dict[str, Any] = {
 }
 PLACES = ("tcod_environment", "tcod_data_root")  # of code and games: a result stays good when they move
 RESPONSE_LEN, CONTEXT_LEN = 32, 1024
+OF_OLD = {"loss": "trajectory", "context_len": CONTEXT_LEN}  # settings that the first results do not name
 SEEDS = (1, 2, 3, 4, 5)
 TRAIN_GAMES, HELDOUT_GAMES = 128, 100
 KL_GAMES = 32  # of the held-out ones, for the evaluation at temperature 1
+
+# The second part: longer episodes, a student that is weak everywhere, and smaller evaluations.
+LONG_HORIZON, LONG_CONTEXT_LEN = 30, 1536
+LONG_UPDATES, LONG_EVERY, LONG_K_START, LONG_ETA = 30, 15, 6, 1
+LONG_HELDOUT_GAMES, LONG_KL_GAMES = 48, 16
+LONG_RATE = 6.4e-3  # four times OPD's in the first part, and as high for every arm
+LOSSES = ("trajectory", "token", "turn")
+PILOT_SEED = 101
+PILOT = (  # arm and learning rate
+    ("opd-token", 1.6e-3),
+    ("opd-trajectory", LONG_RATE),
+    ("opd-token", LONG_RATE),
+    ("opd-turn", LONG_RATE),
+)
 
 # What the settings were chosen on: another student, other training games, other held-out games.
 # A tuning run is shorter, and its curriculum passes twice as fast.
 TUNING_SEEDS, TUNING_RATES = (101,), (4e-4, 8e-4, 1.6e-3)
 TUNING_UPDATES, TUNING_ETA, TUNING_HELDOUT_GAMES = 30, 1, 64
 
-# The student: the teacher, trained on with the first turns of the scripted searcher until it has lost the later ones.
+# The late student: the teacher, trained on with the first turns of the scripted searcher until it has lost the later
+# ones. The weak one: the teacher after training steps on random actions.
 STUDENT_TURNS, STUDENT_STEPS, STUDENT_RATE = 4, 300, 3e-3
 STUDENT_GAMES = 80  # seeds of games that neither the teacher nor any arm has seen, PLAYS demonstrations of each
+WEAK_STEPS, WEAK_RATE = 40, 1e-3
+STUDENTS = {  # as the results have it
+    "late": f"{STUDENT_TURNS} turns, {STUDENT_STEPS} steps",
+    "weak": f"{WEAK_STEPS} steps on random actions",
+    "teacher": "the teacher",
+}
+
+# Folder of rows: (half of the training games that it has, held-out games, how many of them at temperature 1).
+GAMES = {
+    "report": ("report", HELDOUT_GAMES, KL_GAMES),
+    "tuning": ("tuning", TUNING_HELDOUT_GAMES, KL_GAMES),
+    "losses": ("report", LONG_HELDOUT_GAMES, LONG_KL_GAMES),
+    "pilot": ("tuning", LONG_HELDOUT_GAMES, LONG_KL_GAMES),
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +110,10 @@ class Arm:
     updates: int = UPDATES
     every: int = EVERY  # updates between evaluations
     control: str | None = None  # see study_arm.py
-    itself: bool = False  # the teacher is its own student
+    student: str = "late"  # of STUDENTS
+    loss: str = "trajectory"
+    context_len: int = CONTEXT_LEN
+    evaluate_first: bool = True  # a seed's arms have one student: in the second part one of them is enough
     seeds: tuple[int, ...] = SEEDS
 
 
@@ -96,7 +132,7 @@ TUNING = {
     )
 }
 CHECKS = {
-    "teacher": Arm("opd", OPD, updates=1, itself=True, seeds=SEEDS[:1]),
+    "teacher": Arm("opd", OPD, updates=1, student="teacher", seeds=SEEDS[:1]),
     "shuffled": Arm("opd", OPD, control="shuffled", seeds=SEEDS[:1]),
 }
 EQUAL_RATE = {"opd-f2b-rate": Arm("f2b", OPD), "b2f-f2b-rate": Arm("f2b", curriculum("b2f"))}
@@ -117,6 +153,29 @@ SENSITIVITY = {
 }
 
 
+def long_arm(loss: str, settings: dict[str, Any], **more: Any) -> Arm:
+    """An arm of the second part."""
+    return Arm(
+        family=settings["tcod_variant"],
+        settings={**settings, "tcod_horizon": LONG_HORIZON},
+        updates=LONG_UPDATES,
+        every=LONG_EVERY,
+        student="weak",
+        loss=loss,
+        context_len=LONG_CONTEXT_LEN,
+        evaluate_first=(settings["tcod_variant"], loss) == ("opd", "token"),
+        **more,
+    )
+
+
+LONG = {
+    "opd": OPD,
+    "f2b": curriculum("f2b", LONG_ETA, LONG_K_START),
+    "b2f": curriculum("b2f", LONG_ETA, LONG_K_START),
+}
+LOSS_GRID = {f"{name}-{loss}": long_arm(loss, settings) for loss in LOSSES for name, settings in LONG.items()}
+
+
 @dataclass(frozen=True)
 class Job:
     """One training run. Its settings stand in its result, and a result of other settings is refused."""
@@ -126,7 +185,7 @@ class Job:
     arm: Arm
     seed: int
     rate: float
-    games: str  # "report" or "tuning"
+    games: str  # of GAMES
     folder: Path  # of the result
 
     @property
@@ -140,15 +199,17 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        arm, student = self.arm, "the teacher" if self.arm.itself else f"{STUDENT_TURNS} turns, {STUDENT_STEPS} steps"
+        arm = self.arm
         run = {"seed": self.seed, "lr": self.rate, "batch": arm.batch, "updates": arm.updates, "games": self.games}
-        return {**run, "student": student, "control": arm.control, **self.recipe}
+        run |= {"student": STUDENTS[arm.student], "control": arm.control, "loss": arm.loss}
+        return {**run, "context_len": arm.context_len, **self.recipe}
 
     def done(self) -> bool:
         """Whether the result is there. Raises SystemExit when it was made with other settings."""
         if not self.path.exists():
             return False
-        if but_places(json.loads(self.path.read_text())["settings"]) != but_places(self.settings):
+        saved = {**OF_OLD, **json.loads(self.path.read_text())["settings"]}
+        if but_places(saved) != but_places(self.settings):
             sys.exit(f"{self.path} was made with other settings than the study has now: move it away")
         return True
 
@@ -178,15 +239,32 @@ def tuning_jobs() -> list[Job]:
     ]
 
 
+def loss_jobs() -> list[Job]:
+    """The second part, all arms of a seed before the next seed."""
+    return [
+        Job(f"{name}-{seed}", name, arm, seed, LONG_RATE, "losses", RESULTS / "losses")
+        for seed in SEEDS
+        for name, arm in LOSS_GRID.items()
+    ]
+
+
+def pilot_jobs() -> list[Job]:
+    return [
+        Job(f"{name}-{rate:g}-{PILOT_SEED}", name, LOSS_GRID[name], PILOT_SEED, rate, "pilot", RESULTS / "pilot")
+        for name, rate in PILOT
+    ]
+
+
 # ------------------------------------------------------------------------------------------- games and students
 
 
 def make_data(out: Path, teacher: SGLangServer) -> None:
-    """Games and demonstrations in OUT/report and OUT/tuning: train.jsonl and heldout.jsonl, no game in two of them.
+    """Games and demonstrations in the folders of GAMES: train.jsonl, heldout.jsonl and heldout_kl.jsonl.
 
-    A training game, for every arm, is one that the teacher solved in a single episode, which is its demonstration.
+    No game is in two of them but for the held-out ones of one half. A training game, for every arm, is one that the
+    teacher solved in a single episode, which is its demonstration.
     """
-    if (out / "report").exists() and (out / "tuning").exists():
+    if all((out / name).exists() for name in GAMES):
         return
     games = out / "games"
     make_games.make_games(games, 2 * TRAIN_GAMES, HELDOUT_GAMES + TUNING_HELDOUT_GAMES)
@@ -208,12 +286,12 @@ def make_data(out: Path, teacher: SGLangServer) -> None:
             train["report" if number[metadata["game_file"]] < TRAIN_GAMES else "tuning"].append(line)
     heldout = read_lines(games / "heldout.jsonl")
     rows = {"report": heldout[:HELDOUT_GAMES], "tuning": heldout[HELDOUT_GAMES:]}
-    for name in ("report", "tuning"):
+    for name, (half, games_at_04, games_at_1) in GAMES.items():
         partial = out / f"{name}.partial"
         partial.mkdir(exist_ok=True)
-        (partial / "train.jsonl").write_text("".join(train[name]))
-        (partial / "heldout_kl.jsonl").write_text("".join(rows[name][:KL_GAMES]))
-        (partial / "heldout.jsonl").write_text("".join(rows[name]))
+        (partial / "train.jsonl").write_text("".join(train[half]))
+        (partial / "heldout_kl.jsonl").write_text("".join(rows[half][:games_at_1]))
+        (partial / "heldout.jsonl").write_text("".join(rows[half][:games_at_04]))
         shutil.rmtree(out / name, ignore_errors=True)
         partial.rename(out / name)
 
@@ -222,34 +300,45 @@ def read_lines(path: Path) -> list[str]:
     return path.read_text().splitlines(keepends=True)
 
 
-def student_folder(out: Path, seed: int) -> Path:
-    return out / "students" / str(seed)
+def student_folder(out: Path, kind: str, seed: int) -> Path:
+    return out / "students" / f"{kind}-{seed}"
 
 
-def make_student(out: Path, seed: int) -> None:
-    """The teacher after STUDENT_STEPS steps on the first STUDENT_TURNS turns of episodes; seeded.
-
-    These demonstrations are the teacher's kind (make_models.py): the scripted searcher, disturbed by random actions.
-    """
-    folder = student_folder(out, seed)
-    if folder.exists():
+def make_student(out: Path, kind: str, seed: int) -> None:
+    """A student of STUDENTS, a function of the teacher and the seed."""
+    folder = student_folder(out, kind, seed)
+    if folder.exists() or kind == "teacher":
         return
-    print(f"training the student of seed {seed}", flush=True)
+    print(f"training the {kind} student of seed {seed}", flush=True)
     torch.set_num_threads(os.cpu_count() or 1)
     tokenizer = AutoTokenizer.from_pretrained(make_models.SHIPPED)
-    chat = ChatTokens(tokenizer, make_models.CHAT)
-    first = make_models.GAMES + 1000 * seed
-    plays = make_models.demonstrations(range(first, first + STUDENT_GAMES))
-    examples = [make_models.encode(chat, *first_turns(*play)) for play in plays]
     model = AutoModelForCausalLM.from_pretrained(make_models.SHIPPED, dtype=torch.float32)
-    make_models.train(model, make_models.batches(examples, seed), [STUDENT_RATE] * STUDENT_STEPS)
+    {"late": lose_late_turns, "weak": weaken}[kind](model, ChatTokens(tokenizer, make_models.CHAT), seed)
     partial = folder.with_name(f"{folder.name}.partial")
     make_models.save(model, tokenizer, partial)
     partial.rename(folder)
 
 
+def lose_late_turns(model: torch.nn.Module, chat: ChatTokens, seed: int) -> None:
+    """STUDENT_STEPS steps on the first STUDENT_TURNS turns of episodes.
+
+    These demonstrations are the teacher's kind (make_models.py): the scripted searcher, disturbed by random actions.
+    """
+    first = make_models.GAMES + 1000 * seed
+    plays = make_models.demonstrations(range(first, first + STUDENT_GAMES))
+    examples = [make_models.encode(chat, *first_turns(*play)) for play in plays]
+    make_models.train(model, make_models.batches(examples, seed), [STUDENT_RATE] * STUDENT_STEPS)
+
+
 def first_turns(observation: str, steps: list[Step]) -> tuple[str, list[Step]]:
     return observation, steps[:STUDENT_TURNS]
+
+
+def weaken(model: torch.nn.Module, chat: ChatTokens, seed: int) -> None:
+    """WEAK_STEPS steps on random actions at every turn, as the smoke run's student has a few of."""
+    rng = random.Random(seed)
+    stream = iter(lambda: [make_models.random_play(chat, rng) for _ in range(make_models.DAMAGE_BATCH)], None)
+    make_models.train(model, stream, [WEAK_RATE] * WEAK_STEPS)
 
 
 # -------------------------------------------------------------------------------------------------------- jobs
@@ -270,7 +359,7 @@ class Running:
         self.folder.mkdir(parents=True)
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(job.recipe))
-        student = make_models.SHIPPED if arm.itself else student_folder(out, job.seed)
+        student = make_models.SHIPPED if arm.student == "teacher" else student_folder(out, arm.student, job.seed)
         with ExitStack() as stack:
             server = stack.enter_context(SGLangServer(f"{job.name}'s server", student, self.folder / "server.log"))
             server.wait_ready()
@@ -282,7 +371,8 @@ class Running:
             command += ["--run-dir", str(self.folder), "--seed", str(job.seed), "--lr", str(job.rate)]
             command += ["--student-port", str(server.port), "--teacher-port", str(teacher.port)]
             command += ["--batch", str(arm.batch), "--updates", str(arm.updates), "--eval-interval", str(arm.every)]
-            command += ["--response-len", str(RESPONSE_LEN), "--context-len", str(CONTEXT_LEN)]
+            command += ["--response-len", str(RESPONSE_LEN), "--context-len", str(arm.context_len)]
+            command += ["--loss", arm.loss, *([] if arm.evaluate_first else ["--skip-first-evaluation"])]
             log = self.folder / "train.log"
             self._process = stack.enter_context(Process(job.name, command, log, child_environment(out)))
             self._stack = stack.pop_all()
@@ -344,7 +434,7 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
                 try:
-                    make_student(out, job.seed)
+                    make_student(out, job.arm.student, job.seed)
                     running.append(Running(job, out, teacher))
                 except RuntimeError as error:
                     fail(job, error)
@@ -353,9 +443,12 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
         sys.exit(f"failed: {', '.join(failed)}; the same command runs what has no result")
 
 
+JOBS = {"curricula": study_jobs, "tuning": tuning_jobs, "losses": loss_jobs, "pilot": pilot_jobs}
+
+
 def main() -> None:
     options = parse_options()
-    jobs = tuning_jobs() if options.tune else study_jobs()
+    jobs = JOBS[options.part]()
     if options.only:
         if unknown := set(options.only) - {job.name for job in jobs}:
             sys.exit(
@@ -367,15 +460,25 @@ def main() -> None:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
         transformers.utils.logging.disable_progress_bar()
         run_jobs(jobs, options.out.resolve(), options.parallel)
-    if options.tune:
+    if options.part == "tuning":
         print(study_report.tuning_table(RESULTS / "tuning"))
+    elif options.part == "pilot":
+        print(study_losses.pilot_table(RESULTS / "pilot"))
     else:
-        print(study_report.write_all(study_report.load(RESULTS)))
+        study_pages.write_all(RESULTS)
 
 
 def parse_options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tune", action="store_true", help="run the tuning instead of the study")
+    part = parser.add_mutually_exclusive_group()
+    for flag, name, about in (
+        ("--tune", "tuning", "the first part's tuning"),
+        ("--losses", "losses", "the second part"),
+        ("--pilot", "pilot", "the second part's pilot"),
+    ):
+        part.add_argument(
+            flag, dest="part", action="store_const", const=name, default="curricula", help=f"run {about}"
+        )
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--only", nargs="+", metavar="JOB", help="jobs by name, such as f2b-1")
     parser.add_argument("--parallel", type=int, default=max((os.cpu_count() or 1) // 2, 1), help="jobs at once")

@@ -5,8 +5,9 @@ Everything here is computed from results/study/*.json, so `study --report` gives
 
 import itertools
 import json
-import random
+from collections import Counter
 from collections.abc import Callable, Sequence
+from math import factorial, prod
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,10 +19,7 @@ from examples.tcod.tools.plot_runs import by_turn
 from examples.tcod.tools.plotting import BEFORE, draw_curve, finish, styles
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE / "STUDY.md"
 FIGURE = HERE.parent / "docs" / "study.png"
-BEGIN, END = "<!-- results: written by `study --report` -->\n", "<!-- end of results -->"
-NOT_RUN = "Not yet run: there are no results in `benchmarks/results/study/`.\n"
 
 MAIN = ("opd", "f2b", "b2f")
 EQUAL_RATE = ("opd-f2b-rate", "b2f-f2b-rate")
@@ -42,7 +40,8 @@ PAIRS = (  # of the table of paired differences
     ("b2f-eta-6", "b2f"),
     ("b2f-to-the-horizon", "b2f"),
 )
-RESAMPLES = 10_000
+MOST_SEEDS = 10  # of an exact bootstrap
+STEPS = ("student_steps", "replayed_steps")  # the environment's
 TURNS = (1, 3, 5, 8, 12, 16, 20)  # of the table of KL by turn
 
 Result = dict[str, Any]  # of one job, see `result`
@@ -109,6 +108,23 @@ def load(folder: Path) -> Arms:
     arms: Arms = {}
     for one in results:
         arms.setdefault(one["arm"], {})[one["settings"]["seed"]] = one
+    return with_starts(arms)
+
+
+def with_starts(arms: Arms) -> Arms:
+    """Put a seed's evaluation before the first update, which only one of its arms may have, into its other runs.
+
+    All of a seed's runs start from one checkpoint, but for the teacher as its own student.
+    """
+    starts = {
+        seed: one["evaluations"][0]
+        for name, runs in arms.items()
+        for seed, one in runs.items()
+        if one["evaluations"][0]["n"] == 0 and name not in CHECKS
+    }
+    for seed, one in ((seed, one) for runs in arms.values() for seed, one in runs.items()):
+        if one["evaluations"][0]["n"] > 0 and seed in starts:
+            one["evaluations"].insert(0, starts[seed])
     return arms
 
 
@@ -123,15 +139,29 @@ def one_line(one: Result) -> str:
 # -------------------------------------------------------------------------------------------------- statistics
 
 
-def bootstrap(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
-    """95% percentile interval of the mean over seeds, by drawing seeds with replacement.
+def bootstrap(values: Sequence[float]) -> Interval:
+    """95% percentile interval of the mean over seeds that are drawn with replacement: exact, of all n^n draws.
 
-    With five seeds it is too narrow: it covers the true mean of a normal in about 83 of 100 studies rather than 95.
+    Each end cuts off less than 2.5% of the draws. With five seeds it is too narrow: it covers the true mean of a
+    normal in about 83 of 100 studies rather than 95.
+
+    Raises:
+        ValueError: there are more than MOST_SEEDS values.
     """
-    # Not scipy.stats.bootstrap, which draws other resamples: a few of the published intervals would change.
-    rng = random.Random(0)
-    means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(resamples))
-    return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
+    n = len(values)
+    if n > MOST_SEEDS:
+        raise ValueError(f"{n} values have too many draws to count them all: {MOST_SEEDS} at most")
+    draws = sorted(
+        (fmean(draw), factorial(n) // prod(map(factorial, Counter(draw).values())))
+        for draw in itertools.combinations_with_replacement(sorted(values), n)
+    )
+    return _cut(draws, n**n), _cut(draws[::-1], n**n)
+
+
+def _cut(draws: Sequence[tuple[float, int]], total: int) -> float:
+    """The first mean, counted from this end, at which 2.5% of the draws have been seen."""
+    seen = itertools.accumulate(count for _, count in draws)
+    return next(mean for (mean, _), so_far in zip(draws, seen, strict=True) if so_far >= 0.025 * total)
 
 
 def final(metric: str) -> Callable[[Result], float]:
@@ -153,7 +183,7 @@ def spent(one: Result, *names: str) -> dict[int, float]:
 
 def steps(one: Result) -> dict[int, float]:
     """The environment's steps, replayed ones included."""
-    return spent(one, "student_steps", "replayed_steps")
+    return spent(one, *STEPS)
 
 
 def success_at_steps(one: Result, wanted: float) -> float:
@@ -203,16 +233,17 @@ def final_table(arms: Arms) -> str:
     starts: dict[int, list[float]] = {}
     for runs in arms.values():
         for seed, one in runs.items():
-            starts.setdefault(seed, []).append(one["evaluations"][0]["success"])
+            if one["evaluations"][0]["n"] == 0:
+                starts.setdefault(seed, []).append(one["evaluations"][0]["success"])
     rows = []
     for name, runs in arms.items():
         values = {metric: [final(metric)(one) for one in runs.values()] for metric in ("success", "success_t1", "kl")}
         rate = next(iter(runs.values()))["settings"]["lr"]
-        before = fmean(fmean(starts[seed]) for seed in runs)
+        before = f"{fmean(fmean(starts[seed]) for seed in runs):.2f}" if runs.keys() <= starts.keys() else ""
         deviation = f"{stdev(values['success']):.3f}" if len(runs) > 1 else ""
         texts = [mean_text(values["success"]), deviation, mean_text(values["success_t1"])]
         texts.append(mean_text(values["kl"], ".1f"))
-        rows.append([name, f"{rate:g}", str(len(runs)), f"{before:.2f}", *texts])
+        rows.append([name, f"{rate:g}", str(len(runs)), before, *texts])
     header = ["arm", "learning rate", "seeds", "success before", "success after", "SD over seeds"]
     return table([*header, "after, at temperature 1", "KL after, nats"], rows)
 
@@ -237,10 +268,10 @@ def cost_table(arms: Arms) -> str:
     return table(header, rows)
 
 
-def difference_table(arms: Arms) -> str:
-    """A row per pair of PAIRS that have a seed in common: the first arm minus the second."""
+def difference_table(arms: Arms, pairs: Sequence[tuple[str, str]] = PAIRS) -> str:
+    """A row per pair that has a seed in common: the first arm minus the second."""
     rows = []
-    for name, base in PAIRS:
+    for name, base in pairs:
         if name not in arms or base not in arms or not arms[name].keys() & arms[base].keys():
             continue
         differences = [paired(arms[name], arms[base], final(metric)) for metric in ("success", "success_t1", "kl")]
@@ -266,17 +297,17 @@ def reach_table(arms: Arms) -> str:
         n = reached(arms[name], target)
         cells = ["never"] + [""] * 4
         if n is not None:
-            costs = [("student_steps", "replayed_steps"), ("scored",), ("trained",), ("s",)]
+            costs = [STEPS, ("scored",), ("trained",), ("s",)]
             *counts, seconds = (fmean(spent(one, *names)[n] for one in arms[name].values()) for names in costs)
             cells = [str(n), *(f"{count:,.0f}" for count in counts), f"{seconds / 60:.1f}"]
         rows.append([name, *cells])
     return table(["arm", "updates", "environment steps", "tokens scored", "tokens trained", "minutes"], rows)
 
 
-def course_table(arms: Arms) -> str:
-    """Success and KL at every evaluation, means over seeds; of the main comparison and the one at equal rates."""
+def course_table(arms: Arms, shown: Sequence[str]) -> str:
+    """Success and KL at every evaluation, means over seeds."""
     rows = []
-    for name in _shown(arms):
+    for name in shown:
         results = list(arms[name].values())
         for i, n in enumerate(steps(results[0])):
             success, kl = (fmean(one["evaluations"][i][metric] for one in results) for metric in ("success", "kl"))
@@ -289,20 +320,20 @@ def _shown(arms: Arms) -> list[str]:
     return [name for name in (*MAIN, *EQUAL_RATE) if name in arms]
 
 
-def turn_table(arms: Arms) -> str:
+def turn_table(arms: Arms, shown: Sequence[str], turns: Sequence[int] = TURNS) -> str:
     """The start is one row: the arms have the same checkpoints there."""
-    runs = {name: list(arms[name].values()) for name in _shown(arms)}
-    points = [evaluation["n"] for evaluation in runs["opd"][0]["evaluations"]]
+    runs = {name: list(arms[name].values()) for name in shown}
+    points = [evaluation["n"] for evaluation in runs[shown[0]][0]["evaluations"]]
     middle, end = len(points) // 2, len(points) - 1
 
     def row(name: str, i: int, results: list[Result]) -> list[str]:
         kl = kl_by_turn([one["evaluations"][i] for one in results])
-        cells = [f"{kl[turn][0]:.2f} ({kl[turn][1]})" if turn in kl else "" for turn in TURNS]
+        cells = [f"{kl[turn][0]:.2f} ({kl[turn][1]})" if turn in kl else "" for turn in turns]
         return [name, str(points[i]), *cells]
 
     rows = [row("all", 0, [one for results in runs.values() for one in results])]
     rows += [row(name, i, results) for i in (middle, end) for name, results in runs.items()]
-    return table(["arm", "update", *(f"turn {turn}" for turn in TURNS)], rows)
+    return table(["arm", "update", *(f"turn {turn}" for turn in turns)], rows)
 
 
 def kl_by_turn(evaluations: Sequence[dict[str, Any]]) -> dict[int, tuple[float, int]]:
@@ -330,32 +361,34 @@ def check_lines(arms: Arms) -> str:
 
 
 def text(arms: Arms) -> str:
-    """The page's results, in Markdown."""
-    if any(name not in arms for name in MAIN):
-        return NOT_RUN
+    """The first part's results, in Markdown."""
     compared = {name: runs for name, runs in arms.items() if name not in CHECKS}
-    commits = sorted({one["commit"] for runs in arms.values() for one in runs.values()})
-    machines = sorted({one["machine"] for runs in arms.values() for one in runs.values()})
-    slimes = sorted({one["slime"] for runs in arms.values() for one in runs.values()})
-    count = sum(len(runs) for runs in arms.values())
     parts = [
-        f"{count} jobs, on {'; '.join(machines)}; on {'; '.join(slimes)}; code of commit {', '.join(commits)}. In "
-        "brackets 95% bootstrap intervals over seeds; in parentheses, where seeds are fewer than five, the range.\n",
+        f"{circumstances_line(arms)} In brackets 95% bootstrap intervals over seeds; in parentheses, where seeds are "
+        "fewer than five, the range.\n",
         "**Held-out success at the full horizon** (temperature 0.4 unless said otherwise)\n\n" + final_table(compared),
         "**Paired differences**, same seed, student and games\n\n" + difference_table(compared),
         "**What it took**, mean per run; minutes of rollout and training, a hint only, as other jobs ran beside it\n\n"
         + cost_table(compared),
         "**To reach the OPD arm's final success**: the first evaluation at which the mean over seeds is there\n\n"
         + reach_table(arms),
-        "**On the way**, means over seeds\n\n" + course_table(arms),
+        "**On the way**, means over seeds\n\n" + course_table(arms, _shown(arms)),
         "**KL by turn**, nats, and the number of held-out episodes at temperature 1 that reached the turn\n\n"
-        + turn_table(arms),
+        + turn_table(arms, _shown(arms)),
     ]
     if checks := check_lines(arms):
         parts.append("**Checks**\n\n" + checks)
     if missing := [name for name in dict.fromkeys(itertools.chain(*PAIRS)) if name not in arms]:
         parts.append(f"**Not run yet**: {', '.join(missing)}.\n")
     return "\n".join(parts)
+
+
+def circumstances_line(arms: Arms) -> str:
+    """Where and with which code the jobs were run."""
+    every = [one for runs in arms.values() for one in runs.values()]
+    machines, slimes, commits = (sorted({one[key] for one in every}) for key in ("machine", "slime", "commit"))
+    where = f"on {'; '.join(machines)}; on {'; '.join(slimes)}"
+    return f"{len(every)} jobs, {where}; code of commit {', '.join(commits)}."
 
 
 def tuning_table(folder: Path) -> str:
@@ -372,17 +405,6 @@ def tuning_table(folder: Path) -> str:
 
 def _tuning_order(one: Result) -> tuple[int, float, int]:
     return MAIN.index(one["arm"]), one["settings"]["lr"], one["settings"]["seed"]
-
-
-def write_all(arms: Arms) -> str:
-    """Put the results into the page and draw the figure, where there are any. Returns the text."""
-    results = text(arms)
-    page = PAGE.read_text()
-    head, rest = page.split(BEGIN)
-    PAGE.write_text(head + BEGIN + results + END + rest.split(END)[1])
-    if results != NOT_RUN:
-        draw(arms, FIGURE)
-    return results
 
 
 # ------------------------------------------------------------------------------------------------------ figure

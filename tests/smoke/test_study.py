@@ -1,17 +1,20 @@
 """The study: its statistics, its jobs, its controls, and its page against the results in the repository."""
 
 import fcntl
+import itertools
 import json
+import math
 import random
 from statistics import fmean
 
 import pytest
 
-from benchmarks import report, study, study_arm, study_report
+from benchmarks import report, study, study_arm, study_pages, study_report
 from examples.tcod.curriculum import Curriculum
 
 NUM_GPUS = 0
 RESULTS = study_report.load(study.RESULTS)
+LOSSES = study_report.load(study.RESULTS / "losses")
 
 
 def run(seed, finals, per_update=100, arm="opd"):
@@ -35,14 +38,24 @@ def run(seed, finals, per_update=100, arm="opd"):
     return {**about, "updates": updates, "evaluations": evaluations}
 
 
-def test_the_interval_of_the_mean_is_of_the_right_width():
+def test_the_interval_counts_every_draw():
     rng = random.Random(1)
-    values = [rng.gauss(3.0, 2.0) for _ in range(400)]
-    low, high = study_report.bootstrap(values, 2000)
-    assert (high - low) == pytest.approx(2 * 1.96 * 2.0 / 400**0.5, rel=0.15)
-    assert (low + high) / 2 == pytest.approx(fmean(values), abs=0.05)
-    assert study_report.bootstrap(values, 2000) == (low, high)
-    assert study_report.bootstrap([0.5, 0.5], 100) == (0.5, 0.5)
+    for n in (1, 2, 3, 5):
+        values = [rng.gauss(3.0, 2.0) for _ in range(n)]
+        means = sorted(fmean(draw) for draw in itertools.product(values, repeat=n))
+        cut = math.ceil(0.025 * len(means)) - 1
+        assert study_report.bootstrap(values) == pytest.approx((means[cut], means[-1 - cut]))
+    assert study_report.bootstrap([0.5, 0.5]) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="11 values have too many draws"):
+        study_report.bootstrap([0.0] * 11)
+
+
+def test_an_evaluation_before_the_first_update_is_that_of_all_runs_of_a_seed():
+    whole, later = run(1, [0.1, 0.2]), run(1, [0.3, 0.4])
+    later["evaluations"] = later["evaluations"][1:]
+    arms = study_report.with_starts({"opd-token": {1: whole}, "opd-turn": {1: later}})
+    assert [point["success"] for point in arms["opd-turn"][1]["evaluations"]] == [0.1, 0.4]
+    assert [point["success"] for point in arms["opd-token"][1]["evaluations"]] == [0.1, 0.2]
 
 
 def test_differences_are_taken_within_a_seed():
@@ -175,28 +188,43 @@ def test_the_random_horizon_is_the_schedule_in_another_order():
     assert schedule != orders[1] != orders[2] != schedule
 
 
-def test_the_page_and_the_figure_are_made_of_the_results(tmp_path, monkeypatch):
+def test_the_tables_and_the_figure_are_made_of_the_results(tmp_path):
     arms = {
         name: {seed: run(seed, [0.1, 0.2 + seed / 10], arm=name) for seed in (1, 2)}
         for name in (*study_report.MAIN, "opd-batch-11", *study_report.CHECKS)
     }
-    page = tmp_path / "page.md"
-    page.write_text(f"Before.\n{study_report.BEGIN}old\n{study_report.END}\nAfter.\n")
-    monkeypatch.setattr(study_report, "PAGE", page)
-    monkeypatch.setattr(study_report, "FIGURE", tmp_path / "figure.png")
-    results = study_report.write_all(arms)
-    assert page.read_text() == f"Before.\n{study_report.BEGIN}{results}{study_report.END}\nAfter.\n"
+    results = study_report.text(arms)
     assert "| f2b - opd | 0 of 2 | +0.00 (+0.00 to +0.00) |" in results
     assert "| opd | 0.001 | 2 | 0.10 | 0.35 (0.30 to 0.40) | 0.071 |" in results
     assert "| all | 0 | 0.00 (24) |" in results
     assert "| f2b | 2 | 220 | 0.35 | 9.0 |" in results
     assert "**Not run yet**: opd-f2b-rate, b2f-f2b-rate, fixed-horizon-10, " in results
+    study_report.draw(arms, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_section_is_what_lies_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- x: written by `study --report` -->\nold\n<!-- end of x -->\nAfter.\n")
+    head, section, tail = study_pages.split(page, "x")
+    assert section == "old\n" and head + section + tail == page.read_text()
+    with pytest.raises(ValueError, match="has no section between <!-- y: written"):
+        study_pages.split(page, "y")
+
+
+def test_paragraphs_and_bullets_are_filled():
+    words = " ".join(["word"] * 30)
+    text = study_pages.filled(f"One\ntwo.\n\n- {words}\n- three\n  four\n\nLast.")
+    assert text.startswith("One two.\n\n- word") and text.endswith(
+        "\n  word word word word word word word\n- three four\n\nLast.\n"
+    )
 
 
 def test_the_results_in_the_repository_are_of_the_studys_settings():
     jobs = study.study_jobs() + study.tuning_jobs()
-    assert sorted(path.stem for path in study.RESULTS.rglob("*.json")) == sorted(job.name for job in jobs)
+    for folder in (study.RESULTS, study.RESULTS / "tuning"):
+        here = sorted(path.stem for path in folder.glob("*.json"))
+        assert here == sorted(job.name for job in jobs if job.folder == folder)
     assert all(job.done() for job in jobs)
     results = [result for runs in RESULTS.values() for result in runs.values()]
     assert all(one["episodes"] == study.HELDOUT_GAMES for result in results for one in result["evaluations"])
@@ -205,10 +233,13 @@ def test_the_results_in_the_repository_are_of_the_studys_settings():
         assert points[0] == 0 and points[-1] == len(result["updates"]) == result["settings"]["updates"]
 
 
-def test_the_page_shows_what_the_results_in_the_repository_give():
-    page = study_report.PAGE.read_text()
-    shown = page.split(study_report.BEGIN)[1].split(study_report.END)[0]
-    assert shown == study_report.text(RESULTS)
+@pytest.mark.parametrize(("page", "name"), study_pages.sections(RESULTS, LOSSES))
+def test_the_pages_show_what_the_results_in_the_repository_give(page, name):
+    assert study_pages.split(page, name)[1] == study_pages.sections(RESULTS, LOSSES)[page, name]
+
+
+def test_the_page_shows_the_tuning_and_the_pilot():
+    page = study_pages.STUDY.read_text()
     assert study_report.tuning_table(study.RESULTS / "tuning") in page
 
 

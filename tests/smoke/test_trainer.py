@@ -29,7 +29,7 @@ def batch_of(count: int, seed: int = 0) -> dict:
     """Random trajectories in slime's batch fields: different lengths, holes in the masks, some rewards."""
     rng = random.Random(seed)
     batch = {name: [] for name in ("tokens", "response_lengths", "rewards", "loss_masks")}
-    batch |= {"teacher_log_probs": [], "rollout_log_probs": []}
+    batch |= {"teacher_log_probs": [], "rollout_log_probs": [], "rollout_ids": list(range(count))}
     for _ in range(count):
         prompt, response = rng.randint(2, 20), rng.randint(3, 30)
         batch["tokens"].append([rng.randrange(50) for _ in range(prompt + response)])
