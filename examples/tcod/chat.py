@@ -20,13 +20,12 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
-from transformers.utils import cached_file
+from typing import TYPE_CHECKING, Any
 
 from .chat_template import ChatTemplate, conversation, difference
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _MARK = "\ue000{}\ue001"  # private-use characters in the place of a control token's name, while a template renders
 
@@ -41,12 +40,16 @@ def load_chat(checkpoint: str, template_kwargs: dict[str, Any] | None = None, **
         OSError: the checkpoint has no tokenizer.
         ValueError: its tokenizer or chat template cannot be used, see ChatTokens.
     """
+    from transformers import AutoTokenizer  # here: slime's plugin contracts import hooks without transformers
+
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     return ChatTokens(tokenizer, template_kwargs, engine_eos_ids(checkpoint), **choices)
 
 
 def engine_eos_ids(checkpoint: str) -> set[int]:
     """The ids that end a text for SGLang: eos_token_id of the checkpoint's generation_config.json and config.json."""
+    from transformers.utils import cached_file
+
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         path = None
@@ -238,12 +241,12 @@ class ChatTokens:
             )
 
 
-def _without_added_tokens(backend: Tokenizer) -> Tokenizer:
+def _without_added_tokens(backend: "Tokenizer") -> "Tokenizer":
     """A tokenizer for text that is data: it does not know "<|im_end|>" or "<think>".
 
     Added tokens, special or not, are found before anything else happens to a text; a text that holds none is encoded
     as ever. What the model itself joins ("\\n\\n", which is an added token of Gemma, too) stays joined.
     """
-    data = Tokenizer(backend.model)
+    data = type(backend)(backend.model)
     data.normalizer, data.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     return data

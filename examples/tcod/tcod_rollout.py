@@ -161,7 +161,7 @@ def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> Dynami
     return DynamicFilterOutput(keep=True)
 
 
-def post_process_rewards(args: Namespace, samples: list[Sample], **kwargs: Any) -> tuple[list[float], list[float]]:
+def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[float], list[float]]:
     """(solved, 0.0) per sample: the first is logged, the second trained on, so the KL is the only signal.
 
     The last gate before training, because slime asks the first sample alone whether a batch has teacher log-probs.
