@@ -96,6 +96,20 @@ def test_an_action_within_a_thought_that_was_cut_is_none(rig):
         assert metrics["rollout/tcod/success"] == 1.0
 
 
+def test_a_cut_turn_is_a_truncated_sample_and_statistics_count_once(rig):
+    rig.script, rig.cut = ["hm", RIGHT, RIGHT], {0}
+    samples, _ = rig.rollout([{"goal": 2}], tcod_history="turns")
+    truncated, completed = Sample.Status.TRUNCATED, Sample.Status.COMPLETED
+    assert [sample.status for sample in samples] == [truncated, completed, completed]
+    asked = sum(len(payload["input_ids"]) for payload in rig.student.payloads())
+    assert [sample.prefix_cache_info.total_prompt_tokens for sample in samples] == [asked, 0, 0]
+
+
+def test_records_of_older_runs_are_read():
+    record = {"n": 0, "k": 1, "replay": [{"start": 3, "end": 5, "observation": "A door.", "action": "left"}]}
+    assert EpisodeRecord.of(Sample(metadata={"tcod": record})).replay[0].end == 5
+
+
 def test_a_window_bounds_the_context(rig):
     rig.student.reply = lambda payload: rig.answer(0, payload)
     samples, metrics = rig.rollout(

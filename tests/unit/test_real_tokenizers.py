@@ -239,6 +239,11 @@ def test_each_turns_prompt_is_the_templates_own_rendering(name, data):
 
 
 @each
+def test_a_conversation_is_cut_into_parts_that_are_kept(name):
+    assert chat_of(name)._turn_start.pattern != "(?!)"
+
+
+@each
 def test_demonstrations_replay_token_for_token(name):
     """Many texts were sampled with other tokens than they are encoded with: single characters here."""
     chat = chat_of(name)
