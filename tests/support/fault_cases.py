@@ -288,7 +288,7 @@ DEMONSTRATION = [
     demonstration(
         "fewer responses than actions",
         "stops",
-        "in 1 the numbers of actions and responses differ",
+        "in 1 the numbers of actions and responses or ids differ",
         "",
         actions=["right"] * 3,
         responses=[RIGHT],
