@@ -8,16 +8,32 @@ from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
+from slime.utils.types import Sample
 from tests.support.fake_sglang import generated
 
 NUM_GPUS = 0
 
 
-def evaluation(rig, temperatures=(0.4,), rows=({"goal": 2}, {"goal": 9}), **changes):
+async def answer(args, sample, sampling_params):
+    """Another recipe's generate function."""
+    sample.tokens, sample.response, sample.response_length = [1, 2], "4", 1
+    sample.status = Sample.Status.COMPLETED
+    return sample
+
+
+async def grade(args, sample, **kwargs):
+    """Another recipe's reward function."""
+    return 0.25
+
+
+def evaluation(rig, temperatures=(0.4,), rows=({"goal": 2}, {"goal": 9}), hooks=None, **changes):
+    """One data set for each temperature; with `hooks` one more, named "other", that has them."""
     path = str(rig.rows(rows, "heldout"))
+    names = {f"t{temperature:g}": (temperature, {}) for temperature in temperatures}
+    names |= {"other": (0.4, hooks)} if hooks else {}
     datasets = [
         EvalDatasetConfig(
-            name=f"t{temperature:g}",
+            name=name,
             path=path,
             input_key="prompt",
             label_key="label",
@@ -27,8 +43,9 @@ def evaluation(rig, temperatures=(0.4,), rows=({"goal": 2}, {"goal": 9}), **chan
             top_p=1.0,
             top_k=-1,
             max_response_len=64,
+            **own,
         )
-        for temperature in temperatures
+        for name, (temperature, own) in names.items()
     ]
     args = rig.args([{"goal": 2}, {"goal": 9}], eval_datasets=datasets, **changes)
     SingletonMeta._instances.clear()
@@ -86,3 +103,25 @@ def test_a_failed_evaluation_episode_is_counted_and_left_out_of_the_success_rate
 def test_an_evaluation_kl_that_nothing_would_measure_stops_the_run(rig):
     with pytest.raises(ConfigError, match="tcod_eval_kl"):
         evaluation(rig, temperatures=(0.4,), tcod_eval_kl=True)
+
+
+@pytest.mark.parametrize("training, evaluated, limited", [(2000, 250, 0.5), (250, 2000, 0.0), (250, None, 0.5)])
+def test_an_evaluation_has_a_context_of_its_own(rig, training, evaluated, limited):
+    """Four turns take about 360 tokens, two about 190."""
+    output = evaluation(rig, rollout_max_context_len=training, eval_max_context_len=evaluated)
+    assert output.metrics["eval/tcod/t0.4/context_limited"] == limited
+
+
+def test_a_data_set_with_other_hooks_passes_through(rig, tmp_path, monkeypatch):
+    monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path / "run"))
+    hooks = {"custom_generate_function_path": f"{__name__}.answer", "custom_rm_path": f"{__name__}.grade"}
+    output = evaluation(rig, hooks=hooks)
+    assert output.data["other"]["rewards"] == [0.25, 0.25]
+    assert output.metrics["eval/tcod/t0.4/episodes"] == 2
+    ours = {name: value for name, value in output.metrics.items() if name.startswith("eval/tcod/other/")}
+    assert ours == {"eval/tcod/other/unsaved_episodes": 0}
+
+
+def test_a_data_set_that_would_have_our_reward_without_our_episodes_stops_the_run(rig):
+    with pytest.raises(ConfigError, match="data set other has its own .*: give it a custom_rm_path too"):
+        evaluation(rig, hooks={"custom_generate_function_path": f"{__name__}.answer"})

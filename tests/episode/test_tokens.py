@@ -95,6 +95,28 @@ def test_an_invalid_action_is_sent_and_counted(rig, tokenizer):
     assert metrics["rollout/tcod/invalid_actions"] == 0.5
 
 
+@pytest.mark.parametrize(
+    "said, sent, possible",
+    [
+        ("Right.", "right", True),
+        ("`right`", "right", True),
+        ("**[Right]**", "right", True),
+        ("'RIGHT'", "right", True),
+        ("Action: right", "right", True),
+        ("right or left", "right or left", False),
+        ("...", "...", False),
+    ],
+)
+def test_an_action_is_the_listed_one_but_for_case_and_outer_punctuation(rig, said, sent, possible):
+    rig.script = [f"<action>{said}</action>"]
+    [sample], metrics = rig.rollout([{"goal": 1}], tcod_horizon=1)
+    [turn] = sample.metadata["tcod"]["turns"]
+    assert (turn["action"], turn["valid"], turn["admissible"]) == (sent, True, possible)
+    assert sample.reward == float(possible)
+    assert metrics["rollout/tcod/inadmissible_actions"] == float(not possible)
+    assert metrics["rollout/tcod/invalid_actions"] == 0.0
+
+
 def test_the_teacher_scores_a_trajectory_once_from_the_end_of_the_prompt(rig, tokenizer):
     [sample], metrics = rig.rollout([{"goal": 3}])
     [payload] = rig.scoring_requests()

@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from tests.support.run_script import ROOT, build, dry_run
+from tests.support.run_script import ROOT, SCRIPT, build, dry_run
 
 NUM_GPUS = 0
 
@@ -39,7 +40,7 @@ MODES = {
     "parallel": {"ACTOR_GPUS": "8", "PIPELINE_PARALLEL": "2", "CONTEXT_PARALLEL": "2", "TEACHER_URL": "http://a:1"},
     "all checkpoints": {"KEEP_CHECKPOINTS": "all", "SAVE_HF": "0", "EVAL_SETS": ""},
 }
-# What the README advises where memory is short.
+# What CLUSTER.md advises where memory is short.
 LESS_MEMORY = [
     *("--log-probs-chunk-size", "1024", "--recompute-loss-function"),
     *("--optimizer-cpu-offload", "--overlap-cpu-optimizer-d2h-h2d", "--use-precision-aware-optimizer"),
@@ -80,6 +81,7 @@ def test_slimes_parser_takes_the_commands(tmp_path, monkeypatch):
         )
     add("typo", {"VARIANT": "f2b"}, "--opd-kl-coeff", "1")
     path = [ROOT, env["SLIME_DIR"], env["MEGATRON_DIR"], env["PYTHONPATH"]]
+    assert not any("--ci-test" in command for command in commands.values())  # it wants a log-prob above -1
     done = subprocess.run(
         [sys.executable, "-c", PARSER],
         input=json.dumps(list(commands.values())),
@@ -92,6 +94,14 @@ def test_slimes_parser_takes_the_commands(tmp_path, monkeypatch):
     refusals = dict(zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True))
     assert refusals.pop("typo") == "no parser knows --opd-kl-coeff"
     assert refusals == dict.fromkeys(refusals)
+
+
+def test_the_advice_where_memory_is_short_names_these_flags():
+    advice = (SCRIPT.parent / "CLUSTER.md").read_text().split("**Out of memory**")[1].split("\n\n**")[0]
+    flags = set(re.findall(r"--[a-z][a-z0-9-]+", advice))
+    teachers = {"--chunked-prefill-size", "--mem-fraction-static"}  # of SGLang's own server
+    assert teachers < flags and flags - teachers <= set(LESS_MEMORY)
+    assert all(flag in SCRIPT.read_text() for flag in teachers)
 
 
 def short_test():

@@ -17,7 +17,8 @@ from pathlib import Path
 PYTHON3 = """#!/usr/bin/env bash
 case "$*" in
   "-P -m "*".tools.launch "*) ;;
-  "-P -m "*".tools.preflight "*) if [[ -n ${{SKIP_PREFLIGHT:-}} ]]; then exit 0; fi ;;
+  "-P -m "*".tools.preflight "*)
+    if [[ -n ${{SKIP_PREFLIGHT:-}} ]]; then printf '%s\n' "${{@:4}}" >{place}/seen/preflight_$4.txt; exit 0; fi ;;
   "-m sglang.launch_server"*) exec {python} {here} teacher {place} "$@" ;;
   */train.py*|*/train_async.py*) exec {python} {here} train {place} "$@" ;;
 esac

@@ -76,6 +76,29 @@ def test_a_ray_cluster_is_looked_at_before_a_gpu_is_taken(cluster, checkpoint):
     assert "ModuleNotFoundError" in said and "install it there" in said
 
 
+def test_engines_are_looked_for_in_the_whole_cluster(monkeypatch):
+    nodes = [ray_cluster.Node("id", f"10.0.0.{i}", 8, False) for i in (1, 2)]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray_cluster, "connect", lambda address: nodes)
+    options = Namespace(ray_gpus=16, actor_gpus=4, engine_gpus=1, node_gpus=8, teacher_gpus="")
+    with pytest.raises(ConfigError, match="the engines' GPUs lie 4, 8 to a node, and slime looks for them 8, 4"):
+        ray_cluster.check_cluster(options, None, {})
+
+
+def test_nodes_come_in_slimes_order(monkeypatch):
+    """By the numbers of the address, not by its letters; a dead one does not count."""
+    seen = [("10.0.0.10", 8, True), ("10.0.0.9", 4, True), ("10.0.0.8", 8, False)]
+    nodes = [
+        {"NodeID": address, "NodeManagerAddress": address, "Resources": {"GPU": float(gpus)}, "Alive": alive}
+        for address, gpus, alive in seen
+    ]
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.10")
+    found = [(node.address, node.gpus, node.is_here) for node in ray_cluster.connect("10.0.0.9:6379")]
+    assert found == [("10.0.0.9", 4, False), ("10.0.0.10", 8, True)]
+
+
 def test_a_ray_cluster_that_does_not_answer_is_named(monkeypatch):
     def nobody(address, **_):
         raise ConnectionError("refused")

@@ -143,6 +143,31 @@ def test_a_run_with_all_checks_and_its_resumption(place):
         assert file.is_dir() or "abc123" not in file.read_text(), file
 
 
+def test_the_checks_are_told_what_runs(place):
+    folder, env = place
+    env |= {"SKIP_PREFLIGHT": "1", "RAY_ADDRESS": "10.0.0.1:6379", "ACTOR_NODES": "2", "ROLLOUT_GPUS": "4"}
+    env |= {"ENGINE_GPUS": "2", "NODE_GPUS": "4", "TEACHER_GPUS": "4,5", "TEACHER_HOST": "127.0.0.1"}
+    env |= {"MAX_TURN_LEN": "100", "MAX_CONTEXT_LEN": "900", "CHAT_TEMPLATE_KWARGS": '{"thinking": false}'}
+    done = run(env)
+    assert done.returncode == 0, done.stderr
+    before, teacher = (
+        [line for line in (folder / f"seen/preflight_{name}.txt").read_text().splitlines()][1:]
+        for name in ("run", "teacher")
+    )
+    both = {"--student": f"{folder}/student", "--config": f"{folder}/run/tcod.yaml", "--context-len": "900"}
+    both |= {"--apply-chat-template-kwargs": '{"thinking": false}'}
+    address = f"http://127.0.0.1:{env['TEACHER_PORT']}/generate"
+    assert dict(zip(teacher[::2], teacher[1::2], strict=True)) == both | {"--url": address}
+    at = before.index("--eval")
+    data = f"{folder}/data"
+    assert before[at + 1 : at + 3] == [f"{data}/valid_seen.jsonl", f"{data}/valid_unseen.jsonl"]
+    del before[at : at + 3]
+    assert dict(zip(before[::2], before[1::2], strict=True)) == both | {
+        **{"--train": f"{data}/train.jsonl", "--turn-len": "100", "--ray-gpus": "12", "--actor-gpus": "8"},
+        **{"--engine-gpus": "2", "--node-gpus": "4", "--teacher-gpus": "4,5"},
+    }
+
+
 def test_a_run_without_a_checkpoint_gets_a_new_tracking_run(place):
     folder, env = place
     env |= {"WANDB_PROJECT": "tcod", "SKIP_PREFLIGHT": "1"}

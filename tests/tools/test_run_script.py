@@ -121,6 +121,13 @@ def test_a_fully_asynchronous_run_plays_about_a_batch_at_once(place, batch, gpus
     assert value(dry_run({**env, "CONCURRENCY": "32"})[1], "--sglang-server-concurrency") == "32"
 
 
+def test_the_default_context_holds_the_horizon_at_full_length(place):
+    """The rules, and 30 turns of a response and the longest list of admissible actions."""
+    _, flags = dry_run(place[1])
+    turn, context = (int(value(flags, f"--rollout-max-{name}-len")) for name in ("response", "context"))
+    assert turn == 512 and context >= 500 + 30 * (turn + 375)
+
+
 def test_context_parallelism_saves_memory(place):
     """slime multiplies --max-tokens-per-gpu by it."""
     _, env = place

@@ -131,6 +131,19 @@ REFUSED = {
         "'.*Answer: ' before the next answer but",
         "that writes the same",
     ),
+    "white space before the next answer only": (
+        PAST + HEADER.replace("\n", "\n\n"),
+        {},
+        "before the next answer but",
+        "or tcod_history: turns",
+    ),
+    "an empty thought before past answers only": (
+        PAST.replace("{{ m.content }}", "{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}")
+        + HEADER,
+        {},
+        "before the next answer but",
+        "or tcod_history: turns",
+    ),
     "a channel before past answers only": (
         PAST.replace("{{ m.content }}", "{% if m.role == 'assistant' %}final: {% endif %}{{ m.content }}") + HEADER,
         {},
