@@ -1,27 +1,36 @@
 """The second part of the study: what the loss is a mean over, crossed with the curricula. Its tables."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
+
+from matplotlib.figure import Figure
 
 from benchmarks import study_report
-from benchmarks.study_report import Arms, Result, table
+from benchmarks.study_report import Arms, Result, final, mean_text, paired, table
+from examples.tcod.tools.plotting import draw_curve, finish, styles
 
+FIGURE = study_report.FIGURE.with_name("study_losses.png")
 NOT_RUN = "Not yet run: there are no results in `benchmarks/results/study/losses/`.\n"
 
 PAIRS = (  # of the table of paired differences
     ("opd-token", "opd-trajectory"),
     ("opd-turn", "opd-trajectory"),
     ("opd-turn", "opd-token"),
-    ("f2b-token", "opd-token"),
-    ("b2f-token", "opd-token"),
-    ("f2b-turn", "opd-turn"),
-    ("b2f-turn", "opd-turn"),
     ("f2b-trajectory", "opd-trajectory"),
+    ("f2b-token", "opd-token"),
+    ("f2b-turn", "opd-turn"),
     ("b2f-trajectory", "opd-trajectory"),
+    ("b2f-token", "opd-token"),
+    ("b2f-turn", "opd-turn"),
+    ("opd-token", "opd-token-calm"),
+    ("f2b-token-calm", "opd-token-calm"),
 )
+LOSSES = ("token", "turn", "trajectory")
 TURNS = (1, 5, 10, 15, 20, 25, 30)
-UPDATES = (1, 2, 4, 6, 8, 10, 15, 20, 25, 30)  # of the table of training episodes
+LATE = 6  # updates at the end in which F2B, too, plays whole episodes
+SHOWN = (1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30)  # updates of the table of training episodes
 
 
 def text(arms: Arms) -> str:
@@ -29,10 +38,13 @@ def text(arms: Arms) -> str:
     if not arms:
         return NOT_RUN
     parts = [
-        f"{study_report.circumstances_line(arms)}\n",
-        "**Held-out success at the full horizon**\n\n" + study_report.final_table(arms),
-        "**Paired differences**, same seed, student and games\n\n" + study_report.difference_table(arms, PAIRS),
-        "**KL per token in the training episodes**, nats, at some updates; mean over seeds\n\n" + training_table(arms),
+        f"{study_report.circumstances_line(arms)} In brackets 95% bootstrap intervals over five seeds; in "
+        "parentheses, where seeds are fewer, the range.\n",
+        f"**After training**: held-out games, and the training episodes of the last {LATE} updates (temperature 1)\n\n"
+        + end_table(arms),
+        "**Paired differences**, same seed, student and games\n\n" + difference_table(arms),
+        "**KL per token in the training episodes**, nats, mean over seeds; OPD's are whole episodes, F2B's the first "
+        "k turns, B2F's what follows the replay\n\n" + training_table(arms),
         "**What it took**, mean per run\n\n" + study_report.cost_table(arms),
         "**KL by turn**, nats, and the number of held-out episodes at temperature 1 that reached the turn\n\n"
         + study_report.turn_table(arms, list(arms), TURNS),
@@ -40,35 +52,104 @@ def text(arms: Arms) -> str:
     return "\n".join(parts)
 
 
-def training_table(arms: Arms) -> str:
-    """Of opd these are whole episodes, of f2b the first k turns, of b2f what follows the replay."""
-    rows = []
-    for name, runs in arms.items():
-        every = [token_kl(one) for one in runs.values()]
-        cells = [f"{fmean(kl[n - 1] for kl in every):.2f}" for n in UPDATES]
-        largest = fmean(max(kl[1:]) for kl in every)
-        rows.append([name, *cells, f"{largest:.2f}"])
-    return table(["arm", *(f"update {n}" for n in UPDATES), "largest after the first"], rows)
-
-
 def token_kl(one: Result) -> list[float]:
     """Of the training episodes of each update, in nats, a mean over tokens."""
     return [update["kl"] * one["settings"]["batch"] / update["trained"] for update in one["updates"]]
 
 
+def late(metric: str) -> Callable[[Result], float]:
+    """Mean over the training episodes of the last updates: `success`, or `kl` of a trajectory in nats."""
+    return lambda one: fmean(update[metric] for update in one["updates"][-LATE:])
+
+
+def rise(one: Result) -> float:
+    """KL per token in the last updates, as a multiple of the lowest mean of as many updates in a row before."""
+    kl = token_kl(one)
+    windows = [fmean(kl[i : i + LATE]) for i in range(len(kl) - LATE + 1)]
+    return windows[-1] / min(windows)
+
+
+def end_table(arms: Arms) -> str:
+    columns: dict[str, tuple[Callable[[Result], float], str]] = {
+        "success": (final("success"), ".2f"),
+        "at temperature 1": (final("success_t1"), ".2f"),
+        "KL, nats": (final("kl"), ".1f"),
+        "training success": (late("success"), ".2f"),
+        "training KL, nats": (late("kl"), ".1f"),
+        "KL per token over its lowest": (rise, ".2f"),
+    }
+    rows = []
+    for name, runs in arms.items():
+        halfway = fmean(one["evaluations"][-2]["success"] for one in runs.values())
+        cells = [mean_text([value(one) for one in runs.values()], form) for value, form in columns.values()]
+        successes = [final("success")(one) for one in runs.values()]
+        deviation = f"{stdev(successes):.3f}" if len(runs) > 1 else ""
+        rows.append([name, str(len(runs)), f"{halfway:.2f}", cells[0], deviation, *cells[1:]])
+    first, *others = columns
+    return table(["arm", "seeds", "success halfway", first, "SD over seeds", *others], rows)
+
+
+def difference_table(arms: Arms, pairs: Sequence[tuple[str, str]] = PAIRS) -> str:
+    """A row per pair that has a seed in common: the first arm minus the second."""
+    columns: dict[str, tuple[Callable[[Result], float], str]] = {
+        "success": (final("success"), ".2f"),
+        "training success": (late("success"), ".2f"),
+        "training KL, nats": (late("kl"), ".1f"),
+    }
+    rows = []
+    for name, base in pairs:
+        if not arms.get(name, {}).keys() & arms.get(base, {}).keys():
+            continue
+        differences = [paired(arms[name], arms[base], value) for value, _ in columns.values()]
+        ahead = f"{sum(value > 0 for value in differences[0])} of {len(differences[0])}"
+        forms = (form for _, form in columns.values())
+        texts = [mean_text(values, form, "+") for values, form in zip(differences, forms, strict=True)]
+        lead = mean_text(study_report.lead_at_equal_steps(arms[name], arms[base]), ".2f", "+")
+        rows.append([f"{name} - {base}", ahead, *texts, lead])
+    return table(["difference", "seeds ahead", *columns, "success at equal environment steps"], rows)
+
+
+def training_table(arms: Arms) -> str:
+    rows = []
+    for name, runs in arms.items():
+        every = [token_kl(one) for one in runs.values()]
+        rows.append([name, *(f"{fmean(kl[n - 1] for kl in every):.2f}" for n in SHOWN)])
+    return table(["arm", *(f"update {n}" for n in SHOWN)], rows)
+
+
 def pilot_table(folder: Path) -> str:
-    """A row per pilot run: KL per token in the training episodes, and held-out success halfway and at the end."""
+    """A row per pilot run: held-out success, and KL per token in the training episodes."""
     results = sorted((json.loads(path.read_text()) for path in folder.glob("*.json")), key=_pilot_order)
     rows = []
     for one in results:
-        kl = token_kl(one)
-        middle, last = one["evaluations"][-2:]
-        cells = [f"{kl[n - 1]:.2f}" for n in UPDATES] + [f"{max(kl[1:]):.2f}"]
-        cells += [f"{point['success']:.2f}" for point in (middle, last)] + [f"{last['kl']:.0f}"]
+        kl, (middle, last) = token_kl(one), one["evaluations"][-2:]
+        cells = [f"{point['success']:.2f}" for point in (middle, last)]
+        cells += [f"{late('success')(one):.2f}", *(f"{kl[n - 1]:.2f}" for n in SHOWN)]
         rows.append([one["arm"], f"{one['settings']['lr']:g}", *cells])
-    header = ["arm", "learning rate", *(f"update {n}" for n in UPDATES), "largest after the first"]
-    return table([*header, "success halfway", "success", "trajectory KL"], rows)
+    header = ["arm", "learning rate", "success halfway", "success", "training success"]
+    return table([*header, *(f"update {n}" for n in SHOWN)], rows)
 
 
 def _pilot_order(one: Result) -> tuple[float, str]:
     return one["settings"]["lr"], one["arm"]
+
+
+def draw(arms: Arms, path: Path) -> None:
+    """KL per token and success of the training episodes against the update, a column per loss."""
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    for (kl, success), loss in zip(
+        zip(*figure.subplots(2, len(LOSSES), sharey="row"), strict=True), LOSSES, strict=True
+    ):
+        runs = {name: list(arms.get(f"{name}-{loss}", {}).values()) for name in study_report.MAIN}
+        for name, style in styles({name: results for name, results in runs.items() if results}).items():
+            curves = [dict(enumerate(token_kl(one), 1)) for one in runs[name]]
+            draw_curve(kl, curves, style)
+            points = [{update["n"] + 1: update["success"] for update in one["updates"]} for one in runs[name]]
+            draw_curve(success, points, style)
+        finish(kl, xlabel="update", yscale="log", title=f"mean over {loss.replace('trajectory', 'trajectorie')}s")
+        finish(success, xlabel="update")
+        if loss == LOSSES[0]:
+            kl.set_ylabel("KL per token, nats")
+            success.set_ylabel("success")
+    figure.suptitle("training episodes, mean and range of the seeds")
+    figure.savefig(path, dpi=110)

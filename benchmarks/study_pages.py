@@ -41,6 +41,8 @@ def write_all(results: Path) -> None:
         head, _, tail = split(page, name)
         page.write_text(head + text + tail)
     study_report.draw(first, study_report.FIGURE)
+    if losses:
+        study_losses.draw(losses, study_losses.FIGURE)
 
 
 def sections(first: Arms, losses: Arms) -> dict[tuple[Path, str], str]:

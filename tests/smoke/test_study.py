@@ -238,6 +238,21 @@ def test_the_pages_show_what_the_results_in_the_repository_give(page, name):
     assert study_pages.split(page, name)[1] == study_pages.sections(RESULTS, LOSSES)[page, name]
 
 
+def test_what_the_findings_of_the_first_part_say_without_a_figure_holds():
+    def first_and_last(arm, metric):
+        return [(one["evaluations"][0][metric], one["evaluations"][-1][metric]) for one in RESULTS[arm].values()]
+
+    assert all(after > before for before, after in first_and_last("opd", "success"))
+    assert all(after < before for before, after in first_and_last("opd", "kl"))
+    tuning = [json.loads(path.read_text())["evaluations"] for path in (study.RESULTS / "tuning").glob("opd-*.json")]
+    assert len(tuning) == len(study.TUNING_RATES) and all(points[-1]["kl"] < points[0]["kl"] for points in tuning)
+    assert study_pages.mean(RESULTS["f2b"], "success", 12) < study_pages.mean(RESULTS["f2b"], "success", 0)
+    for base in ("opd-batch-11", "fixed-horizon-10", "random-horizon"):
+        values = study_report.paired(RESULTS["f2b"], RESULTS[base], study_report.final("success"))
+        assert len(values) == 3 and min(values) < 0 < max(values)
+    assert all(len(RESULTS[arm]) == 5 for arm in (*study_report.MAIN, *study_report.EQUAL_RATE))
+
+
 def test_the_page_shows_the_tuning_and_the_pilot():
     page = study_pages.STUDY.read_text()
     assert study_report.tuning_table(study.RESULTS / "tuning") in page
