@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -62,11 +63,9 @@ def late(metric: str) -> Callable[[Result], float]:
     return lambda one: fmean(update[metric] for update in one["updates"][-LATE:])
 
 
-def rise(one: Result) -> float:
-    """KL per token in the last updates, as a multiple of the lowest mean of as many updates in a row before."""
-    kl = token_kl(one)
-    windows = [fmean(kl[i : i + LATE]) for i in range(len(kl) - LATE + 1)]
-    return windows[-1] / min(windows)
+def doublings(one: Result) -> float:
+    """How often the KL per token of the training episodes more than doubled from one update to the next."""
+    return sum(after > 2 * before for before, after in pairwise(token_kl(one)))
 
 
 def end_table(arms: Arms) -> str:
@@ -76,7 +75,7 @@ def end_table(arms: Arms) -> str:
         "KL, nats": (final("kl"), ".1f"),
         "training success": (late("success"), ".2f"),
         "training KL, nats": (late("kl"), ".1f"),
-        "KL per token over its lowest": (rise, ".2f"),
+        "doublings of the KL": (doublings, ".1f"),
     }
     rows = []
     for name, runs in arms.items():
