@@ -90,6 +90,7 @@ SLIME_DEFAULTS: dict[str, Any] = {
     "opd_kl_coef": 1.0,
     "normalize_advantages": False,
     "global_batch_size": None,
+    "use_dynamic_batch_size": False,
     "calculate_per_token_loss": False,
     "custom_pg_loss_reducer_function_path": None,
     "custom_tis_function_path": None,
@@ -159,6 +160,13 @@ def rollout_args(**overrides: Any) -> Namespace:
     values["eval_function_path"] = values["eval_function_path"] or values["rollout_function_path"]
     values["eval_reward_key"] = values["eval_reward_key"] or values["reward_key"]
     return Namespace(**values)
+
+
+def flat(samples: list) -> list:
+    """The samples of a rollout in one list, as slime's RolloutManager takes them."""
+    while isinstance(samples[0], list):
+        samples = [sample for group in samples for sample in group]
+    return samples
 
 
 def convert_samples_to_train_data(args: Namespace, samples: list) -> dict[str, Any]:

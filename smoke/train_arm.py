@@ -18,8 +18,8 @@ from typing import Any
 import ray
 import requests
 import torch
-import yaml
 
+from examples.tcod.config import read_yaml
 from smoke import hooks
 from smoke.trainer import Trainer
 
@@ -65,7 +65,7 @@ def main() -> None:
         started = time.monotonic()
         output = tcod_rollout.generate_rollout(args, n, source)
         rollout_s = time.monotonic() - started
-        samples = [sample for group in output.samples for sample in group]
+        samples = hooks.flat(output.samples)
         batch = hooks.convert_samples_to_train_data(args, samples)
         started = time.monotonic()
         trained = {f"train/{name}": value for name, value in trainer.step(batch).items()}
@@ -81,9 +81,10 @@ def slime_args(options: Namespace) -> Namespace:
     """slime's arguments for this run, with the YAML's keys set as slime's --custom-config-path does."""
     from slime.utils.eval_config import EvalDatasetConfig
 
+    settings = read_yaml(options.config)
     args = hooks.rollout_args(
         hf_checkpoint=str(options.student),
-        apply_chat_template_kwargs={"enable_thinking": False},
+        apply_chat_template_kwargs=chat_template_kwargs(options),
         prompt_data=str(options.data / "train.jsonl"),
         input_key="prompt",
         label_key="label",
@@ -97,14 +98,20 @@ def slime_args(options: Namespace) -> Namespace:
         sglang_router_port=options.student_port,
         sglang_server_concurrency=options.concurrency,
         rollout_num_gpus=1,
+        use_dynamic_batch_size=True,
         rm_url=f"http://127.0.0.1:{options.teacher_port}/generate",
         custom_config_path=str(options.config),
         eval_datasets=[EvalDatasetConfig(**dataset) for dataset in evaluation_datasets(options)],
         **LOSSES[options.loss],
     )
-    for key, value in yaml.safe_load(options.config.read_text()).items():
+    for key, value in settings.items():
         setattr(args, key, value)
     return args
+
+
+def chat_template_kwargs(options: Namespace) -> dict[str, Any]:
+    """The smoke models' template thinks where the settings say so."""
+    return {"enable_thinking": read_yaml(options.config).get("tcod_thoughts") == "keep"}
 
 
 def evaluation_datasets(options: Namespace) -> list[dict[str, Any]]:

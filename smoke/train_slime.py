@@ -96,7 +96,7 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
         "sglang-server-concurrency": options.concurrency,
         # data and rollouts
         **{"prompt-data": options.data / "train.jsonl", "input-key": "prompt", "label-key": "label"},
-        "apply-chat-template-kwargs": json.dumps({"enable_thinking": False}),
+        "apply-chat-template-kwargs": json.dumps(train_arm.chat_template_kwargs(options)),
         **{"rollout-shuffle": True, "rollout-seed": options.seed, "num-rollout": options.updates},
         **{"rollout-batch-size": options.batch, "n-samples-per-prompt": 1, "global-batch-size": options.batch},
         "rollout-max-response-len": options.response_len,
@@ -109,7 +109,8 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
         "custom-eval-rollout-log-function-path": "examples.tcod.run_log.log_eval",
         "save-debug-rollout-data": options.run_dir / "rollout_{rollout_id}.pt",
         # training
-        **{"advantage-estimator": "grpo", "entropy-coef": 0, "micro-batch-size": 1, "clip-grad": 1},
+        **{"advantage-estimator": "grpo", "entropy-coef": 0, "clip-grad": 1},
+        **{"use-dynamic-batch-size": True, "max-tokens-per-gpu": options.context_len},
         **{"lr": options.lr, "lr-decay-style": "constant", "weight-decay": 0, "adam-beta1": 0.9, "adam-beta2": 0.98},
         # weights
         **{"update-weight-mode": "full", "update-weight-transport": "disk"},

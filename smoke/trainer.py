@@ -5,6 +5,7 @@ advantage estimator grpo with zero rewards, one optimizer step per rollout, the 
 examples/tcod/loss.py describes. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,22 @@ def clipped_policy_loss(
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
 
 
-def token_weights(masks: list[torch.Tensor], loss: str) -> list[torch.Tensor]:
+def token_weights(masks: list[torch.Tensor], loss: str, trajectories: list[int]) -> list[torch.Tensor]:
     """What each response token weighs in the loss, for the masks of a batch (not 0 where a token is trained).
 
-    "trajectory" 1 / (B n), "token" 1 / (all trained tokens), "turn" 1 / (N l), see examples/tcod/loss.py.
+    `trajectories` has the trajectory of each sample. What a token weighs: "trajectory" 1 / (B n), "token" 1 / (all
+    trained tokens), "turn" 1 / (N l), see examples/tcod/loss.py.
     """
     trained = [(mask != 0).float() for mask in masks]
     if loss == "token":
         return [one / sum(map(torch.sum, trained)) for one in trained]
     if loss == "trajectory":
-        return [one / one.sum() / len(masks) for one in trained]
+        lengths: Counter[int] = Counter()
+        for one, trajectory in zip(trained, trajectories, strict=True):
+            lengths[trajectory] += int(one.sum())
+        return [
+            one / lengths[trajectory] / len(lengths) for one, trajectory in zip(trained, trajectories, strict=True)
+        ]
     by_turn = [turn_weights(mask) for mask in masks]
     turns = sum(map(torch.sum, by_turn))
     return [one / turns for one in by_turn]
@@ -100,8 +107,8 @@ class Trainer:
         reverse KL and of |training - rollout| log-prob, over trajectories whatever the loss is a mean over."""
         fields = ("teacher_log_probs", "rollout_log_probs", "loss_masks")
         values = {name: [torch.tensor(row, dtype=torch.float32) for row in batch[name]] for name in fields}
-        weights = token_weights(values["loss_masks"], self.loss)
-        shares = token_weights(values["loss_masks"], "trajectory")
+        weights = token_weights(values["loss_masks"], self.loss, batch["rollout_ids"])
+        shares = token_weights(values["loss_masks"], "trajectory", batch["rollout_ids"])
         totals = {"loss": 0.0, "opd_reverse_kl": 0.0, "logprob_abs_diff": 0.0}
         # Sequences of like length share a micro-batch, so little is spent on padding.
         order = sorted(range(len(weights)), key=lambda i: len(batch["tokens"][i]))

@@ -40,6 +40,7 @@ def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
     _check_evaluation_hooks(args)
     _check_loss(args)
     _check_schedule(args, config)
+    _check_fan_out(args, config)
     if args.opd_type == "sglang":
         _check_teacher_flags(args)
     _check_weight_push(args)
@@ -156,6 +157,22 @@ def _check_schedule(args: Namespace, config: TcodConfig) -> None:
     if not args.rollout_global_dataset:
         raise ConfigError(
             "tcod_schedule kl is saved with slime's data source: remove --disable-rollout-global-dataset"
+        )
+
+
+def _check_fan_out(args: Namespace, config: TcodConfig) -> None:
+    """Refuse flags that take one sample for one episode, where every turn is a sample."""
+    if config.tcod_history == "append":
+        return
+    if not args.use_dynamic_batch_size:
+        raise ConfigError(
+            "tcod_history turns makes a sample of every turn, and micro-batches of a fixed size need a fixed number: "
+            "set --use-dynamic-batch-size and --max-tokens-per-gpu"
+        )
+    if getattr(args, "log_passrate", False):
+        raise ConfigError(
+            "--log-passrate expects --n-samples-per-prompt samples of a prompt, and tcod_history turns makes one of "
+            "every turn: remove the flag"
         )
 
 

@@ -56,6 +56,13 @@ class TcodConfig(BaseModel):
     """Folder of the environment's data, for its constructor and check_row; environment variables are expanded."""
     tcod_env_args: dict[str, Any] = {}
     """Further keyword arguments of the environment's constructor."""
+    tcod_history: Literal["append", "turns"] = "append"
+    """What the student sees at a turn, see history.py: one growing context, or what its template renders then."""
+    tcod_window: int | None = Field(None, ge=1)
+    """tcod_history turns: the last turns that are shown behind the rules and the first observation; absent: all."""
+    tcod_thoughts: Literal["none", "keep"] = "none"
+    """Whether the student thinks before it acts. "none": the chat template closes the thought; "keep": thoughts are
+    sampled and trained, and stay in the history (append), or as far as the template shows them (turns)."""
     tcod_admissible: Literal["turn", "never"] = "turn"
     """List the admissible actions in each user turn, or never."""
     tcod_env_workers: int = Field(16, ge=1)
@@ -100,6 +107,8 @@ class TcodConfig(BaseModel):
     @model_validator(mode="after")
     def _check_schedule(self) -> "TcodConfig":
         self.curriculum  # noqa: B018  its constructor checks it
+        if self.tcod_window and self.tcod_history == "append":
+            raise ValueError("tcod_window is for tcod_history turns, an appended context keeps all turns: remove it")
         if self.kl_schedule and not self.curriculum.deepens:
             raise ValueError(
                 f"tcod_schedule kl is for f2b and b2f, {self.tcod_variant} has no depth to grow: remove it"
@@ -130,6 +139,11 @@ class TcodConfig(BaseModel):
             longest=self.tcod_kl_max_rollouts,
         )
         return schedule if self.tcod_schedule == "kl" else None
+
+    @property
+    def chat_choices(self) -> dict[str, str]:
+        """What ChatTokens needs of the settings."""
+        return {"history": self.tcod_history, "thoughts": self.tcod_thoughts}
 
     @classmethod
     def read(cls, path: Path) -> "TcodConfig":

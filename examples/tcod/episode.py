@@ -17,7 +17,7 @@ from .curriculum import EpisodePlan
 from .environment import Environment, Observation, as_listed, ask, is_admissible, load_environment
 from .environment_pool import EnvironmentPool
 from .errors import ABORTED, Failure
-from .history import AppendHistory
+from .history import History, new_history
 from .rows import Demonstration, task_of
 from .student import StudentClient
 
@@ -34,7 +34,7 @@ class TurnRecord:
     turn: int
     """Its index in the episode, 0-based, replayed turns counted."""
     start: int
-    """Its sampled tokens are response tokens start..end-1 of the sample."""
+    """Its sampled tokens are response tokens start..end-1 of the episode."""
     end: int
     observation: str
     """The user turn that it answers."""
@@ -56,11 +56,14 @@ class TurnRecord:
 class ReplayedTurn:
     """One turn of the demonstration, replayed in the prompt."""
 
-    start: int
-    """Its response is tokens start..end-1 of the sample."""
-    end: int
     observation: str
+    response: str
     action: str
+    sampled: bool
+    """Its tokens are those that it was sampled with when it was recorded; else they are its text's."""
+    start: int | None = None
+    """Its response is tokens start..end-1 of the episode; None where the history renders it anew at every turn."""
+    end: int | None = None
 
 
 @dataclass
@@ -82,6 +85,8 @@ class EpisodeRecord:
     """Turns that the student may play."""
     replay: list[ReplayedTurn] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)
+    prompts: list[tuple[int, int]] = field(default_factory=list)
+    """The prompt of each sequence, as tokens start..end-1; see `sequences`."""
     outcome: str = ""
     """The environment's answer to the last action."""
     won: bool = False
@@ -112,6 +117,14 @@ class EpisodeRecord:
     def store(self, sample: Any) -> None:
         """Put the record into a sample's metadata, as plain data that Ray, JSON and torch.save take."""
         sample.metadata["tcod"] = asdict(self)
+
+    def sequences(self, tokens: int) -> list[tuple[int, int, int]]:
+        """(start, end of its prompt, end) of each sequence, of an episode of so many tokens.
+
+        Under tcod_history append there is one, under turns one a student's turn, laid end to end.
+        """
+        ends = [*(start for start, _ in self.prompts[1:]), tokens]
+        return [(*prompt, end) for prompt, end in zip(self.prompts, ends, strict=True)]
 
     @property
     def truncated(self) -> bool:
@@ -161,7 +174,7 @@ class Assignment:
     trace: Trace = lambda name: contextlib.nullcontext(lambda meta_info: None)
 
 
-async def play_episode(runtime: Runtime, assignment: Assignment, record: EpisodeRecord) -> AppendHistory:
+async def play_episode(runtime: Runtime, assignment: Assignment, record: EpisodeRecord) -> History:
     """Play one episode and return its tokens; `record` is filled in on the way.
 
     Raises:
@@ -176,12 +189,12 @@ async def play_episode(runtime: Runtime, assignment: Assignment, record: Episode
         raise Failure("internal", repr(error)) from error
 
 
-async def _play(runtime: Runtime, assignment: Assignment, record: EpisodeRecord) -> AppendHistory:
+async def _play(runtime: Runtime, assignment: Assignment, record: EpisodeRecord) -> History:
     """The loop: the plan says who acts at which turn."""
     plan, demo, metadata = assignment.plan, assignment.demo, task_of(assignment.metadata)
     record.replayed, record.budget = plan.replayed, plan.budget
     record.untempered = is_untempered(assignment.sampling_params)
-    history = AppendHistory(runtime.chat, assignment.max_context_len)
+    history = new_history(runtime.config, runtime.chat, assignment.max_context_len)
     started = time.monotonic()
     async with runtime.pool.borrow() as environment:
         _stop_if_unwanted(assignment)  # while it waited for an engine
@@ -192,9 +205,8 @@ async def _play(runtime: Runtime, assignment: Assignment, record: EpisodeRecord)
         for turn in range(plan.turns if has_room else 0):
             _stop_if_unwanted(assignment)
             if turn < plan.replayed:
+                record.replay.append(_replay(runtime, demo, history, turn, observation, shown))
                 action = demo.actions[turn]
-                start, end = history.replay(demo.response(turn, observation, runtime.environment))
-                record.replay.append(ReplayedTurn(start, end, shown, action))
             else:
                 played = await _respond(runtime, assignment, history, turn, observation, shown)
                 record.turns.append(played)
@@ -217,15 +229,26 @@ async def _play(runtime: Runtime, assignment: Assignment, record: EpisodeRecord)
         record.won, record.reward, record.outcome = observation.won, observation.reward, observation.text
         record.env_s = environment.seconds
     record.episode_s = time.monotonic() - started
+    record.prompts = history.prompts
     if not record.turns:
         raise Failure("prompt_too_long", "no room for a response: raise --rollout-max-context-len")
     return history
 
 
+def _replay(
+    runtime: Runtime, demo: Demonstration, history: History, turn: int, observation: Observation, shown: str
+) -> ReplayedTurn:
+    """The demonstration's turn: check, append."""
+    response = demo.response(turn, observation, runtime.environment)
+    ids = demo.sampled_ids(turn, runtime.chat)
+    start, end = history.replay(response, ids) or (None, None)
+    return ReplayedTurn(shown, response, demo.actions[turn], bool(ids and end), start, end)
+
+
 async def _respond(
     runtime: Runtime,
     assignment: Assignment,
-    history: AppendHistory,
+    history: History,
     turn: int,
     observation: Observation,
     shown: str,
@@ -234,17 +257,16 @@ async def _respond(
     max_new_tokens = min(assignment.sampling_params["max_new_tokens"], history.room())
     with assignment.trace("sglang_generate") as note:
         response = await runtime.student.respond(
-            history.tokens, assignment.sampling_params, max_new_tokens, assignment.session, assignment.is_unwanted
+            history.context, assignment.sampling_params, max_new_tokens, assignment.session, assignment.is_unwanted
         )
         note(response.meta_info)
-    start = history.response_length
-    history.respond(response)
-    action, valid = ask(runtime.environment, "parse_action", runtime.chat.text(response.ids))
+    start, end = history.respond(response)
+    action, valid = ask(runtime.environment, "parse_action", runtime.chat.answer(response.ids))
     action = as_listed(action, observation)
     return TurnRecord(
         turn=turn,
         start=start,
-        end=history.response_length,
+        end=end,
         observation=shown,
         action=action,
         valid=bool(valid),

@@ -20,7 +20,7 @@ from .episode_log import save_rollout
 from .errors import ConfigError
 from .metrics import rollout_metrics
 from .schedule import count_rollout, depth_of
-from .tcod_rollout import Groups, StampedSource, checked_config, drop_failed, flat, too_many_failures
+from .tcod_rollout import Groups, StampedSource, checked_config, drop_failed, flat, to_train, too_many_failures
 
 
 def generate_rollout_fully_async(
@@ -61,7 +61,7 @@ def generate_rollout_fully_async(
     source.rollout_id = rollout_id + 1  # whatever the worker draws from now on
     stale = sum(rollout_id - _drawn_at(group) > config.tcod_max_staleness for group in kept)
     metrics |= {"rollout/tcod/stale": stale * args.n_samples_per_prompt, **save_rollout(args, rollout_id, drawn)}
-    return RolloutFnTrainOutput(samples=kept, metrics=metrics)
+    return RolloutFnTrainOutput(samples=to_train(args, config, kept), metrics=metrics)
 
 
 class _ContinuousSource(StampedSource):

@@ -33,10 +33,17 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     for start, won in sorted(won_by_start.items()):
         metrics[f"success_by_start/{start:02d}"] = fmean(won)
         metrics[f"success_by_start_count/{start:02d}"] = len(won)
-    metrics["tokens/scored"] = sum(
-        sample.response_length for sample in trained if sample.teacher_log_probs is not None
-    )
+    lengths = [
+        (begin - start, end - begin, sample.teacher_log_probs is not None)
+        for record, sample in zip(records, trained, strict=True)
+        for start, begin, end in record.sequences(len(sample.tokens))
+    ]
+    metrics["tokens/scored"] = sum(response for _, response, scored in lengths if scored)
     metrics["tokens/trained"] = sum(sum(sample.loss_mask) for sample in trained)
+    metrics["tokens/total"] = sum(prompt + response for prompt, response, _ in lengths)
+    metrics["samples"] = len(lengths)
+    if replayed := [turn.sampled for record in records for turn in record.replay]:
+        metrics["replayed_as_sampled"] = fmean(replayed)
     metrics["rollout_s"] = seconds
     # The teacher scores after the episode; both are shares of the time that trajectories were under way.
     env_s = sum(record.env_s for record in records)

@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .environment import Environment, Observation, ask, is_admissible
 from .errors import ConfigError, Failure, words
+
+if TYPE_CHECKING:
+    from .chat import ChatTokens
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,16 @@ def task_key(task: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A recorded solution: L actions, and the responses that they were parsed from where those were recorded."""
+    """A recorded solution: L actions, and the responses that they were parsed from where those were recorded.
+
+    Many texts are sampled with other tokens than a tokenizer encodes them with: `ids` are the sampled ones, under the
+    vocabulary (a digest, see ChatTokens) that they belong to.
+    """
 
     actions: tuple[str, ...] = ()
     responses: tuple[str, ...] | None = None
+    ids: tuple[list[int], ...] | None = None
+    vocabulary: str | None = None
 
     @classmethod
     def of(cls, metadata: dict[str, Any]) -> "Demonstration":
@@ -60,7 +69,13 @@ class Demonstration:
         for key, texts in (("actions", actions), ("responses", responses or [])):
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise Failure("demo_malformed", f"{key} of its demo is no list of texts")
-        return cls(tuple(actions), None if responses is None else tuple(responses))
+        ids = demo.get("ids")
+        if ids is not None and not (
+            isinstance(ids, list) and all(isinstance(turn, list) and {*map(type, turn)} <= {int} for turn in ids)
+        ):
+            raise Failure("demo_malformed", "ids of its demo is no list of lists of token ids")
+        responses, ids = (None if values is None else tuple(values) for values in (responses, ids))
+        return cls(tuple(actions), responses, ids, demo.get("vocabulary"))
 
     def check(self, horizon: int) -> None:
         """Whether B2F or ReOPD can use it, as far as it shows without an engine.
@@ -72,8 +87,9 @@ class Demonstration:
             raise Failure("demo_missing", "the arm needs a demonstration and this row has no actions")
         if len(self.actions) > horizon:
             raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
-        if self.responses is not None and len(self.responses) != len(self.actions):
-            raise Failure("demo_mismatch", f"{len(self.responses)} responses, {len(self.actions)} actions")
+        for name, values in (("responses", self.responses), ("turns of ids", self.ids)):
+            if values is not None and len(values) != len(self.actions):
+                raise Failure("demo_mismatch", f"{len(values)} {name}, {len(self.actions)} actions")
 
     def response(self, turn: int, observation: Observation, environment: type[Environment]) -> str:
         """The response to replay at `turn` (0-based), to this observation.
@@ -88,6 +104,12 @@ class Demonstration:
         if ask(environment, "parse_action", response) != (action, True):
             raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} is not the action of {response!r}")
         return response
+
+    def sampled_ids(self, turn: int, chat: "ChatTokens") -> list[int] | None:
+        """The tokens that the response was sampled with; None where they are not known, or not of this vocabulary."""
+        if self.ids is None or self.responses is None or self.vocabulary != chat.vocabulary:
+            return None
+        return self.ids[turn] if chat.replays(self.ids[turn], self.responses[turn]) else None
 
     def check_step(self, turn: int, observation: Observation, over: bool) -> None:
         """Whether the engine executed the action of `turn`, and the student can go on from this answer.

@@ -1,6 +1,7 @@
 """From episodes to slime's samples: what is handed to slime of one that was played, and of one that was lost."""
 
 import contextlib
+import copy
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -12,15 +13,18 @@ from slime.utils.types import Sample
 
 from .episode import EpisodeRecord
 from .errors import ABORTED, Failure
-from .history import AppendHistory
+from .history import History
 
 logger = logging.getLogger(__name__)
 
 
-def fill(args: Namespace, sample: Sample, history: AppendHistory, record: EpisodeRecord) -> None:
-    """Hand an episode to slime: its tokens, which of them are trained, and how it ended."""
+def fill(args: Namespace, sample: Sample, history: History, record: EpisodeRecord) -> None:
+    """Put an episode into slime's sample: its tokens, which of them are trained, and how it ended.
+
+    An episode of several sequences holds them end to end; fan_out makes the samples that are trained on.
+    """
     _undo(sample)
-    sample.tokens = history.tokens[: history.prompt_length]
+    sample.tokens = list(history.prompt)
     for span in history.spans:
         if span.sampled:
             sampled = span.sampled
@@ -29,10 +33,33 @@ def fill(args: Namespace, sample: Sample, history: AppendHistory, record: Episod
             )
         else:
             sample.append_response_tokens(args, tokens=span.ids, trainable=False)
-    sample.response = history.chat.tokenizer.decode(history.tokens[history.prompt_length :], skip_special_tokens=False)
+    said = (span.ids for span in history.spans if span.sampled or len(history.prompts) == 1)
+    sample.response = "".join(history.chat.tokenizer.decode(ids, skip_special_tokens=False) for ids in said)
     sample.status = Sample.Status.TRUNCATED if record.truncated else Sample.Status.COMPLETED
     sample.non_generation_time = record.env_s
     record.store(sample)
+
+
+def fan_out(sample: Sample, tokenizer: Any) -> list[Sample]:
+    """An episode's sequences, each a sample; slime weighs those of one rollout_id as one trajectory.
+
+    The record of each is the episode's, but of turns it has its own only, counted from its own first token.
+    """
+    record, laid = EpisodeRecord.of(sample), len(sample.tokens) - sample.response_length
+    samples = []
+    for turn, (start, begin, end) in zip(record.turns, record.sequences(len(sample.tokens)), strict=True):
+        one = copy.copy(sample)
+        one.rollout_id = sample.index
+        one.tokens, one.response_length = sample.tokens[start:end], end - begin
+        for name in ("loss_mask", "rollout_log_probs", "teacher_log_probs"):
+            values = getattr(sample, name)
+            setattr(one, name, values and values[begin - laid : end - laid])
+        one.response = tokenizer.decode(sample.tokens[begin:end], skip_special_tokens=False)
+        one.metadata = dict(sample.metadata)
+        own = replace(turn, start=0, end=end - begin)
+        replace(record, replay=[], turns=[own], prompts=[(0, begin - start)]).store(one)
+        samples.append(one)
+    return samples
 
 
 def _undo(sample: Sample) -> None:

@@ -26,6 +26,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 KEPT_S = 4.0  # An idle connection; SGLang's server closes them after 5.
 
 
+def routing(session: str | None) -> dict[str, str]:
+    """The header by which SGLang's router sends requests of one episode to one server."""
+    return {"X-SMG-Routing-Key": session} if session else {}
+
+
 class SGLangClient:
     """JSON over kept connections; belongs to the event loop that first awaits it.
 

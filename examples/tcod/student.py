@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ABORTED, Failure
-from .sglang_client import SGLangClient
+from .sglang_client import SGLangClient, routing
 from .teacher import is_log_prob
 
 ASKED = 8  # How often a turn is asked for when the engine aborts it; the pauses between sum up to 13 s.
@@ -69,10 +69,9 @@ class StudentClient:
             "sampling_params": {**sampling_params, "max_new_tokens": max_new_tokens},
             "return_logprob": True,
         }
-        headers = {"X-SMG-Routing-Key": session}
         for attempt in range(ASKED):
             try:
-                reply = await self._client.post(self._url, payload, headers, is_unwanted=is_unwanted)
+                reply = await self._client.post(self._url, payload, routing(session), is_unwanted)
             except Failure as failure:
                 if failure.reason == ABORTED:
                     raise

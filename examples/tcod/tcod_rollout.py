@@ -14,7 +14,7 @@ slime's train_async.py takes the rollout function of fully_async_rollout.py, and
 One training step n:
     1. generate_rollout stamps the depth k (schedule.py) on every sample it draws, and runs slime's rollout loop.
     2. generate plays one episode (episode.py): replayed demonstration turns, then turns sampled from the student.
-    3. reward_func has the teacher score the finished trajectory once and returns whether the task was solved.
+    3. reward_func has the teacher score the finished trajectory and returns whether the task was solved.
     4. drop_failed keeps groups with a failed sample out of training; slime draws others instead.
     5. post_process_rewards hands slime (solved, 0.0): it logs success and trains on the KL to the teacher alone.
 """
@@ -48,7 +48,7 @@ from .errors import ABORTED, ConfigError, Failure
 from .loss import count_turns, is_turn_mean
 from .metrics import eval_metrics, rollout_metrics
 from .rows import Demonstration
-from .samples import fail, fill, timeline_span
+from .samples import fail, fan_out, fill, timeline_span
 from .schedule import check_data_source, count_rollout, depth_of
 from .server_checks import base_url, check_models
 from .teacher import TeacherClient
@@ -83,6 +83,7 @@ def generate_rollout(
     metrics |= count_rollout(config, data_source, rollout_id, flat(output.samples))
     metrics |= save_rollout(args, rollout_id, source.drawn)
     output.metrics = {**(output.metrics or {}), **metrics}
+    output.samples = to_train(args, config, output.samples)
     return output
 
 
@@ -96,6 +97,7 @@ async def generate(
     """
     runtime = _runtime(args)
     record = EpisodeRecord(evaluation=True) if evaluation else _drawn_record(sample)
+    sample.session_id = sample.session_id or uuid.uuid4().hex  # an evaluation's samples have none
     try:
         plan, demo = _plan(runtime.config, record, sample)
         task = Assignment(
@@ -106,7 +108,7 @@ async def generate(
             max_context_len=_max_context_len(args, evaluation),
             is_unwanted=_is_unwanted(args),
             trace=lambda name: timeline_span(sample, name),
-            session=sample.session_id or uuid.uuid4().hex,  # an evaluation's samples have none
+            session=sample.session_id,
         )
         fill(args, sample, await play_episode(runtime.episodes, task, record), record)
     except Failure as failure:
@@ -122,19 +124,17 @@ async def generate(
 async def reward_func(args: Namespace, sample: Sample, **kwargs: Any) -> float:
     """1.0 if the task was solved, else 0.0; before that the teacher scores the trajectory (--opd-type sglang).
 
-    Sets sample.teacher_log_probs, one number per response token. A training sample without a usable score is FAILED.
+    Sets sample.teacher_log_probs, one number per response token (0.0 in the prompt of a later sequence). A training
+    sample without a usable score is FAILED.
     """
     if sample.status == Sample.Status.FAILED:
         return 0.0
     record = EpisodeRecord.of(sample)
     if args.opd_type == "sglang":
         started = time.monotonic()
-        prompt_length = len(sample.tokens) - sample.response_length
         try:
             with timeline_span(sample, "teacher"):
-                sample.teacher_log_probs = await _runtime(args).teacher.score(
-                    sample.tokens, prompt_length, is_unwanted=_is_unwanted(args)
-                )
+                sample.teacher_log_probs = await _teacher_log_probs(args, sample, record)
         except Exception as error:  # it would end slime's run
             failure = error if isinstance(error, Failure) else Failure("internal", repr(error))
             if failure.reason == "internal":
@@ -161,7 +161,7 @@ def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> Dynami
     return DynamicFilterOutput(keep=True)
 
 
-def post_process_rewards(args: Namespace, samples: list[Sample], **kwargs: Any) -> tuple[list[float], list[float]]:
+def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[float], list[float]]:
     """(solved, 0.0) per sample: the first is logged, the second trained on, so the KL is the only signal.
 
     The last gate before training, because slime asks the first sample alone whether a batch has teacher log-probs.
@@ -171,6 +171,8 @@ def post_process_rewards(args: Namespace, samples: list[Sample], **kwargs: Any) 
         ValueError: a sample is incomplete; it must never be trained on.
     """
     for sample in samples:
+        if len(EpisodeRecord.of(sample).prompts) > 1:
+            raise ValueError(f"sample {sample.index} is a whole episode of several sequences: see to_train")
         needed = {"loss_mask": sample.loss_mask, "rollout_log_probs": sample.rollout_log_probs}
         if args.opd_type == "sglang":
             needed["teacher_log_probs"] = sample.teacher_log_probs
@@ -228,6 +230,14 @@ class _OneRolloutSource(StampedSource):
         return groups
 
 
+def to_train(args: Namespace, config: TcodConfig, groups: Groups) -> Groups:
+    """Groups of episodes as slime trains on them: under tcod_history turns an episode is a list of samples."""
+    if config.tcod_history == "append":
+        return groups
+    tokenizer = GenerateState(args).tokenizer
+    return [[fan_out(sample, tokenizer) for sample in group] for group in groups]
+
+
 def too_many_failures(rollout_id: int, missing: int, samples: list[Sample]) -> RuntimeError:
     lost = [sample for sample in samples if sample.status in (Sample.Status.FAILED, Sample.Status.ABORTED)]
     reasons = Counter(EpisodeRecord.of(sample).failure or ABORTED for sample in lost)
@@ -261,6 +271,16 @@ def _plan(config: TcodConfig, record: EpisodeRecord, sample: Sample) -> tuple[Ep
     return config.curriculum.plan(record.k, len(demo.actions), record.n, sample.index), demo
 
 
+async def _teacher_log_probs(args: Namespace, sample: Sample, record: EpisodeRecord) -> list[float]:
+    """One request for each sequence, one after the other, so that each finds the one before in the teacher's cache."""
+    values: list[float] = []
+    for start, begin, end in record.sequences(len(sample.tokens)):
+        values += [0.0] * (begin - start if start else 0)
+        tokens = sample.tokens[start:end]
+        values += await _runtime(args).teacher.score(tokens, begin - start, sample.session_id, _is_unwanted(args))
+    return values
+
+
 def _max_context_len(args: Namespace, evaluation: bool) -> int:
     """slime fills --eval-max-context-len in, and enforces neither."""
     return (args.eval_max_context_len if evaluation else None) or args.rollout_max_context_len
@@ -292,7 +312,8 @@ class _HookState:
 
     @classmethod
     def create(cls, args: Namespace) -> "_HookState":
-        config, chat = TcodConfig.from_args(args), _chat(args)
+        config = TcodConfig.from_args(args)
+        chat = _chat(args, config)
         engine_url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
         teacher = None
         if args.opd_type == "sglang":
@@ -318,10 +339,11 @@ def _runtime(args: Namespace) -> _HookState:
     return runtime
 
 
-def _chat(args: Namespace) -> ChatTokens:
+def _chat(args: Namespace, config: TcodConfig) -> ChatTokens:
     tokenizer = GenerateState(args).tokenizer
     try:
-        return ChatTokens(tokenizer, args.apply_chat_template_kwargs, engine_eos_ids(args.hf_checkpoint))
+        eos_ids = engine_eos_ids(args.hf_checkpoint)
+        return ChatTokens(tokenizer, args.apply_chat_template_kwargs, eos_ids, **config.chat_choices)
     except ValueError as error:
         raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
 
@@ -334,7 +356,7 @@ def checked_config(args: Namespace, data_source: Any) -> TcodConfig:
     dataset = getattr(data_source, "dataset", None)
     config = check_settings(args, getattr(dataset, "samples", None))
     check_data_source(config, data_source)
-    chat = _chat(args)
+    chat = _chat(args, config)
     for warning in chat.warnings:
         logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
     check_models(args, config, chat)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from .errors import ABORTED, Failure
-from .sglang_client import SGLangClient
+from .sglang_client import SGLangClient, routing
 
 
 class TeacherClient:
@@ -21,13 +21,18 @@ class TeacherClient:
         self._client = SGLangClient(timeout_s, concurrency, teacher_headers())
 
     async def score(
-        self, tokens: list[int], prompt_length: int, is_unwanted: Callable[[], bool] = lambda: False
+        self,
+        tokens: list[int],
+        prompt_length: int,
+        session: str | None = None,
+        is_unwanted: Callable[[], bool] = lambda: False,
     ) -> list[float]:
         """log pi_teacher(tokens[i] | tokens[:i]) for i in prompt_length..len(tokens)-1, in nats.
 
-        One request for the whole trajectory. logprob_start_len is prompt_length - 1, because the first entry of the
-        reply never has a value; a smaller one would keep the server from reusing the cached prompt. `is_unwanted` is
-        asked before each attempt, so that a score nobody needs any more is not waited for.
+        One request. logprob_start_len is prompt_length - 1, because the first entry of the reply never has a value; a
+        smaller one would keep the server from reusing the cached prompt. `session` is the same for all sequences of an
+        episode: they should reach the server whose cache holds the prefix. `is_unwanted` is asked before each attempt,
+        so that a score nobody needs any more is not waited for.
 
         Raises:
             Failure: aborted, or teacher_{invalid, refused, timeout, unavailable}.
@@ -35,7 +40,7 @@ class TeacherClient:
         start = prompt_length - 1
         try:
             reply = await self._client.post(
-                self._url, scoring_request(start, input_ids=tokens), is_unwanted=is_unwanted
+                self._url, scoring_request(start, input_ids=tokens), routing(session), is_unwanted
             )
         except Failure as failure:
             if failure.reason == ABORTED:

@@ -49,7 +49,7 @@ def transcript(sample: Any, tokenizer: Any) -> dict[str, Any]:
         **facts,
         "outcome": clip(record.outcome),
         "kl": _number(sum(kl.values())) if kl else None,
-        "turns": [*_replayed_turns(sample, record, tokenizer), *_student_turns(sample, record, tokenizer, kl)],
+        "turns": [*_replayed_turns(record), *_student_turns(sample, record, tokenizer, kl)],
         "spans": list(_spans(sample, record, tokenizer)) if sample.tokens else [],
     }
 
@@ -82,13 +82,13 @@ def _task(metadata: dict[str, Any]) -> dict[str, Any] | str:
     return json.loads(text) if len(text) <= MAX_TEXT else clip(text)
 
 
-def _replayed_turns(sample: Any, record: EpisodeRecord, tokenizer: Any) -> Iterator[dict[str, Any]]:
+def _replayed_turns(record: EpisodeRecord) -> Iterator[dict[str, Any]]:
     for turn, played in enumerate(record.replay):
         yield {
             "turn": turn,
             "role": "replayed",
             "observation": clip(played.observation),
-            "response": _text(sample.tokens[played.start : played.end], tokenizer),
+            "response": clip(played.response),
             "action": clip(played.action),
         }
 
@@ -116,6 +116,8 @@ def _spans(sample: Any, record: EpisodeRecord, tokenizer: Any) -> Iterator[dict[
     """The sequence from its first token to its last."""
     prompt_length, at = len(sample.tokens) - sample.response_length, 0
     for turn, played in enumerate(record.replay):
+        if played.start is None:  # it stands in every sequence's prompt, as the template writes it there
+            break
         yield _plain("prompt", sample.tokens[at : played.start], tokenizer)
         yield {**_plain("replayed", sample.tokens[played.start : played.end], tokenizer), "turn": turn}
         at = played.end

@@ -36,7 +36,7 @@ def fully_async(rig, monkeypatch):
         outputs = [fully_async_rollout.generate_rollout_fully_async(args, n, source) for n in range(count)]
         for output in outputs:
             assert len(output.samples) == args.rollout_batch_size
-            check_invariants(args, [sample for group in output.samples for sample in group])
+            check_invariants(args, hooks.flat(output.samples))
         return outputs
 
     yield rollouts

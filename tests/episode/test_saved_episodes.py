@@ -69,7 +69,7 @@ def test_the_spans_are_the_whole_sequence_with_its_numbers(rig, folder):
     assert sampled["student"] == pytest.approx(sample.rollout_log_probs, abs=1e-4)
     assert sampled["teacher"] == pytest.approx(sample.teacher_log_probs, abs=1e-4)
     assert [turn["role"] for turn in line["turns"]] == ["replayed", "replayed", "student"]
-    assert line["turns"][1]["response"] == f"{RIGHT}<|im_end|>"
+    assert line["turns"][1]["response"] == RIGHT
 
 
 def test_won_lost_and_failed_episodes_are_saved_with_their_reasons(rig, folder, over_sampling):

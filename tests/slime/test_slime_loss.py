@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from collections import Counter
 
 import pytest
 
@@ -37,6 +38,11 @@ BATCHES = {
     "two at a time": {"micro_batch_size": 2},
     "dynamic": {"use_dynamic_batch_size": True, "max_tokens_per_gpu": LONGEST},
     "two steps": {"micro_batch_size": 2, "global_batch_size": 4},
+    "two steps of dynamic ones": {
+        "use_dynamic_batch_size": True,
+        "max_tokens_per_gpu": LONGEST,
+        "global_batch_size": 4,
+    },
 }
 
 
@@ -78,7 +84,7 @@ def train_on(samples, folder, cases, world, cp_size):
 def by_hand(samples, loss, vocab):
     """(loss, its gradient at every logit of the batch) of one optimizer step, and each sample's advantages."""
     rows = [random_logits(sample.index, len(sample.tokens), vocab).requires_grad_() for sample in samples]
-    weights = token_weights([sample.loss_mask for sample in samples], loss)
+    weights = token_weights([sample.loss_mask for sample in samples], loss, [one.rollout_id for one in samples])
     total, advantages = torch.zeros(()), {}
     for sample, logits, weight in zip(samples, rows, weights, strict=True):
         log_probs = response_log_probs(sample.tokens, sample.response_length, logits)
@@ -90,23 +96,32 @@ def by_hand(samples, loss, vocab):
 
 
 @pytest.mark.parametrize("world, cp_size", [(1, 1), (2, 1), (2, 2)], ids=["one rank", "DP 2", "CP 2"])
-def test_loss_and_gradient_of_every_token(rig, tmp_path, world, cp_size):
+@pytest.mark.parametrize("history", ["append", "turns"])
+def test_loss_and_gradient_of_every_token(rig, tmp_path, world, cp_size, history):
     rig.script = [RIGHT, "not an action", LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT]
     rows = [{"goal": goal, "demo": {"actions": ["right"] * goal}} for goal in (1, 2, 3, 4)] * 2
-    samples, _ = rig.rollout(rows, 1, tcod_variant="b2f", tcod_horizon=8)
+    per_prompt = {"n_samples_per_prompt": 2, "rollout_batch_size": 4} if history == "turns" else {}
+    samples, _ = rig.rollout(rows, 1, tcod_variant="b2f", tcod_horizon=8, tcod_history=history, **per_prompt)
+    for position, sample in enumerate(samples):  # siblings share an index, which is only a name from here on
+        sample.rollout_id, sample.index = sample.index, position
+    trajectories = list(dict.fromkeys(sample.rollout_id for sample in samples))
+    fan_out = Counter(sample.rollout_id for sample in samples)
+    assert len(trajectories) == 8 and (len(set(fan_out.values())) > 1 if history == "turns" else len(samples) == 8)
     assert len({len(sample.tokens) for sample in samples}) > 2
-    assert len({len(sample.metadata["tcod"]["turns"]) for sample in samples}) > 1
+    assert history == "turns" or len({len(sample.metadata["tcod"]["turns"]) for sample in samples}) > 1
     cases = {
         f"{loss}, {batch}": {**train_arm.LOSSES[loss], **settings}
         for loss in LOSSES
         for batch, settings in BATCHES.items()
+        if history == "append" or "dynamic" in batch
     }
     outs = train_on(samples, tmp_path, cases, world, cp_size)
     vocab = train_slime.model_settings(make_models.SHIPPED)["vocab-size"]
     assert any(len(set(out["trajectory, dynamic"]["micro_batches"])) > 1 for out in outs)
     for name in cases:
         loss, batch = name.split(", ")
-        steps = [samples[:4], samples[4:]] if batch == "two steps" else [samples]
+        halves = [trajectories[:4], trajectories[4:]] if "two steps" in batch else [trajectories]
+        steps = [[sample for sample in samples if sample.rollout_id in half] for half in halves]
         trained = [
             sample.index for out in outs[::cp_size] for sample in samples if sample.index in out[name]["advantages"]
         ]

@@ -78,7 +78,7 @@ class Rig:
         return [payload for payload in self.teacher.payloads() if "input_ids" in payload]
 
     def student_reply(self, payload):
-        turn = self.tokenizer.decode(payload["input_ids"]).count(HEADER) - 1
+        turn = self.tokenizer.decode(payload["input_ids"]).count("<|im_start|>assistant") - 1
         return self.answer(turn, payload)
 
     def answer(self, turn, payload):
@@ -122,6 +122,7 @@ class Rig:
                 "sglang_router_port": self.student.port,
                 "sglang_server_concurrency": 32,
                 "rollout_num_gpus": 1,
+                "use_dynamic_batch_size": True,
                 "rm_url": f"{self.teacher.url}/generate",
                 "custom_config_path": str(config),
                 **changes,
@@ -139,7 +140,7 @@ class Rig:
         source = RecordingSource(args)
         output = tcod_rollout.generate_rollout(args, n, source)
         self.drawn = source.drawn
-        samples = [sample for group in output.samples for sample in group]
+        samples = hooks.flat(output.samples)
         check_invariants(args, samples)
         return samples, output.metrics
 

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -90,15 +91,22 @@ def response_log_probs(tokens: list[int], response_length: int, logits: torch.Te
     return logits[-response_length - 1 : -1].log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
-def token_weights(masks: list[list[int]], loss: str) -> list[torch.Tensor]:
-    """What each response token weighs in the loss of one optimizer step, as examples/tcod/loss.py defines it."""
+def token_weights(masks: list[list[int]], loss: str, trajectories: list[int] | None = None) -> list[torch.Tensor]:
+    """What each response token weighs in the loss of one optimizer step, as examples/tcod/loss.py defines it.
+
+    `trajectories` has the trajectory of each mask; without it each is its own.
+    """
+    trajectories = trajectories or list(range(len(masks)))
+    trained = Counter()
+    for mask, trajectory in zip(masks, trajectories, strict=True):
+        trained[trajectory] += sum(mask)
     spans = [_spans(mask) for mask in masks]
     turns, tokens = sum(map(len, spans)), sum(map(sum, masks))
     weights = [torch.zeros(len(mask)) for mask in masks]
-    for mask, weight, turns_of_mask in zip(masks, weights, spans, strict=True):
+    for weight, turns_of_mask, trajectory in zip(weights, spans, trajectories, strict=True):
         for start, end in turns_of_mask:
             share = {
-                "trajectory": 1 / len(masks) / sum(mask),
+                "trajectory": 1 / len(trained) / trained[trajectory],
                 "token": 1 / tokens,
                 "turn": 1 / turns / (end - start),
             }

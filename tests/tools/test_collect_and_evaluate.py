@@ -21,6 +21,7 @@ from aiohttp import web
 from transformers import AutoTokenizer
 
 from examples.tcod import episode
+from examples.tcod.chat import ChatTokens
 from examples.tcod.curriculum import EpisodePlan
 from examples.tcod.episode import Assignment, EpisodeRecord
 from examples.tcod.errors import ConfigError, Failure
@@ -125,14 +126,12 @@ def test_the_shortest_replayable_solution_is_kept_with_its_responses(in_process,
     rig.openings[4] = [ODD + RIGHT]
     rig.run(collect_demos, monkeypatch, rig.rows(1, 2, 3, 4, 9), "demos.jsonl", "--samples", "3")
     one, two, three, four, never = read(rig.folder / "demos.jsonl")
-    assert two == {
-        "prompt": "walk",
-        "label": "walk 2",
-        "metadata": {
-            "goal": 2,
-            "demo": {"actions": ["right", "right"], "responses": ["Right it is. " + RIGHT, RIGHT]},
-        },
-    }
+    demo = two["metadata"].pop("demo")
+    assert two == {"prompt": "walk", "label": "walk 2", "metadata": {"goal": 2}}
+    assert demo["actions"] == ["right", "right"] and demo["responses"] == ["Right it is. " + RIGHT, RIGHT]
+    tokenizer = AutoTokenizer.from_pretrained(rig.checkpoint)
+    assert [tokenizer.decode(ids) for ids in demo["ids"]] == [f"{text}<|im_end|>" for text in demo["responses"]]
+    assert demo["vocabulary"] == ChatTokens(tokenizer, {"enable_thinking": False}).vocabulary
     assert one["metadata"]["demo"]["actions"] == ["left", "right", "right"]
     assert three["metadata"]["demo"]["actions"] == ["left"] + ["right"] * 4
     assert four["metadata"]["demo"]["responses"] == [ODD + RIGHT] + [RIGHT] * 3
@@ -163,7 +162,7 @@ def test_what_replays_is_what_was_sampled(in_process, rig, monkeypatch):
     record = EpisodeRecord()
     history = asyncio.run(episode.play_episode(player.runtime, task, record))
     assert record.won and [turn.action for turn in record.replay] == ["right"] * 2 and len(record.turns) == 1
-    assert history.tokens[: history.prompt_length] == taught
+    assert history.prompt == taught
 
 
 def test_games_that_are_neither_solved_nor_done_are_named(in_process, rig, monkeypatch, capsys):

@@ -4,7 +4,8 @@
 
 Every finished episode is a line of OUT.journal.jsonl at once, so after a crash the same command goes on where it was.
 A solved game is sampled on, since a later solution may be shorter; lower --samples to pay less. In the end OUT holds a
-row for each game that was solved, with its demonstration, and for each that never was, with an empty one.
+row for each game that was solved, with its demonstration, and for each that never was, with an empty one. A
+demonstration keeps the sampled ids beside the text: a student of the same vocabulary replays exactly these.
 A prepare tool makes train.jsonl of the former and hard.jsonl of the latter (prepare_alfworld --demos OUT).
 """
 
@@ -81,35 +82,38 @@ class Journal:
 
 
 def entry_of(row: Row, attempt: int, played: Played, chat: ChatTokens) -> Entry:
-    """The journal's line about one episode; a won one with its actions and the responses they are parsed from.
+    """The journal's line about one episode; a won one with its actions, the responses they are parsed from, and ids.
 
-    `problem`: what keeps a replay from doing and saying exactly the same, or None.
+    usable: every response gives one admissible action, so that a replay does the same.
+    exact: it also says the same, token for token, where the vocabulary is the same.
     """
-    record = played.record
+    record, history = played.record, played.history
     entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns)}
     if not record.won:
         return entry
-    response = played.history.tokens[played.history.prompt_length :]
-    sampled = [response[turn.start : turn.end] for turn in record.turns]
-    texts = [chat.text(ids) for ids in sampled]
-    problem = None
-    # A replay repeats the text of a turn; other tokens than the teacher's are a blemish, another action is not usable.
-    if any(chat.assistant(text) != _ended(ids, chat) for text, ids in zip(texts, sampled, strict=True)):
-        problem = "tokens"
-    if not all(turn.valid and turn.admissible for turn in record.turns):
-        problem = "actions"
-    return {**entry, "problem": problem, "actions": [turn.action for turn in record.turns], "responses": texts}
-
-
-def _ended(ids: list[int], chat: ChatTokens) -> list[int]:
-    """A turn as it stands in the context: one that was cut by a length is given its end-of-turn token."""
-    return ids if ids[-1] == chat.end_of_turn else [*ids, chat.end_of_turn]
+    ids = [span.sampled.ids for span in history.spans if span.sampled]
+    texts = [chat.said(turn) for turn in ids]
+    return {
+        **entry,
+        "usable": all(turn.valid and turn.admissible for turn in record.turns),
+        "exact": all(map(chat.replays, ids, texts)),
+        "actions": [turn.action for turn in record.turns],
+        "responses": texts,
+        "ids": ids,
+    }
 
 
 def best(entries: Sequence[Entry]) -> Entry | None:
     """The shortest solution that replays token for token; if there is none, the shortest that replays in words."""
-    usable = [entry for entry in entries if entry["won"] and entry["problem"] != "actions"]
-    return min(usable, key=lambda entry: (entry["problem"] is not None, entry["turns"]), default=None)
+    usable = [entry for entry in entries if entry["won"] and entry["usable"]]
+    return min(usable, key=lambda entry: (not entry["exact"], entry["turns"]), default=None)
+
+
+def demonstration(entry: Entry, chat: ChatTokens, drop_thoughts: bool) -> dict[str, Any]:
+    """An entry as a row's `demo`. Without thoughts a response is text alone: its tokens were sampled after them."""
+    if drop_thoughts:
+        return {"actions": entry["actions"], "responses": [chat.answer(ids).strip() for ids in entry["ids"]]}
+    return {**{name: entry[name] for name in ("actions", "responses", "ids")}, "vocabulary": chat.vocabulary}
 
 
 async def sample_games(player: Player, rows: list[Row], samples: int, journal: Journal) -> Counter[str]:
@@ -132,7 +136,9 @@ async def sample_games(player: Player, rows: list[Row], samples: int, journal: J
     return failed
 
 
-def write_demos(out: Path, rows: list[Row], samples: int, journal: Journal) -> list[str]:
+def write_demos(
+    out: Path, rows: list[Row], samples: int, journal: Journal, chat: ChatTokens, drop_thoughts: bool = False
+) -> list[str]:
     """Write a row for each solved game and, with an empty demonstration, for each that was never solved.
 
     Returns the games that are neither, each with the reason.
@@ -142,7 +148,7 @@ def write_demos(out: Path, rows: list[Row], samples: int, journal: Journal) -> l
         entries = journal.of(row)
         demo = {"actions": []}
         if found := best(entries):
-            demo = {name: found[name] for name in ("actions", "responses")}
+            demo = demonstration(found, chat, drop_thoughts)
         elif any(entry["won"] for entry in entries):
             left_out.append(f"{task_key(row.task)}: every solution contains invalid or inadmissible actions")
             continue
@@ -170,7 +176,7 @@ def summary(rows: list[Row], journal: Journal) -> str:
         solved = sum(any(entry["won"] for entry in entries) for entries in games)
         success = f"{sum(won) / len(won):.2f}" if won else "-"
         length = f"{median(entry['turns'] for entry in kept):.0f}" if kept else "-"
-        inexact = sum(entry["problem"] is not None for entry in kept)
+        inexact = sum(not entry["exact"] for entry in kept)
         lines.append(f"{name:<32}{len(games):>7}{solved:>8}{success:>9}{length:>8}{inexact:>9}")
     return "\n".join(lines)
 
@@ -182,6 +188,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="gets the demonstrations; the journal lies beside it")
     parser.add_argument("--samples", type=int, default=10, help="N, episodes per game, default: %(default)s")
+    parser.add_argument("--drop-thoughts", action="store_true", help="write what was said behind the thoughts only")
     add_options(parser, temperature=1.0)
     options = parser.parse_args()
     try:
@@ -191,7 +198,7 @@ def main() -> None:
         failed = asyncio.run(sample_games(player, rows, options.samples, journal))
     except (ConfigError, RuntimeError) as error:
         sys.exit(f"collect_demos: {error}")
-    left_out = write_demos(options.out, rows, options.samples, journal)
+    left_out = write_demos(options.out, rows, options.samples, journal, player.runtime.chat, options.drop_thoughts)
     print(summary(rows, journal))
     for game in left_out:
         print(f"left out of {options.out}: {game}")

@@ -174,6 +174,7 @@ def check_before_gpus(supervisor: Supervisor, s: Settings, commands: Commands) -
 
 def check_teacher(supervisor: Supervisor, s: Settings) -> None:
     options = ["--url", f"{s.teacher_address()}/generate", "--student", s.student]
+    options += ["--config", s.run_dir / "tcod.yaml"]
     options += ["--apply-chat-template-kwargs", s.chat_template_kwargs, "--context-len", s.max_context_len]
     preflight(supervisor, {}, "teacher", *options)
 

@@ -23,7 +23,7 @@ from ..checks import check_environment
 from ..config import TcodConfig
 from ..episode import Assignment, EpisodeRecord, Runtime, play_episode
 from ..errors import ConfigError, Failure
-from ..history import AppendHistory
+from ..history import History
 from ..rows import Demonstration, Row, check_rows, check_unique, read_rows
 from ..server_checks import probe
 from .ray_start import start_ray
@@ -61,7 +61,7 @@ class Played:
     """An episode that has ended: its record, and its tokens if it did not fail."""
 
     record: EpisodeRecord
-    history: AppendHistory | None
+    history: History | None
 
 
 def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
@@ -75,8 +75,7 @@ def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     parser.add_argument(
         "--apply-chat-template-kwargs",
         type=json.loads,
-        default={"enable_thinking": False},
-        help='of the chat template, as in training, default: {"enable_thinking": false}',
+        help='of the chat template, as in training; default: {"enable_thinking": false}, or {} with thoughts',
     )
     parser.add_argument(
         "--config",
@@ -104,7 +103,7 @@ def start(options: Namespace) -> Player:
         raise ConfigError(f"--url must be http://HOST:PORT, got {options.url}")
     config = TcodConfig.read(options.config)
     check_environment(config)
-    chat = _load_chat(options)
+    chat = _load_chat(options, config)
     for warning in chat.warnings:
         logger.warning("--model %s: %s", options.model, warning)
     _check_server(options, chat)
@@ -121,6 +120,9 @@ def start(options: Namespace) -> Player:
         "horizon": config.tcod_horizon,
         "environment": config.tcod_environment,
         "admissible": config.tcod_admissible,
+        "history": config.tcod_history,
+        "window": config.tcod_window,
+        "thoughts": config.tcod_thoughts,
     }
     runtime = Runtime.create(config, chat, options.url.rstrip("/"))
     return Player(runtime, sampling_params, options.max_context_len, options.concurrency, settings)
@@ -174,9 +176,12 @@ async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Played]:
         return index, Played(record, None)
 
 
-def _load_chat(options: Namespace) -> ChatTokens:
+def _load_chat(options: Namespace, config: TcodConfig) -> ChatTokens:
+    kwargs = options.apply_chat_template_kwargs
+    if kwargs is None:
+        kwargs = {} if config.tcod_thoughts == "keep" else {"enable_thinking": False}
     try:
-        return load_chat(options.model, options.apply_chat_template_kwargs)
+        return load_chat(options.model, kwargs, **config.chat_choices)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--model {options.model}: {reason}; name the checkpoint that the server serves") from error

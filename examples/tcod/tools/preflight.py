@@ -2,7 +2,8 @@
 
     python -m examples.tcod.tools.preflight run --config tcod.yaml --student DIR --train FILE [--eval FILE ..] \\
         [--turn-len N --context-len N] [--megatron-teacher DIR] [--ray-gpus N ..]
-    python -m examples.tcod.tools.preflight teacher --url http://HOST:PORT/generate --student DIR --context-len N
+    python -m examples.tcod.tools.preflight teacher --config tcod.yaml --url http://HOST:PORT/generate --student DIR \\
+        --context-len N
 """
 
 import argparse
@@ -18,6 +19,7 @@ from ..checks import check_environment, check_training_rows
 from ..config import TcodConfig
 from ..environment import Environment, Observation, ask, load_environment
 from ..errors import ConfigError
+from ..history import new_history
 from ..rows import Row, check_rows, read_rows, task_of
 from ..server_checks import base_url, check_teacher
 from .check_environment import play_rows, spread
@@ -38,7 +40,7 @@ def check_run(options: Namespace) -> None:
     """Everything that can be known before a GPU is taken. Raises ConfigError."""
     config = TcodConfig.read(options.config)
     check_environment(config)
-    chat = student_chat(options)
+    chat = student_chat(options, config)
     for warning in chat.warnings:
         warn(f"STUDENT {options.student}: {warning}")
     if options.megatron_teacher:
@@ -53,35 +55,40 @@ def check_run(options: Namespace) -> None:
     start_ray(workers=1)
     cost = play_rows(config, spread(rows, PLAYED), str(options.train))
     if options.context_len:
-        lengths = turn_lengths(chat, environment, rows[0], cost.first, config.tcod_admissible == "turn")
-        check_context(config.tcod_horizon, *lengths, options.turn_len, options.context_len)
+        lengths = turn_lengths(config, chat, environment, rows[0], cost.first)
+        check_context(config, *lengths, options.turn_len, options.context_len)
 
 
-def student_chat(options: Namespace) -> ChatTokens:
-    """The student's chat turns, which must be such that they can be appended to a context. Raises ConfigError."""
+def student_chat(options: Namespace, config: TcodConfig) -> ChatTokens:
+    """The student's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError."""
     try:
-        return load_chat(str(options.student), options.apply_chat_template_kwargs)
+        return load_chat(str(options.student), options.apply_chat_template_kwargs, **config.chat_choices)
     except (OSError, ValueError) as error:
         raise ConfigError(f"STUDENT {options.student}: {error}") from error
 
 
 def turn_lengths(
-    chat: ChatTokens, environment: type[Environment], row: Row, first: Observation, listed: bool
+    config: TcodConfig, chat: ChatTokens, environment: type[Environment], row: Row, first: Observation
 ) -> tuple[int, int]:
     """Tokens before the first response, and between two, where all observations are like a row's first."""
-    opening = chat.prompt(
-        ask(environment, "system_prompt", task_of(row.metadata)), ask(environment, "render", first, True, listed)
-    )
-    return len(opening), len(chat.user(ask(environment, "render", first, False, listed)))
+    listed, history = config.tcod_admissible == "turn", new_history(config, chat, 10**9)
+    rules = ask(environment, "system_prompt", task_of(row.metadata))
+    history.begin(rules, ask(environment, "render", first, True, listed))
+    opening = len(history.context)
+    history.replay("", None)
+    history.observe(ask(environment, "render", first, False, listed))
+    return opening, len(history.context) - opening - 1  # the response's own end
 
 
-def check_context(horizon: int, opening: int, observed: int, turn_len: int, context_len: int) -> None:
-    """Warn where episodes of the whole horizon, with turns of full length, do not fit into the context."""
-    needed = opening + horizon * turn_len + (horizon - 1) * observed
+def check_context(config: TcodConfig, opening: int, observed: int, turn_len: int, context_len: int) -> None:
+    """Warn where the turns that are shown at the horizon, of full length, do not fit into the context."""
+    between = min(config.tcod_horizon - 1, config.tcod_window or config.tcod_horizon)
+    turns = between + 1
+    needed = opening + turns * turn_len + between * observed
     if needed > context_len:
-        room = max(0, context_len - opening - (horizon - 1) * observed) // horizon
+        room = max(0, context_len - opening - between * observed) // turns
         warn(
-            f"MAX_CONTEXT_LEN {context_len} may end episodes early: {horizon} turns of MAX_TURN_LEN {turn_len}, "
+            f"MAX_CONTEXT_LEN {context_len} may end episodes early: {turns} turns of MAX_TURN_LEN {turn_len}, "
             f"with {opening} tokens before them and {observed} between them as in the first game, are {needed}; "
             f"responses of {room} tokens fit"
         )
@@ -105,7 +112,8 @@ def check_architecture(student: Path, teacher: Path) -> None:
 
 def check_live_teacher(options: Namespace) -> None:
     """Whether the teacher scores the student's tokens, and long enough episodes. Raises ConfigError."""
-    check_teacher(base_url(options.url), student_chat(options), options.context_len)
+    chat = student_chat(options, TcodConfig.read(options.config))
+    check_teacher(base_url(options.url), chat, options.context_len)
 
 
 def parse() -> Namespace:
@@ -113,6 +121,7 @@ def parse() -> Namespace:
     commands = parser.add_subparsers(required=True)
     student = argparse.ArgumentParser(add_help=False)
     student.add_argument("--student", type=Path, required=True, help="Hugging Face checkpoint")
+    student.add_argument("--config", type=Path, required=True, help="the run's YAML of tcod_* settings")
     student.add_argument("--context-len", type=int, help="tokens of the longest episode")
     student.add_argument(
         "--apply-chat-template-kwargs",
@@ -122,7 +131,6 @@ def parse() -> Namespace:
     )
     run = commands.add_parser("run", parents=[student], help="before a GPU is taken")
     run.set_defaults(check=check_run)
-    run.add_argument("--config", type=Path, required=True, help="the run's YAML of tcod_* settings")
     run.add_argument("--train", type=Path, required=True, help="training rows")
     run.add_argument("--eval", type=Path, nargs="+", default=[], help="rows of evaluations")
     run.add_argument("--turn-len", type=int, default=0, help="tokens of the longest turn")

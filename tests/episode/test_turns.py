@@ -1,0 +1,198 @@
+"""tcod_history turns: every turn is a sample, and slime's rollout, filter, metrics and records are per episode."""
+
+import copy
+
+import pytest
+
+from examples.tcod import tcod_rollout
+from examples.tcod.episode import EpisodeRecord
+from examples.tcod.errors import ConfigError
+from slime.utils.types import Sample
+from smoke import hooks
+from tests.episode.test_evaluation import evaluation
+from tests.episode.test_fully_async import fully_async  # noqa: F401  a fixture
+from tests.episode.test_saved_episodes import folder, saved  # noqa: F401  a fixture
+from tests.support.fake_sglang import generated, scored
+from tests.support.rig import LEFT, RIGHT, check_invariants, student_value, teacher_value
+
+NUM_GPUS = 0
+DEMO = {"actions": ["right"] * 3}
+THOUGHT = "<think>\nwhere is it\n</think>\n\n"
+
+
+def texts(rig, samples):
+    return [rig.tokenizer.decode(sample.tokens) for sample in samples]
+
+
+def test_every_turn_is_a_sample_of_what_was_shown_and_said(rig):
+    samples, metrics = rig.rollout([{"goal": 3}, {"goal": 1}], tcod_history="turns")
+    assert [sample.rollout_id for sample in samples] == [0, 0, 0, 1] == [sample.index for sample in samples]
+    asked = sorted(payload["input_ids"] for payload in rig.student.payloads())
+    assert sorted(sample.tokens[: -sample.response_length] for sample in samples) == asked
+    for sample in samples:
+        assert sample.tokens[-sample.response_length :] == rig.tokenizer.encode(RIGHT + "<|im_end|>")
+        assert sample.response == RIGHT + "<|im_end|>" and set(sample.loss_mask) == {1}
+        assert sample.teacher_log_probs[0] == teacher_value(len(sample.tokens) - sample.response_length, 0)
+        assert sample.reward == 1.0 and sample.status == Sample.Status.COMPLETED
+    assert [sample.metadata["tcod"]["turns"][0]["turn"] for sample in samples] == [0, 1, 2, 0]
+    assert metrics["rollout/tcod/samples"] == 4
+    assert metrics["rollout/tcod/tokens/total"] == sum(len(sample.tokens) for sample in samples)
+    assert metrics["rollout/tcod/tokens/scored"] == metrics["rollout/tcod/tokens/trained"]
+    assert metrics["rollout/tcod/tokens/trained"] == sum(sample.response_length for sample in samples)
+
+
+def test_metrics_and_records_are_those_of_whole_episodes(rig, folder):  # noqa: F811
+    rows = [{"goal": 3, "demo": DEMO}, {"goal": 2, "demo": {"actions": ["right"] * 2}}]
+    changes = {"tcod_variant": "b2f", "tcod_k_start": 2}
+    rig.script = [RIGHT, "hm", RIGHT, RIGHT]
+    rig.teacher_reply = lambda payload: scored(payload, lambda position, token: -0.5)  # wherever the token stands
+    _, append = rig.rollout(rows, **changes)
+    [appended, *_] = saved(folder, "train_000000")
+    samples, turns = rig.rollout(rows, **changes, tcod_history="turns")
+    [line, *_] = saved(folder, "train_000000")
+    different = ("tokens/scored", "tokens/total", "rollout/tcod/samples", "_s", "_share")
+    same = {name for name in append if not name.endswith(different)}
+    assert {name: turns[name] for name in same} == {name: pytest.approx(append[name]) for name in same}
+    assert turns["rollout/tcod/turns/replayed"] == 0.5 and len(samples) > 4
+    assert line["turns"] == appended["turns"] and line["kl"] == appended["kl"]
+    assert {span["role"] for span in line["spans"]} == {"prompt", "context", "sampled"}
+    assert [EpisodeRecord.of(sample).replayed for sample in samples][0] == 1
+
+
+def test_replayed_turns_are_history_only(rig):
+    [sample, *_], _ = rig.rollout([{"goal": 3, "demo": DEMO}], tcod_variant="b2f", tcod_history="turns")
+    past = "<|im_start|>assistant\n" + RIGHT + "<|im_end|>"
+    assert texts(rig, [sample])[0].count(past) == 2
+    assert sum(sample.loss_mask) == sample.response_length == len(rig.tokenizer.encode(RIGHT + "<|im_end|>"))
+
+
+def test_the_teacher_scores_turn_after_turn_on_one_server(rig):
+    samples, _ = rig.rollout([{"goal": 3}], tcod_history="turns")
+    payloads = rig.scoring_requests()
+    assert [payload["input_ids"] for payload in payloads] == [sample.tokens for sample in samples]
+    for payload, sample in zip(payloads, samples, strict=True):
+        assert payload["logprob_start_len"] == len(sample.tokens) - sample.response_length - 1
+    keys = {r.headers["x-smg-routing-key"] for r in rig.teacher.requests if "input_ids" in r.payload}
+    assert len(keys) == 1
+
+
+def test_thoughts_are_dropped_from_the_history_and_trained(rig):
+    rig.script = [THOUGHT + RIGHT] * 4
+    [first, second], metrics = rig.rollout(
+        [{"goal": 2}], tcod_history="turns", tcod_thoughts="keep", apply_chat_template_kwargs={}
+    )
+    assert rig.tokenizer.decode(second.tokens[-second.response_length :]) == THOUGHT + RIGHT + "<|im_end|>"
+    assert metrics["rollout/tcod/invalid_actions"] == 0 and first.reward == 1.0
+
+
+def test_an_action_within_a_thought_that_was_cut_is_none(rig):
+    rig.script, rig.cut = ["<think>\nI could " + RIGHT, THOUGHT + RIGHT, RIGHT], {0}
+    for history in ("append", "turns"):
+        samples, metrics = rig.rollout(
+            [{"goal": 2}], tcod_history=history, tcod_thoughts="keep", apply_chat_template_kwargs={}
+        )
+        assert metrics["rollout/tcod/invalid_actions"] == pytest.approx(1 / 3)
+        assert metrics["rollout/tcod/truncated_turns"] == pytest.approx(1 / 3)
+        assert metrics["rollout/tcod/success"] == 1.0
+
+
+def test_a_window_bounds_the_context(rig):
+    rig.student.reply = lambda payload: rig.answer(0, payload)
+    samples, metrics = rig.rollout(
+        [{"goal": 9}], tcod_history="turns", tcod_window=2, tcod_horizon=8, rollout_max_context_len=700
+    )
+    lengths = [len(sample.tokens) for sample in samples]
+    assert len(lengths) == 8 and len(set(lengths[3:])) == 1 and metrics["rollout/tcod/context_limited"] == 0
+    last = texts(rig, samples)[-1]
+    assert "Goal: door 9. You are at door 0." in last and "[Earlier turns are left out.]" in last
+    assert "You are at door 5." not in last and "You are at door 6." in last and "You are at door 7." in last
+
+
+def test_an_evaluation_has_one_sample_an_episode(rig):
+    output = evaluation(rig, temperatures=(1.0,), tcod_eval_kl=True, tcod_history="turns")
+    assert output.data["t1"]["rewards"] == [1.0, 0.0] and len(output.data["t1"]["samples"]) == 2
+    assert output.metrics["eval/tcod/t1/kl/episodes"] == 2
+    assert len(rig.scoring_requests()) == 2 + 4
+
+
+def test_a_turn_that_cannot_be_scored_fails_its_episode_and_drops_its_group(rig):
+    def reply(payload):
+        door = f"You are at door {failing[0]}." in rig.tokenizer.decode(payload["input_ids"])
+        if door and "Goal: door 3" in rig.tokenizer.decode(payload["input_ids"]) and failing.pop():
+            return {"error": "?"}
+        return scored(payload, teacher_value)
+
+    failing = [2]  # the third turn of the first episode of goal 3
+    rig.teacher_reply = lambda payload: reply(payload) if failing else scored(payload, teacher_value)
+    samples, metrics = rig.rollout([{"goal": 3}, {"goal": 2}], n_samples_per_prompt=2, tcod_history="turns")
+    assert metrics["rollout/tcod/failed/teacher_invalid"] == 1
+    assert len({sample.rollout_id for sample in samples}) == 4
+    by_episode = {i: [s for s in samples if s.rollout_id == i] for i in {s.rollout_id for s in samples}}
+    for episode in by_episode.values():
+        assert [s.metadata["tcod"]["turns"][0]["turn"] for s in episode] == list(range(len(episode)))
+        assert len({s.group_index for s in episode}) == 1
+
+
+def test_an_aborted_episode_leaves_nothing(rig):
+    calls = iter(range(100))
+    rig.student.reply = lambda payload: (
+        generated([], [], finish="abort") if next(calls) < 2 else rig.student_reply(payload)
+    )
+    samples, metrics = rig.rollout([{"goal": 2}], tcod_history="turns")
+    assert len(samples) == 2 and metrics["rollout/tcod/success"] == 1.0  # the turn was asked for again
+
+
+def test_slime_gets_lists_that_share_a_rollout_id(rig, monkeypatch):
+    outputs = []
+    original = tcod_rollout.to_train
+    monkeypatch.setattr(tcod_rollout, "to_train", lambda *given: outputs.append(original(*given)) or outputs[-1])
+    rig.rollout([{"goal": 2}, {"goal": 1}], n_samples_per_prompt=2, tcod_history="turns")
+    [groups] = outputs
+    assert [[len(episode) for episode in group] for group in groups] == [[2, 2], [1, 1]]
+    if hooks.find_slime().startswith("slime at"):
+        from slime.observability.rollout_data_utils import validate_rollout_id_annotated
+
+        validate_rollout_id_annotated(groups)
+
+
+def test_a_whole_episode_is_never_trained_as_one_sample(rig):
+    sample = rig.play({"goal": 2}, 4, tcod_history="turns")
+    assert len(EpisodeRecord.of(sample).prompts) == 2
+    with pytest.raises(ValueError, match="whole episode"):
+        tcod_rollout.post_process_rewards(rig.args([{"goal": 2}]), [sample])
+
+
+def test_slime_weighs_an_episode_once(rig):
+    rig.script = [LEFT, "a longer way of saying nothing", RIGHT, RIGHT]
+    rows = [{"goal": 1}, {"goal": 2}, {"goal": 9}]
+    samples, _ = rig.rollout(rows, tcod_history="turns")
+    args = rig.args(rows, tcod_history="turns")
+    batch = hooks.convert_samples_to_train_data(args, copy.deepcopy(samples))
+    for rollout_id in set(batch["rollout_ids"]):
+        rows = [i for i, other in enumerate(batch["rollout_ids"]) if other == rollout_id]
+        trained = sum(sum(batch["loss_masks"][i]) for i in rows)
+        assert {batch["rollout_mask_sums"][i] for i in rows} == {trained}
+        assert sum(sum(batch["loss_masks"][i]) / batch["rollout_mask_sums"][i] for i in rows) == pytest.approx(1)
+    check_invariants(args, samples)
+    assert [student_value(0)] * len(samples) == [sample.rollout_log_probs[0] for sample in samples]
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"use_dynamic_batch_size": False}, "set --use-dynamic-batch-size"),
+        ({"log_passrate": True}, "--log-passrate"),
+        ({"tcod_history": "append", "tcod_window": 3}, "tcod_window is for tcod_history turns"),
+        ({"tcod_window": 0}, "tcod_window must be >= 1"),
+        ({"tcod_thoughts": "keep"}, "switch thinking on in --apply-chat-template-kwargs, or set tcod_thoughts: none"),
+    ],
+)
+def test_what_cannot_work_is_refused(rig, changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        rig.rollout([{"goal": 1}], **{"tcod_history": "turns", **changes})
+
+
+def test_fully_asynchronous_rollouts_fan_out(fully_async, rig):  # noqa: F811
+    outputs = fully_async([{"goal": 2}, {"goal": 9}], 3, tcod_history="turns", sglang_server_concurrency=2)
+    for output in outputs:
+        assert sorted(len(episode) for [episode] in output.samples) == [2, 4]
