@@ -171,7 +171,15 @@ LONG = {
 LOSS_GRID = {
     f"{name}-{loss}": long_arm(loss, settings) for loss in study_losses.LOSSES for name, settings in LONG.items()
 }
-CALM = {f"{name}-calm": replace(LOSS_GRID[name], evaluate_first=False) for name in ("opd-token", "f2b-token")}
+DEPTH = {  # other ways to choose how long the student plays
+    "f2b-kl-token": long_arm("token", curriculum("f2b", LONG_ETA, LONG_K_START, tcod_schedule="kl")),
+    "reopd-token": long_arm("token", {"tcod_variant": "reopd"}),
+}
+CALM = {
+    f"{name}-calm": replace(arm, evaluate_first=False)
+    for name, arm in (LOSS_GRID | DEPTH).items()
+    if name in ("opd-token", "f2b-token", "b2f-token", "reopd-token")
+}
 
 
 @dataclass(frozen=True)
@@ -242,7 +250,7 @@ def loss_jobs() -> list[Job]:
     return [
         Job(f"{name}-{seed}", name, arm, seed, rate, "losses", RESULTS / "losses")
         for seed in SEEDS
-        for arms, rate in ((LOSS_GRID, LONG_RATE), (CALM, CALM_RATE))
+        for arms, rate in ((LOSS_GRID, LONG_RATE), (CALM, CALM_RATE), (DEPTH, LONG_RATE))
         for name, arm in arms.items()
     ]
 

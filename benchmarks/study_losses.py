@@ -27,6 +27,10 @@ PAIRS = (  # of the table of paired differences
     ("b2f-turn", "opd-turn"),
     ("opd-token", "opd-token-calm"),
     ("f2b-token-calm", "opd-token-calm"),
+    ("b2f-token-calm", "opd-token-calm"),
+    ("reopd-token-calm", "opd-token-calm"),
+    ("f2b-kl-token", "f2b-token"),
+    ("reopd-token", "opd-token"),
 )
 LOSSES = ("token", "turn", "trajectory")
 TURNS = (1, 5, 10, 15, 20, 25, 30)
