@@ -468,12 +468,7 @@ def main() -> None:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
         transformers.utils.logging.disable_progress_bar()
         run_jobs(jobs, options.out.resolve(), options.parallel)
-    if options.part == "tuning":
-        print(study_report.tuning_table(RESULTS / "tuning"))
-    elif options.part == "pilot":
-        print(study_losses.pilot_table(RESULTS / "pilot"))
-    else:
-        study_pages.write_all(RESULTS)
+    study_pages.write_all(RESULTS)
 
 
 def parse_options() -> Namespace:

@@ -1,6 +1,5 @@
 """The second part of the study: what the loss is a mean over, crossed with the curricula. Its tables."""
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,6 @@ from benchmarks.study_report import Arms, Result, final, mean_text, paired, tabl
 from examples.tcod.tools.plotting import draw_curve, finish, styles
 
 FIGURE = study_report.FIGURE.with_name("study_losses.png")
-NOT_RUN = "Not yet run: there are no results in `benchmarks/results/study/losses/`.\n"
 
 PAIRS = (  # of the table of paired differences
     ("opd-token", "opd-trajectory"),
@@ -33,6 +31,11 @@ PAIRS = (  # of the table of paired differences
     ("reopd-token", "opd-token"),
 )
 LOSSES = ("token", "turn", "trajectory")
+CURRICULA = (*study_report.MAIN, "reopd")
+COLUMNS = {
+    **{loss: f"mean over {loss.replace('trajectory', 'trajectorie')}s" for loss in LOSSES},
+    "token-calm": "mean over tokens, a quarter of the rate",
+}
 TURNS = (1, 5, 10, 15, 20, 25, 30)
 LATE = 6  # updates at the end in which F2B, too, plays whole episodes
 SHOWN = (1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30)  # updates of the table of training episodes
@@ -40,8 +43,6 @@ SHOWN = (1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30)  # updates of the table of traini
 
 def text(arms: Arms) -> str:
     """The second part's results, in Markdown."""
-    if not arms:
-        return NOT_RUN
     parts = [
         f"{study_report.circumstances_line(arms)} In brackets 95% bootstrap intervals over five seeds; in "
         "parentheses, where seeds are fewer, the range.\n",
@@ -67,7 +68,7 @@ def late(metric: str) -> Callable[[Result], float]:
     return lambda one: fmean(update[metric] for update in one["updates"][-LATE:])
 
 
-def doublings(one: Result) -> float:
+def doublings(one: Result) -> int:
     """How often the KL per token of the training episodes more than doubled from one update to the next."""
     return sum(after > 2 * before for before, after in pairwise(token_kl(one)))
 
@@ -120,39 +121,24 @@ def training_table(arms: Arms) -> str:
     return table(["arm", *(f"update {n}" for n in SHOWN)], rows)
 
 
-def pilot_table(folder: Path) -> str:
-    """A row per pilot run: held-out success, and KL per token in the training episodes."""
-    results = sorted((json.loads(path.read_text()) for path in folder.glob("*.json")), key=_pilot_order)
-    rows = []
-    for one in results:
-        kl, (middle, last) = token_kl(one), one["evaluations"][-2:]
-        cells = [f"{point['success']:.2f}" for point in (middle, last)]
-        cells += [f"{late('success')(one):.2f}", *(f"{kl[n - 1]:.2f}" for n in SHOWN)]
-        rows.append([one["arm"], f"{one['settings']['lr']:g}", *cells])
-    header = ["arm", "learning rate", "success halfway", "success", "training success"]
-    return table([*header, *(f"update {n}" for n in SHOWN)], rows)
-
-
-def _pilot_order(one: Result) -> tuple[float, str]:
-    return one["settings"]["lr"], one["arm"]
-
-
 def draw(arms: Arms, path: Path) -> None:
-    """KL per token and success of the training episodes against the update, a column per loss."""
+    """KL per token and success of the training episodes against the update: a column per loss and learning rate."""
+    columns = {
+        title: {name: list(arms[f"{name}-{suffix}"].values()) for name in CURRICULA if f"{name}-{suffix}" in arms}
+        for suffix, title in COLUMNS.items()
+    }
+    columns = {title: runs for title, runs in columns.items() if runs}
     figure = Figure(figsize=(11, 6.5), layout="constrained")
-    for (kl, success), loss in zip(
-        zip(*figure.subplots(2, len(LOSSES), sharey="row"), strict=True), LOSSES, strict=True
-    ):
-        runs = {name: list(arms.get(f"{name}-{loss}", {}).values()) for name in study_report.MAIN}
-        for name, style in styles({name: results for name, results in runs.items() if results}).items():
-            curves = [dict(enumerate(token_kl(one), 1)) for one in runs[name]]
-            draw_curve(kl, curves, style)
+    panels = figure.subplots(2, len(columns), sharey="row", squeeze=False)
+    for i, (title, runs) in enumerate(columns.items()):
+        kl, success = panels[:, i]
+        for name, style in styles(runs).items():
+            draw_curve(kl, [dict(enumerate(token_kl(one), 1)) for one in runs[name]], style)
             points = [{update["n"] + 1: update["success"] for update in one["updates"]} for one in runs[name]]
             draw_curve(success, points, style)
-        finish(kl, xlabel="update", yscale="log", title=f"mean over {loss.replace('trajectory', 'trajectorie')}s")
+        finish(kl, xlabel="update", yscale="log", title=title)
         finish(success, xlabel="update")
-        if loss == LOSSES[0]:
-            kl.set_ylabel("KL per token, nats")
-            success.set_ylabel("success")
-    figure.suptitle("training episodes, mean and range of the seeds")
+    panels[0, 0].set_ylabel("KL per token, nats")
+    panels[1, 0].set_ylabel("success, at depth k")
+    figure.suptitle("training episodes")
     figure.savefig(path, dpi=110)
