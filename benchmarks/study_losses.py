@@ -1,7 +1,7 @@
 """The second part of the study: what the loss is a mean over, crossed with the curricula. Its tables."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -55,6 +55,8 @@ def text(arms: Arms) -> str:
         "**KL by turn**, nats, and the number of held-out episodes at temperature 1 that reached the turn\n\n"
         + study_report.turn_table(arms, list(arms), TURNS),
     ]
+    if missing := [name for name in dict.fromkeys(chain(*PAIRS)) if name not in arms]:
+        parts.append(f"**Not run yet**: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 

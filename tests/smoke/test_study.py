@@ -15,6 +15,7 @@ from examples.tcod.curriculum import Curriculum
 NUM_GPUS = 0
 RESULTS = study_report.load(study.RESULTS)
 LOSSES = study_report.load(study.RESULTS / "losses")
+SECTIONS = study_pages.sections(study.RESULTS)
 
 
 def run(seed, finals, per_update=100, arm="opd"):
@@ -233,9 +234,9 @@ def test_the_results_in_the_repository_are_of_the_studys_settings():
         assert points[0] == 0 and points[-1] == len(result["updates"]) == result["settings"]["updates"]
 
 
-@pytest.mark.parametrize(("page", "name"), study_pages.sections(RESULTS, LOSSES))
+@pytest.mark.parametrize(("page", "name"), SECTIONS)
 def test_the_pages_show_what_the_results_in_the_repository_give(page, name):
-    assert study_pages.split(page, name)[1] == study_pages.sections(RESULTS, LOSSES)[page, name]
+    assert study_pages.split(page, name)[1] == SECTIONS[page, name]
 
 
 def test_what_the_findings_of_the_first_part_say_without_a_figure_holds():
