@@ -17,11 +17,6 @@ def kind(thing: str) -> str:
     return thing.split()[0]
 
 
-def search(goal: str, place: str) -> str:
-    """The thought of one who does not know yet where the goal object is."""
-    return f"look for {goal} in {place}"
-
-
 class Expert:
     """Searches the receptacles in random order, takes the goal object and brings it to the target.
 
@@ -75,10 +70,8 @@ class Expert:
                 aim = f"take {thing} from {place}"
                 return self._reach(place) or aim, aim
         left = [r for r in self.receptacles if r not in self._searched and kind(r) != self.target]
-        if self._here in left:
-            return f"open {self._here}", search(self.goal, self._here)
-        place = self._rng.choice(left or self.receptacles)
-        return f"go to {place}", search(self.goal, place)
+        action = f"open {self._here}" if self._here in left else f"go to {self._rng.choice(left or self.receptacles)}"
+        return action, f"look for {self.goal}"
 
     def _nearest_target(self) -> str:
         if self._here and kind(self._here) == self.target:

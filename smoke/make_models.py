@@ -78,8 +78,8 @@ CYCLES = ((1600, 3e-3), (2400, 2e-3))  # of the teacher's training: steps, highe
 # The student's damage.
 DAMAGE_STEPS, DAMAGE_BATCH, DAMAGE_RATE = 12, 8, 1e-3
 
-# The thinking teacher: so many games of the teacher's training; steps, highest learning rate; tokens of a batch.
-THINKING_GAMES, THINKING_CYCLE, THINKING_TOKENS = 160, (250, 2e-3), 2200
+# The thinking teacher: so many games of the teacher's training; tokens of a batch; steps, highest learning rate.
+THINKING_GAMES, THINKING_TOKENS, THINKING_CYCLES = 160, 2200, ((220, 3e-3), (260, 3e-3))
 
 CHAT = {"enable_thinking": False}
 Example = tuple[list[int], list[int]]  # token ids, and 1 where a token is to be predicted
@@ -340,7 +340,9 @@ def make_thinking_teacher(out: Path) -> None:
     chat = thinking_chat(tokenizer)
     plays = demonstrations(range(THINKING_GAMES))
     examples = [encode_thoughts(chat, *play) for play in plays]
-    train(model, batches(examples, 0, THINKING_TOKENS), cosine(*THINKING_CYCLE), thoughts_loss)
+    stream = batches(examples, 0, THINKING_TOKENS)
+    for cycle in THINKING_CYCLES:
+        train(model, stream, cosine(*cycle), thoughts_loss)
     save(model, tokenizer, out)
 
 
@@ -371,7 +373,7 @@ def random_steps(rng: random.Random, turns: int = 10) -> tuple[str, list[expert.
             text = f"You arrive at {place}. " + (
                 f"The {place} is closed." if closed else f"On the {place}, you see nothing."
             )
-        steps.append(expert.Step(action, True, text, expert.search(goal, place)))
+        steps.append(expert.Step(action, True, text, f"look for {expert.kind(thing)}"))
     return first, steps
 
 

@@ -131,9 +131,9 @@ def test_only_the_experts_own_answers_are_labels(tokenizer, chat):
 def test_answers_that_think_branch_off_what_turns_shows(tokenizer, teacher):
     """Their loss in one sequence is that of the sequences that the recipe's history makes of the same turns."""
     steps = [
-        expert.Step("go to drawer 1", True, "The drawer 1 is closed.", "look for apple in drawer 1"),
+        expert.Step("go to drawer 1", True, "The drawer 1 is closed.", "look for apple"),
         expert.Step("look", False, "Nothing."),
-        expert.Step("open drawer 1", True, "You open it.", "look for apple in drawer 1"),
+        expert.Step("open drawer 1", True, "You open it.", "look for apple"),
     ]
     chat = make_models.thinking_chat(tokenizer)
     history = TurnHistory(chat, 1000)
