@@ -23,17 +23,21 @@ _rollout_played = False
 
 
 def log_rollout(
-    rollout_id: int, args: Namespace, samples: list[Any], metrics: dict[str, Any] | None, seconds: float
+    rollout_id: int,
+    args: Namespace,
+    samples: list[Any],
+    rollout_extra_metrics: dict[str, Any] | None,
+    rollout_time: float,
 ) -> bool:
     """The metrics that generate_rollout returned, and train_s. False: slime logs as well."""
     note_rollout()
-    _append("rollout", rollout_id, {} if metrics is None else metrics, seconds)
+    _append("rollout", rollout_id, {} if rollout_extra_metrics is None else rollout_extra_metrics, rollout_time)
     return False
 
 
-def log_eval(rollout_id: int, args: Namespace, data: dict[str, Any], metrics: dict[str, Any] | None) -> bool:
+def log_eval(rollout_id: int, args: Namespace, data: dict[str, Any], extra_metrics: dict[str, Any] | None) -> bool:
     """The same for an evaluation. slime gives the one before rollout 0 and the one after it the same id."""
-    metrics = {} if metrics is None else metrics
+    metrics = {} if extra_metrics is None else extra_metrics
     _append("eval", rollouts_before(rollout_id), metrics, metrics.get("eval/tcod/eval_s", 0.0))
     return False
 

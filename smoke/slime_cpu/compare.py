@@ -3,8 +3,12 @@
     python -m smoke.slime_cpu.compare RUN_DIR --student DIR
 
 From slime's dump of the first rollout's samples, the smoke run's trainer computes loss, gradient norm and the
-parameters after the optimizer step by itself; slime's come from its log and from the checkpoint that it pushed. All
-dumped samples are checked as well. Prints the relative differences; exit status 1 if one is above the tolerance.
+parameters' changes in the optimizer step by itself; slime's come from its log and from the checkpoint that it pushed.
+All dumped samples are checked as well. Prints the relative differences; exit status 1 if one is above the tolerance.
+
+Adam's first change of a parameter is -lr g / (|g| + 1e-8): where the gradient g is not much larger than 1e-8, the
+rounding of g alone moves it by a good part of lr. So a change is right between those of the gradients g - d and g + d,
+d the rounding of float32 at the whole gradient's norm.
 """
 
 import argparse
@@ -24,7 +28,8 @@ from smoke import hooks
 from smoke.train_arm import LOSSES
 from smoke.trainer import Trainer, response_log_probs
 
-TOLERANCE = 1e-4
+TOLERANCE = 2e-5
+ADAM_EPS = 1e-8  # Megatron's and torch's default
 
 
 def compare(
@@ -53,7 +58,7 @@ def compare(
     args = hooks.rollout_args()
     batch = hooks.convert_samples_to_train_data(args, rollouts[0])
     trainer = Trainer(student, lr=lr, loss=loss)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     ours = trainer.step(batch)
     slime = logged_step(run_dir / "train.log", 0)
     result = {
@@ -64,14 +69,22 @@ def compare(
     folder = run_dir / "weights" / "weight_v000002"
     for file in (folder if folder.exists() else run_dir / "hf" / "0").glob("*.safetensors"):
         pushed |= load_file(file)
-    after = trainer.model.state_dict()
-    missing, moved = 0.0, 0.0
+    gradients = {name: value.grad for name, value in trainer.model.named_parameters()}
+    rounding = torch.finfo(torch.float32).eps * min(ours["grad_norm"], trainer.clip_grad)
+    wrong, moved = 0.0, 0.0
     for name, value in pushed.items():
-        missing += (value - after[name]).double().square().sum().item()
-        moved += (after[name] - before[name]).double().square().sum().item()
-    if not pushed or moved == 0:
+        change = value - before[name]
+        wrong += outside(change, gradients[name], lr, rounding).square().sum().item()
+        moved += change.square().sum().item()
+    if moved == 0:
         raise ValueError(f"{folder} holds no step")
-    return {**result, "parameters": math.sqrt(missing / moved)}
+    return {**result, "parameters": math.sqrt(wrong / moved)}
+
+
+def outside(change: torch.Tensor, gradient: torch.Tensor, lr: float, rounding: float) -> torch.Tensor:
+    """How far each change is from what Adam's first step makes of any gradient within `rounding` of this one."""
+    low, high = (-lr * g / (g.abs() + ADAM_EPS) for g in (gradient + rounding, gradient - rounding))
+    return (low - change).clamp(min=0) + (change - high).clamp(min=0)
 
 
 def check_samples(samples: list[Any]) -> None:

@@ -4,7 +4,9 @@ Needs SLIME_DIR and MEGATRON_DIR. What the script does around them is tested wit
 """
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support import cpu_cluster
+from tests.support import cpu_cluster, slime_checkout
 from tests.support.fake_cluster import processes_of
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
@@ -27,6 +29,7 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
 
 from smoke import make_models
 from smoke.servers import Process, SGLangServer, free_port
+from smoke.slime_cpu import compare
 
 NUM_GPUS = 0
 SCRIPT = cpu_cluster.ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
@@ -43,12 +46,12 @@ def cluster(tmp_path_factory):
         yield place, variables, [*arguments, "--rollout-external-engine-addrs", f"127.0.0.1:{engine.port}"]
 
 
-def start(cluster, log, **variables):
+def start(cluster, log, script=SCRIPT, **variables):
     place, ours, arguments = cluster
     env = {**ours, "TEACHER_PORT": str(free_port()), "RUN_DIR": f"{place}/run", **variables}
     env["CONFIG"] = f"{place}/{env['VARIANT']}.yaml"
     dumps = ["--save-debug-rollout-data", env["RUN_DIR"] + "/rollout_{rollout_id}.pt"]
-    return Process("run script", ["bash", str(SCRIPT), *arguments, *dumps], place / log, env)
+    return Process("run script", ["bash", str(script), *arguments, *dumps], place / log, env)
 
 
 def refusal(cluster, **variables):
@@ -116,9 +119,26 @@ def test_a_run_that_was_killed_goes_on_where_it_was(cluster):
     # Of the checkpoints the last is kept, of the copies for Hugging Face all.
     assert [folder.name for folder in (run_dir / "checkpoints").glob("iter_*")] == ["iter_0000003"]
     assert sorted(folder.name for folder in (run_dir / "hf").iterdir()) == ["1", "3"]
-    trained = AutoModelForCausalLM.from_pretrained(run_dir / "hf/3").state_dict()
-    first = AutoModelForCausalLM.from_pretrained(cluster[0] / "student").state_dict()
-    assert trained.keys() == first.keys() and any((trained[name] != first[name]).any() for name in first)
+    assert_trained(run_dir / "hf/3", cluster[0] / "student")
+
+
+def test_a_copy_under_another_name_trains(cluster):
+    """In slime's examples, beside the original, of which nothing is imported."""
+    slime, run_dir = slime_checkout.make(cluster[0] / "slime"), cluster[0] / "copy"
+    copy = slime / "examples" / slime_checkout.COPY
+    variables = {"SLIME_DIR": str(slime), "RUN_DIR": str(run_dir), **slime_checkout.LEAVE_TRACES}
+    with start(
+        cluster, "copy.log", copy / SCRIPT.name, VARIANT="b2f", NUM_ROLLOUT="2", EVAL_SETS="", **variables
+    ) as process:
+        assert process.popen.wait() == 0, process.log.read_text()[-3000:]
+    [logs] = (run_dir / "logs").iterdir()
+    named = set(re.findall(r"\b(?:examples\.)?\w+\.(?:tcod_rollout|run_log)\b", (logs / "command.sh").read_text()))
+    assert named == {f"examples.{slime_checkout.COPY}.{module}" for module in ("tcod_rollout", "run_log")}
+    assert slime_checkout.imported(copy) and not slime_checkout.imported(slime / "examples/tcod")
+    assert [(line["kind"], line["n"]) for line in lines(run_dir)] == [("rollout", 0), ("rollout", 1)]
+    for step in (0, 1):
+        assert 0 < compare.logged_step(logs / "train.log", step)["train/grad_norm"] < math.inf
+    assert_trained(run_dir / "hf/1", cluster[0] / "student")
 
 
 def test_a_fully_asynchronous_run_trains_what_is_played(cluster):
@@ -143,6 +163,45 @@ def test_a_fully_asynchronous_run_trains_what_is_played(cluster):
     versions = {turn["weight_version"] for record in records for turn in record["turns"]}
     assert len(versions) >= 3
     print(f"{statistics.mean(turns):.2f} turns, weight versions {sorted(versions)}, missing {sorted(missing)}")
+
+
+def test_a_killed_engine_is_replaced(tmp_path):
+    """slime has two engines of its own here: one is killed, the other plays on, and both get the next weights."""
+    make_models.make_student(make_models.SHIPPED, tmp_path / "student", seed=5)
+    variables, arguments = cpu_cluster.build(tmp_path, tmp_path / "student", make_models.SHIPPED)
+    engine_variables, engine_arguments = cpu_cluster.own_engines(tmp_path)
+    place, run_dir = (tmp_path, variables | engine_variables, arguments + engine_arguments), tmp_path / "run"
+    gpus = {"ROLLOUT_GPUS": "2", "TEACHER_GPUS": "3"}
+    with start(
+        place, "killed.log", VARIANT="f2b", EVAL_SETS="", SAVE_INTERVAL="9", NUM_ROLLOUT="3", **gpus
+    ) as process:
+        # While rollout 1 is played: slime does not see a death before it pushes weights, if it has not asked since.
+        wait_for(process, lambda: train_log(run_dir).count("Resuming health monitor") >= 2)
+        [first, _] = engines_of(run_dir)
+        os.kill(first, signal.SIGKILL)
+        assert process.popen.wait() == 0, process.log.read_text()[-3000:]
+    log = train_log(run_dir)
+    assert "Health check failed for rollout engine" in log and "Recovered 1 dead rollout engines" in log
+    assert [line["n"] for line in lines(run_dir)] == [0, 1, 2]
+    print([line["rollout/tcod/failed"] for line in lines(run_dir)])
+
+
+def train_log(run_dir: Path) -> str:
+    return "".join(file.read_text(errors="replace") for file in run_dir.glob("logs/*/train.log"))
+
+
+def engines_of(run_dir: Path) -> list[int]:
+    """The schedulers of SGLang that slime's actors started; the teacher has one, too."""
+    schedulers = [pid for pid, command in processes_of(run_dir) if command.startswith("sglang::scheduler")]
+    mark = b"SGLANG_JIT_DEEPGEMM_PRECOMPILE="
+    return [pid for pid in schedulers if mark in Path(f"/proc/{pid}/environ").read_bytes()]
+
+
+def assert_trained(checkpoint: Path, student: Path) -> None:
+    """A checkpoint for Hugging Face has the student's parameters, and all of its matrices have changed."""
+    trained, first = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (checkpoint, student))
+    assert trained.keys() == first.keys()
+    assert all((trained[name] != first[name]).any() for name in first if first[name].dim() > 1)
 
 
 def lines(run_dir: Path) -> list[dict]:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from smoke import hooks
+from tests.support import slime_checkout
 
 if not os.environ.get("SLIME_DIR"):
     pytest.skip("slime's plugin contracts: run with SLIME_DIR=/path/to/slime", allow_module_level=True)
@@ -71,6 +72,67 @@ def test_slimes_plugin_contracts_hold(contract, hooks_of_it):
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
     assert re.search(r"\d+ passed", run.stdout) and "failed" not in run.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return slime_checkout.make(tmp_path_factory.mktemp("checkout") / "slime")
+
+
+# slime's contracts can be given paths, no settings, and call with bare arguments: what then cannot pass, and why.
+@pytest.mark.parametrize(
+    "contract, flags, passed, errors",
+    [
+        (
+            "generate",
+            ["--custom-generate-function-path", "tcod_rollout.generate"],
+            3,
+            ["ConfigError: tcod_variant is missing in --custom-config-path"],
+        ),
+        (
+            "rollout",
+            ["--rollout-function-path", "tcod_rollout.generate_rollout"],
+            5,
+            ["TypeError: vars() argument must have __dict__"],  # args is None
+        ),
+        (
+            "rollout",
+            ["--rollout-function-path", "fully_async_rollout.generate_rollout_fully_async"],
+            5,
+            ["TypeError: vars() argument must have __dict__"],
+        ),
+        (
+            "path_loading",
+            ["--dynamic-sampling-filter-path", "tcod_rollout.drop_failed"]
+            + ["--custom-rm-path", "tcod_rollout.reward_func"],
+            15,
+            ["KeyError: 'tcod'"],  # its sample was not drawn by the recipe, and not played
+        ),
+        (
+            "runtime_hook",
+            ["--custom-rollout-log-function-path", "run_log.log_rollout"]
+            + ["--custom-eval-rollout-log-function-path", "run_log.log_eval"],
+            8,
+            # What slime's own reference does and no other hook.
+            ["'Args' object has no attribute 'logged_rollout_id'", "no attribute 'logged_eval_rollout_id'"],
+        ),
+    ],
+)
+def test_slimes_documented_call_takes_the_hooks_of_a_copy(checkout, contract, flags, passed, errors):
+    flags = [flag if flag.startswith("--") else f"examples.{slime_checkout.COPY}.{flag}" for flag in flags]
+    run = subprocess.run(
+        [sys.executable, f"tests/plugin_contracts/test_plugin_{contract}_contracts.py", *flags, "--tb=line"],
+        env={**os.environ, **slime_checkout.LEAVE_TRACES, "PYTHONPATH": ""},
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+    raised = re.findall(r"^/\S+:\d+: (.*)", run.stdout, re.M)
+    assert len(raised) == len(errors), run.stdout[-3000:] + run.stderr[-1000:]
+    assert all(error in text for error, text in zip(errors, raised, strict=True)), raised
+    assert f"{len(errors)} failed, {passed} passed" in run.stdout
+    assert slime_checkout.imported(checkout / "examples" / slime_checkout.COPY)
+    assert not slime_checkout.imported(checkout / "examples/tcod")
 
 
 def hook_paths():

@@ -7,8 +7,11 @@ first one is computed again from slime's own dump of the samples.
 import json
 import os
 import sys
+from argparse import Namespace
 
 import pytest
+import yaml
+from safetensors.torch import load_file
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
     pytest.skip(
@@ -16,7 +19,8 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
         allow_module_level=True,
     )
 
-from smoke import hooks, make_games, make_models
+from examples.tcod.config import read_yaml
+from smoke import hooks, make_games, make_models, train_arm, train_slime
 from smoke.servers import HERE, Process, SGLangServer
 from smoke.slime_cpu import compare
 
@@ -39,8 +43,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def arm(student, data, tmp_path_factory):
-    """arm(name, *options) -> the run directory of two iterations."""
+def options(student, data, tmp_path_factory):
+    """options(name, **settings) -> (the run directory, the options) of two iterations of an arm; engines are up."""
     logs = tmp_path_factory.mktemp("logs")
     with (
         SGLangServer("student server", student, logs / "student.log") as engine,
@@ -49,19 +53,32 @@ def arm(student, data, tmp_path_factory):
         engine.wait_ready()
         teacher.wait_ready()
 
-        def run(name, *options):
+        def of(name, **settings):
             run_dir = tmp_path_factory.mktemp(name)
-            command = [sys.executable, "-m", "smoke.train_slime", "--config", str(HERE / f"configs/{name}.yaml")]
-            command += ["--student", str(student), "--data", str(data), "--run-dir", str(run_dir)]
-            command += ["--student-port", str(engine.port), "--teacher-port", str(teacher.port)]
-            command += ["--updates", "2", "--batch", "8", "--lr", str(LR), "--skip-first-evaluation", *options]
-            env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path()}
-            with Process(name, command, run_dir / "train.log", env) as process:
-                process.popen.wait(timeout=900)
-                process.check()
-            return run_dir
+            config = run_dir / "tcod.yaml"
+            config.write_text(yaml.safe_dump({**read_yaml(HERE / f"configs/{name}.yaml"), **settings}))
+            chosen = ["--config", str(config), "--run-dir", str(run_dir)]
+            chosen += ["--student", str(student), "--data", str(data)]
+            chosen += ["--student-port", str(engine.port), "--teacher-port", str(teacher.port)]
+            return run_dir, [*chosen, "--updates", "2", "--batch", "8", "--lr", str(LR), "--skip-first-evaluation"]
 
-        yield run
+        yield of
+
+
+@pytest.fixture(scope="module")
+def arm(options, data):
+    """arm(name, *further options, **settings) -> the run directory of two iterations."""
+
+    def run(name, *further, **settings):
+        run_dir, chosen = options(name, **settings)
+        command = [sys.executable, "-m", "smoke.train_slime", *chosen, *further]
+        env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path()}
+        with Process(name, command, run_dir / "train.log", env) as process:
+            process.popen.wait()
+            process.check()
+        return run_dir
+
+    return run
 
 
 def test_the_teacher_in_megatron(arm, student):
@@ -76,10 +93,29 @@ def test_the_teacher_in_megatron(arm, student):
     assert lines[0]["rollout/tcod/tokens/scored"] == 0 and "rollout/tcod/kl/trajectory" not in lines[0]
 
 
-@pytest.mark.parametrize("name, ranks, loss", [("f2b", 2, "turn"), ("b2f", 1, "token")])
-def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, loss):
-    """The third loss, slime's own, is that of the test above. At B2F's first depth the three are nearly the same."""
-    run_dir = arm(name, "--data-parallel", str(ranks), "--loss", loss)
+def test_without_shared_gpus_the_teacher_in_megatron_pushes_what_is_paused(options, student, data):
+    """On GPUs such a push reads memory that is not there; here it is NaN. The recipe refuses the flags by then."""
+    run_dir, chosen = options("f2b")
+    chosen = Namespace(**vars(train_arm.option_parser().parse_args(chosen)), data_parallel=1)
+    settings = {**train_slime.model_settings(student), **train_slime.slime_settings(chosen)}
+    settings |= {"opd-type": "megatron", "opd-teacher-load": make_models.SHIPPED, "rm-url": False}
+    settings |= {**train_slime.CPU_SETTINGS, "offload-train": True}
+    command = [sys.executable, "-m", "smoke.slime_cpu.run_train", *train_slime.as_flags(settings)]
+    env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path(os.environ["MEGATRON_DIR"])}
+    with Process("not colocated", command, run_dir / "train.log", env) as process:
+        assert process.popen.wait() != 0
+    assert "--opd-type megatron needs --colocate" in process.log.read_text()
+    [file] = (run_dir / "weights/weight_v000001").glob("*.safetensors")
+    assert all(value.isnan().any() for value in load_file(file).values())
+
+
+@pytest.mark.parametrize(
+    "name, ranks, loss, history",
+    [("f2b", 2, "turn", "append"), ("b2f", 1, "token", "append"), ("f2b", 2, "trajectory", "turns")],
+)
+def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, loss, history):
+    """The third loss, slime's own, is that of the test above, too. In turns an episode is several samples."""
+    run_dir = arm(name, "--data-parallel", str(ranks), "--loss", loss, tcod_history=history)
     differences = compare.compare(run_dir, student, LR, loss=loss)
     assert max(differences.values()) < compare.TOLERANCE, differences
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

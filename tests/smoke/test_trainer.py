@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from smoke.slime_cpu.compare import outside
 from smoke.trainer import Trainer, clipped_policy_loss, response_log_probs
 from tests.support.toys import token_weights
 
@@ -117,3 +118,16 @@ def test_the_clip_is_ppos(pairs, eps):
     got = clipped_policy_loss(log_ratio, torch.zeros_like(log_ratio), advantage, eps, eps)
     for value, ratio, a in zip(got.tolist(), log_ratio.exp().tolist(), advantage.tolist(), strict=True):
         assert value == pytest.approx(-min(ratio * a, max(min(ratio, 1 + eps), 1 - eps) * a), rel=1e-4, abs=1e-5)
+
+
+def test_adams_first_change_is_known_as_well_as_its_gradient():
+    """Of gradients around Adam's epsilon a rounding error moves the step far; of larger ones it does not."""
+    gradient = torch.tensor([0.0, 3e-9, -2e-8, 1e-6, -1e-3, 0.1])
+    parameter = torch.nn.Parameter(torch.zeros(6))
+    parameter.grad = gradient + 1e-9
+    torch.optim.AdamW([parameter], lr=1e-3, weight_decay=0.0).step()
+    change = parameter.detach()
+    assert outside(change, gradient, 1e-3, rounding=1e-7).max() < 1e-9
+    assert outside(change, gradient, 1e-3, rounding=0.0)[1] > 1e-5  # a good part of the learning rate
+    assert (outside(-change, gradient, 1e-3, rounding=1e-7)[3:] > 1e-3).all()
+    assert (outside(1.01 * change, gradient, 1e-3, rounding=1e-7)[3:] > 9e-6).all()

@@ -24,6 +24,18 @@ tcod_admissible: never
 tcod_env_workers: 2
 tcod_engines_per_worker: 8
 """
+# A rollout of it takes about half a minute.
+SLOW = """\
+import time
+
+from tcod.env_alfworld import AlfworldEnvironment
+
+
+class SlowAlfworld(AlfworldEnvironment):
+    def step(self, action):
+        time.sleep(0.5)
+        return super().step(action)
+"""
 
 
 def build(place: Path, student: Path, teacher: Path) -> tuple[dict[str, str], list[str]]:
@@ -63,6 +75,20 @@ def build(place: Path, student: Path, teacher: Path) -> tuple[dict[str, str], li
         "update-weight-disk-dir": place / "run/weights",
     }
     return variables, as_flags(flags)
+
+
+def own_engines(place: Path) -> tuple[dict[str, str], list[str]]:
+    """Variables and arguments with which slime starts the student's engines itself, and F2B's rollouts are long."""
+    from smoke.train_slime import as_flags
+
+    (place / "slow_alfworld.py").write_text(SLOW)
+    config = CONFIG.replace(".env_alfworld.AlfworldEnvironment", "slow_alfworld.SlowAlfworld")
+    (place / "f2b.yaml").write_text(config.replace("k_start: 2", "k_start: 12").format(variant="f2b"))
+    folders = [ROOT / "smoke/slime_cpu/engine_site", place, ROOT, os.environ.get("PYTHONPATH", "")]
+    flags = {"sglang-device": "cpu", "sglang-dtype": "float32", "sglang-attention-backend": "torch_native"}
+    flags |= {"sglang-max-total-tokens": 65536, "sglang-sleep-on-idle": True}
+    path = os.pathsep.join(map(str, folders))
+    return {"PYTHONPATH": path, "SGLANG_USE_CPU_ENGINE": "1"}, as_flags(flags)
 
 
 def main() -> None:
