@@ -53,7 +53,7 @@ from smoke.trainer import Trainer
 HISTORIES = ("append", "turns")
 SCHEMES = (*HISTORIES, "official")
 CONTEXT = 4000
-EPISODES = 8  # of each number of turns and length of thoughts
+EPISODES = 4  # of each number of turns and length of thoughts
 TURNS, THOUGHTS = (5, 10, 20, 30), (8, 32, 80)  # tokens; the longest sequence is one of 4,096
 
 # Qwen3-8B, and episodes as SCALE.md has them, but for the thoughts.

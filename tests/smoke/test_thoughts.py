@@ -10,16 +10,7 @@ import pytest
 from smoke import hooks
 
 NUM_GPUS = 0
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    out = tmp_path_factory.mktemp("smoke")
-    env = os.environ | {"PYTHONPATH": hooks.python_path(), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "smoke.run", "--thoughts", "--quick", "--out", str(out)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return out
+KL = "eval/tcod/heldout_t1/kl/token"
 
 
 def lines(path):
@@ -27,28 +18,25 @@ def lines(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["f2b", "b2f"])
-def test_a_student_that_thinks_learns_and_later_prompts_have_no_thoughts(out, arm):
-    run_dir = out / "runs" / f"{arm}-1"
-    first, *rollouts, last = lines(run_dir / "metrics.jsonl")
-    assert (first["kind"], last["kind"], len(rollouts)) == ("eval", "eval", 5)
-    assert last["eval/tcod/heldout_t1/kl/token"] < 0.7 * first["eval/tcod/heldout_t1/kl/token"]
-    turns = 0
-    for n in range(5):
-        for episode in lines(run_dir / "rollouts" / f"train_{n:06d}.jsonl"):
-            spans = episode["spans"]
-            assert [span["role"] for span in spans] == [
-                "prompt",
-                "sampled",
-                *["context", "sampled"] * (len(spans) // 2 - 1),
-            ]
-            for shown, said in zip(spans[::2], spans[1::2], strict=True):
-                assert "<think>" not in shown["text"] and shown["text"].endswith("<|im_start|>assistant\n")
-                assert len(said["teacher"]) == len(said["student"]) == said["count"]
-                turns += "".join(said["tokens"]).startswith("<think>\n")
-    assert turns > 0.9 * sum(
-        turn["role"] == "student"
-        for n in range(5)
-        for episode in lines(run_dir / "rollouts" / f"train_{n:06d}.jsonl")
-        for turn in episode["turns"]
-    )
+def test_a_student_that_thinks_learns_and_later_prompts_have_no_thoughts(tmp_path):
+    env = os.environ | {"PYTHONPATH": hooks.python_path(), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "smoke.run", "--thoughts", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    runs = {arm: tmp_path / "runs" / f"{arm}-1" for arm in ("f2b", "b2f")}
+    before = lines(runs["f2b"] / "metrics.jsonl")[0][KL]
+    for run_dir in runs.values():
+        assert lines(run_dir / "metrics.jsonl")[-1][KL] < 0.7 * before
+        saved = [one for file in sorted(run_dir.glob("rollouts/train_*.jsonl")) for one in lines(file)]
+        assert len(saved) == 5 * 8
+        thoughts = []
+        for episode in saved:
+            played = [turn for turn in episode["turns"] if turn["role"] == "student"]
+            *spans, last = episode["spans"]
+            shown, said = spans[::2], [*spans[1::2], last]
+            assert len(shown) == len(said) == len(played)
+            assert {span["role"] for span in shown} <= {"prompt", "context"}
+            assert not any("<think>" in span["text"] for span in shown)
+            assert all(len(span["student"]) == len(span["teacher"]) == span["count"] for span in said)
+            thoughts += ["".join(span["tokens"]).startswith("<think>\n") for span in said]
+        assert sum(thoughts) > 0.9 * len(thoughts)
