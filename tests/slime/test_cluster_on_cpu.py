@@ -172,6 +172,7 @@ def test_a_killed_engine_is_replaced(tmp_path):
     engine_variables, engine_arguments = cpu_cluster.own_engines(tmp_path)
     place, run_dir = (tmp_path, variables | engine_variables, arguments + engine_arguments), tmp_path / "run"
     gpus = {"ROLLOUT_GPUS": "2", "TEACHER_GPUS": "3", "ROUTER_POLICY": "round_robin"}  # both engines play
+    gpus["RAY_DEDUP_LOGS"] = "0"
     with start(
         place, "killed.log", VARIANT="f2b", EVAL_SETS="", SAVE_INTERVAL="9", NUM_ROLLOUT="3", **gpus
     ) as process:
