@@ -171,11 +171,10 @@ def test_a_killed_engine_is_replaced(tmp_path):
     variables, arguments = cpu_cluster.build(tmp_path, tmp_path / "student", make_models.SHIPPED)
     engine_variables, engine_arguments = cpu_cluster.own_engines(tmp_path)
     place, run_dir = (tmp_path, variables | engine_variables, arguments + engine_arguments), tmp_path / "run"
-    gpus = {"ROLLOUT_GPUS": "2", "TEACHER_GPUS": "3", "ROUTER_POLICY": "round_robin"}  # both engines play
-    gpus["RAY_DEDUP_LOGS"] = "0"
-    with start(
-        place, "killed.log", VARIANT="f2b", EVAL_SETS="", SAVE_INTERVAL="9", NUM_ROLLOUT="3", **gpus
-    ) as process:
+    # Both engines play, and each one's requests are in the log.
+    gpus = {"ROLLOUT_GPUS": "2", "TEACHER_GPUS": "3", "ROUTER_POLICY": "round_robin", "RAY_DEDUP_LOGS": "0"}
+    changes = {"VARIANT": "f2b", "EVAL_SETS": "", "SAVE_INTERVAL": "9", "NUM_ROLLOUT": "3"}
+    with start(place, "killed.log", **gpus, **changes) as process:
         # While rollout 1 is played: slime does not see a death before it pushes weights, if it has not asked since.
         wait_for(process, lambda: train_log(run_dir).count("Resuming health monitor") >= 2)
         [first, _] = engines_of(run_dir)
