@@ -36,7 +36,7 @@ def test_a_student_that_thinks_learns_and_later_prompts_have_no_thoughts(tmp_pat
             shown, said = spans[::2], [*spans[1::2], last]
             assert len(shown) == len(said) == len(played)
             assert {span["role"] for span in shown} <= {"prompt", "context"}
-            assert not any("<think>" in span["text"] for span in shown)
+            assert not any("</think>" in span["text"] for span in shown)
             assert all(len(span["student"]) == len(span["teacher"]) == span["count"] for span in said)
             thoughts += ["".join(span["tokens"]).startswith("<think>\n") for span in said]
         assert sum(thoughts) > 0.9 * len(thoughts)
