@@ -13,16 +13,16 @@ template writes that.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .chat_template import ChatTemplate, conversation, difference
+from .chat_template import AWKWARD, ChatTemplate, conversation, difference
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,6 +74,7 @@ class ChatTokens:
 
     Attributes:
         end_of_turn: id of the token that ends every assistant turn (<|im_end|> for Qwen3).
+        vocabulary: a digest that two tokenizers share where the same ids are the same tokens.
         stop_ids: ids that end a sampled turn: end_of_turn, eos_ids, the tokenizer's eos, and its pad if it is special.
         warnings: sentences about what is allowed and may surprise.
 
@@ -114,18 +115,20 @@ class ChatTokens:
         self.end_of_turn = self._before_next.pop(0)
         self.stop_ids = {self.end_of_turn, *eos_ids, tokenizer.eos_token_id} - {None}
         self.stop_ids |= self._special & {tokenizer.pad_token_id}
-        template.check_block()
         if history == "append":
+            template.check_block()
             template.check_rule()
             self._check_tokens()
-        names = sorted((token.content for token in added.values()), key=len, reverse=True)
+        template.check_header()
+        control = {token.content: i for i, token in added.items() if token.content.strip()}
+        names = sorted(control, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, [*names, _MARK[0]])))
+        self._no_demonstration = set(control.values()) - set(self._think.values())
+        vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
+        self.vocabulary = hashlib.sha256(vocabulary).hexdigest()[:16]
+        self._turn_start = self._find_turn_start()
+        self._part_ids = functools.lru_cache(4096)(self._template_ids)
         self.warnings = template.warnings()
-
-    @cached_property
-    def vocabulary(self) -> str:
-        """A digest that two tokenizers share where the same ids are the same tokens."""
-        return hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()[:16]
 
     def prompt(self, system: str, user: str) -> list[int]:
         """The first context: system and user turn, up to where the assistant's first response begins."""
@@ -141,7 +144,8 @@ class ChatTokens:
         text = self._template.shown("assistant", text)
         if self._thinks and self._template.opened:
             opening, closing = self._markers
-            text = text.removeprefix(self._template.opened) if closing in text else f"\n{closing}\n\n{text}"
+            begun = text.removeprefix(opening).removeprefix(self._template.opened[len(opening) :])
+            text = begun if closing in text else f"\n{closing}\n\n{text}"
         return [*self._answer_ids(text), self.end_of_turn]
 
     def user(self, text: str) -> list[int]:
@@ -182,15 +186,19 @@ class ChatTokens:
         return f"{text}\n{closing}\n\n" if text.lstrip().startswith(opening) and closing not in text else text
 
     def replays(self, response_ids: list[int], said: str) -> bool:
-        """Whether these ids may stand for a recorded response: they say it, and hold no control token within."""
-        return self.said(response_ids) == said and not self._special.difference(self._think.values()).intersection(
-            response_ids[:-1]
-        )
+        """Whether ids from a file may stand for a recorded response: they say it, and name nothing but text.
+
+        As in text, an added token may only open or close a thought, or end the turn.
+        """
+        if not response_ids or not all(0 <= i < self.vocab_size for i in response_ids):
+            return False
+        inner = response_ids[:-1] if response_ids[-1] in self.stop_ids else response_ids
+        return not self._no_demonstration.intersection(inner) and self.said(response_ids) == said
 
     def answer(self, response_ids: list[int]) -> str:
-        """What a response says after its thought: nothing, if that was cut."""
-        said = self.said(response_ids)
-        return said.rpartition(self._markers[1])[2] if self._thinks else said
+        """What a response says after its thought, and not in another one: nothing, if the thought was cut."""
+        said, (opening, closing) = self.said(response_ids), self._markers
+        return said.rpartition(closing)[2].partition(opening)[0] if self._thinks else said
 
     def text(self, response_ids: list[int]) -> str:
         """The text of sampled ids without the stop token that ended them."""
@@ -200,8 +208,19 @@ class ChatTokens:
     def _template_ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def _find_turn_start(self) -> re.Pattern[str]:
+        """Where a rendered text may be cut into parts that are encoded once and kept: before an end of turn.
+
+        Encoding a long conversation as a whole at each turn would hold up the event loop.
+        """
+        end = re.compile(f"(?={re.escape(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))})")
+        whole = self._template.render(conversation(3, AWKWARD))
+        parts = [i for part in end.split(whole) for i in self._template_ids(part)]
+        return end if parts == self._template_ids(whole) else re.compile("(?!)")
+
     def _whole_ids(self, rendered: str) -> list[int]:
-        ids, unknown = self._template_ids(rendered), self.tokenizer.unk_token
+        ids = [i for part in self._turn_start.split(rendered) for i in self._part_ids(part)]
+        unknown = self.tokenizer.unk_token
         if unknown and unknown not in rendered:  # see _text_ids
             ids = [i for i in ids if i != self.tokenizer.unk_token_id]
         return ids

@@ -22,9 +22,11 @@ PLAIN, AWKWARD = "Text {}:\n\n- a  cup 12.", '\n <b>{}</b> & "it\'s" \\n {{{{ é
 
 # What templates do to the white space around a text, the least first.
 _STRIPS = (str, methodcaller("lstrip", "\n"), methodcaller("strip", "\n"), str.lstrip, str.rstrip, str.strip)
-_THOUGHT = r"([<\[◁])([^<>\[\]◁▷/]*(?:think|thought|reason)[^<>\[\]◁▷/]*)([>\]▷])"
+_NAME = r"[^<>\[\]◁▷/]*(?:think|thought|reason)[^<>\[\]◁▷/]*"
+_THOUGHT = rf"([<\[◁])({_NAME})([>\]▷])"
 _EMPTY_THOUGHT = re.compile(rf"\s*{_THOUGHT}\s*\1/\2\3\s*", re.IGNORECASE)
-_CLOSED_THOUGHT = re.compile(rf"{_EMPTY_THOUGHT.pattern}$", re.IGNORECASE)
+_CLOSED_THOUGHT = re.compile(rf"[<\[◁]/{_NAME}[>\]▷]\s*$", re.IGNORECASE)
+_MARKERS = re.compile(rf"[<\[◁]/?{_NAME}[>\]▷]|\s+", re.IGNORECASE)
 _OPEN_THOUGHT = re.compile(rf"{_THOUGHT}\s*$", re.IGNORECASE)
 
 
@@ -188,7 +190,16 @@ class ChatTemplate:
         if not self.after_user.startswith(self.past) or not expected:
             raise ValueError(
                 f"the chat template writes {self.after_user!r} before the next answer but {self.past!r} before past "
-                "ones, so an answer cannot stay as it was sampled: use a model or a chat template that writes the same"
+                "ones, so an answer cannot stay as it was sampled: use a model or a chat template that writes the "
+                "same, or tcod_history: turns"
+            )
+
+    def check_header(self) -> None:
+        """Raises ValueError where answers begin otherwise than past ones do, thoughts aside: in a channel, say."""
+        if _MARKERS.sub("", self.after_user) != _MARKERS.sub("", self.past):
+            raise ValueError(
+                f"the chat template writes {self.after_user!r} before the next answer but {self.past!r} before past "
+                "ones, so what is sampled is more than an answer: use a model or a chat template that writes the same"
             )
 
     def _thinking_switch(self) -> str | None:

@@ -100,7 +100,7 @@ def _check_sampling(args: Namespace) -> None:
     if args.reward_key or args.eval_reward_key:
         raise ConfigError("--reward-key and --eval-reward-key do not apply, TCOD's reward is a number: remove them")
     if not args.rollout_max_context_len:
-        raise ConfigError("--rollout-max-context-len is missing: set the largest length of a whole episode in tokens")
+        raise ConfigError("--rollout-max-context-len is missing: set the largest length of a sequence in tokens")
     if args.rollout_max_response_len >= args.rollout_max_context_len:
         raise ConfigError(
             f"--rollout-max-response-len {args.rollout_max_response_len} bounds one turn and must be below "

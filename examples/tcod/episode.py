@@ -34,7 +34,7 @@ class TurnRecord:
     turn: int
     """Its index in the episode, 0-based, replayed turns counted."""
     start: int
-    """Its sampled tokens are response tokens start..end-1 of the episode."""
+    """Its sampled tokens are response tokens start..end-1 of the episode, or of its own sample (samples.fan_out)."""
     end: int
     observation: str
     """The user turn that it answers."""
@@ -57,9 +57,9 @@ class ReplayedTurn:
     """One turn of the demonstration, replayed in the prompt."""
 
     observation: str
-    response: str
     action: str
-    sampled: bool
+    response: str = ""
+    sampled: bool = False
     """Its tokens are those that it was sampled with when it was recorded; else they are its text's."""
     start: int | None = None
     """Its response is tokens start..end-1 of the episode; None where the history renders it anew at every turn."""
@@ -168,7 +168,7 @@ class Assignment:
     plan: EpisodePlan
     demo: Demonstration
     sampling_params: dict[str, Any]
-    max_context_len: int  # tokens of the whole episode
+    max_context_len: int  # tokens of the whole episode, or of what a turn is shown and says
     session: str  # the same for all turns: they should reach the engine whose cache holds the prefix
     is_unwanted: Callable[[], bool] = lambda: False  # whether nobody needs the episode any more
     trace: Trace = lambda name: contextlib.nullcontext(lambda meta_info: None)
@@ -242,7 +242,7 @@ def _replay(
     response = demo.response(turn, observation, runtime.environment)
     ids = demo.sampled_ids(turn, runtime.chat)
     start, end = history.replay(response, ids) or (None, None)
-    return ReplayedTurn(shown, response, demo.actions[turn], bool(ids and end), start, end)
+    return ReplayedTurn(shown, demo.actions[turn], response, bool(ids and end), start, end)
 
 
 async def _respond(

@@ -1,7 +1,8 @@
 """Rows of a data set, and the demonstrations in them: how they are read, and what makes them usable.
 
 A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
-"responses": [..] or absent}}}, a line of a JSONL file. Only B2F and ReOPD need `demo`.
+"responses": [..] or absent, "ids": [[..], ..] and "vocabulary": ".." or absent}}}, a line of a JSONL file. Only B2F
+and ReOPD need `demo`.
 """
 
 import json
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .environment import Environment, Observation, ask, is_admissible
+from .environment import Environment, Observation, as_listed, ask, is_admissible
 from .errors import ConfigError, Failure, words
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class Demonstration:
         if not is_admissible(action, observation, environment):
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is not admissible")
         response = self.responses[turn] if self.responses else ask(environment, "format_action", action)
-        if ask(environment, "parse_action", response) != (action, True):
+        said, valid = ask(environment, "parse_action", response)
+        if not valid or as_listed(said, observation) != action:
             raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} is not the action of {response!r}")
         return response
 
@@ -177,7 +179,11 @@ def check_demonstrations(rows: Sequence[Any], source: str, variant: str, horizon
         except Failure as failure:
             reasons[failure.reason] += 1
     if reasons:
-        other = f", and in {n} the numbers of actions and responses differ" if (n := reasons["demo_mismatch"]) else ""
+        other = (
+            f", and in {n} the numbers of actions and responses or ids differ"
+            if (n := reasons["demo_mismatch"])
+            else ""
+        )
         raise ConfigError(
             f"tcod_variant {variant} needs a demonstration of 1 to {horizon} (tcod_horizon) actions for every row of "
             f"{source}: of {len(rows)} rows {reasons['demo_missing']} have none and {reasons['demo_too_long']} are "

@@ -40,6 +40,10 @@ def fill(args: Namespace, sample: Sample, history: History, record: EpisodeRecor
     record.store(sample)
 
 
+# slime's statistics of all requests of an episode, which its first sample keeps.
+_COUNTED_ONCE = ("trace", "prefix_cache_info", "spec_info", "non_generation_time")
+
+
 def fan_out(sample: Sample, tokenizer: Any) -> list[Sample]:
     """An episode's sequences, each a sample; slime weighs those of one rollout_id as one trajectory.
 
@@ -49,6 +53,10 @@ def fan_out(sample: Sample, tokenizer: Any) -> list[Sample]:
     samples = []
     for turn, (start, begin, end) in zip(record.turns, record.sequences(len(sample.tokens)), strict=True):
         one = copy.copy(sample)
+        for name in _COUNTED_ONCE if samples else ():
+            setattr(one, name, getattr(Sample(), name, None))
+        one.status = Sample.Status.TRUNCATED if turn.cut else Sample.Status.COMPLETED
+        one.weight_versions = [turn.weight_version] if turn.weight_version else []
         one.rollout_id = sample.index
         one.tokens, one.response_length = sample.tokens[start:end], end - begin
         for name in ("loss_mask", "rollout_log_probs", "teacher_log_probs"):
@@ -59,6 +67,7 @@ def fan_out(sample: Sample, tokenizer: Any) -> list[Sample]:
         own = replace(turn, start=0, end=end - begin)
         replace(record, replay=[], turns=[own], prompts=[(0, begin - start)]).store(one)
         samples.append(one)
+    samples[-1].status = sample.status
     return samples
 
 

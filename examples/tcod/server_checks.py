@@ -97,7 +97,7 @@ def probe(server: str, chat: ChatTokens, headers: dict[str, str] | None = None) 
     """
     tokenizer = chat.tokenizer
     every = max(1, len(tokenizer) // PROBED_TOKENS)
-    text = tokenizer.decode(chat.prompt("Rules.", "Go to cabinet 1: żółw, 龟, 🐢."))
+    text = tokenizer.decode(chat.context(["Rules.", "Go to cabinet 1: żółw, 龟, 🐢."]))
     text += tokenizer.decode(list(range(0, len(tokenizer), every)), skip_special_tokens=True)
     limit = _context_limit(server, headers)
     reply = _ask(f"{server}/generate", scoring_request(0, text=text), headers)

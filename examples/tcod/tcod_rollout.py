@@ -164,6 +164,8 @@ def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> Dynami
 def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[float], list[float]]:
     """(solved, 0.0) per sample: the first is logged, the second trained on, so the KL is the only signal.
 
+    Under tcod_history turns slime logs a mean over turns; rollout/tcod/success is that over episodes.
+
     The last gate before training, because slime asks the first sample alone whether a batch has teacher log-probs.
     Where the loss is a mean over turns (loss.py), their count is written into the masks here.
 
@@ -171,7 +173,7 @@ def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[f
         ValueError: a sample is incomplete; it must never be trained on.
     """
     for sample in samples:
-        if len(EpisodeRecord.of(sample).prompts) > 1:
+        if len(sample.metadata.get("tcod", {}).get("prompts", ())) > 1:
             raise ValueError(f"sample {sample.index} is a whole episode of several sequences: see to_train")
         needed = {"loss_mask": sample.loss_mask, "rollout_log_probs": sample.rollout_log_probs}
         if args.opd_type == "sglang":

@@ -13,8 +13,8 @@ A transcript is a line of rollouts/*.jsonl (episode_log.py); tools/show_rollouts
                {"role": "sampled", "turn": 5, "count": 9, "tokens": ["<", ..],
                 "student": [-0.1, ..], "teacher": [-0.2, ..]}, {"role": "context", ..}]}
 
-The spans are the whole sequence in order: what the model was given, and what it said. An episode that failed before
-it was complete has no spans.
+The spans are all sequences in order: what the model was given, and what it said. Under tcod_history turns what it was
+given at a later turn is one span of context. An episode that failed before it was complete has no spans.
 
 How long a transcript gets is bounded: a text has at most MAX_TEXT characters, and at most MAX_TOKENS sampled tokens
 are kept one by one. With 30 turns that is at most 0.6 MB of ASCII text (JSON writes other characters as six).
@@ -40,7 +40,7 @@ def transcript(sample: Any, tokenizer: Any) -> dict[str, Any]:
     record = EpisodeRecord.of(sample)
     kl = turn_kl(sample) if sample.tokens and sample.teacher_log_probs is not None else {}
     facts = asdict(record)
-    del facts["replay"], facts["turns"]
+    del facts["replay"], facts["turns"], facts["prompts"]
     return {
         "task": _task(sample.metadata),
         "task_type": clip(str(sample.label or "")),

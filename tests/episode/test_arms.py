@@ -2,8 +2,13 @@
 
 import json
 
+import pytest
+
+from examples.tcod.chat import ChatTokens
 from examples.tcod.curriculum import Curriculum
+from examples.tcod.errors import Failure
 from examples.tcod.metrics import turn_kl
+from examples.tcod.rows import Demonstration
 from slime.utils.types import Sample
 from tests.support.rig import LEFT, RIGHT, assert_tokens, opening, user
 
@@ -49,6 +54,27 @@ def test_b2f_replays_the_demonstration_as_chat_turns_in_the_prompt(rig, tokenize
     assert metrics["rollout/tcod/turns/replayed"] == 2
     assert metrics["rollout/tcod/success_by_start/02"] == 1.0
     assert list(turn_kl(sample)) == [2]
+
+
+def test_b2f_replays_the_ids_that_were_sampled_where_the_vocabulary_is_the_same(rig, tokenizer):
+    pad = tokenizer.pad_token_id  # ends a turn, too: the text does not tell which token did
+    ids = [[*tokenizer.encode(RIGHT, add_special_tokens=False), pad]] * 2
+    vocabulary = ChatTokens(tokenizer, {"enable_thinking": False}).vocabulary
+    demo = {"actions": ["right"] * 2, "responses": [RIGHT] * 2, "ids": ids, "vocabulary": vocabulary}
+    for changes, end, exact in (({}, "<|endoftext|><|im_end|>", 1.0), ({"vocabulary": "another"}, "<|im_end|>", 0.0)):
+        [sample], metrics = rig.rollout([{"goal": 2, "demo": {**demo, **changes}}], 0, tcod_variant="b2f")
+        prompt = opening(2) + RIGHT + end + user("You are at door 1.")
+        assert_tokens(sample, tokenizer, prompt, RIGHT + "<|im_end|>")
+        assert metrics["rollout/tcod/replayed_as_sampled"] == exact
+
+
+@pytest.mark.parametrize(
+    "ids, reason", [([[1]], "demo_mismatch"), ("12", "demo_malformed"), ([["a"], [1]], "demo_malformed")]
+)
+def test_ids_that_are_not_those_of_every_turn_are_refused(ids, reason):
+    with pytest.raises(Failure, match="ids") as failure:
+        Demonstration.of({"demo": {"actions": ["right"] * 2, "responses": [RIGHT] * 2, "ids": ids}}).check(4)
+    assert failure.value.reason == reason
 
 
 def test_b2f_replays_recorded_responses_word_for_word(rig, tokenizer):

@@ -96,6 +96,20 @@ def test_an_action_within_a_thought_that_was_cut_is_none(rig):
         assert metrics["rollout/tcod/success"] == 1.0
 
 
+def test_a_cut_turn_is_a_truncated_sample_and_statistics_count_once(rig):
+    rig.script, rig.cut = ["hm", RIGHT, RIGHT], {0}
+    samples, _ = rig.rollout([{"goal": 2}], tcod_history="turns")
+    truncated, completed = Sample.Status.TRUNCATED, Sample.Status.COMPLETED
+    assert [sample.status for sample in samples] == [truncated, completed, completed]
+    asked = sum(len(payload["input_ids"]) for payload in rig.student.payloads())
+    assert [sample.prefix_cache_info.total_prompt_tokens for sample in samples] == [asked, 0, 0]
+
+
+def test_records_of_older_runs_are_read():
+    record = {"n": 0, "k": 1, "replay": [{"start": 3, "end": 5, "observation": "A door.", "action": "left"}]}
+    assert EpisodeRecord.of(Sample(metadata={"tcod": record})).replay[0].end == 5
+
+
 def test_a_window_bounds_the_context(rig):
     rig.student.reply = lambda payload: rig.answer(0, payload)
     samples, metrics = rig.rollout(
@@ -196,3 +210,15 @@ def test_fully_asynchronous_rollouts_fan_out(fully_async, rig):  # noqa: F811
     outputs = fully_async([{"goal": 2}, {"goal": 9}], 3, tcod_history="turns", sglang_server_concurrency=2)
     for output in outputs:
         assert sorted(len(episode) for [episode] in output.samples) == [2, 4]
+
+
+def test_the_arms_end_in_the_same_episode(rig):
+    """F2B at k = T and B2F at k >= L play OPD's episode, sample for sample."""
+    row = {"goal": 3, "demo": DEMO}
+    opd, f2b, b2f = (
+        rig.rollout([row], 100, tcod_variant=arm, tcod_history="turns", tcod_b2f_budget="horizon")[0]
+        for arm in ("opd", "f2b", "b2f")
+    )
+    fields = ("tokens", "loss_mask", "rollout_log_probs", "teacher_log_probs", "reward", "rollout_id")
+    assert [[getattr(s, name) for name in fields] for s in f2b] == [[getattr(s, name) for name in fields] for s in opd]
+    assert [[getattr(s, name) for name in fields] for s in b2f] == [[getattr(s, name) for name in fields] for s in opd]

@@ -72,7 +72,12 @@ def train_on(samples, folder, cases, world, cp_size):
         str(folder / "samples.pt"),
         str(folder / "cases.json"),
     ]
-    layout = [str(world), str(cp_size), str(folder / "store"), *flags(folder, len(samples))]
+    layout = [
+        str(world),
+        str(cp_size),
+        str(folder / "store"),
+        *flags(folder, len({one.rollout_id for one in samples})),
+    ]
     ranks = [
         subprocess.Popen([*command, str(folder / f"out{rank}.pt"), str(rank), *layout], env=env)
         for rank in range(world)

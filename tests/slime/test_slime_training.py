@@ -10,6 +10,7 @@ import sys
 from argparse import Namespace
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
@@ -18,6 +19,7 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
         allow_module_level=True,
     )
 
+from examples.tcod.config import read_yaml
 from smoke import hooks, make_games, make_models, train_arm, train_slime
 from smoke.servers import HERE, Process, SGLangServer
 from smoke.slime_cpu import compare
@@ -42,7 +44,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def options(student, data, tmp_path_factory):
-    """options(name) -> (the run directory, the options) of two iterations of an arm; both engines are up."""
+    """options(name, **settings) -> (the run directory, the options) of two iterations of an arm; engines are up."""
     logs = tmp_path_factory.mktemp("logs")
     with (
         SGLangServer("student server", student, logs / "student.log") as engine,
@@ -51,9 +53,11 @@ def options(student, data, tmp_path_factory):
         engine.wait_ready()
         teacher.wait_ready()
 
-        def of(name):
+        def of(name, **settings):
             run_dir = tmp_path_factory.mktemp(name)
-            chosen = ["--config", str(HERE / f"configs/{name}.yaml"), "--run-dir", str(run_dir)]
+            config = run_dir / "tcod.yaml"
+            config.write_text(yaml.safe_dump({**read_yaml(HERE / f"configs/{name}.yaml"), **settings}))
+            chosen = ["--config", str(config), "--run-dir", str(run_dir)]
             chosen += ["--student", str(student), "--data", str(data)]
             chosen += ["--student-port", str(engine.port), "--teacher-port", str(teacher.port)]
             return run_dir, [*chosen, "--updates", "2", "--batch", "8", "--lr", str(LR), "--skip-first-evaluation"]
@@ -63,10 +67,10 @@ def options(student, data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arm(options, data):
-    """arm(name, *further options) -> the run directory of two iterations."""
+    """arm(name, *further options, **settings) -> the run directory of two iterations."""
 
-    def run(name, *further):
-        run_dir, chosen = options(name)
+    def run(name, *further, **settings):
+        run_dir, chosen = options(name, **settings)
         command = [sys.executable, "-m", "smoke.train_slime", *chosen, *further]
         env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path()}
         with Process(name, command, run_dir / "train.log", env) as process:
@@ -105,10 +109,13 @@ def test_without_shared_gpus_the_teacher_in_megatron_pushes_what_is_paused(optio
     assert all(value.isnan().any() for value in load_file(file).values())
 
 
-@pytest.mark.parametrize("name, ranks, loss", [("f2b", 2, "turn"), ("b2f", 1, "token")])
-def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, loss):
-    """The third loss, slime's own, is that of the test above."""
-    run_dir = arm(name, "--data-parallel", str(ranks), "--loss", loss)
+@pytest.mark.parametrize(
+    "name, ranks, loss, history",
+    [("f2b", 2, "turn", "append"), ("b2f", 1, "token", "append"), ("f2b", 2, "trajectory", "turns")],
+)
+def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, loss, history):
+    """The third loss, slime's own, is that of the test above, too. In turns an episode is several samples."""
+    run_dir = arm(name, "--data-parallel", str(ranks), "--loss", loss, tcod_history=history)
     differences = compare.compare(run_dir, student, LR, loss=loss)
     assert max(differences.values()) < compare.TOLERANCE, differences
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -350,3 +350,44 @@ def test_rows_that_cannot_be_played_are_named(in_process, rig, monkeypatch, rows
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SystemExit, match=message):
         rig.run(evaluate, monkeypatch, path, "result.json")
+
+
+# -------------------------------------------------------------------------------------------- turns and thoughts
+
+THOUGHT = "<think>\nIt is on the right.\n</think>\n\n"
+
+
+@pytest.fixture
+def thinking(rig):
+    """The rig with a student that thinks, and a history of turns."""
+    settings = yaml.safe_load(rig.config.read_text())
+    rig.config.write_text(yaml.safe_dump({**settings, "tcod_history": "turns", "tcod_thoughts": "keep"}))
+    rig.openings[2] = [THOUGHT + RIGHT]  # then RIGHT, without a thought
+    return rig
+
+
+def test_a_thinking_teachers_demonstrations_keep_or_drop_its_thoughts(in_process, thinking, monkeypatch):
+    rig = thinking
+    rig.run(collect_demos, monkeypatch, rig.rows(2), "demos.jsonl", "--samples", "1")
+    [kept] = read(rig.folder / "demos.jsonl")
+    demo = kept["metadata"]["demo"]
+    assert demo["responses"] == [THOUGHT + RIGHT, RIGHT] and len(demo["ids"]) == 2
+    rig.run(collect_demos, monkeypatch, rig.rows(2), "demos.jsonl", "--samples", "1", "--drop-thoughts")
+    [dropped] = read(rig.folder / "demos.jsonl")
+    assert dropped["metadata"]["demo"] == {"actions": ["right"] * 2, "responses": [RIGHT] * 2}
+    settings = read(rig.folder / "demos.journal.jsonl")[0]["settings"]
+    assert (settings["history"], settings["thoughts"], settings["window"]) == ("turns", "keep", None)
+
+
+def test_an_evaluation_of_turns_saves_what_each_turn_was_shown(in_process, thinking, monkeypatch):
+    rig = thinking
+    rig.run(evaluate, monkeypatch, rig.rows(2), "result.json", "--episodes", str(rig.folder))
+    [run] = show_rollouts.read_runs([rig.folder])
+    [won] = run.episodes
+    assert won["won"] and [turn["response"] for turn in won["turns"]] == [
+        f"{THOUGHT}{RIGHT}<|im_end|>",
+        f"{RIGHT}<|im_end|>",
+    ]
+    assert [span["role"] for span in won["spans"]] == ["prompt", "sampled", "context", "sampled"]
+    shown = won["spans"][2]["text"]
+    assert shown.startswith("<|im_start|>system") and "You are at door 1." in shown

@@ -75,7 +75,7 @@ def test_a_context_that_the_horizon_does_not_fit_into_is_named(preflight, capsys
     assert check(turn_len=20, context_len=800) is None and capsys.readouterr().err == ""
     assert check(turn_len=200, context_len=800) is None
     warning = capsys.readouterr().err
-    assert "MAX_CONTEXT_LEN 800 may end episodes early: 4 turns of MAX_TURN_LEN 200, with " in warning
+    assert "MAX_CONTEXT_LEN 800 may end episodes early: 4 x MAX_TURN_LEN 200, with " in warning
     fits = int(re.search(r"responses of (\d+) tokens fit", warning)[1])
     assert check(turn_len=fits, context_len=800) is None and capsys.readouterr().err == ""
     assert check(turn_len=fits + 1, context_len=800) is None and capsys.readouterr().err

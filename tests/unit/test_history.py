@@ -136,6 +136,94 @@ def test_a_cut_thought_is_a_turn_without_an_answer(folder):
             assert shown.count("A wall.") == 1
 
 
+@pytest.mark.parametrize("text", ["Sure. <think> <action>x</action>", "<think>a</think> b <think> <action>y</action>"])
+def test_what_is_said_in_a_later_thought_is_no_answer(folder, text):
+    chat = chat_with(folder, PAST + HEADER, thoughts="keep")
+    assert "<action>" not in chat.answer(said(chat, text, ended=False).ids)
+
+
+# Shapes of templates to which turns cannot be appended: what they write before the next answer, and before past ones.
+TURNS_ONLY = {
+    "Mistral": ("[/INST]", "[/INST] ", "none"),
+    "DeepSeek-V3.1": ("<|im_start|><think>", "<|im_start|></think>", "keep"),
+    "GLM-4.5": ("<|im_start|>assistant", "<|im_start|>assistant\n<think></think>\n", "keep"),
+    "Kimi-K2-Thinking": ("<|im_start|>", "<|im_start|><think></think>", "keep"),
+}
+
+
+@pytest.mark.parametrize("name", TURNS_ONLY)
+def test_templates_to_which_turns_cannot_be_appended_are_rendered(name, folder):
+    following, past, thoughts = TURNS_ONLY[name]
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}" + past + "{{ m.content.split('</think>')[-1] }}"
+        "<|im_end|>{% else %}<|im_start|>{{ m.content }}{% endif %}{% endfor %}" + following
+    )
+    with pytest.raises(ValueError, match="or tcod_history: turns"):
+        chat_with(folder, template, thoughts=thoughts)
+    chat = chat_with(folder, template, history="turns", thoughts=thoughts)
+    texts = ["Rules.", "A door.", "left", "A wall."]
+    assert chat.context(texts) == rendered(chat, texts, {})
+
+
+def test_channels_are_refused_in_turns_too(folder):
+    template = PAST.replace("{{ m.content }}", "{{ 'final: ' if m.role == 'assistant' }}{{ m.content }}") + HEADER
+    with pytest.raises(ValueError, match="what is sampled is more than an answer"):
+        chat_with(folder, template, history="turns")
+
+
+@pytest.mark.parametrize("history", ["append", "turns"])
+def test_a_thought_that_only_ends_is_closed(folder, history):
+    template = PAST.replace("{{ m.content }}", "{{ '</think>' if m.role == 'assistant' }}{{ m.content }}")
+    template += HEADER.replace("\n", "\n</think>")  # DeepSeek-V3.1, not thinking
+    assert chat_with(folder, template, history=history)
+    with pytest.raises(ValueError, match="closes the thought before every answer"):
+        chat_with(folder, template, history=history, thoughts="keep")
+
+
+def test_ids_of_a_file_name_nothing_but_text(folder):
+    chat = chat_with(folder, PAST + HEADER, thoughts="keep")
+    ids = chat.tokenizer.encode("<think>hm</think>left")
+    assert chat.replays(ids, "<think>hm</think>left") and chat.replays(
+        [*ids, chat.end_of_turn], "<think>hm</think>left"
+    )
+    start = chat.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    for wrong in (
+        [],
+        [*ids, 10**7],
+        [-1, *ids],
+        [*ids, 2**40],
+        [start, *ids],
+        [*ids, start],
+        [chat.end_of_turn, *ids],
+    ):
+        assert not chat.replays(wrong, chat.tokenizer.decode([i for i in wrong if 0 <= i < chat.vocab_size]))
+
+
+def test_a_demonstrations_own_opening_of_a_thought_is_written_once(folder):
+    template, kwargs, opened, _ = THINKS["thinks only"]
+    chat = chat_with(folder, template, kwargs, thoughts="keep")
+    for text in ("<think>\nhm</think>left", "<think>hm</think>left", "hm</think>left"):
+        assert chat.tokenizer.decode(chat.assistant(text)) == "hm</think>left<|im_end|>"
+
+
+def test_a_long_conversation_is_encoded_in_parts_that_are_kept(folder, monkeypatch):
+    chat = chat_with(folder, PAST + HEADER, history="turns")
+    lengths = []
+    encode = type(chat.tokenizer).encode
+    monkeypatch.setattr(
+        type(chat.tokenizer),
+        "encode",
+        lambda self, text, **kwargs: lengths.append(len(text)) or encode(self, text, **kwargs),
+    )
+    history = TurnHistory(chat, 10**6)
+    history.begin("Rules.", "A door.")
+    for i in range(50):
+        history.respond(Response([i, chat.end_of_turn], [-0.1] * 2, {}))
+        history.observe(f"Door {i}: " + "x" * 100)
+    assert sum(lengths) < 2 * len(chat._template.render(history._texts))
+    assert history.context == rendered(chat, history._texts, {})
+
+
 @pytest.mark.parametrize("name", THINKS)
 def test_thoughts_stay_in_an_appended_context(name, folder):
     template, kwargs, opened, _ = THINKS[name]

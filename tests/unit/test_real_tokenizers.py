@@ -2,6 +2,7 @@
 
 import functools
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from examples.tcod.chat import ChatTokens, load_chat
+from examples.tcod.history import TurnHistory
+from examples.tcod.rows import Demonstration
+from examples.tcod.student import Response
 from smoke import cpu_only
 from tests.support import real_tokenizers
 
@@ -154,11 +158,105 @@ THINKING_ONLY = (  # the shape of Qwen3-4B-Thinking-2507
 )
 
 
-def test_a_model_that_always_thinks_is_refused():
+def test_a_model_that_always_thinks_is_refused_unless_thoughts_are_kept():
     tokenizer = AutoTokenizer.from_pretrained(checkpoint("qwen3"))
     tokenizer.chat_template = THINKING_ONLY
-    with pytest.raises(ValueError, match="opens a thought before every answer.*that answers without a thought"):
+    with pytest.raises(ValueError, match="opens a thought before every answer.*set it to keep, or use a model"):
         ChatTokens(tokenizer, NON_THINKING)
+    for history in ("append", "turns"):
+        ChatTokens(tokenizer, history=history, thoughts="keep")
+
+
+def test_qwen3_must_be_told_to_think_where_thoughts_are_kept():
+    with pytest.raises(ValueError, match="closes the thought before every answer.*switch thinking on"):
+        load_chat(checkpoint("qwen3"), NON_THINKING, thoughts="keep")
+
+
+R1 = (  # the shape of DeepSeek-R1
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}"
+    "<｜User｜>{{ m.content }}{% else %}<｜Assistant｜>{{ m.content.split('</think>')[-1] }}<｜end▁of▁sentence｜>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
+)
+SYSTEM_LAST = (  # Mistral's shape
+    "{{ bos_token }}{% for m in messages[1:] %}{% if m.role == 'user' %}<|start_header_id|>user<|end_header_id|>\n\n"
+    "{% if loop.last %}{{ messages[0].content }}\n\n{% endif %}{{ m.content }}<|eot_id|><|start_header_id|>assistant"
+    "<|end_header_id|>\n\n{% else %}{{ m.content }}<|eot_id|>{% endif %}{% endfor %}"
+)
+# name: tokenizer, another template than its own, keyword arguments, tcod_thoughts, what the template opens
+RENDERED = {
+    "Qwen3, thinking": ("qwen3", None, {"enable_thinking": True}, "keep", ""),
+    "Qwen3, not thinking": ("qwen3", None, NON_THINKING, "none", ""),
+    "a Thinking-only Qwen3": ("qwen3", THINKING_ONLY, {}, "keep", "<think>\n"),
+    "DeepSeek-R1's shape": ("deepseek_v3", R1, {}, "keep", "<think>\n"),
+    "Llama 3, which never thinks": ("llama3", None, {}, "none", ""),
+    "Gemma 3, the system text in the first user turn": ("gemma3", None, {}, "none", ""),
+    "the system text last": ("llama3", SYSTEM_LAST, {}, "none", ""),
+    "SmolLM2, told to think in words": ("smollm2", None, {}, "keep", ""),
+}
+
+
+@functools.cache
+def rendering_chat(name):
+    tokenizer, template, kwargs, thoughts, _ = RENDERED[name]
+    if template is None:
+        return load_chat(checkpoint(tokenizer), kwargs, history="turns", thoughts=thoughts)
+    loaded = load_chat(checkpoint(tokenizer), USABLE[tokenizer][0]).tokenizer
+    loaded.chat_template = template
+    return ChatTokens(loaded, kwargs, history="turns", thoughts=thoughts)
+
+
+@pytest.mark.parametrize("name", RENDERED)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_each_turns_prompt_is_the_templates_own_rendering(name, data):
+    """Token for token, for random episodes of sampled responses, with and without a thought."""
+    _, _, kwargs, thoughts, opened = RENDERED[name]
+    chat = rendering_chat(name)
+    part = st.sampled_from(
+        ["go to shelf 1", " ", "\n\n", "é", "漢字" if name[0] != "S" else "ab", "<action>", "a  b.", "|"]
+    )
+    some = st.lists(part, max_size=5).map("".join)
+    system, user = data.draw(some), data.draw(some)
+    history = TurnHistory(chat, 10**6, data.draw(st.none() | st.integers(1, 2)))
+    history.begin(system, user)
+    texts = [system, user]
+    for _ in range(data.draw(st.integers(1, 4))):
+        answer, after = data.draw(some), data.draw(some)
+        if thoughts == "keep" and (opened or data.draw(st.booleans())):
+            answer = f"<think>\n{data.draw(some)}\n</think>\n\n{answer}"
+        ids = [*chat.tokenizer.encode(answer.removeprefix(opened), add_special_tokens=False), chat.end_of_turn]
+        history.respond(Response(ids, [-0.1] * len(ids), {}))
+        history.observe(after)
+        said = chat.said(ids)
+        assert said == opened + chat.text(ids)
+        texts += [said, after]
+        assert chat.answer(ids) == (said.rpartition("</think>")[2] if thoughts == "keep" else said)
+    shown = history._shown(texts)
+    roles = ["system", *["user", "assistant"] * len(shown)]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, shown, strict=False)]
+    theirs = chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **kwargs)
+    assert history.context == theirs
+
+
+@each
+def test_a_conversation_is_cut_into_parts_that_are_kept(name):
+    assert chat_of(name)._turn_start.pattern != "(?!)"
+
+
+@each
+def test_demonstrations_replay_token_for_token(name):
+    """Many texts were sampled with other tokens than they are encoded with: single characters here."""
+    chat = chat_of(name)
+    text = "take mug 1"
+    ids = [*(i for c in text for i in chat._text_ids(c)), chat.end_of_turn]
+    if chat.text(ids) != text:  # a tokenizer that puts a space before a word that stands alone
+        ids = chat.assistant(text)
+    demo = Demonstration((text,), (text,), (ids,), chat.vocabulary)
+    assert demo.sampled_ids(0, chat) == ids
+    assert replace(demo, vocabulary="another").sampled_ids(0, chat) is None
+    assert replace(demo, responses=("drop mug 1",)).sampled_ids(0, chat) is None
+    control = [chat.end_of_turn, *ids]
+    assert replace(demo, ids=(control,), responses=(chat.text(control),)).sampled_ids(0, chat) is None
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused():

@@ -83,12 +83,13 @@ def turn_lengths(
 def check_context(config: TcodConfig, opening: int, observed: int, turn_len: int, context_len: int) -> None:
     """Warn where the turns that are shown at the horizon, of full length, do not fit into the context."""
     between = min(config.tcod_horizon - 1, config.tcod_window or config.tcod_horizon)
-    turns = between + 1
+    # A template that drops old thoughts leaves little of past responses.
+    turns = 1 if (config.tcod_history, config.tcod_thoughts) == ("turns", "keep") else between + 1
     needed = opening + turns * turn_len + between * observed
     if needed > context_len:
         room = max(0, context_len - opening - between * observed) // turns
         warn(
-            f"MAX_CONTEXT_LEN {context_len} may end episodes early: {turns} turns of MAX_TURN_LEN {turn_len}, "
+            f"MAX_CONTEXT_LEN {context_len} may end episodes early: {turns} x MAX_TURN_LEN {turn_len}, "
             f"with {opening} tokens before them and {observed} between them as in the first game, are {needed}; "
             f"responses of {room} tokens fit"
         )

@@ -193,7 +193,7 @@ def make_sets(checked: Iterable[Checked]) -> tuple[dict[str, list[dict[str, Any]
                 left_out.append(LeftOut(metadata, "", "no demonstration", detail))
                 continue
             if entry.demo:
-                metadata["demo"] = {name: list(texts) for name, texts in asdict(entry.demo).items() if texts}
+                metadata["demo"] = {name: value for name, value in asdict(entry.demo).items() if value}
             else:
                 name = HARD
         sets[name].append({"prompt": entry.goal, "label": entry.task.label, "metadata": metadata})
