@@ -22,7 +22,7 @@ import sys
 import time
 from argparse import Namespace
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,9 @@ LONG_HORIZON, LONG_CONTEXT_LEN = 30, 1536
 LONG_UPDATES, LONG_EVERY, LONG_K_START, LONG_ETA = 30, 15, 6, 1
 LONG_HELDOUT_GAMES, LONG_KL_GAMES = 48, 16
 LONG_RATE = 6.4e-3  # four times OPD's in the first part, and as high for every arm
-LOSSES = ("trajectory", "token", "turn")
+CALM_RATE = 1.6e-3  # OPD's in the first part
 PILOT_SEED = 101
-PILOT = (  # arm and learning rate
-    ("opd-token", 1.6e-3),
-    ("opd-trajectory", LONG_RATE),
-    ("opd-token", LONG_RATE),
-    ("opd-turn", LONG_RATE),
-)
+PILOT = ("opd-trajectory", "opd-token")
 
 # What the settings were chosen on: another student, other training games, other held-out games.
 # A tuning run is shorter, and its curriculum passes twice as fast.
@@ -173,7 +168,18 @@ LONG = {
     "f2b": curriculum("f2b", LONG_ETA, LONG_K_START),
     "b2f": curriculum("b2f", LONG_ETA, LONG_K_START),
 }
-LOSS_GRID = {f"{name}-{loss}": long_arm(loss, settings) for loss in LOSSES for name, settings in LONG.items()}
+LOSS_GRID = {
+    f"{name}-{loss}": long_arm(loss, settings) for loss in study_losses.LOSSES for name, settings in LONG.items()
+}
+DEPTH = {  # other ways to choose how long the student plays
+    "f2b-kl-token": long_arm("token", curriculum("f2b", LONG_ETA, LONG_K_START, tcod_schedule="kl")),
+    "reopd-token": long_arm("token", {"tcod_variant": "reopd"}),
+}
+CALM = {
+    f"{name}-calm": replace(arm, evaluate_first=False)
+    for name, arm in (LOSS_GRID | DEPTH).items()
+    if name in ("opd-token", "f2b-token", "b2f-token", "reopd-token")
+}
 
 
 @dataclass(frozen=True)
@@ -242,16 +248,18 @@ def tuning_jobs() -> list[Job]:
 def loss_jobs() -> list[Job]:
     """The second part, all arms of a seed before the next seed."""
     return [
-        Job(f"{name}-{seed}", name, arm, seed, LONG_RATE, "losses", RESULTS / "losses")
+        Job(f"{name}-{seed}", name, arm, seed, rate, "losses", RESULTS / "losses")
         for seed in SEEDS
-        for name, arm in LOSS_GRID.items()
+        for arms, rate in ((LOSS_GRID, LONG_RATE), (CALM, CALM_RATE), (DEPTH, LONG_RATE))
+        for name, arm in arms.items()
     ]
 
 
 def pilot_jobs() -> list[Job]:
+    folder = RESULTS / "pilot"
     return [
-        Job(f"{name}-{rate:g}-{PILOT_SEED}", name, LOSS_GRID[name], PILOT_SEED, rate, "pilot", RESULTS / "pilot")
-        for name, rate in PILOT
+        Job(f"{name}-{LONG_RATE:g}-{PILOT_SEED}", name, LOSS_GRID[name], PILOT_SEED, LONG_RATE, "pilot", folder)
+        for name in PILOT
     ]
 
 
@@ -460,12 +468,7 @@ def main() -> None:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
         transformers.utils.logging.disable_progress_bar()
         run_jobs(jobs, options.out.resolve(), options.parallel)
-    if options.part == "tuning":
-        print(study_report.tuning_table(RESULTS / "tuning"))
-    elif options.part == "pilot":
-        print(study_losses.pilot_table(RESULTS / "pilot"))
-    else:
-        study_pages.write_all(RESULTS)
+    study_pages.write_all(RESULTS)
 
 
 def parse_options() -> Namespace:

@@ -36,20 +36,25 @@ WIDTH = 120
 
 def write_all(results: Path) -> None:
     """Write all sections into their pages and draw the figures, from the results below a folder."""
-    first, losses = study_report.load(results), study_report.load(results / "losses")
-    for (page, name), text in sections(first, losses).items():
+    first, second = study_report.load(results), study_report.load(results / "losses")
+    for (page, name), text in sections(results).items():
         head, _, tail = split(page, name)
         page.write_text(head + text + tail)
     study_report.draw(first, study_report.FIGURE)
+    study_losses.draw(second, study_losses.FIGURE)
 
 
-def sections(first: Arms, losses: Arms) -> dict[tuple[Path, str], str]:
-    """{(page, name of the section): its Markdown}."""
+def sections(results: Path) -> dict[tuple[Path, str], str]:
+    """{(page, name of the section): its Markdown}, from the results below a folder."""
+    first, second, pilot = (study_report.load(results / name) for name in (".", "losses", "pilot"))
     return {
         (STUDY, "findings"): curricula(first),
         (STUDY, "results"): study_report.text(first),
-        (STUDY, "results of the losses"): study_losses.text(losses),
-        (README, "study"): readme_curricula(first),
+        (STUDY, "tuning"): study_report.tuning_table(results / "tuning"),
+        (STUDY, "findings of the losses"): losses(second, pilot),
+        (STUDY, "results of the losses"): study_losses.text(second),
+        (STUDY, "pilot"): study_losses.end_table(pilot),
+        (README, "study"): readme_curricula(first) + "\n" + readme_losses(second),
     }
 
 
@@ -241,5 +246,110 @@ F2B and to {mean(b2f, "success"):.2f} with B2F. After as many environment steps 
 ({lead(f2b, opd)}, 95% interval) and B2F nearly ({lead(b2f, opd)}). Plain OPD did not fail, as the paper reports of
 it: in this setting the curriculum makes updates cheaper, by {saved(f2b, opd, *STEPS)} of the environment steps for
 F2B, and no better; smaller batches or a fixed shorter horizon save as much.
+"""
+    )
+
+
+# ----------------------------------------------------------------------------------------------- the second part
+
+
+def losses(arms: Arms, pilot: Arms) -> str:
+    """STUDY.md, what the second part found. It is about one seed; with more it has to be written anew."""
+    opd, f2b, b2f, turn = (arms[name] for name in ("opd-token", "f2b-token", "b2f-token", "opd-turn"))
+    calm = arms["opd-token-calm"]
+    [one], [calm_one] = opd.values(), calm.values()
+    kl = [update["kl"] for update in one["updates"]]
+    burst = kl.index(max(kl))
+    stressed = [opd, f2b, b2f, turn]
+    swing, calm_swing = (
+        fmean(abs(after - before) for runs in some for before, after in swings(runs)) for some in (stressed, [calm])
+    )
+    answers = [total(runs, "trained") / total(runs, "student_steps") for runs in (*stressed, calm)]
+    return filled(
+        f"""
+**At the stressed rate nothing separates**: every loss and every curriculum that was run is unstable there, so the
+comparison was not carried to five seeds. There is one run per arm, on seed 1, and two pilot runs of OPD. One run
+shows that something happens; of differences it shows large ones only. One is large: that of the learning rate.
+
+- **Does OPD's KL escalate, or its success fall, under token weights?** In bursts, and at the stressed rate only:
+  there the KL per token of the training episodes more than doubled from one update to the next {doubled(opd)} times
+  in {len(kl)} updates ({doubled(pilot["opd-token"])} times in the pilot), at worst from {kl[burst - 1]:.0f} to
+  {kl[burst]:.0f} nats per trajectory, and was {kl[burst + 1]:.0f} an update later; success swings by {swing:.2f}
+  from one batch of {one["settings"]["batch"]} training episodes to the next, and the last {study_losses.LATE}
+  batches have {late_success(opd)} ({late_success(pilot["opd-token"])}). At a quarter of the rate the KL never
+  doubled: it fell from {calm_one["updates"][0]["kl"]:.0f} to {study_losses.late("kl")(calm_one):.0f} nats, success
+  swings by {calm_swing:.2f}, and the last batches have {late_success(calm)}.
+- **Does the curriculum repair that, or the turn loss alone?** Neither does. The KL doubled {doubled(f2b)} times
+  with F2B, {doubled(b2f)} with B2F and {doubled(turn)} with OPD and the turn loss, and held-out success, halfway
+  and at the end, was {course(f2b)}, {course(b2f)} and {course(turn)}; OPD under token weights had {course(opd)},
+  under trajectory weights (in the pilot) {course(pilot["opd-trajectory"])} with {doubled(pilot["opd-trajectory"])}
+  doubling. The lower rate does repair it, in the one run of OPD there: {course(calm)}.
+- **What is the variance over seeds?** Not measured: there is one seed. At the stressed rate OPD under token weights
+  ended at {mean(opd, "success"):.2f}, in the pilot at {mean(pilot["opd-token"], "success"):.2f}, and one run's
+  success changed between its two evaluations by up to {largest_change(stressed):.2f}, so one evaluation at the end
+  says little about an arm.
+- **What is the cheapest way to a given success?** A rate that is not too high. At the lower rate,
+  {calm_arms(arms)}.
+- **A mean over turns is nearly one over tokens here.** An answer is an action alone, {min(answers):.1f} to
+  {max(answers):.1f} tokens in the mean; only in a burst do answers get longer. Whether the turn loss helps a
+  student that reasons at length, this study cannot say.
+"""
+    )
+
+
+def late_success(runs: Runs) -> str:
+    return f"{fmean(study_losses.late('success')(one) for one in runs.values()):.2f}"
+
+
+def largest_change(arms: Sequence[Runs]) -> float:
+    """Of one run's held-out success between the evaluation halfway and the last."""
+    every = [one["evaluations"] for runs in arms for one in runs.values()]
+    return max(abs(points[-1]["success"] - points[-2]["success"]) for points in every)
+
+
+def calm_arms(arms: Arms) -> str:
+    """Success and cost, halfway and at the end, of each arm that was run at the lower rate."""
+    texts = []
+    for suffixed, runs in arms.items():
+        name, dash, _ = suffixed.partition("-token-calm")
+        if dash:
+            [one] = runs.values()
+            n, costs = one["evaluations"][-2]["n"], study_report.steps(one)
+            label = {"reopd": "ReOPD"}.get(name, name.upper())
+            halfway = (
+                f"{one['evaluations'][-2]['success']:.2f} after {n} updates and {costs[n]:,.0f} environment steps"
+            )
+            n = one["settings"]["updates"]
+            texts.append(f"{label} has {halfway}, and {mean(runs, 'success'):.2f} after {n} and {costs[n]:,.0f}")
+    return "; ".join(texts)
+
+
+def course(runs: Runs) -> str:
+    """Held-out success halfway and at the end."""
+    return f"{fmean(one['evaluations'][-2]['success'] for one in runs.values()):.2f} → {mean(runs, 'success'):.2f}"
+
+
+def doubled(runs: Runs) -> str:
+    return " and ".join(f"{study_losses.doublings(one)}" for one in runs.values())
+
+
+def swings(runs: Runs) -> list[tuple[float, float]]:
+    """Success in the training episodes of an update and of the next, over the last ones."""
+    late = [[update["success"] for update in one["updates"][-study_losses.LATE :]] for one in runs.values()]
+    return [pair for successes in late for pair in pairwise(successes)]
+
+
+def readme_losses(arms: Arms) -> str:
+    opd, calm = arms["opd-token"], arms["opd-token-calm"]
+    [settings] = [one["settings"] for one in opd.values()]
+    [calm_settings] = [one["settings"] for one in calm.values()]
+    return filled(
+        f"""
+A second part asks whether the loss matters (a mean over trajectories, tokens or turns), with a student that is weak
+everywhere, {settings["tcod_horizon"]} turns, and a learning rate that is too high for plain OPD. There the KL jumps
+and comes back, and success falls and rises, with every loss and curriculum that was run, one seed each; at a
+quarter of the rate ({calm_settings["lr"]:g} instead of {settings["lr"]:g}) it does not, and OPD ends at
+{mean(calm, "success"):.2f} instead of {mean(opd, "success"):.2f}. No difference between losses was seen, and none
+can be excluded.
 """
     )

@@ -331,7 +331,8 @@ def turn_table(arms: Arms, shown: Sequence[str], turns: Sequence[int] = TURNS) -
         cells = [f"{kl[turn][0]:.2f} ({kl[turn][1]})" if turn in kl else "" for turn in turns]
         return [name, str(points[i]), *cells]
 
-    rows = [row("all", 0, [one for results in runs.values() for one in results])]
+    starts = {id(one["evaluations"][0]): one for results in runs.values() for one in results}  # some runs share theirs
+    rows = [row("all", 0, list(starts.values()))]
     rows += [row(name, i, results) for i in (middle, end) for name, results in runs.items()]
     return table(["arm", "update", *(f"turn {turn}" for turn in turns)], rows)
 

@@ -58,18 +58,20 @@ class Expert:
             self._searched.add(self._here)
             self._seen.update(dict.fromkeys(_THING.findall(text.partition("you see")[2]), self._here))
 
-    def act(self) -> str:
+    def act(self) -> tuple[str, str]:
+        """The next action, and the thought before it: what the expert is after."""
         if self._held:
             # A wrong object is put down where the agent stands.
             place = self._nearest_target() if kind(self._held) == self.goal else self._here
-            return self._reach(place) or f"move {self._held} to {place}"
+            aim = f"move {self._held} to {place}"
+            return self._reach(place) or aim, aim
         for thing, place in sorted(self._seen.items()):
             if kind(thing) == self.goal and kind(place) != self.target:
-                return self._reach(place) or f"take {thing} from {place}"
+                aim = f"take {thing} from {place}"
+                return self._reach(place) or aim, aim
         left = [r for r in self.receptacles if r not in self._searched and kind(r) != self.target]
-        if self._here in left:
-            return f"open {self._here}"
-        return f"go to {self._rng.choice(left or self.receptacles)}"
+        action = f"open {self._here}" if self._here in left else f"go to {self._rng.choice(left or self.receptacles)}"
+        return action, f"look for {self.goal}"
 
     def _nearest_target(self) -> str:
         if self._here and kind(self._here) == self.target:
@@ -91,6 +93,7 @@ class Step:
     action: str
     label: bool  # chosen by the expert, not noise
     text: str  # the engine's answer
+    thought: str = ""
 
 
 def demonstrate(
@@ -104,12 +107,12 @@ def demonstrate(
     expert = Expert(observation.text, rng)
     first, steps = observation.text, []
     while len(steps) < horizon and not observation.won:
-        action, label = expert.act(), True
+        (action, thought), label = expert.act(), True
         if rng.random() < noise:
-            action, label = random_action(expert, list(observation.admissible), rng), False
+            action, thought, label = random_action(expert, list(observation.admissible), rng), "", False
         observation = environment.step(action)
         expert.observe(action, observation.text)
-        steps.append(Step(action, label, observation.text))
+        steps.append(Step(action, label, observation.text, thought))
     return first, steps, observation.won
 
 

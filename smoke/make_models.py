@@ -2,6 +2,8 @@
 
     python -m smoke.make_models teacher --out smoke/teacher   # made the shipped files; half an hour on two cores
     python -m smoke.make_models student --out DIR --seed 1    # seconds
+    python -m smoke.make_models thinking-teacher --out DIR    # minutes: the shipped teacher learns to think first
+    python -m smoke.make_models thinking-student --out DIR --teacher DIR
 
 The teacher learns from a scripted searcher (expert.py) whose play is disturbed by random actions: the disturbed turns
 are context, never a label. The student is the teacher after some training steps on random actions, so what the smoke
@@ -17,8 +19,9 @@ import multiprocessing
 import random
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +78,12 @@ CYCLES = ((1600, 3e-3), (2400, 2e-3))  # of the teacher's training: steps, highe
 # The student's damage.
 DAMAGE_STEPS, DAMAGE_BATCH, DAMAGE_RATE = 12, 8, 1e-3
 
+# The thinking teacher: so many games of the teacher's training; tokens of a batch; steps, highest learning rate.
+THINKING_GAMES, THINKING_TOKENS, THINKING_CYCLES = 160, 2200, ((220, 3e-3), (260, 3e-3))
+
 CHAT = {"enable_thinking": False}
 Example = tuple[list[int], list[int]]  # token ids, and 1 where a token is to be predicted
+T = TypeVar("T", bound=tuple)  # an example of any kind: its ids come first
 
 
 def entities() -> list[str]:
@@ -167,8 +174,68 @@ def encode(chat: ChatTokens, first: str, steps: list[expert.Step]) -> Example:
     return ids, labels
 
 
-def batches(examples: list[Example], seed: int) -> Iterator[list[Example]]:
-    """Batches of at most BATCH_TOKENS tokens, padding included, without end.
+def thinking_chat(tokenizer: PreTrainedTokenizerFast) -> ChatTokens:
+    """The chat of a model that thinks, as the recipe renders it under tcod_history turns."""
+    return ChatTokens(tokenizer, {"enable_thinking": True}, history="turns", thoughts="keep")
+
+
+class Branched(NamedTuple):
+    """A conversation without thoughts, and behind it what was said at some of its turns, with the thoughts.
+
+    A model that thinks sees this at each turn, for the cost of one sequence: a turn's answer attends to the
+    conversation before that turn and to itself, and stands at the positions that follow there.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    answers: list[tuple[int, int, int]]
+    """(start, end, tokens of the conversation before that turn) of each answer."""
+
+    def mask(self, size: int) -> torch.Tensor:
+        """Which of `size` tokens each may attend to."""
+        mask = torch.ones(size, size, dtype=torch.bool).tril()
+        for start, end, before in self.answers:
+            mask[start:end, before:start] = False
+        return mask
+
+    def predictions(self) -> list[tuple[int, int]]:
+        """(place that predicts, place of the predicted token) for every token of an answer."""
+        return [
+            (i - 1 if i > start else before - 1, i) for start, end, before in self.answers for i in range(start, end)
+        ]
+
+
+def encode_thoughts(chat: ChatTokens, first: str, steps: list[expert.Step]) -> Branched:
+    """A demonstration as the recipe renders it under tcod_history turns, with the expert's own answers to learn."""
+    texts, said, before = [AlfworldEnvironment.system_prompt({}), first], [], []
+    for i, step in enumerate(steps):
+        context = chat.context(texts)
+        action = AlfworldEnvironment.format_action(step.action)
+        if step.label:
+            said.append(chat.assistant(f"<think>\n{step.thought}\n</think>\n\n{action}"))
+            before.append(len(context))
+        if i + 1 < len(steps):
+            texts += [action, step.text]
+    ids, positions, answers = context, [*range(len(context))], []
+    for answer, begin in zip(said, before, strict=True):
+        answers.append((len(ids), len(ids) + len(answer), begin))
+        ids, positions = ids + answer, [*positions, *range(begin, begin + len(answer))]
+    return Branched(ids, positions, answers)
+
+
+def thoughts_loss(model: torch.nn.Module, batch: list[Branched]) -> torch.Tensor:
+    """label_loss of answers that branch off."""
+    ids = pad_sequence([torch.tensor(one.ids) for one in batch], batch_first=True)
+    positions = pad_sequence([torch.tensor(one.positions) for one in batch], batch_first=True)
+    mask = torch.stack([one.mask(ids.size(1)) for one in batch])[:, None]
+    hidden = model.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
+    places = [(row, *pair) for row, one in enumerate(batch) for pair in one.predictions()]
+    rows, sources, targets = torch.tensor(places).T
+    return F.cross_entropy(model.lm_head(hidden[rows, sources]), ids[rows, targets])
+
+
+def batches(examples: list[T], seed: int, tokens: int = BATCH_TOKENS) -> Iterator[list[T]]:
+    """Batches of at most so many tokens, padding included, without end.
 
     The order within a block is random; blocks follow in order, so the first batches need the first examples only.
     """
@@ -180,7 +247,7 @@ def batches(examples: list[Example], seed: int) -> Iterator[list[Example]]:
             block.sort(key=lambda example: len(example[0]) // 50)  # like lengths together
             made: list[list[Example]] = [[]]
             for example in block:
-                if (len(made[-1]) + 1) * len(example[0]) > BATCH_TOKENS:
+                if (len(made[-1]) + 1) * len(example[0]) > tokens:
                     made.append([])
                 made[-1].append(example)
             rng.shuffle(made)
@@ -195,14 +262,19 @@ def label_loss(model: torch.nn.Module, batch: list[Example]) -> torch.Tensor:
     return F.cross_entropy(model.lm_head(hidden[labels]), ids[:, 1:][labels])
 
 
-def train(model: torch.nn.Module, stream: Iterator[list[Example]], rates: list[float]) -> list[float]:
+def train(
+    model: torch.nn.Module,
+    stream: Iterator[list[T]],
+    rates: list[float],
+    loss_of: Callable[[torch.nn.Module, list[T]], torch.Tensor] = label_loss,
+) -> list[float]:
     """One Adam step per learning rate in `rates`. Returns the losses."""
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     losses = []
     for step, (rate, batch) in enumerate(zip(rates, stream, strict=False)):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
-        loss = label_loss(model, batch)
+        loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -261,8 +333,26 @@ def make_teacher(out: Path) -> None:
     (out / "losses.json").write_text(json.dumps([round(loss, 4) for loss in losses]))
 
 
-def random_play(chat: ChatTokens, rng: random.Random, turns: int = 10) -> Example:
+def make_thinking_teacher(out: Path) -> None:
+    """The shipped teacher, trained to think a few words before it acts."""
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+    chat = thinking_chat(tokenizer)
+    plays = demonstrations(range(THINKING_GAMES))
+    examples = [encode_thoughts(chat, *play) for play in plays]
+    stream = batches(examples, 0, THINKING_TOKENS)
+    for cycle in THINKING_CYCLES:
+        train(model, stream, cosine(*cycle), thoughts_loss)
+    save(model, tokenizer, out)
+
+
+def random_play(chat: ChatTokens, rng: random.Random) -> Example:
     """A mock episode in which every answer is a random action and a label; it needs no engine."""
+    return encode(chat, *random_steps(rng))
+
+
+def random_steps(rng: random.Random, turns: int = 10) -> tuple[str, list[expert.Step]]:
+    """A first observation and random actions, with answers that resemble the engine's and thoughts that do not fit."""
     always, optional = make_games.KITCHEN
     room = always + rng.sample(optional, rng.randint(0, make_games.MAX_ROOM - len(always)))
     places = sorted(f"{name.lower()} {room[:i].count(name) + 1}" for i, name in enumerate(room))
@@ -283,17 +373,22 @@ def random_play(chat: ChatTokens, rng: random.Random, turns: int = 10) -> Exampl
             text = f"You arrive at {place}. " + (
                 f"The {place} is closed." if closed else f"On the {place}, you see nothing."
             )
-        steps.append(expert.Step(action, True, text))
-    return encode(chat, first, steps)
+        steps.append(expert.Step(action, True, text, f"look for {expert.kind(thing)}"))
+    return first, steps
 
 
-def make_student(teacher: Path, out: Path, seed: int) -> None:
+def make_student(teacher: Path, out: Path, seed: int, thinks: bool = False) -> None:
     """The teacher after DAMAGE_STEPS training steps on random actions: a function of the teacher and the seed."""
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
-    chat, rng = ChatTokens(tokenizer, CHAT), random.Random(seed)
-    stream = ([random_play(chat, rng) for _ in range(DAMAGE_BATCH)] for _ in range(DAMAGE_STEPS))
-    train(model, stream, [DAMAGE_RATE] * DAMAGE_STEPS)
+    rng, rates = random.Random(seed), [DAMAGE_RATE] * DAMAGE_STEPS
+    if thinks:
+        chat = thinking_chat(tokenizer)
+        plays = ([random_steps(rng) for _ in range(DAMAGE_BATCH)] for _ in rates)
+        train(model, ([encode_thoughts(chat, *play) for play in batch] for batch in plays), rates, thoughts_loss)
+    else:
+        chat = ChatTokens(tokenizer, CHAT)
+        train(model, ([random_play(chat, rng) for _ in range(DAMAGE_BATCH)] for _ in rates), rates)
     save(model, tokenizer, out)
 
 
@@ -307,15 +402,17 @@ def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", choices=["teacher", "student"])
+    parser.add_argument("model", choices=["teacher", "student", "thinking-teacher", "thinking-student"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
     parser.add_argument("--teacher", type=Path, default=SHIPPED, help="the student's starting point")
     parser.add_argument("--seed", type=int, default=1, help="of the student's damage")
     args = parser.parse_args()
     if args.model == "teacher":
         make_teacher(args.out)
+    elif args.model == "thinking-teacher":
+        make_thinking_teacher(args.out)
     else:
-        make_student(args.teacher, args.out, args.seed)
+        make_student(args.teacher, args.out, args.seed, thinks=args.model == "thinking-student")
 
 
 if __name__ == "__main__":

@@ -26,12 +26,17 @@ SCIENCEWORLD_TASKS = ("lifespan-longest-lived", "find-non-living-thing")  # solv
 
 @dataclass(frozen=True)
 class Play:
-    """The arms' configurations; a folder of train.jsonl and heldout.jsonl; and train_arm's flags for them."""
+    """The arms' configurations; a folder of train.jsonl and heldout.jsonl; and train_arm's flags for them.
+
+    Attributes:
+        thinks: the models are those that think before they act.
+    """
 
     configs: dict[str, Path]
     data: Path
     about: str = "What can be seen: the student, a damaged copy of the teacher, recovers."
     flags: list[str] = field(default_factory=list)
+    thinks: bool = False
 
 
 def choose(options: Namespace) -> Play:
@@ -50,7 +55,8 @@ def _alfworld(options: Namespace) -> Play:
     data = options.out / "games"
     with tqdm(total=options.train_games + options.heldout_games, desc="games", unit="game", disable=None) as bar:
         make_games(data, options.train_games, options.heldout_games, progress=bar.update)
-    return Play({arm: CONFIGS / f"{arm}.yaml" for arm in options.arms}, data)
+    name = "thoughts_{}" if options.thoughts else "{}"
+    return Play({arm: CONFIGS / f"{name.format(arm)}.yaml" for arm in options.arms}, data, thinks=options.thoughts)
 
 
 def _scienceworld(options: Namespace) -> Play:

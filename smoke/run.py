@@ -58,17 +58,13 @@ def main() -> None:
     play = choose(options)
     options.arms = list(play.configs)
     print(play.about)
-    weights = hashlib.sha256((make_models.SHIPPED / "model.safetensors").read_bytes()).hexdigest()
-    student = options.out / "models" / f"student-{options.seed}-of-{weights[:8]}"
-    if not (student / "model.safetensors").exists():
-        print("making the student: a damaged copy of the teacher", flush=True)
-        make_models.make_student(make_models.SHIPPED, student, seed=options.seed)
+    teacher, student = models(options.out / "models", options.seed, play.thinks)
     results = {}
     with ExitStack() as stack:
         logs = options.out / "logs"
         print(f"starting two SGLang servers on the CPU, the student's and the teacher's; logs: {logs}", flush=True)
         student_server = stack.enter_context(SGLangServer("student server", student, logs / "student.log"))
-        teacher_server = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, logs / "teacher.log"))
+        teacher_server = stack.enter_context(SGLangServer("teacher server", teacher, logs / "teacher.log"))
         student_server.wait_ready()
         teacher_server.wait_ready()
         for arm, config in play.configs.items():
@@ -84,6 +80,25 @@ def main() -> None:
     show(results, options)
     print(f"wall time {time.monotonic() - started:.0f} s")
     print(summary(results))
+
+
+def models(folder: Path, seed: int, thinks: bool) -> tuple[Path, Path]:
+    """Teacher and student. What is not shipped is made, once."""
+    teacher = make_models.SHIPPED
+    if thinks:
+        teacher = folder / f"thinking-of-{digest(teacher)}"
+        if not (teacher / "model.safetensors").exists():
+            print("making a teacher that thinks out of the shipped one: some minutes, once", flush=True)
+            make_models.make_thinking_teacher(teacher)
+    student = folder / f"student-{seed}-of-{digest(teacher)}"
+    if not (student / "model.safetensors").exists():
+        print("making the student: a damaged copy of the teacher", flush=True)
+        make_models.make_student(teacher, student, seed, thinks)
+    return teacher, student
+
+
+def digest(checkpoint: Path) -> str:
+    return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
 def show(results: dict[str, list[dict[str, Any]]], options: Namespace) -> None:
@@ -179,12 +194,17 @@ def parse_options() -> Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the perturbation, the order of games and the run")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--environment", choices=("alfworld", "scienceworld"), default="alfworld")
+    parser.add_argument(
+        "--thoughts", action="store_true", help="models that think, and a history without old thoughts"
+    )
     parser.add_argument("--config", type=Path, help="another environment: its YAML of tcod_* settings; needs --data")
     parser.add_argument("--data", type=Path, help="folder of its train.jsonl and, for the evaluation, heldout.jsonl")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="games, models, logs, results (from the root)")
     options = parser.parse_args()
     if bool(options.config) != bool(options.data):
         parser.error("--config and --data belong together")
+    if options.thoughts and (options.config or options.environment != "alfworld"):
+        parser.error("--thoughts is for ALFWorld: the models think of its things only")
     for name in ("out", "config", "data"):
         if path := getattr(options, name):
             setattr(options, name, path.resolve())

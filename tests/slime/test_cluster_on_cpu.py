@@ -63,12 +63,12 @@ def refusal(cluster, **variables):
 
 
 def copy_of_the_data(cluster, folder, change):
-    """A copy of DATA_DIR in which `change` was applied to the first training row."""
+    """A copy of DATA_DIR in which `change` was applied to a training row that a launch does not play."""
     shutil.copytree(cluster[0] / "data", cluster[0] / folder)
     file = cluster[0] / folder / "train.jsonl"
-    first, *others = map(json.loads, file.read_text().splitlines())
-    change(first["metadata"])
-    file.write_text("".join(json.dumps(row) + "\n" for row in [first, *others]))
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    change(rows[1]["metadata"])
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file.parent)
 
 
@@ -171,10 +171,10 @@ def test_a_killed_engine_is_replaced(tmp_path):
     variables, arguments = cpu_cluster.build(tmp_path, tmp_path / "student", make_models.SHIPPED)
     engine_variables, engine_arguments = cpu_cluster.own_engines(tmp_path)
     place, run_dir = (tmp_path, variables | engine_variables, arguments + engine_arguments), tmp_path / "run"
-    gpus = {"ROLLOUT_GPUS": "2", "TEACHER_GPUS": "3"}
-    with start(
-        place, "killed.log", VARIANT="f2b", EVAL_SETS="", SAVE_INTERVAL="9", NUM_ROLLOUT="3", **gpus
-    ) as process:
+    # Both engines play, and each one's requests are in the log.
+    gpus = {"ROLLOUT_GPUS": "2", "TEACHER_GPUS": "3", "ROUTER_POLICY": "round_robin", "RAY_DEDUP_LOGS": "0"}
+    changes = {"VARIANT": "f2b", "EVAL_SETS": "", "SAVE_INTERVAL": "9", "NUM_ROLLOUT": "3"}
+    with start(place, "killed.log", **gpus, **changes) as process:
         # While rollout 1 is played: slime does not see a death before it pushes weights, if it has not asked since.
         wait_for(process, lambda: train_log(run_dir).count("Resuming health monitor") >= 2)
         [first, _] = engines_of(run_dir)
@@ -182,8 +182,10 @@ def test_a_killed_engine_is_replaced(tmp_path):
         assert process.popen.wait() == 0, process.log.read_text()[-3000:]
     log = train_log(run_dir)
     assert "Health check failed for rollout engine" in log and "Recovered 1 dead rollout engines" in log
-    assert [line["n"] for line in lines(run_dir)] == [0, 1, 2]
-    print([line["rollout/tcod/failed"] for line in lines(run_dir)])
+    assert len(set(re.findall(r"SGLangEngine pid=(\d+)\).* \"POST /generate ", log))) == 3  # the new one plays, too
+    rollouts = lines(run_dir)
+    assert [line["n"] for line in rollouts] == [0, 1, 2]
+    assert sum(line["rollout/tcod/failed"] for line in rollouts) == 0  # the other engine took over
 
 
 def train_log(run_dir: Path) -> str:

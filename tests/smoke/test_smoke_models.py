@@ -9,6 +9,8 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from examples.tcod.chat import ChatTokens
 from examples.tcod.env_alfworld import AlfworldEnvironment
+from examples.tcod.history import TurnHistory
+from examples.tcod.student import Response
 from smoke import expert, make_games, make_models
 
 NUM_GPUS = 0
@@ -124,6 +126,34 @@ def test_only_the_experts_own_answers_are_labels(tokenizer, chat):
     labelled = [token for token, label in zip(ids, labels, strict=True) if label]
     assert tokenizer.decode(labelled) == "<action>look</action><|im_end|><action>go to x</action><|im_end|>"
     assert tokenizer.decode(ids).endswith("<action>go to x</action><|im_end|>")
+
+
+def test_answers_that_think_branch_off_what_turns_shows(tokenizer, teacher):
+    """Their loss in one sequence is that of the sequences that the recipe's history makes of the same turns."""
+    steps = [
+        expert.Step("go to drawer 1", True, "The drawer 1 is closed.", "look for apple"),
+        expert.Step("look", False, "Nothing."),
+        expert.Step("open drawer 1", True, "You open it.", "look for apple"),
+    ]
+    chat = make_models.thinking_chat(tokenizer)
+    history = TurnHistory(chat, 1000)
+    history.begin(AlfworldEnvironment.system_prompt({}), "Here.")
+    examples = []
+    for step in steps:
+        think = f"<think>\n{step.thought}\n</think>\n\n"
+        said = chat.assistant(f"{think}<action>{step.action}</action>")
+        if step.label:
+            examples.append((history.context + said, [0] * len(history.context) + [1] * len(said)))
+        history.respond(Response(said, [0.0] * len(said), {}))
+        history.observe(step.text)
+    branched = make_models.encode_thoughts(chat, "Here.", steps)
+    assert [branched.ids[:before] + branched.ids[start:end] for start, end, before in branched.answers] == [
+        ids for ids, _ in examples
+    ]
+    assert "<think>" not in tokenizer.decode(branched.ids[: branched.answers[0][0]])
+    with torch.no_grad():
+        loss = make_models.thoughts_loss(teacher, [branched, branched]).item()
+        assert loss == pytest.approx(make_models.label_loss(teacher, examples).item(), abs=1e-4)
 
 
 def test_the_student_is_a_function_of_the_seed(tmp_path, teacher):

@@ -9,12 +9,13 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks import report, study, study_arm, study_pages, study_report
+from benchmarks import report, study, study_arm, study_losses, study_pages, study_report
 from examples.tcod.curriculum import Curriculum
 
 NUM_GPUS = 0
 RESULTS = study_report.load(study.RESULTS)
 LOSSES = study_report.load(study.RESULTS / "losses")
+SECTIONS = study_pages.sections(study.RESULTS)
 
 
 def run(seed, finals, per_update=100, arm="opd"):
@@ -233,14 +234,62 @@ def test_the_results_in_the_repository_are_of_the_studys_settings():
         assert points[0] == 0 and points[-1] == len(result["updates"]) == result["settings"]["updates"]
 
 
-@pytest.mark.parametrize(("page", "name"), study_pages.sections(RESULTS, LOSSES))
+@pytest.mark.parametrize(("page", "name"), SECTIONS)
 def test_the_pages_show_what_the_results_in_the_repository_give(page, name):
-    assert study_pages.split(page, name)[1] == study_pages.sections(RESULTS, LOSSES)[page, name]
+    assert study_pages.split(page, name)[1] == SECTIONS[page, name]
+
+
+def test_what_the_findings_of_the_first_part_say_without_a_figure_holds():
+    def first_and_last(arm, metric):
+        return [(one["evaluations"][0][metric], one["evaluations"][-1][metric]) for one in RESULTS[arm].values()]
+
+    assert all(after > before for before, after in first_and_last("opd", "success"))
+    assert all(after < before for before, after in first_and_last("opd", "kl"))
+    tuning = [json.loads(path.read_text())["evaluations"] for path in (study.RESULTS / "tuning").glob("opd-*.json")]
+    assert len(tuning) == len(study.TUNING_RATES) and all(points[-1]["kl"] < points[0]["kl"] for points in tuning)
+    assert study_pages.mean(RESULTS["f2b"], "success", 12) < study_pages.mean(RESULTS["f2b"], "success", 0)
+    for base in ("opd-batch-11", "fixed-horizon-10", "random-horizon"):
+        values = study_report.paired(RESULTS["f2b"], RESULTS[base], study_report.final("success"))
+        assert len(values) == 3 and min(values) < 0 < max(values)
+    assert all(len(RESULTS[arm]) == 5 for arm in (*study_report.MAIN, *study_report.EQUAL_RATE))
 
 
 def test_the_page_shows_the_tuning_and_the_pilot():
     page = study_pages.STUDY.read_text()
     assert study_report.tuning_table(study.RESULTS / "tuning") in page
+
+
+def test_the_second_parts_results_are_of_its_settings():
+    jobs = {job.path: job for job in study.loss_jobs() + study.pilot_jobs()}
+    there = [path for name in ("losses", "pilot") for path in (study.RESULTS / name).glob("*.json")]
+    assert there and all(jobs[path].done() for path in there)
+    assert all(job.done() for job in study.pilot_jobs())
+
+
+def test_the_second_parts_arms_differ_in_loss_and_curriculum_only():
+    own = {"tcod_variant", "tcod_k_start", "tcod_eta", "loss"}
+    kept = [
+        {key: value for key, value in job.settings.items() if key not in own}
+        for job in study.loss_jobs()
+        if job.arm_name in study.LOSS_GRID and job.seed == 1
+    ]
+    assert len(kept) == 9 and all(settings == kept[0] for settings in kept)
+    assert study.PILOT_SEED not in study.SEEDS and kept[0]["games"] != study.pilot_jobs()[0].games
+
+
+def test_what_the_findings_of_the_second_part_say_without_a_figure_holds():
+    for name, runs in LOSSES.items():
+        [one] = runs.values()  # the findings are about one seed
+        stressed = one["settings"]["lr"] == study.LONG_RATE
+        assert (study_losses.doublings(one) > 0) == stressed, name
+        assert one["evaluations"][-1]["kl"] < one["evaluations"][0]["kl"]
+
+
+def test_the_kl_doubles_where_it_more_than_doubles():
+    updates = [{"kl": kl, "trained": 32} for kl in (2.0, 4.0, 9.0, 1.0, 3.0)]
+    one = {"settings": {"batch": 16}, "updates": updates}
+    assert study_losses.token_kl(one) == [1.0, 2.0, 4.5, 0.5, 1.5]
+    assert study_losses.doublings(one) == 2
 
 
 def test_the_teacher_as_its_own_student_has_no_kl():
