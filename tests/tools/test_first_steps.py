@@ -50,4 +50,4 @@ def test_the_first_steps_work_as_they_are_typed(tmp_path):
     flags = shlex.split(lines[-1])
     assert script.parent.is_dir() and f"export ALFWORLD_DATA={tmp_path}/alfworld" in lines
     for folder in (value(flags, "--hf-checkpoint"), os.path.dirname(value(flags, "--prompt-data")), "/root/Qwen3-32B"):
-        assert folder in steps and (folder in done.stdout)
+        assert folder in steps and folder in done.stdout

@@ -151,8 +151,7 @@ def test_the_checks_are_told_what_runs(place):
     done = run(env)
     assert done.returncode == 0, done.stderr
     before, teacher = (
-        [line for line in (folder / f"seen/preflight_{name}.txt").read_text().splitlines()][1:]
-        for name in ("run", "teacher")
+        (folder / f"seen/preflight_{name}.txt").read_text().splitlines()[1:] for name in ("run", "teacher")
     )
     both = {"--student": f"{folder}/student", "--config": f"{folder}/run/tcod.yaml", "--context-len": "900"}
     both |= {"--apply-chat-template-kwargs": '{"thinking": false}'}
