@@ -256,7 +256,7 @@ F2B, and no better; smaller batches or a fixed shorter horizon save as much.
 def losses(arms: Arms, pilot: Arms) -> str:
     """STUDY.md, what the second part found. It is about one seed; with more it has to be written anew."""
     opd, f2b, b2f, turn = (arms[name] for name in ("opd-token", "f2b-token", "b2f-token", "opd-turn"))
-    calm = arms["opd-token-calm"]
+    calm, calm_f2b = arms["opd-token-calm"], arms["f2b-token-calm"]
     [one], [calm_one] = opd.values(), calm.values()
     kl = [update["kl"] for update in one["updates"]]
     burst = kl.index(max(kl))
@@ -276,14 +276,15 @@ shows that something happens; of differences it shows large ones only. One is la
   in {len(kl)} updates ({doubled(pilot["opd-token"])} times in the pilot), at worst from {kl[burst - 1]:.0f} to
   {kl[burst]:.0f} nats per trajectory, and was {kl[burst + 1]:.0f} an update later; success swings by {swing:.2f}
   from one batch of {one["settings"]["batch"]} training episodes to the next, and the last {study_losses.LATE}
-  batches have {late_success(opd)} ({late_success(pilot["opd-token"])}). At a quarter of the rate the KL never
-  doubled: it fell from {calm_one["updates"][0]["kl"]:.0f} to {study_losses.late("kl")(calm_one):.0f} nats, success
+  batches have {late_success(opd)} ({late_success(pilot["opd-token"])}). At a quarter of the rate it never doubled:
+  the KL fell from {calm_one["updates"][0]["kl"]:.0f} to {study_losses.late("kl")(calm_one):.0f} nats, success
   swings by {calm_swing:.2f}, and the last batches have {late_success(calm)}.
 - **Does the curriculum repair that, or the turn loss alone?** Neither does. The KL doubled {doubled(f2b)} times
   with F2B, {doubled(b2f)} with B2F and {doubled(turn)} with OPD and the turn loss, and held-out success, halfway
   and at the end, was {course(f2b)}, {course(b2f)} and {course(turn)}; OPD under token weights had {course(opd)},
   under trajectory weights (in the pilot) {course(pilot["opd-trajectory"])} with {doubled(pilot["opd-trajectory"])}
-  doubling. The lower rate does repair it, in the one run of OPD there: {course(calm)}.
+  doubling. The lower rate does, in one run each: {course(calm)} with OPD, and {course(calm_f2b)} with F2B, whose KL
+  doubled {doubled(calm_f2b)} time.
 - **What is the variance over seeds?** Not measured: there is one seed. At the stressed rate OPD under token weights
   ended at {mean(opd, "success"):.2f}, in the pilot at {mean(pilot["opd-token"], "success"):.2f}, and one run's
   success changed between its two evaluations by up to {largest_change(stressed):.2f}, so one evaluation at the end
