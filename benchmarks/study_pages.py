@@ -47,14 +47,15 @@ def write_all(results: Path) -> None:
 def sections(results: Path) -> dict[tuple[Path, str], str]:
     """{(page, name of the section): its Markdown}, from the results below a folder."""
     first, second, pilot = (study_report.load(results / name) for name in (".", "losses", "pilot"))
+    seed_1 = {name: of(runs, [1]) for name, runs in second.items() if 1 in runs}  # what the words are about
     return {
         (STUDY, "findings"): curricula(first),
         (STUDY, "results"): study_report.text(first),
         (STUDY, "tuning"): study_report.tuning_table(results / "tuning"),
-        (STUDY, "findings of the losses"): losses(second, pilot),
+        (STUDY, "findings of the losses"): losses(seed_1, pilot),
         (STUDY, "results of the losses"): study_losses.text(second),
         (STUDY, "pilot"): study_losses.end_table(pilot),
-        (README, "study"): readme_curricula(first) + "\n" + readme_losses(second),
+        (README, "study"): readme_curricula(first) + "\n" + readme_losses(seed_1),
     }
 
 
@@ -254,9 +255,9 @@ F2B, and no better; smaller batches or a fixed shorter horizon save as much.
 
 
 def losses(arms: Arms, pilot: Arms) -> str:
-    """STUDY.md, what the second part found. It is about one seed; with more it has to be written anew."""
+    """STUDY.md, what the second part found. About one seed; with more it has to be written anew."""
     opd, f2b, b2f, turn = (arms[name] for name in ("opd-token", "f2b-token", "b2f-token", "opd-turn"))
-    calm = arms["opd-token-calm"]
+    calm, calm_f2b, reopd = (arms[f"{name}-token-calm"] for name in ("opd", "f2b", "reopd"))
     [one], [calm_one] = opd.values(), calm.values()
     kl = [update["kl"] for update in one["updates"]]
     burst = kl.index(max(kl))
@@ -276,20 +277,25 @@ shows that something happens; of differences it shows large ones only. One is la
   in {len(kl)} updates ({doubled(pilot["opd-token"])} times in the pilot), at worst from {kl[burst - 1]:.0f} to
   {kl[burst]:.0f} nats per trajectory, and was {kl[burst + 1]:.0f} an update later; success swings by {swing:.2f}
   from one batch of {one["settings"]["batch"]} training episodes to the next, and the last {study_losses.LATE}
-  batches have {late_success(opd)} ({late_success(pilot["opd-token"])}). At a quarter of the rate the KL never
-  doubled: it fell from {calm_one["updates"][0]["kl"]:.0f} to {study_losses.late("kl")(calm_one):.0f} nats, success
+  batches have {late_success(opd)} ({late_success(pilot["opd-token"])}). At a quarter of the rate it never doubled:
+  the KL fell from {calm_one["updates"][0]["kl"]:.0f} to {study_losses.late("kl")(calm_one):.0f} nats, success
   swings by {calm_swing:.2f}, and the last batches have {late_success(calm)}.
 - **Does the curriculum repair that, or the turn loss alone?** Neither does. The KL doubled {doubled(f2b)} times
   with F2B, {doubled(b2f)} with B2F and {doubled(turn)} with OPD and the turn loss, and held-out success, halfway
   and at the end, was {course(f2b)}, {course(b2f)} and {course(turn)}; OPD under token weights had {course(opd)},
   under trajectory weights (in the pilot) {course(pilot["opd-trajectory"])} with {doubled(pilot["opd-trajectory"])}
-  doubling. The lower rate does repair it, in the one run of OPD there: {course(calm)}.
+  doubling. The lower rate does, in one run each: {course(calm)} with OPD, and {course(calm_f2b)} with F2B, whose KL
+  doubled {doubled(calm_f2b)} time.
 - **What is the variance over seeds?** Not measured: there is one seed. At the stressed rate OPD under token weights
   ended at {mean(opd, "success"):.2f}, in the pilot at {mean(pilot["opd-token"], "success"):.2f}, and one run's
   success changed between its two evaluations by up to {largest_change(stressed):.2f}, so one evaluation at the end
   says little about an arm.
 - **What is the cheapest way to a given success?** A rate that is not too high. At the lower rate,
-  {calm_arms(arms)}.
+  {calm_arms(arms)}. After as many environment steps as F2B took, its success is
+  {fmean(lead_at_equal_steps(calm_f2b, calm)):+.2f} to OPD's: again a tie.
+- **ReOPD is starved here**: its 30 updates have {total(reopd, "trained"):,.0f} trained tokens, OPD's
+  {total(calm, "trained"):,.0f}. The KL of whole trajectories still falls from {mean(opd, "kl", 0):.0f} to
+  {mean(reopd, "kl"):.0f} nats, and success does not rise.
 - **A mean over turns is nearly one over tokens here.** An answer is an action alone, {min(answers):.1f} to
   {max(answers):.1f} tokens in the mean; only in a burst do answers get longer. Whether the turn loss helps a
   student that reasons at length, this study cannot say.
@@ -347,8 +353,8 @@ def readme_losses(arms: Arms) -> str:
         f"""
 A second part asks whether the loss matters (a mean over trajectories, tokens or turns), with a student that is weak
 everywhere, {settings["tcod_horizon"]} turns, and a learning rate that is too high for plain OPD. There the KL jumps
-and comes back, and success falls and rises, with every loss and curriculum that was run, one seed each; at a
-quarter of the rate ({calm_settings["lr"]:g} instead of {settings["lr"]:g}) it does not, and OPD ends at
+and comes back, and success falls and rises, with every loss and curriculum that was run, one seed each. At a
+quarter of the rate ({calm_settings["lr"]:g} instead of {settings["lr"]:g}) OPD's KL falls steadily, and OPD ends at
 {mean(calm, "success"):.2f} instead of {mean(opd, "success"):.2f}. No difference between losses was seen, and none
 can be excluded.
 """

