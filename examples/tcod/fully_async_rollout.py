@@ -19,8 +19,9 @@ from .episode import EpisodeRecord
 from .episode_log import save_rollout
 from .errors import ConfigError
 from .metrics import rollout_metrics
+from .samples import Groups, flat, to_train
 from .schedule import count_rollout, depth_of
-from .tcod_rollout import Groups, StampedSource, checked_config, drop_failed, flat, to_train, too_many_failures
+from .tcod_rollout import StampedSource, checked_config, drop_failed, too_many_failures
 
 
 def generate_rollout_fully_async(

@@ -9,13 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 from slime.observability.trace_utils import build_sglang_meta_trace_attrs, trace_span
+from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
+from .config import TcodConfig
 from .episode import EpisodeRecord
 from .errors import ABORTED, Failure
 from .history import History
 
 logger = logging.getLogger(__name__)
+
+Groups = list[list[Sample]]  # slime's batch: the samples of each prompt
 
 
 def fill(args: Namespace, sample: Sample, history: History, record: EpisodeRecord) -> None:
@@ -69,6 +73,18 @@ def fan_out(sample: Sample, tokenizer: Any) -> list[Sample]:
         samples.append(one)
     samples[-1].status = sample.status
     return samples
+
+
+def flat(groups: Groups) -> list[Sample]:
+    return [sample for group in groups for sample in group]
+
+
+def to_train(args: Namespace, config: TcodConfig, groups: Groups) -> Groups:
+    """Groups of episodes as slime trains on them: under tcod_history turns an episode is a list of samples."""
+    if config.tcod_history == "append":
+        return groups
+    tokenizer = GenerateState(args).tokenizer
+    return [[fan_out(sample, tokenizer) for sample in group] for group in groups]
 
 
 def _undo(sample: Sample) -> None:

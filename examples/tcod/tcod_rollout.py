@@ -48,14 +48,12 @@ from .errors import ABORTED, ConfigError, Failure
 from .loss import count_turns, is_turn_mean
 from .metrics import eval_metrics, rollout_metrics
 from .rows import Demonstration
-from .samples import fail, fan_out, fill, timeline_span
+from .samples import Groups, fail, fill, flat, timeline_span, to_train
 from .schedule import check_data_source, count_rollout, depth_of
 from .server_checks import base_url, check_models
 from .teacher import TeacherClient
 
 logger = logging.getLogger(__name__)
-
-Groups = list[list[Sample]]
 
 # ---------------------------------------------------------------------------------------------- slime's hooks
 
@@ -134,7 +132,9 @@ async def reward_func(args: Namespace, sample: Sample, **kwargs: Any) -> float:
         started = time.monotonic()
         try:
             with timeline_span(sample, "teacher"):
-                sample.teacher_log_probs = await _teacher_log_probs(args, sample, record)
+                sample.teacher_log_probs = await _runtime(args).teacher.score_all(
+                    sample.tokens, record.sequences(len(sample.tokens)), sample.session_id, _is_unwanted(args)
+                )
         except Exception as error:  # it would end slime's run
             failure = error if isinstance(error, Failure) else Failure("internal", repr(error))
             if failure.reason == "internal":
@@ -232,14 +232,6 @@ class _OneRolloutSource(StampedSource):
         return groups
 
 
-def to_train(args: Namespace, config: TcodConfig, groups: Groups) -> Groups:
-    """Groups of episodes as slime trains on them: under tcod_history turns an episode is a list of samples."""
-    if config.tcod_history == "append":
-        return groups
-    tokenizer = GenerateState(args).tokenizer
-    return [[fan_out(sample, tokenizer) for sample in group] for group in groups]
-
-
 def too_many_failures(rollout_id: int, missing: int, samples: list[Sample]) -> RuntimeError:
     lost = [sample for sample in samples if sample.status in (Sample.Status.FAILED, Sample.Status.ABORTED)]
     reasons = Counter(EpisodeRecord.of(sample).failure or ABORTED for sample in lost)
@@ -247,10 +239,6 @@ def too_many_failures(rollout_id: int, missing: int, samples: list[Sample]) -> R
         f"rollout {rollout_id} stops: more than tcod_max_replacements whole batches of failed groups were replaced "
         f"and {missing} are still missing; failures by reason: {dict(reasons)}"
     )
-
-
-def flat(groups: Groups) -> list[Sample]:
-    return [sample for group in groups for sample in group]
 
 
 # ------------------------------------------------------------------------------------------------ one episode
@@ -271,16 +259,6 @@ def _plan(config: TcodConfig, record: EpisodeRecord, sample: Sample) -> tuple[Ep
         demo = Demonstration.of(sample.metadata)
         demo.check(config.tcod_horizon)
     return config.curriculum.plan(record.k, len(demo.actions), record.n, sample.index), demo
-
-
-async def _teacher_log_probs(args: Namespace, sample: Sample, record: EpisodeRecord) -> list[float]:
-    """One request for each sequence, one after the other, so that each finds the one before in the teacher's cache."""
-    values: list[float] = []
-    for start, begin, end in record.sequences(len(sample.tokens)):
-        values += [0.0] * (begin - start if start else 0)
-        tokens = sample.tokens[start:end]
-        values += await _runtime(args).teacher.score(tokens, begin - start, sample.session_id, _is_unwanted(args))
-    return values
 
 
 def _max_context_len(args: Namespace, evaluation: bool) -> int:

@@ -1,7 +1,7 @@
 """The teacher's log-probs of a finished trajectory, from SGLang: the request, and what makes a reply valid."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .errors import ABORTED, Failure
 from .sglang_client import SGLangClient, routing
@@ -19,6 +19,23 @@ class TeacherClient:
     def __init__(self, url: str, timeout_s: float, concurrency: int, vocab_size: int) -> None:
         self._url, self._vocab_size = url, vocab_size
         self._client = SGLangClient(timeout_s, concurrency, teacher_headers())
+
+    async def score_all(
+        self,
+        tokens: list[int],
+        sequences: Iterable[tuple[int, int, int]],
+        session: str | None,
+        is_unwanted: Callable[[], bool],
+    ) -> list[float]:
+        """`score` of each sequence (start, end of its prompt, end) of `tokens`, end to end behind the first prompt.
+
+        0.0 in the prompts of later ones. One request after the other, so that each finds the one before in the cache.
+        """
+        values: list[float] = []
+        for start, begin, end in sequences:
+            values += [0.0] * (begin - start if start else 0)
+            values += await self.score(tokens[start:end], begin - start, session, is_unwanted)
+        return values
 
     async def score(
         self,

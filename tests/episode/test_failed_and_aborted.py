@@ -38,7 +38,7 @@ def test_one_failed_sample_drops_its_whole_group(rig):
 
 
 def test_an_unforeseen_error_of_the_teacher_client_fails_the_sample(rig, monkeypatch):
-    async def broken(self, tokens, prompt_length, is_unwanted):
+    async def broken(self, *_):
         raise RuntimeError("out of threads")
 
     monkeypatch.setattr(tcod_rollout.TeacherClient, "score", broken)
