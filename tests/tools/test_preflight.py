@@ -84,3 +84,19 @@ def test_a_context_that_the_horizon_does_not_fit_into_is_named(preflight, capsys
 def test_the_template_arguments_are_those_of_the_run(preflight):
     _, check = preflight
     assert "enable_thinking" in check(apply_chat_template_kwargs={})
+
+
+def test_thoughts_and_histories_are_those_of_the_settings(preflight, capsys):
+    folder, check = preflight
+    config = folder / "thinks.yaml"
+    settings = (folder / "f2b.yaml").read_text()
+    config.write_text(settings + "tcod_history: turns\ntcod_thoughts: keep\n")
+    assert "switch thinking on" in check(config=config)
+    kwargs = {"apply_chat_template_kwargs": {}}
+    assert check(config=config, **kwargs) is None
+    # Old thoughts are the template's to drop: one response of full length must fit, and the observations.
+    assert check(config=config, **kwargs, turn_len=200, context_len=800) is None and capsys.readouterr().err == ""
+    config.write_text(settings + "tcod_history: turns\ntcod_window: 1\n")
+    assert check(config=config, turn_len=200, context_len=800) is None and capsys.readouterr().err == ""
+    assert check(config=config, turn_len=350, context_len=800) is None
+    assert "2 x MAX_TURN_LEN 350" in capsys.readouterr().err
