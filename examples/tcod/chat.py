@@ -119,7 +119,8 @@ class ChatTokens:
             template.check_block()
             template.check_rule()
             self._check_tokens()
-        template.check_header()
+        else:
+            template.check_header()
         control = {token.content: i for i, token in added.items() if token.content.strip()}
         names = sorted(control, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, [*names, _MARK[0]])))

@@ -145,6 +145,11 @@ class TcodConfig(BaseModel):
         """What ChatTokens needs of the settings."""
         return {"history": self.tcod_history, "thoughts": self.tcod_thoughts}
 
+    @property
+    def template_kwargs(self) -> dict[str, bool]:
+        """Of the chat template, where a tool is given none: Qwen3's switch, which templates without it ignore."""
+        return {"enable_thinking": self.tcod_thoughts == "keep"}
+
     @classmethod
     def read(cls, path: Path) -> "TcodConfig":
         """The settings in a YAML file. Raises ConfigError."""

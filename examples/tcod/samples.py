@@ -37,8 +37,8 @@ def fill(args: Namespace, sample: Sample, history: History, record: EpisodeRecor
             )
         else:
             sample.append_response_tokens(args, tokens=span.ids, trainable=False)
-    said = (span.ids for span in history.spans if span.sampled or len(history.prompts) == 1)
-    sample.response = "".join(history.chat.tokenizer.decode(ids, skip_special_tokens=False) for ids in said)
+    said = [i for span in history.spans if span.sampled or len(history.prompts) == 1 for i in span.ids]
+    sample.response = history.chat.tokenizer.decode(said, skip_special_tokens=False)
     sample.status = Sample.Status.TRUNCATED if record.truncated else Sample.Status.COMPLETED
     sample.non_generation_time = record.env_s
     record.store(sample)

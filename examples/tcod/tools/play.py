@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     parser.add_argument(
         "--apply-chat-template-kwargs",
         type=json.loads,
-        help='of the chat template, as in training; default: {"enable_thinking": false}, or {} with thoughts',
+        help='of the chat template, as in training; default: {"enable_thinking": ..} as tcod_thoughts says',
     )
     parser.add_argument(
         "--config",
@@ -177,11 +177,9 @@ async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Played]:
 
 
 def _load_chat(options: Namespace, config: TcodConfig) -> ChatTokens:
-    kwargs = options.apply_chat_template_kwargs
-    if kwargs is None:
-        kwargs = {} if config.tcod_thoughts == "keep" else {"enable_thinking": False}
+    given = options.apply_chat_template_kwargs
     try:
-        return load_chat(options.model, kwargs, **config.chat_choices)
+        return load_chat(options.model, config.template_kwargs if given is None else given, **config.chat_choices)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--model {options.model}: {reason}; name the checkpoint that the server serves") from error

@@ -27,7 +27,6 @@ from .ray_cluster import check_cluster
 from .ray_start import start_ray
 
 PLAYED = 2  # training rows
-NON_THINKING = {"enable_thinking": False}  # as the script's CHAT_TEMPLATE_KWARGS
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
 ARCHITECTURE = (
     *("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "tie_word_embeddings"),
@@ -61,8 +60,11 @@ def check_run(options: Namespace) -> None:
 
 def student_chat(options: Namespace, config: TcodConfig) -> ChatTokens:
     """The student's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError."""
+    given = options.apply_chat_template_kwargs
     try:
-        return load_chat(str(options.student), options.apply_chat_template_kwargs, **config.chat_choices)
+        return load_chat(
+            str(options.student), config.template_kwargs if given is None else given, **config.chat_choices
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"STUDENT {options.student}: {error}") from error
 
@@ -127,8 +129,7 @@ def parse() -> Namespace:
     student.add_argument(
         "--apply-chat-template-kwargs",
         type=json.loads,
-        default=NON_THINKING,
-        help='slime\'s --apply-chat-template-kwargs ({"enable_thinking": false})',
+        help='slime\'s --apply-chat-template-kwargs; default: {"enable_thinking": ..} as tcod_thoughts says',
     )
     run = commands.add_parser("run", parents=[student], help="before a GPU is taken")
     run.set_defaults(check=check_run)
