@@ -36,7 +36,7 @@ from examples.tcod.chat import ChatTokens
 from examples.tcod.tools.plot_runs import read_run
 from smoke import hooks, make_games, make_models
 from smoke.expert import Step
-from smoke.servers import Process, SGLangServer
+from smoke.servers import DEVICE, Process, SGLangServer
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "study"
@@ -425,6 +425,8 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
         except BlockingIOError:
             sys.exit(f"another study runs in {out}: wait for its end, or choose another --out")
         circumstances = {**report.circumstances("study"), "slime": SLIME}
+        if DEVICE == "cuda":
+            circumstances["machine"] += f", engines on one {torch.cuda.get_device_name()}"
         log = out / "logs" / "teacher.log"
         teacher = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, log, 64 * parallel))
         teacher.wait_ready()

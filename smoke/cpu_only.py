@@ -15,8 +15,11 @@ def prepare() -> None:
     and its import then fails because it registers shape functions for operators that do not exist. SGLang's compiled
     kernels are for GPUs, too: stubs/ has a package of their name, which comes last on the import path.
     """
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    try:
+        import torchvision  # noqa: F401  (one that was built for this PyTorch brings them)
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{name}", schema)
     if str(STUBS) not in sys.path:
         sys.path.append(str(STUBS))

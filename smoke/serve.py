@@ -1,8 +1,10 @@
-"""Start SGLang's own server on a CPU, with SGLang's arguments.
+"""Start SGLang's own server, with SGLang's arguments.
 
     python -m smoke.serve --model-path DIR --device cpu ...
 
-What a GPU installation has and a laptop lacks is never called on this path: see cpu_only.py.
+On a CPU, what a GPU installation has and a laptop lacks is never called: see cpu_only.py. With SMOKE_DEVICE=cuda, in
+an installation for GPUs, SGLang's layers are PyTorch's operations: its kernels are made for half precision and for
+larger heads than the smoke run's models have.
 Beside that, the server answers GET /workers as slime's router does, so that one engine does without a router.
 """
 
@@ -14,9 +16,17 @@ import sys
 
 from smoke import cpu_only
 
+ON_GPU = os.environ.get("SMOKE_DEVICE") == "cuda"
+
 # At module level, because spawned children run it too.
-os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
-cpu_only.prepare()
+if ON_GPU:
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"  # Triton's own default for float32 is TF32
+    from sglang.srt.layers.utils import MultiPlatformOp
+
+    MultiPlatformOp.dispatch_forward = lambda self: self.forward_native
+else:
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    cpu_only.prepare()
 
 
 def main() -> None:
@@ -24,8 +34,9 @@ def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
     # SGLang spawns its processes, for CUDA's sake, and each imports everything anew: most of a start on a laptop.
-    use = multiprocessing.set_start_method
-    multiprocessing.set_start_method = lambda method, force=False: use("fork", force=True)
+    if not ON_GPU:
+        use = multiprocessing.set_start_method
+        multiprocessing.set_start_method = lambda method, force=False: use("fork", force=True)
 
     from sglang.launch_server import run_server
     from sglang.srt.entrypoints.http_server import app

@@ -1,5 +1,9 @@
-"""SGLang on the CPU. It and the other processes of the smoke run are started and stopped as the recipe's are."""
+"""SGLang's servers. They and the other processes of the smoke run are started and stopped as the recipe's are.
 
+They run on the CPU, or with SMOKE_DEVICE=cuda on the one GPU that all of them share; see serve.py for what that needs.
+"""
+
+import os
 import random
 import socket
 import sys
@@ -26,8 +30,18 @@ def free_port() -> int:
             return port
 
 
+DEVICE = os.environ.get("SMOKE_DEVICE", "cpu")
+ENGINE_FLAGS = {
+    "cpu": ["--attention-backend", "torch_native"],
+    "cuda": [
+        *("--attention-backend", "triton", "--sampling-backend", "pytorch", "--mem-fraction-static", "0.6"),
+        *("--cuda-graph-backend-prefill", "disabled", "--cuda-graph-max-bs-decode", "32"),
+    ],
+}
+
+
 class SGLangServer(Process):
-    """A real SGLang server on the CPU, on a free loopback port."""
+    """A real SGLang server, on a free loopback port."""
 
     patience_s = 2.0  # it has nothing to save and would drain for 20 s
 
@@ -35,8 +49,8 @@ class SGLangServer(Process):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "smoke.serve", "--model-path", str(model)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"]
-        command += ["--attention-backend", "torch_native", "--max-total-tokens", "65536", "--log-level", "warning"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--device", DEVICE, "--dtype", "float32"]
+        command += [*ENGINE_FLAGS[DEVICE], "--max-total-tokens", "65536", "--log-level", "warning"]
         command += ["--max-running-requests", str(max_running_requests)]
         command += ["--sleep-on-idle"]  # an idle scheduler otherwise spins on a whole core
         # One thread each: two engines, the trainer and the environments share the cores.

@@ -1,0 +1,144 @@
+"""The run script on one GPU that slime's training and the student's engine share, for both kinds of teacher.
+
+Needs SLIME_DIR and MEGATRON_DIR, a GPU, and SGLang with its GPU kernels, as slime's container has them. Where there is
+no TransformerEngine, Megatron's layers are those of smoke/slime_cpu/cpu_layer_spec.py.
+"""
+
+import ast
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR") and torch.cuda.is_available()):
+    pytest.skip(
+        "the run script on a GPU: run with SLIME_DIR=/path/to/slime MEGATRON_DIR=/path/to/Megatron-LM",
+        allow_module_level=True,
+    )
+
+from examples.tcod.tools.processes import Process
+from smoke import make_models
+from smoke.servers import free_port
+from smoke.train_slime import CPU_SETTINGS, as_flags
+from tests.support import cpu_cluster
+
+NUM_GPUS = 1
+SCRIPT = cpu_cluster.ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
+ENGINE = ["--attention-backend", "triton", "--sampling-backend", "pytorch"]  # what a bare SGLang has
+SHAPE = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 8}
+SHAPE |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+SHOWN = ("train/loss", "train/grad_norm", "train/opd_reverse_kl", "train/train_rollout_logprob_abs_diff")
+PRINTED = ("kl/token", "kl/trajectory", "turns/student", "tokens/trained", "rollout_s", "/failed")
+NOISE = 0.1  # of the teacher's parameters to the student's, relative
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """(folder, the script's variables, its arguments), with the teacher's server up."""
+    place = tmp_path_factory.mktemp("cluster")
+    make_pair(place / "student", place / "teacher")
+    variables, flags = cpu_cluster.build(place, place / "student", place / "teacher")
+    del variables["PATH"]  # the programs are the machine's own
+    variables |= {"COLOCATE": "1", "LR": "1e-5", "EVAL_SETS": "", "SAVE_INTERVAL": "1"}
+    flags = as_flags(settings(dict(CPU_SETTINGS)))
+    flags += [f"--sglang-{flag[2:]}" if flag.startswith("--") else flag for flag in ENGINE]
+    port = free_port()
+    command = ["python3", "-m", "sglang.launch_server", "--model-path", str(place / "teacher"), "--port", str(port)]
+    with Process("teacher", [*command, "--mem-fraction-static", "0.15", *ENGINE], place / "teacher.log") as teacher:
+        wait_ready(teacher, port)
+        yield place, {**variables, "TEACHER_URL": f"http://127.0.0.1:{port}"}, flags
+
+
+def wait_ready(teacher, port):
+    while True:
+        teacher.check_running()
+        with suppress(requests.RequestException):
+            if requests.get(f"http://127.0.0.1:{port}/health_generate", timeout=30).status_code == 200:
+                return
+        time.sleep(1)
+
+
+def settings(plain):
+    """Megatron's flags: nothing of its own where there is TransformerEngine, else plain PyTorch on the GPU."""
+    if importlib.util.find_spec("transformer_engine"):
+        return {}
+    del plain["distributed-backend"], plain["use-cpu-initialization"]
+    return plain | {"attention-backend": "auto", "sglang-mem-fraction-static": 0.3}
+
+
+def make_pair(student: Path, teacher: Path) -> None:
+    """A random model with the smoke run's tokenizer, and one beside it, in bfloat16."""
+    torch.manual_seed(1)
+    tiny = Qwen3Config.from_pretrained(make_models.SHIPPED)
+    config = Qwen3Config.from_dict({**tiny.to_dict(), **SHAPE, "layer_types": None, "max_window_layers": None})
+    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    for folder in (student, teacher):
+        shutil.copytree(make_models.SHIPPED, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+        model.save_pretrained(folder)
+        with torch.no_grad():
+            for value in model.parameters():
+                if value.dim() > 1:
+                    value += NOISE * value.std() * torch.randn_like(value)
+
+
+def run(cluster, log, **variables):
+    """Run the script to its end; returns the run's rollouts and what slime logged of each optimizer step."""
+    place, ours, arguments = cluster
+    env = {**ours, **variables, "CONFIG": f"{place}/{variables['VARIANT']}.yaml"}
+    run_dir = Path(env["RUN_DIR"])
+    with Process("run script", ["bash", str(SCRIPT), *arguments], place / log, env) as process:
+        status = process.popen.wait()
+    logs = sorted(run_dir.glob("logs/*/train.log"))
+    assert status == 0, process.log.read_text()[-3000:] + "".join(file.read_text()[-8000:] for file in logs[-1:])
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = re.findall(r"\bstep \d+: (\{.*?\})", logs[-1].read_text(errors="replace"))
+    return [line for line in lines if line["kind"] == "rollout"], [ast.literal_eval(step) for step in steps]
+
+
+def assert_trained(checkpoint, student):
+    """A checkpoint for Hugging Face has the student's parameters, and all of its matrices have changed."""
+    trained, first = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (checkpoint, student))
+    assert trained.keys() == first.keys()
+    assert all((trained[name] != first[name]).any() for name in first if first[name].dim() > 1)
+
+
+def assert_steps(steps, count):
+    """There is a gradient, and the engine that played has the weights that are trained, in another rounding."""
+    assert len(steps) == count
+    for step in steps:
+        print({name: value for name, value in step.items() if name in SHOWN})
+        assert 0 < step["train/grad_norm"] < math.inf
+        assert step["train/train_rollout_logprob_abs_diff"] < 0.05
+
+
+def test_a_run_beside_a_teachers_server_goes_on_where_it_ended(cluster):
+    run_dir = cluster[0] / "run"
+    first, steps = run(cluster, "first.log", VARIANT="b2f", RUN_DIR=str(run_dir), NUM_ROLLOUT="3")
+    assert_steps(steps, 3)
+    both, steps = run(cluster, "second.log", VARIANT="b2f", RUN_DIR=str(run_dir), NUM_ROLLOUT="5")
+    assert_steps(steps, 2)
+    assert [line["n"] for line in both] == [0, 1, 2, 3, 4] and both[:3] == first
+    for line in both:
+        print({name: value for name, value in line.items() if name.endswith(PRINTED)})
+        assert line["rollout/tcod/kl/token"] > 0 and line["rollout/tcod/failed"] == 0
+    assert_trained(run_dir / "hf/4", cluster[0] / "student")
+
+
+def test_the_teacher_in_the_training_processes(cluster):
+    """slime swaps its weights with the student's, which main memory keeps while the engine has the GPU."""
+    run_dir = cluster[0] / "megatron"
+    variables = {"TEACHER": "megatron", "TEACHER_URL": "", "TEACHER_LOAD": f"{cluster[0]}/teacher"}
+    rollouts, steps = run(cluster, "megatron.log", VARIANT="f2b", RUN_DIR=str(run_dir), NUM_ROLLOUT="3", **variables)
+    assert_steps(steps, 3)
+    assert [line["n"] for line in rollouts] == [0, 1, 2]
+    assert_trained(run_dir / "hf/2", cluster[0] / "student")
