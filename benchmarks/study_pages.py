@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from benchmarks import study_losses, study_report
 from benchmarks.study_report import (
@@ -47,15 +48,14 @@ def write_all(results: Path) -> None:
 def sections(results: Path) -> dict[tuple[Path, str], str]:
     """{(page, name of the section): its Markdown}, from the results below a folder."""
     first, second, pilot = (study_report.load(results / name) for name in (".", "losses", "pilot"))
-    seed_1 = {name: of(runs, [1]) for name, runs in second.items() if 1 in runs}  # what the words are about
     return {
         (STUDY, "findings"): curricula(first),
         (STUDY, "results"): study_report.text(first),
         (STUDY, "tuning"): study_report.tuning_table(results / "tuning"),
-        (STUDY, "findings of the losses"): losses(seed_1, pilot),
+        (STUDY, "findings of the losses"): losses(second),
         (STUDY, "results of the losses"): study_losses.text(second),
         (STUDY, "pilot"): study_losses.end_table(pilot),
-        (README, "study"): readme_curricula(first) + "\n" + readme_losses(seed_1),
+        (README, "study"): readme_curricula(first) + "\n" + readme_losses(second),
     }
 
 
@@ -153,8 +153,7 @@ def largest_rise(runs: Runs) -> tuple[float, float, float]:
 
 
 def each(arms: Sequence[Runs], metric: str, form: str) -> str:
-    texts = [f"{mean(runs, metric):{form}}" for runs in arms]
-    return f"{', '.join(texts[:-1])} and {texts[-1]}"
+    return listed([f"{mean(runs, metric):{form}}" for runs in arms])
 
 
 def of(runs: Runs, seeds: Sequence[int]) -> Runs:
@@ -235,18 +234,18 @@ number.
 
 def readme_curricula(arms: Arms) -> str:
     opd, f2b, b2f = (arms[name] for name in MAIN)
-    settings = next(iter(opd.values()))["settings"]
     games = next(iter(opd.values()))["evaluations"][-1]["episodes"]
     return filled(
         f"""
 `bash benchmarks/run.sh study` compares OPD, F2B and B2F in the same way with {len(opd)} seeds each: students that
-know how an episode begins and not how it goes on, {settings["updates"]} updates of {settings["batch"]} episodes of
-up to {settings["tcod_horizon"]} turns, {games} held-out games, every arm's learning rate tuned alike. Success rose
-from {start_success(arms, list(opd)):.2f} to {mean(opd, "success"):.2f} with OPD, to {mean(f2b, "success"):.2f} with
-F2B and to {mean(b2f, "success"):.2f} with B2F. After as many environment steps instead of updates, F2B equals OPD
-({lead(f2b, opd)}, 95% interval) and B2F nearly ({lead(b2f, opd)}). Plain OPD did not fail, as the paper reports of
-it: in this setting the curriculum makes updates cheaper, by {saved(f2b, opd, *STEPS)} of the environment steps for
-F2B, and no better; smaller batches or a fixed shorter horizon save as much.
+know how an episode begins and not how it goes on, {settings(opd)["updates"]} updates of {settings(opd)["batch"]}
+episodes of up to {settings(opd)["tcod_horizon"]} turns, {games} held-out games, every arm's learning rate tuned
+alike. Success rose from {start_success(arms, list(opd)):.2f} to {mean(opd, "success"):.2f} with OPD, to
+{mean(f2b, "success"):.2f} with F2B and to {mean(b2f, "success"):.2f} with B2F. After as many environment steps
+instead of updates, F2B equals OPD ({lead(f2b, opd)}, 95% interval) and B2F nearly ({lead(b2f, opd)}). Plain OPD did
+not fail, as the paper reports of it: in this setting the curriculum makes updates cheaper, by
+{saved(f2b, opd, *STEPS)} of the environment steps for F2B, and no better; smaller batches or a fixed shorter horizon
+save as much.
 """
     )
 
@@ -254,48 +253,46 @@ F2B, and no better; smaller batches or a fixed shorter horizon save as much.
 # ----------------------------------------------------------------------------------------------- the second part
 
 
-def losses(arms: Arms, pilot: Arms) -> str:
-    """STUDY.md, what the second part found. About one seed; with more it has to be written anew."""
-    opd, f2b, b2f, turn = (arms[name] for name in ("opd-token", "f2b-token", "b2f-token", "opd-turn"))
-    calm, calm_f2b, reopd = (arms[f"{name}-token-calm"] for name in ("opd", "f2b", "reopd"))
-    [one], [calm_one] = opd.values(), calm.values()
-    kl = [update["kl"] for update in one["updates"]]
-    burst = kl.index(max(kl))
-    stressed = [opd, f2b, b2f, turn]
-    swing, calm_swing = (
-        fmean(abs(after - before) for runs in some for before, after in swings(runs)) for some in (stressed, [calm])
-    )
-    answers = [total(runs, "trained") / total(runs, "student_steps") for runs in (*stressed, calm)]
+def losses(arms: Arms) -> str:
+    """STUDY.md, what the second part found."""
+    opd, f2b, b2f = (arms[f"{name}-token"] for name in MAIN)
+    calm_opd, calm_f2b, calm_b2f = calm = [arms[f"{name}-token-calm"] for name in MAIN]
+    turn, reopd, by_kl = (arms[name] for name in ("opd-turn", "reopd-token-calm", "f2b-kl-token"))
+    others = [runs for name, runs in arms.items() if name.endswith(("-turn", "-trajectory"))]
+    before, burst, after = worst_burst(opd)
+    answers = [total(runs, "trained") / total(runs, "student_steps") for runs in (opd, f2b, b2f, turn, *calm)]
+    rates = [(fast, slow) for fast, slow in zip((opd, f2b, b2f), calm, strict=True)]
     return filled(
         f"""
-**At the stressed rate nothing separates**: every loss and every curriculum that was run is unstable there, so the
-comparison was not carried to five seeds. There is one run per arm, on seed 1, and two pilot runs of OPD. One run
-shows that something happens; of differences it shows large ones only. One is large: that of the learning rate.
+**The learning rate decides more than any loss or curriculum that was tried.** Under token weights there are
+{len(calm_opd)}, {len(calm_f2b)} and {len(calm_b2f)} seeds of OPD, F2B and B2F at the lower rate, and {len(opd)},
+{len(f2b)} and {len(b2f)} at the stressed one; of the other losses {min(map(len, others))} to
+{max(map(len, others))}, which show large differences only.
 
-- **Does OPD's KL escalate, or its success fall, under token weights?** In bursts, and at the stressed rate only:
-  there the KL per token of the training episodes more than doubled from one update to the next {doubled(opd)} times
-  in {len(kl)} updates ({doubled(pilot["opd-token"])} times in the pilot), at worst from {kl[burst - 1]:.0f} to
-  {kl[burst]:.0f} nats per trajectory, and was {kl[burst + 1]:.0f} an update later; success swings by {swing:.2f}
-  from one batch of {one["settings"]["batch"]} training episodes to the next, and the last {study_losses.LATE}
-  batches have {late_success(opd)} ({late_success(pilot["opd-token"])}). At a quarter of the rate it never doubled:
-  the KL fell from {calm_one["updates"][0]["kl"]:.0f} to {study_losses.late("kl")(calm_one):.0f} nats, success
-  swings by {calm_swing:.2f}, and the last batches have {late_success(calm)}.
-- **Does the curriculum repair that, or the turn loss alone?** Neither does. The KL doubled {doubled(f2b)} times
-  with F2B, {doubled(b2f)} with B2F and {doubled(turn)} with OPD and the turn loss, and held-out success, halfway
-  and at the end, was {course(f2b)}, {course(b2f)} and {course(turn)}; OPD under token weights had {course(opd)},
-  under trajectory weights (in the pilot) {course(pilot["opd-trajectory"])} with {doubled(pilot["opd-trajectory"])}
-  doubling. The lower rate does, in one run each: {course(calm)} with OPD, and {course(calm_f2b)} with F2B, whose KL
-  doubled {doubled(calm_f2b)} time.
-- **What is the variance over seeds?** Not measured: there is one seed. At the stressed rate OPD under token weights
-  ended at {mean(opd, "success"):.2f}, in the pilot at {mean(pilot["opd-token"], "success"):.2f}, and one run's
-  success changed between its two evaluations by up to {largest_change(stressed):.2f}, so one evaluation at the end
-  says little about an arm.
-- **What is the cheapest way to a given success?** A rate that is not too high. At the lower rate,
-  {calm_arms(arms)}. After as many environment steps as F2B took, its success is
-  {fmean(lead_at_equal_steps(calm_f2b, calm)):+.2f} to OPD's: again a tie.
-- **ReOPD is starved here**: its 30 updates have {total(reopd, "trained"):,.0f} trained tokens, OPD's
-  {total(calm, "trained"):,.0f}. The KL of whole trajectories still falls from {mean(opd, "kl", 0):.0f} to
-  {mean(reopd, "kl"):.0f} nats, and success does not rise.
+- **Does OPD's KL escalate, or its success fall, under token weights?** At the lower rate neither: in every seed the
+  KL falls, from {mean(calm_opd, "kl", 0):.0f} to {mean(calm_opd, "kl"):.0f} nats in the mean, and success rises
+  from {mean(calm_opd, "success", 0):.2f} to {mean(calm_opd, "success"):.2f} {interval(calm_opd)}. At four times
+  that rate both happen, in bursts: the KL per token of the training episodes more than doubled from one update to
+  the next {doubled(opd)} times in {settings(opd)["updates"]} updates, by seed, at worst from {before:.0f} to
+  {burst:.0f} nats per trajectory, and was {after:.0f} an update later; success ends at {by_seed(opd)}.
+- **Does the curriculum repair that, or the turn loss alone?** Not reliably. At the stressed rate F2B ends at
+  {by_seed(f2b)}, behind OPD in {behind(f2b, opd)} seeds ({difference(f2b, opd)}), B2F at {by_seed(b2f)}
+  ({difference(b2f, opd)}), and OPD with the turn loss at {by_seed(turn)} ({difference(turn, opd)}). The lower rate
+  repairs it: with the same seed it ends ahead by {fmean(difference_values(rates)):.2f} in the mean, and in
+  {sum(value > 0 for value in difference_values(rates))} of {len(difference_values(rates))} pairs of runs.
+- **What does the curriculum add at a rate that suits?** After equal updates F2B's success differs from OPD's by
+  {difference(calm_f2b, calm_opd)}, B2F's by {difference(calm_b2f, calm_opd)}; after equal environment steps by
+  {lead(calm_f2b, calm_opd)} and {lead(calm_b2f, calm_opd)}. F2B takes {saved(calm_f2b, calm_opd, *STEPS)} fewer
+  environment steps and trains on {saved(calm_f2b, calm_opd, "trained")} fewer tokens.
+- **What is the variance over seeds?** Large at the stressed rate: the standard deviation of the final success is
+  {deviation(opd)} for OPD, {deviation(f2b)} for F2B and {deviation(b2f)} for B2F. At the lower rate it is
+  {deviation(calm_opd)}, {deviation(calm_f2b)} and {deviation(calm_b2f)}.
+- **What is the cheapest way to a given success?** A rate that is not too high, and then any of the three. At the
+  lower rate {"; ".join(way(name, runs) for name, runs in zip(MAIN, calm, strict=True))}.
+- **ReOPD is starved here**: its {settings(reopd)["updates"]} updates have {total(reopd, "trained"):,.0f} trained
+  tokens, OPD's {total(calm_opd, "trained"):,.0f}; it ends at {by_seed(reopd)}. **Depth that follows the KL** stayed
+  shallow: at the stressed rate its k ended at {last_depth(by_kl)} of {settings(by_kl)["tcod_horizon"]}, since the
+  KL at the deepest turns does not fall there, with a success of {by_seed(by_kl)}.
 - **A mean over turns is nearly one over tokens here.** An answer is an action alone, {min(answers):.1f} to
   {max(answers):.1f} tokens in the mean; only in a burst do answers get longer. Whether the turn loss helps a
   student that reasons at length, this study cannot say.
@@ -303,59 +300,65 @@ shows that something happens; of differences it shows large ones only. One is la
     )
 
 
-def late_success(runs: Runs) -> str:
-    return f"{fmean(study_losses.late('success')(one) for one in runs.values()):.2f}"
+def settings(runs: Runs) -> dict[str, Any]:
+    return next(iter(runs.values()))["settings"]
 
 
-def largest_change(arms: Sequence[Runs]) -> float:
-    """Of one run's held-out success between the evaluation halfway and the last."""
-    every = [one["evaluations"] for runs in arms for one in runs.values()]
-    return max(abs(points[-1]["success"] - points[-2]["success"]) for points in every)
+def interval(runs: Runs) -> str:
+    """Of the final success over seeds."""
+    return spread([final("success")(one) for one in runs.values()], ".2f")
 
 
-def calm_arms(arms: Arms) -> str:
-    """Success and cost, halfway and at the end, of each arm that was run at the lower rate."""
-    texts = []
-    for suffixed, runs in arms.items():
-        name, dash, _ = suffixed.partition("-token-calm")
-        if dash:
-            [one] = runs.values()
-            n, costs = one["evaluations"][-2]["n"], study_report.steps(one)
-            label = {"reopd": "ReOPD"}.get(name, name.upper())
-            halfway = (
-                f"{one['evaluations'][-2]['success']:.2f} after {n} updates and {costs[n]:,.0f} environment steps"
-            )
-            n = one["settings"]["updates"]
-            texts.append(f"{label} has {halfway}, and {mean(runs, 'success'):.2f} after {n} and {costs[n]:,.0f}")
-    return "; ".join(texts)
+def by_seed(runs: Runs, metric: str = "success") -> str:
+    """At the end, a figure per seed."""
+    return listed([f"{final(metric)(runs[seed]):.2f}" for seed in sorted(runs)])
 
 
-def course(runs: Runs) -> str:
-    """Held-out success halfway and at the end."""
-    return f"{fmean(one['evaluations'][-2]['success'] for one in runs.values()):.2f} → {mean(runs, 'success'):.2f}"
+def listed(texts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
 def doubled(runs: Runs) -> str:
-    return " and ".join(f"{study_losses.doublings(one)}" for one in runs.values())
+    return listed([str(study_losses.doublings(runs[seed])) for seed in sorted(runs)])
 
 
-def swings(runs: Runs) -> list[tuple[float, float]]:
-    """Success in the training episodes of an update and of the next, over the last ones."""
-    late = [[update["success"] for update in one["updates"][-study_losses.LATE :]] for one in runs.values()]
-    return [pair for successes in late for pair in pairwise(successes)]
+def last_depth(runs: Runs) -> str:
+    return listed([f"{runs[seed]['updates'][-1]['k']:.0f}" for seed in sorted(runs)])
+
+
+def difference_values(pairs: Sequence[tuple[Runs, Runs]]) -> list[float]:
+    """Final success of the second minus the first, of every seed that both have."""
+    return [value for first, second in pairs for value in paired(second, first, final("success"))]
+
+
+def worst_burst(runs: Runs) -> tuple[float, float, float]:
+    """The largest rise of the training episodes' KL from one update to the next: before, after, an update later."""
+    kls = [[update["kl"] for update in one["updates"]] for one in runs.values()]
+    return max((kl[i : i + 3] for kl in kls for i in range(len(kl) - 2)), key=lambda kl: kl[1] - kl[0])
+
+
+def way(name: str, runs: Runs) -> str:
+    """Success and cost, halfway and at the end."""
+    costs = [study_report.steps(one) for one in runs.values()]
+    updates = settings(runs)["updates"]
+    points = [
+        f"{mean(runs, 'success', n):.2f} after {n} updates and {fmean(cost[n] for cost in costs):,.0f} steps"
+        for n in (updates // 2, updates)
+    ]
+    return f"{name.upper()} has {' and '.join(points)}"
 
 
 def readme_losses(arms: Arms) -> str:
-    opd, calm = arms["opd-token"], arms["opd-token-calm"]
-    [settings] = [one["settings"] for one in opd.values()]
-    [calm_settings] = [one["settings"] for one in calm.values()]
+    opd = arms["opd-token"]
+    calm_opd, calm_f2b, calm_b2f = calm = [arms[f"{name}-token-calm"] for name in MAIN]
     return filled(
         f"""
-A second part asks whether the loss matters (a mean over trajectories, tokens or turns), with a student that is weak
-everywhere, {settings["tcod_horizon"]} turns, and a learning rate that is too high for plain OPD. There the KL jumps
-and comes back, and success falls and rises, with every loss and curriculum that was run, one seed each. At a
-quarter of the rate ({calm_settings["lr"]:g} instead of {settings["lr"]:g}) OPD's KL falls steadily, and OPD ends at
-{mean(calm, "success"):.2f} instead of {mean(opd, "success"):.2f}. No difference between losses was seen, and none
-can be excluded.
+A second part asks whether the loss matters (a mean over trajectories, tokens or turns), with students that are weak
+everywhere and {settings(opd)["tcod_horizon"]} turns. At a learning rate that is too high for plain OPD
+({settings(opd)["lr"]:g}) the KL jumps and comes back, and success falls and rises, with every loss and curriculum;
+no loss and no curriculum repaired that. At a quarter of the rate, under token weights, success rises from
+{mean(calm_opd, "success", 0):.2f} to {mean(calm_opd, "success"):.2f} with OPD, {mean(calm_f2b, "success"):.2f} with
+F2B and {mean(calm_b2f, "success"):.2f} with B2F ({", ".join(str(len(runs)) for runs in calm)} seeds). At equal
+environment steps F2B differs from OPD by {lead(calm_f2b, calm_opd)}, B2F by {lead(calm_b2f, calm_opd)}.
 """
     )

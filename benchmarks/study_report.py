@@ -323,17 +323,21 @@ def _shown(arms: Arms) -> list[str]:
 def turn_table(arms: Arms, shown: Sequence[str], turns: Sequence[int] = TURNS) -> str:
     """The start is one row: the arms have the same checkpoints there."""
     runs = {name: list(arms[name].values()) for name in shown}
-    points = [evaluation["n"] for evaluation in runs[shown[0]][0]["evaluations"]]
-    middle, end = len(points) // 2, len(points) - 1
+    every = [evaluation for results in runs.values() for one in results for evaluation in one["evaluations"]]
+    _, *after = sorted({0, *(evaluation["n"] for evaluation in every)})
+    middle, end = after[(len(after) - 1) // 2], after[-1]
 
-    def row(name: str, i: int, results: list[Result]) -> list[str]:
-        kl = kl_by_turn([one["evaluations"][i] for one in results])
+    def row(name: str, n: int, evaluations: Sequence[dict[str, Any]]) -> list[str]:
+        kl = kl_by_turn([evaluation for evaluation in evaluations if evaluation["n"] == n])
         cells = [f"{kl[turn][0]:.2f} ({kl[turn][1]})" if turn in kl else "" for turn in turns]
-        return [name, str(points[i]), *cells]
+        return [name, str(n), *cells]
 
-    starts = {id(one["evaluations"][0]): one for results in runs.values() for one in results}  # some runs share theirs
-    rows = [row("all", 0, list(starts.values()))]
-    rows += [row(name, i, results) for i in (middle, end) for name, results in runs.items()]
+    rows = [row("all", 0, list({id(evaluation): evaluation for evaluation in every}.values()))]  # some share theirs
+    rows += [
+        row(name, n, [evaluation for one in results for evaluation in one["evaluations"]])
+        for n in dict.fromkeys((middle, end))
+        for name, results in runs.items()
+    ]
     return table(["arm", "update", *(f"turn {turn}" for turn in turns)], rows)
 
 

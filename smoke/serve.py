@@ -20,6 +20,7 @@ ON_GPU = os.environ.get("SMOKE_DEVICE") == "cuda"
 
 # At module level, because spawned children run it too.
 if ON_GPU:
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "0"
     os.environ["TRITON_F32_DEFAULT"] = "ieee"  # Triton's own default for float32 is TF32
     from sglang.srt.layers.utils import MultiPlatformOp
 

@@ -34,6 +34,7 @@ from tests.support import cpu_cluster
 
 NUM_GPUS = 1
 SCRIPT = cpu_cluster.ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
+ON_GPU = {"SGLANG_USE_CPU_ENGINE": "0"}  # other tests' servers are on the CPU
 ENGINE = ["--attention-backend", "triton", "--sampling-backend", "pytorch"]  # what a bare SGLang has
 SHAPE = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 8}
 SHAPE |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
@@ -49,12 +50,13 @@ def cluster(tmp_path_factory):
     make_pair(place / "student", place / "teacher")
     variables, flags = cpu_cluster.build(place, place / "student", place / "teacher")
     del variables["PATH"]  # the programs are the machine's own
-    variables |= {"COLOCATE": "1", "LR": "1e-5", "EVAL_SETS": "", "SAVE_INTERVAL": "1"}
+    variables |= {"COLOCATE": "1", "LR": "1e-5", "EVAL_SETS": "", "SAVE_INTERVAL": "1", **ON_GPU}
     flags = as_flags(settings(dict(CPU_SETTINGS)))
     flags += [f"--sglang-{flag[2:]}" if flag.startswith("--") else flag for flag in ENGINE]
     port = free_port()
     command = ["python3", "-m", "sglang.launch_server", "--model-path", str(place / "teacher"), "--port", str(port)]
-    with Process("teacher", [*command, "--mem-fraction-static", "0.15", *ENGINE], place / "teacher.log") as teacher:
+    command += ["--mem-fraction-static", "0.15", *ENGINE]
+    with Process("teacher", command, place / "teacher.log", ON_GPU) as teacher:
         wait_ready(teacher, port)
         yield place, {**variables, "TEACHER_URL": f"http://127.0.0.1:{port}"}, flags
 
@@ -80,7 +82,7 @@ def make_pair(student: Path, teacher: Path) -> None:
     """A random model with the smoke run's tokenizer, and one beside it, in bfloat16."""
     torch.manual_seed(1)
     tiny = Qwen3Config.from_pretrained(make_models.SHIPPED)
-    config = Qwen3Config.from_dict({**tiny.to_dict(), **SHAPE, "layer_types": None, "max_window_layers": None})
+    config = Qwen3Config.from_dict({**tiny.to_dict(), **SHAPE, "layer_types": None})
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     for folder in (student, teacher):
         shutil.copytree(make_models.SHIPPED, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import random
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
@@ -278,12 +278,19 @@ def test_the_second_parts_arms_differ_in_loss_and_curriculum_only():
 
 
 def test_what_the_findings_of_the_second_part_say_without_a_figure_holds():
-    for name, runs in LOSSES.items():
-        one = runs[1]  # the findings are about one seed
-        stressed = one["settings"]["lr"] == study.LONG_RATE
-        assert study_losses.doublings(one) > 0 or not stressed, name
-        assert one["evaluations"][-1]["kl"] < one["evaluations"][0]["kl"]
-    assert study_losses.doublings(LOSSES["opd-token-calm"][1]) == 0
+    def ends(arm, metric):
+        return [one["evaluations"][-1][metric] for one in LOSSES[arm].values()]
+
+    for one in LOSSES["opd-token-calm"].values():
+        first, last = one["evaluations"][0], one["evaluations"][-1]
+        assert last["kl"] < first["kl"] and last["success"] > first["success"]
+    assert all(study_losses.doublings(one) > 0 for one in LOSSES["opd-token"].values())
+    for arm in study_report.MAIN:
+        assert stdev(ends(f"{arm}-token-calm", "success")) < stdev(ends(f"{arm}-token", "success"))
+        assert fmean(ends(f"{arm}-token-calm", "success")) > max(ends(f"{arm}-token", "success")) - 0.1
+    for one in LOSSES["f2b-kl-token"].values():
+        assert one["updates"][-1]["k"] < study.LONG_HORIZON
+    assert max(ends("reopd-token-calm", "success")) < min(ends("opd-token-calm", "success"))
 
 
 def test_the_kl_doubles_where_it_more_than_doubles():
