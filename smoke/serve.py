@@ -15,8 +15,9 @@ import signal
 import sys
 
 from smoke import cpu_only
+from smoke.servers import DEVICE
 
-ON_GPU = os.environ.get("SMOKE_DEVICE") == "cuda"
+ON_GPU = DEVICE == "cuda"
 
 # At module level, because spawned children run it too.
 if ON_GPU:

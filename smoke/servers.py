@@ -21,15 +21,6 @@ __all__ = ["HERE", "Process", "SGLangServer", "free_port"]
 HERE = Path(__file__).resolve().parent
 
 
-def free_port() -> int:
-    """A free loopback port, below the ones that the system lends to connections; SGLang adds 10,000 to it."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 DEVICE = os.environ.get("SMOKE_DEVICE", "cpu")
 ENGINE_FLAGS = {
     "cpu": ["--attention-backend", "torch_native"],
@@ -38,6 +29,17 @@ ENGINE_FLAGS = {
         *("--cuda-graph-backend-prefill", "disabled", "--cuda-graph-max-bs-decode", "32"),
     ],
 }
+if DEVICE not in ENGINE_FLAGS:
+    sys.exit(f"SMOKE_DEVICE must be {' or '.join(ENGINE_FLAGS)}, not {DEVICE}")
+
+
+def free_port() -> int:
+    """A free loopback port, below the ones that the system lends to connections; SGLang adds 10,000 to it."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class SGLangServer(Process):
