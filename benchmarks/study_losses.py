@@ -24,6 +24,8 @@ PAIRS = (  # of the table of paired differences
     ("b2f-token", "opd-token"),
     ("b2f-turn", "opd-turn"),
     ("opd-token", "opd-token-calm"),
+    ("f2b-token", "f2b-token-calm"),
+    ("b2f-token", "b2f-token-calm"),
     ("f2b-token-calm", "opd-token-calm"),
     ("b2f-token-calm", "opd-token-calm"),
     ("reopd-token-calm", "opd-token-calm"),
@@ -48,7 +50,8 @@ def text(arms: Arms) -> str:
         "parentheses, where seeds are fewer, the range.\n",
         f"**After training**: held-out games, and the training episodes of the last {LATE} updates (temperature 1)\n\n"
         + end_table(arms),
-        "**Paired differences**, same seed, student and games\n\n" + difference_table(arms),
+        "**Paired differences**, same seed and student; the same training games, too, but for seed 1 of "
+        "b2f-token-calm\n\n" + difference_table(arms),
         "**KL per token in the training episodes**, nats, mean over seeds; OPD's are whole episodes, F2B's the first "
         "k turns, B2F's what follows the replay\n\n" + training_table(arms),
         "**What it took**, mean per run\n\n" + study_report.cost_table(arms),

@@ -4,9 +4,10 @@ Tables come from study_report.py and study_losses.py. The findings in words are 
 from the results: a test compares the pages with what this gives.
 """
 
+import math
 import textwrap
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -19,7 +20,6 @@ from benchmarks.study_report import (
     STEPS,
     Arms,
     Result,
-    bootstrap,
     final,
     kl_by_turn,
     lead_at_equal_steps,
@@ -118,20 +118,13 @@ def turn_kl(runs: Runs, turn: int) -> str:
     return f"{kl_by_turn([one['evaluations'][-1] for one in runs.values()])[turn][0]:.1f}"
 
 
-def spread(values: Sequence[float], form: str = "+.2f") -> str:
-    """The interval of five seeds, the range of fewer."""
-    low, high = bootstrap(values) if len(values) >= 5 else (min(values), max(values))
-    return f"[{low:{form}}, {high:{form}}]"
-
-
-def difference(runs: Runs, base: Runs, metric: str = "success", form: str = "+.2f") -> str:
-    values = paired(runs, base, final(metric))
-    return f"{fmean(values):{form}} {spread(values, form)}"
+def difference(runs: Runs, base: Runs) -> str:
+    """Of the final success."""
+    return study_report.mean_text(paired(runs, base, final("success")), ".2f", "+")
 
 
 def lead(runs: Runs, base: Runs) -> str:
-    values = lead_at_equal_steps(runs, base)
-    return f"{fmean(values):+.2f} {spread(values)}"
+    return study_report.mean_text(lead_at_equal_steps(runs, base), ".2f", "+")
 
 
 def behind(runs: Runs, base: Runs) -> str:
@@ -234,12 +227,11 @@ number.
 
 def readme_curricula(arms: Arms) -> str:
     opd, f2b, b2f = (arms[name] for name in MAIN)
-    games = next(iter(opd.values()))["evaluations"][-1]["episodes"]
     return filled(
         f"""
 `bash benchmarks/run.sh study` compares OPD, F2B and B2F in the same way with {len(opd)} seeds each: students that
 know how an episode begins and not how it goes on, {settings(opd)["updates"]} updates of {settings(opd)["batch"]}
-episodes of up to {settings(opd)["tcod_horizon"]} turns, {games} held-out games, every arm's learning rate tuned
+episodes of up to {settings(opd)["tcod_horizon"]} turns, {games(opd)} held-out games, every arm's learning rate tuned
 alike. Success rose from {start_success(arms, list(opd)):.2f} to {mean(opd, "success"):.2f} with OPD, to
 {mean(f2b, "success"):.2f} with F2B and to {mean(b2f, "success"):.2f} with B2F. After as many environment steps
 instead of updates, F2B equals OPD ({lead(f2b, opd)}, 95% interval) and B2F nearly ({lead(b2f, opd)}). Plain OPD did
@@ -255,44 +247,51 @@ save as much.
 
 def losses(arms: Arms) -> str:
     """STUDY.md, what the second part found."""
-    opd, f2b, b2f = (arms[f"{name}-token"] for name in MAIN)
-    calm_opd, calm_f2b, calm_b2f = calm = [arms[f"{name}-token-calm"] for name in MAIN]
-    turn, reopd, by_kl = (arms[name] for name in ("opd-turn", "reopd-token-calm", "f2b-kl-token"))
+    opd, f2b, b2f = stressed = common(*(arms[f"{name}-token"] for name in MAIN))
+    calm_opd, calm_f2b, calm_b2f = calm = common(*(arms[f"{name}-token-calm"] for name in MAIN))
+    turn, by_kl = arms["opd-turn"], arms["f2b-kl-token"]
+    reopd, opd_of_reopd = common(arms["reopd-token-calm"], arms["opd-token-calm"])
     others = [runs for name, runs in arms.items() if name.endswith(("-turn", "-trajectory"))]
-    before, burst, after = worst_burst(opd)
-    answers = [total(runs, "trained") / total(runs, "student_steps") for runs in (opd, f2b, b2f, turn, *calm)]
-    rates = [(fast, slow) for fast, slow in zip((opd, f2b, b2f), calm, strict=True)]
+    seen = {seed: one for seed, one in calm_opd.items() if one["evaluations"][0]["n"] == 0}
+    fast = arms["opd-token"]  # of more seeds than the others
+    (before, burst, after), (calm_before, calm_burst, _) = worst_burst(fast), worst_burst(calm_opd)
+    answers = [total(runs, "trained") / total(runs, "student_steps") for runs in (*stressed, *calm, turn)]
+    gains = [gain for pair in zip(calm, stressed, strict=True) for gain in paired(*pair, final("success"))]
+    ends = [final("kl")(one) for one in fast.values()]
     return filled(
         f"""
-**The learning rate decides more than any loss or curriculum that was tried.** Under token weights there are
-{len(calm_opd)}, {len(calm_f2b)} and {len(calm_b2f)} seeds of OPD, F2B and B2F at the lower rate, and {len(opd)},
-{len(f2b)} and {len(b2f)} at the stressed one; of the other losses {min(map(len, others))} to
-{max(map(len, others))}, which show large differences only.
+**Under token weights the learning rate decides more than F2B or B2F do.** The three have {len(opd)} seeds at the
+stressed rate and {len(calm_opd)} at the lower one. The other losses have {min(map(len, others))} to
+{max(map(len, others))}, which show little. In parentheses is a range over seeds, in brackets a 95% interval of five.
 
-- **Does OPD's KL escalate, or its success fall, under token weights?** At the lower rate neither: in every seed the
-  KL falls, from {mean(calm_opd, "kl", 0):.0f} to {mean(calm_opd, "kl"):.0f} nats in the mean, and success rises
-  from {mean(calm_opd, "success", 0):.2f} to {mean(calm_opd, "success"):.2f} {interval(calm_opd)}. At four times
-  that rate both happen, in bursts: the KL per token of the training episodes more than doubled from one update to
-  the next {doubled(opd)} times in {settings(opd)["updates"]} updates, by seed, at worst from {before:.0f} to
-  {burst:.0f} nats per trajectory, and was {after:.0f} an update later; success ends at {by_seed(opd)}.
-- **Does the curriculum repair that, or the turn loss alone?** Not reliably. At the stressed rate F2B ends at
-  {by_seed(f2b)}, behind OPD in {behind(f2b, opd)} seeds ({difference(f2b, opd)}), B2F at {by_seed(b2f)}
-  ({difference(b2f, opd)}), and OPD with the turn loss at {by_seed(turn)} ({difference(turn, opd)}). The lower rate
-  repairs it: with the same seed it ends ahead by {fmean(difference_values(rates)):.2f} in the mean, and in
-  {sum(value > 0 for value in difference_values(rates))} of {len(difference_values(rates))} pairs of runs.
+- **Does OPD's KL escalate, or its success fall, under token weights?** At the lower rate neither: in each of the
+  {len(seen)} seeds whose start was evaluated the KL of held-out trajectories falls, from {mean(seen, "kl", 0):.0f}
+  to {mean(seen, "kl"):.0f} nats in the mean, and success rises from {mean(seen, "success", 0):.2f} to
+  {mean(seen, "success"):.2f}. At four times that rate both happen in bursts. The training episodes' KL rises from
+  one update to the next by at worst {before:.0f} to {burst:.0f} nats, and is {after:.0f} an update later; at the
+  lower rate by at worst {calm_before:.0f} to {calm_burst:.0f}. Their success, a mean of three batches, falls from
+  its best so far by up to {falls(fast)}, by seed, against {falls(calm_opd)}. It does not stay so: the held-out KL
+  ends at {min(ends):.0f} to {max(ends):.0f} nats, success at {by_seed(fast)}.
+- **Does the curriculum repair that, or the turn loss alone?** These seeds show neither. At the stressed rate F2B
+  ends at {by_seed(f2b)}, which differs from OPD by {difference(f2b, opd)}, and B2F at {by_seed(b2f)}, by
+  {difference(b2f, opd)}; OPD with the turn loss ends at {by_seed(turn)}, by {difference(turn, arms["opd-token"])}.
+  The lower rate repairs it: with the same seed and arm it ends ahead in {sum(gain > 0 for gain in gains)} of
+  {len(gains)} pairs of runs, by {fmean(gains):.2f} in the mean.
 - **What does the curriculum add at a rate that suits?** After equal updates F2B's success differs from OPD's by
   {difference(calm_f2b, calm_opd)}, B2F's by {difference(calm_b2f, calm_opd)}; after equal environment steps by
   {lead(calm_f2b, calm_opd)} and {lead(calm_b2f, calm_opd)}. F2B takes {saved(calm_f2b, calm_opd, *STEPS)} fewer
   environment steps and trains on {saved(calm_f2b, calm_opd, "trained")} fewer tokens.
-- **What is the variance over seeds?** Large at the stressed rate: the standard deviation of the final success is
-  {deviation(opd)} for OPD, {deviation(f2b)} for F2B and {deviation(b2f)} for B2F. At the lower rate it is
-  {deviation(calm_opd)}, {deviation(calm_f2b)} and {deviation(calm_b2f)}.
-- **What is the cheapest way to a given success?** A rate that is not too high, and then any of the three. At the
-  lower rate {"; ".join(way(name, runs) for name, runs in zip(MAIN, calm, strict=True))}.
+- **What is the variance over seeds?** At the stressed rate the standard deviation of the final success is
+  {deviation(opd)} for OPD, {deviation(f2b)} for F2B and {deviation(b2f)} for B2F, at the lower rate
+  {deviation(calm_opd)}, {deviation(calm_f2b)} and {deviation(calm_b2f)}; {games(calm_opd)} games alone give about
+  {chance(calm_opd):.3f} of it.
+- **What is the cheapest way to a given success?** A rate that is not too high; at it these seeds do not tell the
+  three apart. {"; ".join(way(name, runs) for name, runs in zip(MAIN, calm, strict=True))}.
 - **ReOPD is starved here**: its {settings(reopd)["updates"]} updates have {total(reopd, "trained"):,.0f} trained
-  tokens, OPD's {total(calm_opd, "trained"):,.0f}; it ends at {by_seed(reopd)}. **Depth that follows the KL** stayed
-  shallow: at the stressed rate its k ended at {last_depth(by_kl)} of {settings(by_kl)["tcod_horizon"]}, since the
-  KL at the deepest turns does not fall there, with a success of {by_seed(by_kl)}.
+  tokens, OPD's {total(opd_of_reopd, "trained"):,.0f}; it ends at {by_seed(reopd)}.
+- **Depth that follows the KL** was run once, at the stressed rate, under token weights: from 6 its k came to
+  {last_depth(by_kl)} of {settings(by_kl)["tcod_horizon"]} in {settings(by_kl)["updates"]} updates, as a depth lasts
+  2 to 8 of them. So it never saw the end of an episode; success ended at {by_seed(by_kl)}.
 - **A mean over turns is nearly one over tokens here.** An answer is an action alone, {min(answers):.1f} to
   {max(answers):.1f} tokens in the mean; only in a burst do answers get longer. Whether the turn loss helps a
   student that reasons at length, this study cannot say.
@@ -300,41 +299,54 @@ def losses(arms: Arms) -> str:
     )
 
 
+def common(*arms: Runs) -> list[Runs]:
+    """The arms' runs of those seeds that all of them have."""
+    seeds = sorted(set.intersection(*(set(runs) for runs in arms)))
+    return [of(runs, seeds) for runs in arms]
+
+
 def settings(runs: Runs) -> dict[str, Any]:
     return next(iter(runs.values()))["settings"]
 
 
-def interval(runs: Runs) -> str:
-    """Of the final success over seeds."""
-    return spread([final("success")(one) for one in runs.values()], ".2f")
+def games(runs: Runs) -> int:
+    """Held-out games of an evaluation."""
+    return next(iter(runs.values()))["evaluations"][-1]["episodes"]
 
 
-def by_seed(runs: Runs, metric: str = "success") -> str:
-    """At the end, a figure per seed."""
-    return listed([f"{final(metric)(runs[seed]):.2f}" for seed in sorted(runs)])
+def chance(runs: Runs) -> float:
+    """The standard deviation of success in so many games, if every seed had the mean's."""
+    success = mean(runs, "success")
+    return math.sqrt(success * (1 - success) / games(runs))
+
+
+def by_seed(runs: Runs) -> str:
+    """Success at the end."""
+    return listed([f"{final('success')(runs[seed]):.2f}" for seed in sorted(runs)])
 
 
 def listed(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
-def doubled(runs: Runs) -> str:
-    return listed([str(study_losses.doublings(runs[seed])) for seed in sorted(runs)])
-
-
 def last_depth(runs: Runs) -> str:
     return listed([f"{runs[seed]['updates'][-1]['k']:.0f}" for seed in sorted(runs)])
 
 
-def difference_values(pairs: Sequence[tuple[Runs, Runs]]) -> list[float]:
-    """Final success of the second minus the first, of every seed that both have."""
-    return [value for first, second in pairs for value in paired(second, first, final("success"))]
+def falls(runs: Runs) -> str:
+    """Of each seed: how far success in three batches of training episodes was below its best before."""
+    texts = []
+    for seed in sorted(runs):
+        success = [update["success"] for update in runs[seed]["updates"]]
+        course = [fmean(success[i : i + 3]) for i in range(len(success) - 2)]
+        texts.append(f"{max(best - now for best, now in zip(accumulate(course, max), course, strict=True)):.2f}")
+    return listed(texts)
 
 
 def worst_burst(runs: Runs) -> tuple[float, float, float]:
     """The largest rise of the training episodes' KL from one update to the next: before, after, an update later."""
     kls = [[update["kl"] for update in one["updates"]] for one in runs.values()]
-    return max((kl[i : i + 3] for kl in kls for i in range(len(kl) - 2)), key=lambda kl: kl[1] - kl[0])
+    return max((tuple(kl[i : i + 3]) for kl in kls for i in range(len(kl) - 2)), key=lambda kl: kl[1] - kl[0])
 
 
 def way(name: str, runs: Runs) -> str:
@@ -349,16 +361,16 @@ def way(name: str, runs: Runs) -> str:
 
 
 def readme_losses(arms: Arms) -> str:
-    opd = arms["opd-token"]
-    calm_opd, calm_f2b, calm_b2f = calm = [arms[f"{name}-token-calm"] for name in MAIN]
+    opd, f2b, b2f = common(*(arms[f"{name}-token"] for name in MAIN))
+    calm_opd, calm_f2b, calm_b2f = common(*(arms[f"{name}-token-calm"] for name in MAIN))
     return filled(
         f"""
 A second part asks whether the loss matters (a mean over trajectories, tokens or turns), with students that are weak
 everywhere and {settings(opd)["tcod_horizon"]} turns. At a learning rate that is too high for plain OPD
-({settings(opd)["lr"]:g}) the KL jumps and comes back, and success falls and rises, with every loss and curriculum;
-no loss and no curriculum repaired that. At a quarter of the rate, under token weights, success rises from
-{mean(calm_opd, "success", 0):.2f} to {mean(calm_opd, "success"):.2f} with OPD, {mean(calm_f2b, "success"):.2f} with
-F2B and {mean(calm_b2f, "success"):.2f} with B2F ({", ".join(str(len(runs)) for runs in calm)} seeds). At equal
-environment steps F2B differs from OPD by {lead(calm_f2b, calm_opd)}, B2F by {lead(calm_b2f, calm_opd)}.
+({settings(opd)["lr"]:g}) the KL jumps and comes back, and under token weights success ends at {by_seed(opd)}, by
+seed, with OPD, {by_seed(f2b)} with F2B and {by_seed(b2f)} with B2F. At a quarter of the rate it ends at
+{mean(calm_opd, "success"):.2f}, {mean(calm_f2b, "success"):.2f} and {mean(calm_b2f, "success"):.2f} in the mean of
+{len(calm_opd)} seeds, and after equal environment steps F2B differs from OPD by {lead(calm_f2b, calm_opd)}, B2F by
+{lead(calm_b2f, calm_opd)}: the rate mattered more than the curriculum. The other losses had too few runs to tell.
 """
     )

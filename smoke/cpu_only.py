@@ -17,6 +17,8 @@ def prepare() -> None:
     """
     try:
         import torchvision  # noqa: F401  (one that was built for this PyTorch brings them)
+    except ModuleNotFoundError:
+        pass  # transformers does without
     except RuntimeError:
         for name in ("nms", "qnms"):
             schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"

@@ -3,8 +3,8 @@
     python -m smoke.serve --model-path DIR --device cpu ...
 
 On a CPU, what a GPU installation has and a laptop lacks is never called: see cpu_only.py. With SMOKE_DEVICE=cuda, in
-an installation for GPUs, SGLang's layers are PyTorch's operations: its kernels are made for half precision and for
-larger heads than the smoke run's models have.
+an installation for GPUs, all layers but attention are PyTorch's operations: SGLang's kernels are made for half
+precision and for larger heads than the smoke run's models have.
 Beside that, the server answers GET /workers as slime's router does, so that one engine does without a router.
 """
 

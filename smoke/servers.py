@@ -16,11 +16,9 @@ import requests
 from examples.tcod.tools.processes import Process
 from smoke import hooks
 
-__all__ = ["HERE", "Process", "SGLangServer", "free_port"]
+__all__ = ["DEVICE", "HERE", "Process", "SGLangServer", "free_port"]
 
 HERE = Path(__file__).resolve().parent
-
-
 DEVICE = os.environ.get("SMOKE_DEVICE", "cpu")
 ENGINE_FLAGS = {
     "cpu": ["--attention-backend", "torch_native"],

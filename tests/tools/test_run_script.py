@@ -244,6 +244,7 @@ def test_a_key_of_the_environment_or_the_teacher_is_not_printed(place):
         ({"EVAL_SETS": "seen=gone.jsonl"}, "data/gone.jsonl: prepare the data as README.md says, or set DATA_DIR or"),
         ({"WORKER_ENV": "JAVA_HOME_"}, "WORKER_ENV names JAVA_HOME_, which is not set: export it"),
         ({"KEEP_CHECKPOINTS": "3"}, "KEEP_CHECKPOINTS must be last or all, not 3"),
+        ({"SAVE_INTERVAL": "1"}, "Megatron deletes no checkpoint with SAVE_INTERVAL=1: set 2 or more"),
         ({"CUDA_VISIBLE_DEVICES": "GPU-9999"}, "has GPU-9999, which is no GPU of nvidia-smi, and slime wants indices"),
         ({"TENSOR_PARALLEL": "1", "BATCH": "6"}, "BATCH x SAMPLES_PER_TASK must be a multiple of 4"),
         ({"ACTOR_NODES": "2"}, "ACTOR_NODES is 2: set RAY_ADDRESS"),

@@ -225,6 +225,10 @@ def check_data_settings(s: Settings) -> None:
         s.keep_checkpoints in ("last", "all"),
         f"KEEP_CHECKPOINTS must be last or all, not {s.keep_checkpoints}",
     )
+    require(
+        s.keep_checkpoints == "all" or s.save_interval > 1,
+        "Megatron deletes no checkpoint with SAVE_INTERVAL=1: set 2 or more, or KEEP_CHECKPOINTS=all",
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
