@@ -36,7 +36,7 @@ LOSSES = ("token", "turn", "trajectory")
 CURRICULA = (*study_report.MAIN, "reopd")
 COLUMNS = {
     **{loss: f"mean over {loss.replace('trajectory', 'trajectorie')}s" for loss in LOSSES},
-    "token-calm": "mean over tokens, a quarter of the rate",
+    "token-calm": "mean over tokens,\na quarter of the rate",
 }
 TURNS = (1, 5, 10, 15, 20, 25, 30)
 LATE = 6  # updates at the end in which F2B, too, plays whole episodes
