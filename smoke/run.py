@@ -25,7 +25,7 @@ from examples.tcod.tools.rollout_text import printable, rollout_text, shortest_w
 from smoke import hooks, make_models
 from smoke.figure import KL, SUCCESS, draw
 from smoke.plays import choose
-from smoke.servers import HERE, Process, SGLangServer
+from smoke.servers import DEVICE, HERE, Process, SGLangServer
 
 ARMS = ("f2b", "b2f")
 SILENCE_LIMIT_S = 600  # Without a new line of metrics; an evaluation of all games takes a tenth of it.
@@ -62,7 +62,7 @@ def main() -> None:
     results = {}
     with ExitStack() as stack:
         logs = options.out / "logs"
-        print(f"starting two SGLang servers on the CPU, the student's and the teacher's; logs: {logs}", flush=True)
+        print(f"starting two SGLang servers ({DEVICE}), the student's and the teacher's; logs: {logs}", flush=True)
         student_server = stack.enter_context(SGLangServer("student server", student, logs / "student.log"))
         teacher_server = stack.enter_context(SGLangServer("teacher server", teacher, logs / "teacher.log"))
         student_server.wait_ready()

@@ -16,7 +16,7 @@ import requests
 from examples.tcod.tools.processes import Process
 from smoke import hooks
 
-__all__ = ["DEVICE", "HERE", "Process", "SGLangServer", "free_port"]
+__all__ = ["DEVICE", "HERE", "Process", "SGLangServer", "free_port", "wait_ready"]
 
 HERE = Path(__file__).resolve().parent
 DEVICE = os.environ.get("SMOKE_DEVICE", "cpu")
@@ -59,12 +59,16 @@ class SGLangServer(Process):
         super().__init__(name, command, log, env)
 
     def wait_ready(self, limit_s: float = 300.0) -> None:
-        """Return once the server generates. Raises RuntimeError with the end of its log if it does not."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            self.check_running()
-            with suppress(requests.RequestException):
-                if requests.get(f"{self.url}/health_generate", timeout=30).status_code == 200:
-                    return
-            time.sleep(0.5)
-        raise RuntimeError(self.describe(f"was not ready after {limit_s:.0f} s"))
+        wait_ready(self, self.url, limit_s)
+
+
+def wait_ready(server: Process, url: str, limit_s: float = 300.0) -> None:
+    """Return once the server generates. Raises RuntimeError with the end of its log if it does not."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        server.check_running()
+        with suppress(requests.RequestException):
+            if requests.get(f"{url}/health_generate", timeout=30).status_code == 200:
+                return
+        time.sleep(0.5)
+    raise RuntimeError(server.describe(f"was not ready after {limit_s:.0f} s"))

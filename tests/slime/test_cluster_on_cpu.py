@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from tests.support import cpu_cluster, slime_checkout
 from tests.support.fake_cluster import processes_of
@@ -119,7 +118,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(cluster):
     # Of the checkpoints the last is kept, of the copies for Hugging Face all.
     assert [folder.name for folder in (run_dir / "checkpoints").glob("iter_*")] == ["iter_0000003"]
     assert sorted(folder.name for folder in (run_dir / "hf").iterdir()) == ["1", "3"]
-    assert_trained(run_dir / "hf/3", cluster[0] / "student")
+    cpu_cluster.assert_trained(run_dir / "hf/3", cluster[0] / "student")
 
 
 def test_a_copy_under_another_name_trains(cluster):
@@ -138,7 +137,7 @@ def test_a_copy_under_another_name_trains(cluster):
     assert [(line["kind"], line["n"]) for line in lines(run_dir)] == [("rollout", 0), ("rollout", 1)]
     for step in (0, 1):
         assert 0 < compare.logged_step(logs / "train.log", step)["train/grad_norm"] < math.inf
-    assert_trained(run_dir / "hf/1", cluster[0] / "student")
+    cpu_cluster.assert_trained(run_dir / "hf/1", cluster[0] / "student")
 
 
 def test_a_fully_asynchronous_run_trains_what_is_played(cluster):
@@ -197,13 +196,6 @@ def engines_of(run_dir: Path) -> list[int]:
     schedulers = [pid for pid, command in processes_of(run_dir) if command.startswith("sglang::scheduler")]
     mark = b"SGLANG_JIT_DEEPGEMM_PRECOMPILE="
     return [pid for pid in schedulers if mark in Path(f"/proc/{pid}/environ").read_bytes()]
-
-
-def assert_trained(checkpoint: Path, student: Path) -> None:
-    """A checkpoint for Hugging Face has the student's parameters, and all of its matrices have changed."""
-    trained, first = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (checkpoint, student))
-    assert trained.keys() == first.keys()
-    assert all((trained[name] != first[name]).any() for name in first if first[name].dim() > 1)
 
 
 def lines(run_dir: Path) -> list[dict]:

@@ -12,14 +12,11 @@ import os
 import re
 import shutil
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import requests
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR") and torch.cuda.is_available()):
     pytest.skip(
@@ -29,7 +26,7 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR") and torch
 
 from examples.tcod.tools.processes import Process
 from smoke import make_models
-from smoke.servers import free_port
+from smoke.servers import free_port, wait_ready
 from smoke.train_slime import CPU_SETTINGS, as_flags
 from tests.support import cpu_cluster
 
@@ -57,22 +54,12 @@ def cluster(tmp_path_factory):
     flags = as_flags(settings(dict(CPU_SETTINGS)))
     flags += [f"--sglang-{flag[2:]}" if flag.startswith("--") else flag for flag in ENGINE]
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     command = ["python3", "-m", "sglang.launch_server", "--model-path", str(place / "teacher"), "--port", str(port)]
     command += ["--mem-fraction-static", "0.15", *ENGINE]
     with Process("teacher", command, place / "teacher.log", ON_GPU) as teacher:
-        wait_ready(teacher, port)
-        yield place, {**variables, "TEACHER_URL": f"http://127.0.0.1:{port}"}, flags
-
-
-def wait_ready(teacher, port):
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        teacher.check_running()
-        with suppress(requests.RequestException):
-            if requests.get(f"http://127.0.0.1:{port}/health_generate", timeout=30).status_code == 200:
-                return
-        time.sleep(1)
-    raise TimeoutError(teacher.describe(f"was not ready after {START_S} s"))
+        wait_ready(teacher, url, START_S)
+        yield place, {**variables, "TEACHER_URL": url}, flags
 
 
 def settings(plain):
@@ -113,13 +100,6 @@ def run(cluster, log, **variables):
     return [line for line in lines if line["kind"] == "rollout"], [ast.literal_eval(step) for step in steps]
 
 
-def assert_trained(checkpoint, student):
-    """A checkpoint for Hugging Face has the student's parameters, and all of its matrices have changed."""
-    trained, first = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (checkpoint, student))
-    assert trained.keys() == first.keys()
-    assert all((trained[name] != first[name]).any() for name in first if first[name].dim() > 1)
-
-
 def assert_steps(steps, count):
     """There is a gradient, and the engine that played has the weights that are trained, in another rounding."""
     assert len(steps) == count
@@ -139,7 +119,7 @@ def test_a_run_beside_a_teachers_server_goes_on_where_it_ended(cluster):
     for line in both:
         print({name: value for name, value in line.items() if name.endswith(PRINTED)})
         assert line["rollout/tcod/kl/token"] > 0 and line["rollout/tcod/failed"] == 0
-    assert_trained(run_dir / "hf/3", cluster[0] / "student")
+    cpu_cluster.assert_trained(run_dir / "hf/3", cluster[0] / "student")
 
 
 def test_the_teacher_in_the_training_processes(cluster):
@@ -149,4 +129,4 @@ def test_the_teacher_in_the_training_processes(cluster):
     rollouts, steps = run(cluster, "megatron.log", VARIANT="f2b", RUN_DIR=str(run_dir), NUM_ROLLOUT="2", **variables)
     assert_steps(steps, 2)
     assert [line["n"] for line in rollouts] == [0, 1]
-    assert_trained(run_dir / "hf/1", cluster[0] / "student")
+    cpu_cluster.assert_trained(run_dir / "hf/1", cluster[0] / "student")

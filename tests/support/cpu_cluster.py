@@ -91,6 +91,15 @@ def own_engines(place: Path) -> tuple[dict[str, str], list[str]]:
     return {"PYTHONPATH": path, "SGLANG_USE_CPU_ENGINE": "1"}, as_flags(flags)
 
 
+def assert_trained(checkpoint: Path, student: Path) -> None:
+    """A checkpoint for Hugging Face has the student's parameters, and all of its matrices have changed."""
+    from transformers import AutoModelForCausalLM
+
+    trained, first = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (checkpoint, student))
+    assert trained.keys() == first.keys()
+    assert all((trained[name] != first[name]).any() for name in first if first[name].dim() > 1)
+
+
 def main() -> None:
     match sys.argv[1:]:
         case ["-m", "sglang.launch_server", *flags]:
