@@ -34,8 +34,8 @@ import ray
 from benchmarks import report
 from examples.tcod import env_alfworld
 from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.environment import Observation
-from examples.tcod.environment_pool import EnvironmentPool
+from examples.tcod.environments.pool import EnvironmentPool
+from examples.tcod.environments.protocol import Observation
 from smoke import make_games
 
 HERE = Path(__file__).resolve().parent

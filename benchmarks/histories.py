@@ -37,12 +37,12 @@ from transformers import AutoTokenizer
 from benchmarks import report
 from benchmarks.tokens import score
 from examples.tcod import tcod_rollout
-from examples.tcod.chat import ChatTokens
 from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.episode import EpisodeRecord
-from examples.tcod.history import AppendHistory, History, TurnHistory
-from examples.tcod.student import Response
-from examples.tcod.teacher import scoring_request
+from examples.tcod.episode.history import AppendHistory, History, TurnHistory
+from examples.tcod.episode.loop import EpisodeRecord
+from examples.tcod.model.chat_tokens import ChatTokens
+from examples.tcod.model.student import Response
+from examples.tcod.model.teacher import scoring_request
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta

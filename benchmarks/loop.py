@@ -23,9 +23,10 @@ from typing import Any
 
 import slime
 from benchmarks import SLIME, report
-from examples.tcod import episode, tcod_rollout
-from examples.tcod.environment import Environment, Observation
-from examples.tcod.sglang_client import SGLangClient
+from examples.tcod import tcod_rollout
+from examples.tcod.environments.protocol import Environment, Observation
+from examples.tcod.episode import loop as episode
+from examples.tcod.model.client import SGLangClient
 from slime.utils.async_utils import run
 from slime.utils.http_utils import init_http_client, post
 from slime.utils.misc import SingletonMeta

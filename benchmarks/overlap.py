@@ -24,8 +24,8 @@ import yaml
 
 from benchmarks import report
 from examples.tcod import tcod_rollout
-from examples.tcod import teacher as tcod_teacher
-from examples.tcod.sglang_client import SGLangClient
+from examples.tcod.model import teacher as tcod_teacher
+from examples.tcod.model.client import SGLangClient
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta

@@ -32,7 +32,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import SLIME, report, study_losses, study_pages, study_report
-from examples.tcod.chat import ChatTokens
+from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.tools.plot_runs import read_run
 from smoke import hooks, make_games, make_models
 from smoke.expert import Step

@@ -31,7 +31,7 @@ import yaml
 
 from benchmarks import report
 from examples.tcod import tcod_rollout
-from examples.tcod.teacher import scoring_request
+from examples.tcod.model.teacher import scoring_request
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from examples.tcod.environment import Environment
+from examples.tcod.environments.protocol import Environment
 
 OPENABLE = ("cabinet", "drawer", "fridge", "microwave")
 _GOAL = re.compile(r"Your task is to: put (?:a|some) (\w+) (?:in|on) (\w+)")

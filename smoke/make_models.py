@@ -29,8 +29,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from examples.tcod.chat import ChatTokens
 from examples.tcod.env_alfworld import AlfworldEnvironment
+from examples.tcod.model.chat_tokens import ChatTokens
 from smoke import cpu_only, expert, make_games
 
 cpu_only.prepare()

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from examples.tcod.config import TcodConfig, read_yaml
-from examples.tcod.errors import ConfigError
+from examples.tcod import ConfigError
+from examples.tcod.settings.config import TcodConfig, read_yaml
 from smoke.make_games import make_games
 
 CONFIGS = Path(__file__).resolve().parent / "configs"

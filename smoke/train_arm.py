@@ -19,7 +19,7 @@ import ray
 import requests
 import torch
 
-from examples.tcod.config import read_yaml
+from examples.tcod.settings.config import read_yaml
 from smoke import hooks
 from smoke.trainer import Trainer
 
@@ -27,7 +27,7 @@ from smoke.trainer import Trainer
 LOSSES: dict[str, dict[str, Any]] = {
     "trajectory": {},
     "token": {"calculate_per_token_loss": True},
-    "turn": {"custom_pg_loss_reducer_function_path": "examples.tcod.loss.turn_mean"},
+    "turn": {"custom_pg_loss_reducer_function_path": "examples.tcod.training.turn_mean.turn_mean"},
 }
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the two engines and the environment workers share the cores
     print(f"running on {hooks.find_slime()}", flush=True)
 
-    from examples.tcod import run_log, tcod_rollout
+    from examples.tcod import tcod_rollout
     from slime.rollout.data_source import RolloutDataSourceWithBuffer
     from slime.utils.http_utils import init_http_client
 
@@ -55,7 +55,7 @@ def main() -> None:
 
     def evaluate(n: int) -> None:  # as slime does: before rollout 0 with its id, and after rollout n
         output = tcod_rollout.generate_rollout(args, n, source, evaluation=True)
-        run_log.log_eval(n, args, output.data, output.metrics)
+        tcod_rollout.log_eval(n, args, output.data, output.metrics)
 
     copy_tokenizer(options.student, options.run_dir / "weights")
     push(0)
@@ -72,7 +72,7 @@ def main() -> None:
         push(n + 1)
         trained["train/s"] = time.monotonic() - started
         metrics = hooks.rollout_metrics(args, samples, output.metrics, rollout_s)
-        run_log.log_rollout(n, args, samples, {**metrics, **trained}, rollout_s)
+        tcod_rollout.log_rollout(n, args, samples, {**metrics, **trained}, rollout_s)
         if (n + 1) % options.eval_interval == 0 or n + 1 == options.updates:
             evaluate(n)
 

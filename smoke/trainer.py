@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
-from examples.tcod.loss import turn_weights
+from examples.tcod.training.turn_mean import turn_weights
 from smoke import cpu_only
 
 cpu_only.prepare()

@@ -37,7 +37,8 @@ def tokenizer(checkpoint):
 @pytest.fixture
 def rig(tmp_path, checkpoint, tokenizer, monkeypatch):
     """A scripted student and a scripted teacher, up for one test. Nothing is asked twice."""
-    from examples.tcod import sglang_client, student
+    from examples.tcod.model import client as sglang_client
+    from examples.tcod.model import student
     from tests.support.rig import Rig
 
     monkeypatch.setattr(sglang_client, "RETRIES", 0)
@@ -51,7 +52,7 @@ def rig(tmp_path, checkpoint, tokenizer, monkeypatch):
 @pytest.fixture
 def over_sampling(monkeypatch):
     """Lets slime abort surplus episodes, which a run may not do: it would train on the fastest ones."""
-    from examples.tcod import checks
+    from examples.tcod.settings import checks
 
     monkeypatch.setattr(checks, "_check_over_sampling", lambda args: None)
 
@@ -59,7 +60,7 @@ def over_sampling(monkeypatch):
 @pytest.fixture
 def local_pool(monkeypatch):
     """Episodes without worker processes; the pool has tests of its own."""
-    from examples.tcod import episode
+    from examples.tcod.episode import loop as episode
     from tests.support.toys import LocalPool
 
     monkeypatch.setattr(episode, "EnvironmentPool", LocalPool)

@@ -9,8 +9,8 @@ import os
 import sys
 from typing import Any
 
-from .environment import Environment, Observation
-from .textworld_speedup import speed_up_textworld
+from .environments.protocol import Environment, Observation
+from .environments.textworld_speedup import speed_up_textworld
 
 MAX_ACTION_CHARS = 200
 _BANNER = "-= Welcome to TextWorld, ALFRED! =-"

@@ -14,14 +14,14 @@ from typing import Any
 from slime.rollout.base_types import RolloutFnTrainOutput
 from slime.rollout.fully_async_rollout import generate_rollout_fully_async as collect
 
-from .config import TcodConfig
-from .episode import EpisodeRecord
-from .episode_log import save_rollout
-from .errors import ConfigError
-from .metrics import rollout_metrics
-from .samples import Groups, flat, to_train
-from .schedule import count_rollout, depth_of
+from . import ConfigError
+from .episode.loop import EpisodeRecord
+from .records.episode_log import save_rollout
+from .records.metrics import rollout_metrics
+from .settings.config import TcodConfig
 from .tcod_rollout import StampedSource, checked_config, drop_failed, too_many_failures
+from .training.samples import Groups, flat, to_train
+from .training.schedule import count_rollout, depth_of
 
 
 def generate_rollout_fully_async(

@@ -135,7 +135,7 @@ PROGRAM=train_async.py ROLLOUT_FUNCTION=tcod_rollout.generate_rollout
 MODE_ARGS=(--use-tis)
 if [[ $MODE == sync ]]; then PROGRAM=train.py MODE_ARGS=(); fi
 if [[ $MODE == fully_async ]]; then
-  ROLLOUT_FUNCTION=fully_async_rollout.generate_rollout_fully_async
+  ROLLOUT_FUNCTION=tcod_rollout.generate_rollout_fully_async
   MODE_ARGS+=(--sglang-server-concurrency "$CONCURRENCY")
 fi
 CKPT_ARGS=(
@@ -151,8 +151,8 @@ TCOD_ARGS=(
   --custom-rm-path "$PACKAGE.tcod_rollout.reward_func"
   --custom-reward-post-process-path "$PACKAGE.tcod_rollout.post_process_rewards"
   --dynamic-sampling-filter-path "$PACKAGE.tcod_rollout.drop_failed"
-  --custom-rollout-log-function-path "$PACKAGE.run_log.log_rollout"
-  --custom-eval-rollout-log-function-path "$PACKAGE.run_log.log_eval"
+  --custom-rollout-log-function-path "$PACKAGE.tcod_rollout.log_rollout"
+  --custom-eval-rollout-log-function-path "$PACKAGE.tcod_rollout.log_eval"
   --custom-config-path "$RUN_DIR/tcod.yaml"
 )
 ROLLOUT_ARGS=(

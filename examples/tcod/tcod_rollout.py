@@ -37,23 +37,34 @@ from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
-from .about import write_about
-from .chat import ChatTokens, engine_eos_ids
-from .checks import check_settings
-from .config import TcodConfig
+from . import ABORTED, ConfigError, Failure
 from .curriculum import EpisodePlan
-from .episode import Assignment, EpisodeRecord, Runtime, play_episode
-from .episode_log import save_evaluation, save_rollout
-from .errors import ABORTED, ConfigError, Failure
-from .loss import count_turns, is_turn_mean
-from .metrics import eval_metrics, rollout_metrics
-from .rows import Demonstration
-from .samples import Groups, fail, fill, flat, timeline_span, to_train
-from .schedule import check_data_source, count_rollout, depth_of
-from .server_checks import base_url, check_models
-from .teacher import TeacherClient
+from .episode.loop import Assignment, EpisodeRecord, Runtime, play_episode
+from .episode.rows import Demonstration
+from .model.chat_tokens import ChatTokens, engine_eos_ids
+from .model.teacher import TeacherClient
+from .records.about import write_about
+from .records.episode_log import save_evaluation, save_rollout
+from .records.metrics import eval_metrics, rollout_metrics
+from .records.run_log import log_eval, log_rollout
+from .settings.checks import check_settings
+from .settings.config import TcodConfig
+from .settings.server_checks import base_url, check_models
+from .training.samples import Groups, fail, fill, flat, timeline_span, to_train
+from .training.schedule import check_data_source, count_rollout, depth_of
+from .training.turn_mean import count_turns, is_turn_mean
 
 logger = logging.getLogger(__name__)
+
+__all__ = [
+    "drop_failed",
+    "generate",
+    "generate_rollout",
+    "log_eval",
+    "log_rollout",
+    "post_process_rewards",
+    "reward_func",
+]
 
 # ---------------------------------------------------------------------------------------------- slime's hooks
 

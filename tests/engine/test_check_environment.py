@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from examples.tcod.checks import check_environment as check_class
-from examples.tcod.config import TcodConfig
-from examples.tcod.errors import ConfigError
-from examples.tcod.rows import Row
+from examples.tcod import ConfigError
+from examples.tcod.episode.rows import Row
+from examples.tcod.settings.checks import check_environment as check_class
+from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools.check_environment import Cost, play_rows, report, spread
 from smoke import hooks
 from tests.support import faulty_environments

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from examples.tcod import env_alfworld, textworld_speedup
+from examples.tcod import env_alfworld
 from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.environment import Observation
+from examples.tcod.environments import textworld_speedup
+from examples.tcod.environments.protocol import Observation
 from smoke.make_games import TASKS, make_game
 
 NUM_GPUS = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from examples.tcod.env_scienceworld import ScienceworldEnvironment
-from examples.tcod.environment import checked_observation
+from examples.tcod.environments.protocol import checked_observation
 from smoke import hooks
 
 NUM_GPUS = 0

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import ray
 
-from examples.tcod import environment_pool
-from examples.tcod.environment import Environment, Observation
-from examples.tcod.environment_pool import EnvironmentPool
-from examples.tcod.errors import Failure
+from examples.tcod import Failure
+from examples.tcod.environments import pool as environment_pool
+from examples.tcod.environments.pool import EnvironmentPool
+from examples.tcod.environments.protocol import Environment, Observation
 from smoke import hooks
 
 NUM_GPUS = 0

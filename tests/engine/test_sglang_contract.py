@@ -13,13 +13,12 @@ import requests
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.tcod import tcod_rollout
-from examples.tcod.chat import ChatTokens
-from examples.tcod.config import TcodConfig
-from examples.tcod.errors import ConfigError, Failure
-from examples.tcod.metrics import token_kl
-from examples.tcod.server_checks import check_models
-from examples.tcod.teacher import TeacherClient
+from examples.tcod import ConfigError, Failure, tcod_rollout
+from examples.tcod.model.chat_tokens import ChatTokens
+from examples.tcod.model.teacher import TeacherClient
+from examples.tcod.records.metrics import token_kl
+from examples.tcod.settings.config import TcodConfig
+from examples.tcod.settings.server_checks import check_models
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.async_utils import run
 from slime.utils.eval_config import EvalDatasetConfig

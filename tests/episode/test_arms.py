@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from examples.tcod.chat import ChatTokens
+from examples.tcod import Failure
 from examples.tcod.curriculum import Curriculum
-from examples.tcod.errors import Failure
-from examples.tcod.metrics import turn_kl
-from examples.tcod.rows import Demonstration
+from examples.tcod.episode.rows import Demonstration
+from examples.tcod.model.chat_tokens import ChatTokens
+from examples.tcod.records.metrics import turn_kl
 from slime.utils.types import Sample
 from tests.support.rig import LEFT, RIGHT, assert_tokens, opening, user
 

@@ -7,8 +7,8 @@ import pytest
 from aiohttp import web
 from transformers import PreTrainedTokenizerBase
 
-from examples.tcod import server_checks, tcod_rollout
-from examples.tcod.errors import ConfigError
+from examples.tcod import ConfigError, tcod_rollout
+from examples.tcod.settings import server_checks
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.misc import SingletonMeta
 from tests.support.fake_sglang import FakeSGLang, scored
@@ -18,7 +18,7 @@ from tests.support.rig import teacher_value
 NUM_GPUS = 0
 
 KL = {"tcod_variant": "f2b", "tcod_schedule": "kl"}
-TURN = {"custom_pg_loss_reducer_function_path": "examples.tcod.loss.turn_mean"}
+TURN = {"custom_pg_loss_reducer_function_path": "examples.tcod.training.turn_mean.turn_mean"}
 
 # A change of working settings (None: left out), and words of the sentence.
 WRONG = [
@@ -56,7 +56,10 @@ WRONG = [
     ({**TURN, "advantage_estimator": "ppo"}, "--advantage-estimator ppo reads the masks"),
     ({**TURN, "custom_tis_function_path": "a.b"}, "--custom-tis-function-path may change the masks"),
     ({**TURN, "custom_convert_samples_to_train_data_path": "a.b"}, "--custom-convert-samples-to-train-data-path may"),
-    ({"custom_pg_loss_reducer_function_path": "examples.mine.loss.turn_mean"}, "must be examples.tcod.loss.turn_mean"),
+    (
+        {"custom_pg_loss_reducer_function_path": "examples.mine.training.turn_mean.turn_mean"},
+        "must be examples.tcod.training.turn_mean.turn_mean",
+    ),
     ({"calculate_per_token_loss": True, "rollout_sample_filter_path": "a.b"}, "--rollout-sample-filter-path removes"),
     ({"partial_rollout": True}, "--partial-rollout"),
     ({"group_rm": True}, "--group-rm"),

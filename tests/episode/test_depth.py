@@ -2,8 +2,7 @@
 
 import pytest
 
-from examples.tcod import tcod_rollout
-from examples.tcod.errors import ConfigError
+from examples.tcod import ConfigError, tcod_rollout
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from examples.tcod.environment import Environment, Observation
+from examples.tcod.environments.protocol import Environment, Observation
 from slime.utils.types import Sample
 
 NUM_GPUS = 0

@@ -2,8 +2,7 @@
 
 import pytest
 
-from examples.tcod import tcod_rollout
-from examples.tcod.errors import ConfigError
+from examples.tcod import ConfigError, tcod_rollout
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import init_http_client

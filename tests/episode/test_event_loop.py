@@ -5,8 +5,9 @@ import asyncio
 import pytest
 import ray
 
-from examples.tcod import episode, tcod_rollout
-from examples.tcod.environment_pool import EnvironmentPool
+from examples.tcod import tcod_rollout
+from examples.tcod.environments.pool import EnvironmentPool
+from examples.tcod.episode import loop as episode
 from slime.utils.async_utils import run
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta

@@ -11,14 +11,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import ray
 
-from examples.tcod import episode, sglang_client
-from examples.tcod.environment_pool import EnvironmentPool
-from examples.tcod.errors import ConfigError
+from examples.tcod import ConfigError
+from examples.tcod.environments.pool import EnvironmentPool
+from examples.tcod.model import client as sglang_client
+from smoke import hooks
 from tests.support.corridor import alive
 from tests.support.fault_cases import CASES
 from tests.support.fault_proxy import FaultProxy
@@ -115,11 +115,11 @@ def test_fault(case, scene, caplog):
 
 def test_the_document_explains_every_reason():
     """Reasons in the code are string literals; teacher_ and engine_ are put before those of the HTTP client."""
-    recipe = Path(episode.__file__).parent
-    text = "".join(file.read_text() for file in recipe.glob("*.py"))
+    recipe = hooks.ROOT / "examples" / "tcod"
+    text = "".join(file.read_text() for file in recipe.rglob("*.py") if file.parent.name != "tools")
     raised = set(re.findall(r'Failure\(\s*"(\w+)"', text)) - {"unavailable", "timeout", "refused"}
     raised |= {case.counted.removeprefix("failed/") for part in CASES.values() for case in part if case.counted}
-    document = (recipe / "FAULTS.md").read_text()
+    document = (recipe / "docs" / "FAULTS.md").read_text()
     assert len(raised) > 15 and [reason for reason in raised if f"`{reason}`" not in document] == []
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from examples.tcod.errors import ConfigError
+from examples.tcod import ConfigError
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta

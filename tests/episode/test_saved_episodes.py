@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from examples.tcod import episode_log, run_dir, run_log, tracker
-from examples.tcod.config import TcodConfig
-from examples.tcod.errors import ConfigError
-from examples.tcod.transcript import MAX_TEXT, clip, token_texts, transcript
+from examples.tcod import ConfigError
+from examples.tcod.records import episode_log, run_dir, run_log, tracker
+from examples.tcod.records.transcript import MAX_TEXT, clip, token_texts, transcript
+from examples.tcod.settings.config import TcodConfig
 from smoke import hooks
 from tests.episode.test_evaluation import evaluation
 from tests.support.fake_sglang import generated, scored
@@ -226,7 +226,7 @@ def test_every_launch_says_what_ran(rig, folder):
     changes = {"wandb_key": "hush", "rm_url": rig.teacher.url.replace("http://", "http://me:hush@") + "/generate"}
     for _ in range(2):
         rig.rollout([{"goal": 2}], wandb_key="hush")
-    from examples.tcod.about import write_about
+    from examples.tcod.records.about import write_about
 
     write_about(rig.args([{"goal": 2}], **changes))
     text = (folder / "about.json").read_text()
@@ -238,7 +238,7 @@ def test_every_launch_says_what_ran(rig, folder):
 
 
 def test_the_command_is_kept_without_its_secrets(monkeypatch):
-    from examples.tcod import about
+    from examples.tcod.records import about
 
     monkeypatch.setattr(about, "_command", lambda: "python train.py --wandb-key hush --input-key prompt --lr 1")
     args = hooks.rollout_args(tcod_variant="opd", tcod_horizon=4, tcod_data_root="/")

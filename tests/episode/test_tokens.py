@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from examples.tcod.config import TcodConfig
+from examples.tcod.settings.config import TcodConfig
 from slime.utils.types import Sample
 from tests.support.fake_sglang import generated
 from tests.support.rig import (

@@ -4,9 +4,8 @@ import copy
 
 import pytest
 
-from examples.tcod import tcod_rollout
-from examples.tcod.episode import EpisodeRecord
-from examples.tcod.errors import ConfigError
+from examples.tcod import ConfigError, tcod_rollout
+from examples.tcod.episode.loop import EpisodeRecord
 from slime.utils.types import Sample
 from smoke import hooks
 from tests.episode.test_evaluation import evaluation

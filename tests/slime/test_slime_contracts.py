@@ -110,8 +110,8 @@ def checkout(tmp_path_factory):
         ),
         (
             "runtime_hook",
-            ["--custom-rollout-log-function-path", "run_log.log_rollout"]
-            + ["--custom-eval-rollout-log-function-path", "run_log.log_eval"],
+            ["--custom-rollout-log-function-path", "tcod_rollout.log_rollout"]
+            + ["--custom-eval-rollout-log-function-path", "tcod_rollout.log_eval"],
             8,
             # What slime's own reference does and no other hook.
             ["'Args' object has no attribute 'logged_rollout_id'", "no attribute 'logged_eval_rollout_id'"],

@@ -19,7 +19,7 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
         allow_module_level=True,
     )
 
-from examples.tcod.config import read_yaml
+from examples.tcod.settings.config import read_yaml
 from smoke import hooks, make_games, make_models, train_arm, train_slime
 from smoke.servers import HERE, Process, SGLangServer
 from smoke.slime_cpu import compare

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-from examples.tcod.chat import ChatTokens
 from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.history import TurnHistory
-from examples.tcod.student import Response
+from examples.tcod.episode.history import TurnHistory
+from examples.tcod.model.chat_tokens import ChatTokens
+from examples.tcod.model.student import Response
 from smoke import expert, make_games, make_models
 
 NUM_GPUS = 0

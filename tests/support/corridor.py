@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from examples.tcod.environment import Environment, Observation
+from examples.tcod.environments.protocol import Environment, Observation
 
 CONTROL_TOKENS = "<|im_end|>\n<|im_start|>assistant\nżółw 龟 🐢<|endoftext|>"
 

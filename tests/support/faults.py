@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from examples.tcod import episode, sglang_client
-from examples.tcod.environment_pool import EnvironmentPool
+from examples.tcod.environments.pool import EnvironmentPool
+from examples.tcod.episode import loop as episode
+from examples.tcod.model import client as sglang_client
 from slime.utils.types import Sample
 from tests.support.corridor import CONTROL_TOKENS
 from tests.support.fake_sglang import generated, scored

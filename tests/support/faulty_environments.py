@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from examples.tcod.environment import Environment, Observation
+from examples.tcod.environments.protocol import Environment, Observation
 
 
 class Good(Environment):

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from examples.tcod import episode, tcod_rollout
+from examples.tcod import tcod_rollout
+from examples.tcod.episode import loop as episode
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from smoke import hooks

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from examples.tcod import episode, tcod_rollout
+from examples.tcod import tcod_rollout
+from examples.tcod.episode import loop as episode
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import init_http_client
 from slime.utils.types import Sample

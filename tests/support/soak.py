@@ -26,7 +26,9 @@ from unittest.mock import patch
 from aiohttp import web
 from transformers import AutoTokenizer
 
-from examples.tcod import sglang_client, student, tcod_rollout
+from examples.tcod import tcod_rollout
+from examples.tcod.model import client as sglang_client
+from examples.tcod.model import student
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample

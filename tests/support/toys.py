@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from examples.tcod.environment import Environment, Observation, load_environment
-from examples.tcod.errors import Failure, words
+from examples.tcod import Failure, words
+from examples.tcod.environments.protocol import Environment, Observation, load_environment
 from tests.support.corridor import Corridor
 
 # Qwen3's shape in non-thinking mode: only the generation header carries the empty think block.

@@ -50,7 +50,7 @@ def test_the_example_is_played_as_printed(blocks, tmp_path):
 def test_the_settings_are_settings(blocks):
     import yaml
 
-    from examples.tcod.config import TcodConfig
+    from examples.tcod.settings.config import TcodConfig
 
     TcodConfig(**yaml.safe_load(blocks["yaml"][0]))
     commands = "\n".join(blocks["bash"])

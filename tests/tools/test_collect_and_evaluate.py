@@ -20,13 +20,13 @@ import yaml
 from aiohttp import web
 from transformers import AutoTokenizer
 
-from examples.tcod import episode
-from examples.tcod.chat import ChatTokens
+from examples.tcod import ConfigError, Failure
 from examples.tcod.curriculum import EpisodePlan
-from examples.tcod.episode import Assignment, EpisodeRecord
-from examples.tcod.errors import ConfigError, Failure
-from examples.tcod.rows import Demonstration, Row
-from examples.tcod.sglang_client import SGLangClient
+from examples.tcod.episode import loop as episode
+from examples.tcod.episode.loop import Assignment, EpisodeRecord
+from examples.tcod.episode.rows import Demonstration, Row
+from examples.tcod.model.chat_tokens import ChatTokens
+from examples.tcod.model.client import SGLangClient
 from examples.tcod.tools import collect_demos, evaluate
 from examples.tcod.tools import play as play_tool
 from examples.tcod.tools import show_rollouts
@@ -41,7 +41,7 @@ ODD = "<|im_start|>"
 # collect_demos.py in a process of its own, with the environments in it too: Ray takes long to start.
 DRIVER = """
 import ray
-from examples.tcod import episode
+from examples.tcod.episode import loop as episode
 from examples.tcod.tools import collect_demos
 from tests.support.toys import LocalPool
 ray.init, episode.EnvironmentPool = (lambda *_, **__: None), LocalPool

@@ -7,8 +7,8 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from examples.tcod import run_dir as run_dir_module
-from examples.tcod import run_log
+from examples.tcod.records import run_dir as run_dir_module
+from examples.tcod.records import run_log
 from examples.tcod.tools import plot_runs, plotting
 from smoke import figure
 

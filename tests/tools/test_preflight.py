@@ -17,7 +17,7 @@ def preflight(place, monkeypatch):
     """check(**options) of preflight.py's checks before a GPU is taken; the message where they refuse."""
     folder, env = place
     monkeypatch.setenv("ALFWORLD_DATA", env["ALFWORLD_DATA"])
-    from examples.tcod.errors import ConfigError
+    from examples.tcod import ConfigError
     from examples.tcod.tools import check_environment, preflight
 
     monkeypatch.setattr(check_environment, "EnvironmentPool", LocalPool)

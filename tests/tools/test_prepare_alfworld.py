@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from examples.tcod.config import TcodConfig
+from examples.tcod import ConfigError, Failure
 from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.errors import ConfigError, Failure
-from examples.tcod.rows import Demonstration
+from examples.tcod.episode.rows import Demonstration
+from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import prepare as prepare_module
 from examples.tcod.tools import prepare_alfworld
 from examples.tcod.tools.prepare import Candidate, Checked, Task, check_task

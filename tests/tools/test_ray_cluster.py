@@ -9,7 +9,7 @@ from argparse import Namespace
 import pytest
 import ray
 
-from examples.tcod.errors import ConfigError
+from examples.tcod import ConfigError
 from examples.tcod.tools import ray_cluster
 
 NUM_GPUS = 0

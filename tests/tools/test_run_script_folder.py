@@ -17,8 +17,8 @@ HOOKS = {
     "--custom-rm-path": "tcod_rollout.reward_func",
     "--custom-reward-post-process-path": "tcod_rollout.post_process_rewards",
     "--dynamic-sampling-filter-path": "tcod_rollout.drop_failed",
-    "--custom-rollout-log-function-path": "run_log.log_rollout",
-    "--custom-eval-rollout-log-function-path": "run_log.log_eval",
+    "--custom-rollout-log-function-path": "tcod_rollout.log_rollout",
+    "--custom-eval-rollout-log-function-path": "tcod_rollout.log_eval",
 }
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from examples.tcod.env_alfworld import MAX_ACTION_CHARS, AlfworldEnvironment
-from examples.tcod.environment import Observation
+from examples.tcod.environments.protocol import Observation
 
 NUM_GPUS = 0
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from examples.tcod.chat import ChatTokens, engine_eos_ids, load_chat
+from examples.tcod.model.chat_tokens import ChatTokens, engine_eos_ids, load_chat
 from smoke import cpu_only
 from tests.support import toys
 

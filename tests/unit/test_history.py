@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from examples.tcod.chat import ChatTokens
-from examples.tcod.history import LEFT_OUT, AppendHistory, TurnHistory
-from examples.tcod.student import Response
+from examples.tcod.episode.history import LEFT_OUT, AppendHistory, TurnHistory
+from examples.tcod.model.chat_tokens import ChatTokens
+from examples.tcod.model.student import Response
 from smoke import cpu_only
 from tests.support import toys
 

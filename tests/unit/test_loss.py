@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from examples.tcod.loss import count_turns, turn_weights
+from examples.tcod.training.turn_mean import count_turns, turn_weights
 from tests.support.toys import token_weights
 
 NUM_GPUS = 0

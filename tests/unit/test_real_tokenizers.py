@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from examples.tcod.chat import ChatTokens, load_chat
-from examples.tcod.history import TurnHistory
-from examples.tcod.rows import Demonstration
-from examples.tcod.student import Response
+from examples.tcod.episode.history import TurnHistory
+from examples.tcod.episode.rows import Demonstration
+from examples.tcod.model.chat_tokens import ChatTokens, load_chat
+from examples.tcod.model.student import Response
 from smoke import cpu_only
 from tests.support import real_tokenizers
 

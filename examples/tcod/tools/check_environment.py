@@ -18,12 +18,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..checks import check_environment
-from ..config import TcodConfig
-from ..environment import Environment, Observation, ask, load_environment
-from ..environment_pool import BorrowedEnvironment, EnvironmentPool
-from ..errors import ConfigError, Failure
-from ..rows import Demonstration, Row, check_rows, read_rows, task_of
+from .. import ConfigError, Failure
+from ..environments.pool import BorrowedEnvironment, EnvironmentPool
+from ..environments.protocol import Environment, Observation, ask, load_environment
+from ..episode.rows import Demonstration, Row, check_rows, read_rows, task_of
+from ..settings.checks import check_environment
+from ..settings.config import TcodConfig
 from .ray_start import start_ray
 
 NONSENSE = "no such action"

@@ -23,9 +23,9 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..chat import ChatTokens
-from ..errors import ConfigError
-from ..rows import Row, task_key
+from .. import ConfigError
+from ..episode.rows import Row, task_key
+from ..model.chat_tokens import ChatTokens
 from .play import Played, Player, add_options, play, start
 
 Entry = dict[str, Any]  # one episode, see `entry_of`

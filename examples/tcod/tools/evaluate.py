@@ -21,9 +21,9 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..errors import ConfigError
-from ..rows import Row
-from ..transcript import transcript
+from .. import ConfigError
+from ..episode.rows import Row
+from ..records.transcript import transcript
 from .compare_evals import by_type, summarise
 from .play import Played, Player, add_options, play, start
 

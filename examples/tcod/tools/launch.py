@@ -28,12 +28,12 @@ from typing import Any, NoReturn
 import requests
 import yaml
 
-from ..about import without_secrets
+from .. import PACKAGE
+from ..records.about import without_secrets
 from .launch_machine import check_files, check_machine, check_space, last_checkpoint, lock, output, visible_gpus
 from .launch_settings import Settings, check_settings, recipe_settings, refuse, require
 from .processes import Process, Supervisor, tail
 
-PACKAGE = __package__.rpartition(".")[0]  # examples.tcod, or whatever the folder is called
 # What slime's processes need on every node, beside WORKER_ENV and all of NCCL_*, GLOO_* and WANDB_*.
 WORKER_VARIABLES = (
     "PYTHONPATH",

@@ -18,14 +18,14 @@ from typing import Any
 
 import httpx
 
-from ..chat import ChatTokens, load_chat
-from ..checks import check_environment
-from ..config import TcodConfig
-from ..episode import Assignment, EpisodeRecord, Runtime, play_episode
-from ..errors import ConfigError, Failure
-from ..history import History
-from ..rows import Demonstration, Row, check_rows, check_unique, read_rows
-from ..server_checks import probe
+from .. import ConfigError, Failure
+from ..episode.history import History
+from ..episode.loop import Assignment, EpisodeRecord, Runtime, play_episode
+from ..episode.rows import Demonstration, Row, check_rows, check_unique, read_rows
+from ..model.chat_tokens import ChatTokens, load_chat
+from ..settings.checks import check_environment
+from ..settings.config import TcodConfig
+from ..settings.server_checks import probe
 from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)

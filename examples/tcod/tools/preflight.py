@@ -14,14 +14,14 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from ..chat import ChatTokens, load_chat
-from ..checks import check_environment, check_training_rows
-from ..config import TcodConfig
-from ..environment import Environment, Observation, ask, load_environment
-from ..errors import ConfigError
-from ..history import new_history
-from ..rows import Row, check_rows, read_rows, task_of
-from ..server_checks import base_url, check_teacher
+from .. import ConfigError
+from ..environments.protocol import Environment, Observation, ask, load_environment
+from ..episode.history import new_history
+from ..episode.rows import Row, check_rows, read_rows, task_of
+from ..model.chat_tokens import ChatTokens, load_chat
+from ..settings.checks import check_environment, check_training_rows
+from ..settings.config import TcodConfig
+from ..settings.server_checks import base_url, check_teacher
 from .check_environment import play_rows, spread
 from .ray_cluster import check_cluster
 from .ray_start import start_ray

@@ -25,11 +25,11 @@ from typing import Any
 
 from tqdm.asyncio import tqdm
 
-from ..config import TcodConfig
-from ..environment import Environment, Observation, load_environment
-from ..environment_pool import BorrowedEnvironment, EnvironmentPool
-from ..errors import ConfigError, Failure
-from ..rows import Demonstration
+from .. import ConfigError, Failure
+from ..environments.pool import BorrowedEnvironment, EnvironmentPool
+from ..environments.protocol import Environment, Observation, load_environment
+from ..episode.rows import Demonstration
+from ..settings.config import TcodConfig
 from .ray_start import start_ray
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..config import TcodConfig
-from ..environment import Observation
-from ..errors import ConfigError, Failure, words
-from ..rows import Demonstration
+from .. import ConfigError, Failure, words
+from ..environments.protocol import Observation
+from ..episode.rows import Demonstration
+from ..settings.config import TcodConfig
 from .prepare import TRAIN, Candidate, LeftOut, Task, check_tasks, option_parser, run, write_sets
 
 DATA_VERSION = "json_2.1.1"

@@ -17,11 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..config import TcodConfig
+from .. import ConfigError, Failure, words
 from ..env_scienceworld import ScienceworldEnvironment
-from ..environment import Observation
-from ..errors import ConfigError, Failure, words
-from ..rows import Demonstration
+from ..environments.protocol import Observation
+from ..episode.rows import Demonstration
+from ..settings.config import TcodConfig
 from .prepare import TRAIN, Candidate, Task, check_tasks, option_parser, run, write_sets
 
 GOLD = "gold"

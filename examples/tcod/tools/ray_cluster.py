@@ -10,10 +10,10 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import TcodConfig
-from ..environment import load_environment
-from ..errors import ConfigError
-from ..rows import Row, task_of
+from .. import ConfigError
+from ..environments.protocol import load_environment
+from ..episode.rows import Row, task_of
+from ..settings.config import TcodConfig
 
 PROBE_S = 300.0  # of an engine on every node: the first import of an environment takes its time there
 GPU_IDS_S = 20.0  # They are free before a run, or slime waits for them.

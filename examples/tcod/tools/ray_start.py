@@ -3,8 +3,8 @@
 import math
 import os
 
-from ..environment_pool import WORKER_CPUS
-from ..errors import ConfigError, words
+from .. import ConfigError, words
+from ..environments.pool import WORKER_CPUS
 
 
 def start_ray(workers: int) -> None:

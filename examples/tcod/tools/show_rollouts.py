@@ -22,7 +22,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..rows import task_key
+from ..episode.rows import task_key
 from .rollout_text import printable, rollout_text, shortest_won
 
 logger = logging.getLogger(__name__)

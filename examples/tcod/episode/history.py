@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .chat import ChatTokens
-from .config import TcodConfig
-from .student import Response
+from ..model.chat_tokens import ChatTokens
+from ..model.student import Response
+from ..settings.config import TcodConfig
 
 LEFT_OUT = "[Earlier turns are left out.]"  # behind the first user turn, where tcod_window leaves some out
 

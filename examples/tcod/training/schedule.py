@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from .config import TcodConfig
-from .curriculum import DepthState, KlSchedule
-from .errors import ConfigError
-from .metrics import Metrics, deepest_kl
+from .. import ConfigError
+from ..curriculum import DepthState, KlSchedule
+from ..records.metrics import Metrics, deepest_kl
+from ..settings.config import TcodConfig
 
 # In the metadata: {"n": last rollout that was counted, "state": DepthState's fields after it, "before": those before}.
 KEY = "tcod_depth"

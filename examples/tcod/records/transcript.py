@@ -26,9 +26,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .episode import EpisodeRecord, TurnRecord
+from ..episode.loop import EpisodeRecord, TurnRecord
+from ..episode.rows import task_of
 from .metrics import turn_kl
-from .rows import task_of
 
 MAX_TEXT = 4000
 MAX_TOKENS = 4096

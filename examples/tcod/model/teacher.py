@@ -3,8 +3,8 @@
 import os
 from collections.abc import Callable, Iterable
 
-from .errors import ABORTED, Failure
-from .sglang_client import SGLangClient, routing
+from .. import ABORTED, Failure
+from .client import SGLangClient, routing
 
 
 class TeacherClient:

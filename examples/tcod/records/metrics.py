@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from .episode import EpisodeRecord
+from ..episode.loop import EpisodeRecord
 
 Metrics = dict[str, float]
 

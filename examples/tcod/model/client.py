@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from .errors import ABORTED, Failure
+from .. import ABORTED, Failure
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 
-from .chat import ChatTokens
+from .. import ConfigError, Failure
+from ..model.chat_tokens import ChatTokens
+from ..model.teacher import check_scores, scoring_request, teacher_headers
 from .config import TcodConfig
-from .errors import ConfigError, Failure
-from .teacher import check_scores, scoring_request, teacher_headers
 
 logger = logging.getLogger(__name__)
 

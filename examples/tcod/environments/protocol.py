@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
-from .errors import ConfigError, Failure, words
+from .. import PACKAGE, ConfigError, Failure, words
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def load_environment(path: str) -> type[Environment]:
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module, package=__package__), name)
+        found = getattr(importlib.import_module(module, package=PACKAGE), name)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         raise ConfigError(
             f"tcod_environment {path} cannot be imported ({words(error)}): name an importable module.Class"

@@ -23,13 +23,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from .config import TcodConfig
+from ..settings.config import TcodConfig
 from .run_dir import run_dir, write
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("slime", "sglang", "megatron-core", "torch", "transformers", "ray")
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]  # the recipe
 _SECRET_NAME = re.compile(r"(wandb|api|access|auth|hf|hub).*(key|token)|secret|password", re.IGNORECASE)
 _OPTION = re.compile(r"""(--\S+?[ =])(?!--)('[^']*'|\S+)""")
 _LOGIN = re.compile(r"(?<=://)[^/@\s\"]+(?=@)")

@@ -14,8 +14,8 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from .environment import Environment, Observation, checked_observation, load_environment
-from .errors import Failure, words
+from .. import Failure, words
+from .protocol import Environment, Observation, checked_observation, load_environment
 
 WORKER_CPUS = 0.25  # What a worker asks Ray for: small, so that workers fit beside the placement groups of the GPUs.
 START_TIMEOUT_S = 300.0  # For a worker process to be scheduled and to import the environment's module.

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .environment import Environment, Observation, as_listed, ask, is_admissible
-from .errors import ConfigError, Failure, words
+from .. import ConfigError, Failure, words
+from ..environments.protocol import Environment, Observation, as_listed, ask, is_admissible
 
 if TYPE_CHECKING:
-    from .chat import ChatTokens
+    from ..model.chat_tokens import ChatTokens
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ABORTED, Failure
-from .sglang_client import SGLangClient, routing
+from .. import ABORTED, Failure
+from .client import SGLangClient, routing
 from .teacher import is_log_prob
 
 ASKED = 8  # How often a turn is asked for when the engine aborts it; the pauses between sum up to 13 s.

@@ -11,15 +11,15 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .chat import ChatTokens
-from .config import TcodConfig
-from .curriculum import EpisodePlan
-from .environment import Environment, Observation, as_listed, ask, is_admissible, load_environment
-from .environment_pool import EnvironmentPool
-from .errors import ABORTED, Failure
+from .. import ABORTED, Failure
+from ..curriculum import EpisodePlan
+from ..environments.pool import EnvironmentPool
+from ..environments.protocol import Environment, Observation, as_listed, ask, is_admissible, load_environment
+from ..model.chat_tokens import ChatTokens
+from ..model.student import StudentClient
+from ..settings.config import TcodConfig
 from .history import History, new_history
 from .rows import Demonstration, task_of
-from .student import StudentClient
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from slime.rollout.sglang_rollout import GenerateState
 
-from .config import TcodConfig
-from .episode import EpisodeRecord
+from ..episode.loop import EpisodeRecord
+from ..episode.rows import task_key, task_of
+from ..settings.config import TcodConfig
 from .metrics import Metrics
-from .rows import task_key, task_of
 from .run_dir import run_dir, write
 from .run_log import note_rollout, rollouts_before
 from .tracker import show_table, tracks

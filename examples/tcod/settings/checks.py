@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import PACKAGE, ConfigError
+from ..environments.protocol import load_environment
+from ..episode.loop import is_untempered
+from ..episode.rows import check_demonstrations, check_rows
+from ..training.turn_mean import is_turn_mean
 from .config import TcodConfig, read_yaml
-from .environment import load_environment
-from .episode import is_untempered
-from .errors import ConfigError
-from .loss import is_turn_mean
-from .rows import check_demonstrations, check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,10 @@ def _check_hooks(args: Namespace) -> None:
         "dynamic_sampling_filter_path": "drop_failed",
     }
     for name, function in hooks.items():
-        path = f"{__package__}.tcod_rollout.{function}"
+        path = f"{PACKAGE}.tcod_rollout.{function}"
         if getattr(args, name, None) != path:
             raise ConfigError(
-                f"--{name.replace('_', '-')} must be {path}, as --rollout-function-path is of {__package__}: "
+                f"--{name.replace('_', '-')} must be {path}, as --rollout-function-path is of {PACKAGE}: "
                 "TCOD needs all of its hooks"
             )
 
@@ -117,9 +117,10 @@ def _check_loss(args: Namespace) -> None:
         )
     reducer = args.custom_pg_loss_reducer_function_path
     if not is_turn_mean(args):
-        if (reducer or "").endswith(".loss.turn_mean"):
+        if (reducer or "").endswith(".turn_mean.turn_mean"):
             raise ConfigError(
-                f"--custom-pg-loss-reducer-function-path must be {__package__}.loss.turn_mean, not {reducer}: "
+                "--custom-pg-loss-reducer-function-path must be "
+                f"{PACKAGE}.training.turn_mean.turn_mean, not {reducer}: "
                 "the other hooks are of this package and count its turns"
             )
         return

@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from .curriculum import Curriculum, KlSchedule
-from .errors import ConfigError
+from .. import ConfigError
+from ..curriculum import Curriculum, KlSchedule
 
 
 class TcodConfig(BaseModel):

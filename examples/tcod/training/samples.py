@@ -12,10 +12,10 @@ from slime.observability.trace_utils import build_sglang_meta_trace_attrs, trace
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
-from .config import TcodConfig
-from .episode import EpisodeRecord
-from .errors import ABORTED, Failure
-from .history import History
+from .. import ABORTED, Failure
+from ..episode.history import History
+from ..episode.loop import EpisodeRecord
+from ..settings.config import TcodConfig
 
 logger = logging.getLogger(__name__)
 
