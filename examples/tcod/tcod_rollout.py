@@ -46,6 +46,7 @@ from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
 from .records.about import write_about
 from .records.metrics import eval_metrics, rollout_metrics
+from .records.run_log import log_eval, log_rollout
 from .settings.build import Run, checked_run, players_of, run_of
 from .settings.config import TcodConfig
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing, drawing_of_run
@@ -53,8 +54,14 @@ from .training.samples import fill, flat, settle, timeline_span, to_samples
 from .training.turn_mean import count_turns, is_turn_mean
 
 __all__ = [
-    *("drop_failed", "generate", "generate_rollout", "generate_rollout_fully_async", "log_eval", "log_rollout"),
-    *("post_process_rewards", "reward_func"),
+    "drop_failed",
+    "generate",
+    "generate_rollout",
+    "generate_rollout_fully_async",
+    "log_eval",
+    "log_rollout",
+    "post_process_rewards",
+    "reward_func",
 ]
 
 logger = logging.getLogger(__name__)
