@@ -47,7 +47,7 @@ from .records.about import write_about
 from .records.episode_log import save_evaluation, save_rollout
 from .records.metrics import eval_metrics, rollout_metrics
 from .records.run_log import log_eval, log_rollout
-from .settings.checks import check_settings
+from .settings.checks import check_run_arguments
 from .settings.config import TcodConfig
 from .settings.server_checks import base_url, check_models
 from .training.samples import Groups, fail, fill, flat, timeline_span, to_train
@@ -345,7 +345,7 @@ def checked_config(args: Namespace, data_source: Any) -> TcodConfig:
     if _launched and _launched[0] is args:
         return _launched[1]
     dataset = getattr(data_source, "dataset", None)
-    config = check_settings(args, getattr(dataset, "samples", None))
+    config = check_run_arguments(args, getattr(dataset, "samples", None))
     check_data_source(config, data_source)
     chat = _chat(args, config)
     for warning in chat.warnings:

@@ -222,9 +222,9 @@ def test_every_end_of_the_engine_ends_a_turn(tokenizer):
     assert chat.stop_ids == {end, pad, start, 7}
     said = chat.assistant("look")[:-1]
     for stop in chat.stop_ids:
-        assert chat.text([*said, stop]) == "look"
-    assert chat.text([*said, start, end]) == "look<|im_start|>"  # only the last one ended it
-    assert chat.text(said) == "look" and chat.text([end]) == chat.text([]) == ""
+        assert chat.decode([*said, stop]) == "look"
+    assert chat.decode([*said, start, end]) == "look<|im_start|>"  # only the last one ended it
+    assert chat.decode(said) == "look" and chat.decode([end]) == chat.decode([]) == ""
 
 
 @pytest.mark.parametrize("flagged", [False, True])
@@ -258,7 +258,7 @@ def test_text_never_becomes_an_added_token(folder, parts):
     thoughts = text.count("<think>") + text.count("</think>")
     answer = chat.assistant(text)
     assert [i in tokenizer.added_tokens_decoder for i in answer].count(True) == thoughts + 1
-    assert chat.text(answer) == text
+    assert chat.decode(answer) == text
 
 
 def test_todays_date_in_the_context_is_a_warning(tokenizer):

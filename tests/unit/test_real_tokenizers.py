@@ -86,7 +86,7 @@ def test_the_turns_end_with_the_right_token(name):
     chat, (_, end, others) = chat_of(name), USABLE[name]
     assert chat.tokenizer.decode([chat.end_of_turn]) == end
     assert set(chat.tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids))) == {end, *others}
-    assert chat.text(chat.assistant("<action>look</action>")) == "<action>look</action>"
+    assert chat.decode(chat.assistant("<action>look</action>")) == "<action>look</action>"
     assert chat.warnings == []
 
 
@@ -227,10 +227,10 @@ def test_each_turns_prompt_is_the_templates_own_rendering(name, data):
         ids = [*chat.tokenizer.encode(answer.removeprefix(opened), add_special_tokens=False), chat.end_of_turn]
         history.respond(Response(ids, [-0.1] * len(ids), {}))
         history.observe(after)
-        said = chat.said(ids)
-        assert said == opened + chat.text(ids)
+        said = chat.turn_text(ids)
+        assert said == opened + chat.decode(ids)
         texts += [said, after]
-        assert chat.answer(ids) == (said.rpartition("</think>")[2] if thoughts == "keep" else said)
+        assert chat.after_thought(ids) == (said.rpartition("</think>")[2] if thoughts == "keep" else said)
     shown = history._shown(texts)
     roles = ["system", *["user", "assistant"] * len(shown)]
     messages = [{"role": role, "content": text} for role, text in zip(roles, shown, strict=False)]
@@ -249,14 +249,14 @@ def test_demonstrations_replay_token_for_token(name):
     chat = chat_of(name)
     text = "take mug 1"
     ids = [*(i for c in text for i in chat._text_ids(c)), chat.end_of_turn]
-    if chat.text(ids) != text:  # a tokenizer that puts a space before a word that stands alone
+    if chat.decode(ids) != text:  # a tokenizer that puts a space before a word that stands alone
         ids = chat.assistant(text)
     demo = Demonstration((text,), (text,), (ids,), chat.vocabulary)
     assert demo.sampled_ids(0, chat) == ids
     assert replace(demo, vocabulary="another").sampled_ids(0, chat) is None
     assert replace(demo, responses=("drop mug 1",)).sampled_ids(0, chat) is None
     control = [chat.end_of_turn, *ids]
-    assert replace(demo, ids=(control,), responses=(chat.text(control),)).sampled_ids(0, chat) is None
+    assert replace(demo, ids=(control,), responses=(chat.decode(control),)).sampled_ids(0, chat) is None
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused():

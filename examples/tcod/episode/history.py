@@ -151,7 +151,7 @@ class TurnHistory(History):
         return self.max_context_len - len(self.context)
 
     def respond(self, response: Response) -> tuple[int, int]:
-        self._texts.append(self.chat.said(response.ids))
+        self._texts.append(self.chat.turn_text(response.ids))
         start = len(self.prompt) + self.response_length
         self.prompts.append((start, start + len(self.context)))
         if self.spans:

@@ -261,7 +261,7 @@ async def _respond(
         )
         note(response.meta_info)
     start, end = history.respond(response)
-    action, valid = ask(runtime.environment, "parse_action", runtime.chat.answer(response.ids))
+    action, valid = ask(runtime.environment, "parse_action", runtime.chat.after_thought(response.ids))
     action = as_listed(action, observation)
     return TurnRecord(
         turn=turn,

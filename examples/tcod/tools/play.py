@@ -23,7 +23,7 @@ from ..episode.history import History
 from ..episode.loop import Assignment, EpisodeRecord, Runtime, play_episode
 from ..episode.rows import Demonstration, Row, check_rows, check_unique, read_rows
 from ..model.chat_tokens import ChatTokens, load_chat
-from ..settings.checks import check_environment
+from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from ..settings.server_checks import probe
 from .ray_start import start_ray
@@ -102,7 +102,7 @@ def start(options: Namespace) -> Player:
     if url.scheme not in ("http", "https") or not url.host or not url.port:
         raise ConfigError(f"--url must be http://HOST:PORT, got {options.url}")
     config = TcodConfig.read(options.config)
-    check_environment(config)
+    check_environment_class(config)
     chat = _load_chat(options, config)
     for warning in chat.warnings:
         logger.warning("--model %s: %s", options.model, warning)
