@@ -167,7 +167,7 @@ def test_templates_to_which_turns_cannot_be_appended_are_rendered(name, folder):
 
 def test_channels_are_refused_in_turns_too(folder):
     template = PAST.replace("{{ m.content }}", "{{ 'final: ' if m.role == 'assistant' }}{{ m.content }}") + HEADER
-    with pytest.raises(ValueError, match="what is sampled is more than an answer"):
+    with pytest.raises(ValueError, match="an answer cannot stay what was sampled"):
         chat_with(folder, template, history="turns")
 
 
@@ -183,9 +183,7 @@ def test_a_thought_that_only_ends_is_closed(folder, history):
 def test_ids_of_a_file_name_nothing_but_text(folder):
     chat = chat_with(folder, PAST + HEADER, thoughts="keep")
     ids = chat.tokenizer.encode("<think>hm</think>left")
-    assert chat.spells(ids, "<think>hm</think>left") and chat.spells(
-        [*ids, chat.end_of_turn], "<think>hm</think>left"
-    )
+    assert chat.spells(ids, "<think>hm</think>left") and chat.spells([*ids, chat.end_of_turn], "<think>hm</think>left")
     start = chat.tokenizer.convert_tokens_to_ids("<|im_start|>")
     for wrong in (
         [],

@@ -1,8 +1,8 @@
 """What a chat template writes around the turns of a conversation, whether it thinks, and what can be appended to it.
 
 The rule of appending: the first prompt, and behind it the turns with what stands around them, are the template's own
-rendering of the whole conversation; except for the think block (empty or open) that stands before every answer here and
-that some templates leave out before past answers. Under a template that breaks it every turn must be rendered anew.
+rendering of the whole conversation; except for the think block (empty or open) that stands before every answer here
+and that some templates leave out before past answers. Where a template breaks it, every turn is rendered anew.
 """
 
 import contextlib
@@ -16,7 +16,10 @@ from jinja2 import TemplateError
 
 # The texts that the rule is tried with: plain ones, and some that a template might strip, escape or cut.
 PLAIN, AWKWARD = "Text {}:\n\n- a  cup 12.", '\n <b>{}</b> & "it\'s" \\n {{{{ é\n\n'
-THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # Qwen3, DeepSeek-R1 and most others; Magistral
+# Qwen3, DeepSeek-R1 and most others; Magistral; Seed-OSS; Kimi.
+THOUGHTS = tuple(
+    (f"{a}{b}", f"{a}/{b}") for a, b in (("<", "think>"), ("[", "THINK]"), ("<", "seed:think>"), ("◁", "think▷"))
+)
 SWITCHES = ("enable_thinking", "thinking")  # Qwen3 and GLM; DeepSeek-V3.1
 
 
@@ -43,7 +46,7 @@ class ChatTemplate:
     A template without a system role gets the system text at the head of the first user turn.
 
     Attributes:
-        opening, closing: the markers around a thought.
+        thought: what opens and what closes a thought.
         opened: the beginning of a thought at the end of after_user ("<think>\\n"), or "".
 
     Raises:
@@ -67,9 +70,9 @@ class ChatTemplate:
         self._strips = spaced[1] not in self.render(spaced)  # Llama, Gemma: `content | trim`
         known = {token.content for token in tokenizer.added_tokens_decoder.values()}
         written_first = sorted(THOUGHTS, key=lambda pair: (pair[0] not in self.after_user, not known.issuperset(pair)))
-        self.opening, self.closing = written_first[0]
-        _, begun, rest = self.after_user.rpartition(self.opening)
-        self.opened = begun + rest if begun and self.closing not in rest else ""
+        self.thought = opening, closing = written_first[0]
+        _, begun, rest = self.after_user.rpartition(opening)
+        self.opened = begun + rest if begun and closing not in rest else ""
 
     def render(self, texts: list[str], **more: Any) -> str:
         """The template's own rendering of [system, user, answer, user, ..., user], up to the next answer."""
@@ -117,7 +120,7 @@ class ChatTemplate:
         """
         alike = self._without_thought(self.after_user) == self._without_thought(self.past)
         block = self.after_user.removeprefix(self.past)
-        stays = self.after_user.startswith(self.past) and (not block or self.opening in block)
+        stays = self.after_user.startswith(self.past) and (not block or self.thought[0] in block)
         if not alike or (appended and not stays):
             raise ValueError(
                 f"the chat template writes {self.after_user!r} before the next answer but {self.past!r} before past "
@@ -129,10 +132,10 @@ class ChatTemplate:
         """Raises ValueError where the template does not think as `thinks` says."""
         texts = conversation(1)
         switches = [name for name in SWITCHES if self.render(texts, **{name: False}) != self.render(texts)]
-        if thinks and self.after_user.rstrip().endswith(self.closing):
+        if thinks and self.after_user.rstrip().endswith(self.thought[1]):
             raise ValueError(
-                f"the chat template closes the thought before every answer ({self.after_user!r}): switch thinking on in "
-                "--apply-chat-template-kwargs, or set tcod_thoughts: none"
+                f"the chat template closes the thought before every answer ({self.after_user!r}): switch thinking on "
+                "in --apply-chat-template-kwargs, or set tcod_thoughts: none"
             )
         if switches and not thinks:
             kwargs = json.dumps({**self._kwargs, switches[0]: False})
@@ -146,16 +149,11 @@ class ChatTemplate:
                 "none: set it to keep, or use a model or a chat template that answers without a thought"
             )
 
-    def warnings(self) -> list[str]:
-        """Sentences about what is allowed and may surprise."""
+    def prints_date(self) -> bool:
+        """Whether today's date stands in it."""
         texts = conversation(1)
         # An argument of this name takes the place of the clock that transformers gives to templates.
-        if self.render(texts) == self.render(texts, strftime_now=lambda form: "some day"):
-            return []
-        return [
-            "the chat template prints today's date, so the same turns are another context tomorrow: give it a date in "
-            "--apply-chat-template-kwargs (Llama's template takes date_string), or use one that prints none"
-        ]
+        return self.render(texts) != self.render(texts, strftime_now=lambda form: "some day")
 
     def _shows_system(self) -> bool:
         texts = conversation(1, "{}")
@@ -164,4 +162,5 @@ class ChatTemplate:
         return False
 
     def _without_thought(self, text: str) -> str:
-        return "".join(text.replace(self.opening, "").replace(self.closing, "").split())
+        opening, closing = self.thought
+        return "".join(text.replace(opening, "").replace(closing, "").split())

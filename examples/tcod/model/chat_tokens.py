@@ -8,8 +8,7 @@ stands around a turn; afterwards a context grows by exactly these spans and by t
     assistant(text)         text<|im_end|>
     user(text)              \n<|im_start|>user\ntext<|im_end|>\n<|im_start|>assistant\n[think block]
 
-The think block is an empty one, which closes the thought, or where the student thinks the beginning of one, if the
-template writes that.
+The think block is empty, which closes the thought, or the beginning of one, where the template writes that.
 """
 
 import contextlib
@@ -21,11 +20,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .chat_template import AWKWARD, ChatTemplate, conversation, difference
+from .chat_template import PLAIN, ChatTemplate, conversation, difference
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+DATED = (
+    "the chat template prints today's date, so the same turns are another context tomorrow: give it a date in "
+    "--apply-chat-template-kwargs (Llama's takes date_string), or use one that prints none"
+)
 # Private-use characters stand for a control token's name while a template renders: "\ue0003\ue001" for the fourth.
 _HIDDEN, _MARK = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
 
@@ -108,7 +111,7 @@ class ChatTokens:
         if history == "append":
             template.check_rule(horizon)
         self._check_tokens(history == "append")
-        self.warnings = template.warnings()
+        self.warnings = [DATED] if template.prints_date() else []
 
     def prompt(self, system: str, user: str) -> list[int]:
         """The first context: system and user turn, up to where the first response begins."""
@@ -120,13 +123,12 @@ class ChatTokens:
         Where the vocabulary has <think> and </think>, they are these tokens, as they were when it was sampled. Where
         the template opens a thought, a response without one has an empty thought.
         """
-        template = self._template
-        if template.opened:
-            if template.closing not in text:
-                text = f"{template.opened}\n{template.closing}\n\n{text}"
-            # Recorded responses may have what the template writes, or spell it otherwise ("<think>hm" for "<think>\nhm").
-            text = text.removeprefix(template.opened).removeprefix(template.opening)
-        parts = re.split(f"({re.escape(template.opening)}|{re.escape(template.closing)})", text)
+        (opening, closing), opened = self._template.thought, self._template.opened
+        if opened:
+            text = text if closing in text else f"{opened}\n{closing}\n\n{text}"
+            # The template has begun the thought. A text may begin it otherwise: "<think>hm" for "<think>\nhm".
+            text = text.removeprefix(opened).removeprefix(opening)
+        parts = re.split(f"({re.escape(opening)}|{re.escape(closing)})", text)
         ids = ([self._thought_ids[part]] if part in self._thought_ids else self._text_ids(part) for part in parts)
         return [*_flat(ids), self.end_of_turn]
 
@@ -154,18 +156,14 @@ class ChatTokens:
 
     def turn_text(self, response_ids: list[int]) -> str:
         """A response as a turn of the conversation: with the thought that the template began, which is closed."""
-        text, opening, closing = self.decode(response_ids), self._template.opening, self._template.closing
-        if not self._thinks:
-            return text
-        text = self._template.opened + text
-        return f"{text}\n{closing}\n\n" if text.lstrip().startswith(opening) and closing not in text else text
+        (opening, closing), text = self._template.thought, self._template.opened + self.decode(response_ids)
+        cut = self._thinks and text.lstrip().startswith(opening) and closing not in text
+        return f"{text}\n{closing}\n\n" if cut else text
 
     def after_thought(self, response_ids: list[int]) -> str:
         """What a response says after its thought, and not in another one: nothing, if the thought was cut."""
-        text = self.turn_text(response_ids)
-        return (
-            text.rpartition(self._template.closing)[2].partition(self._template.opening)[0] if self._thinks else text
-        )
+        (opening, closing), text = self._template.thought, self.turn_text(response_ids)
+        return text.rpartition(closing)[2].partition(opening)[0] if self._thinks else text
 
     def spells(self, response_ids: list[int], turn_text: str) -> bool:
         """Whether ids from a file may stand for a recorded response: they say it, and name nothing but text.
@@ -178,11 +176,11 @@ class ChatTokens:
         return not self._control_ids.intersection(inner) and self.turn_text(response_ids) == turn_text
 
     def _set_control_tokens(self) -> None:
-        added, template = self.tokenizer.added_tokens_decoder.items(), self._template
+        added = self.tokenizer.added_tokens_decoder.items()
         # Special by its flag: many tokenizers name no end of turn. A token that text can spell ("!" as pad) is a word.
         self._special = {i for i, token in added if token.special and self._data_ids(token.content) != [i]}
         control = {token.content: i for i, token in added if token.content.strip()}
-        self._thought_ids = {name: control[name] for name in (template.opening, template.closing) if name in control}
+        self._thought_ids = {name: control[name] for name in self._template.thought if name in control}
         self._control_ids = {*control.values()} - {*self._thought_ids.values()}
         self._names = [*sorted(control, key=len, reverse=True), _HIDDEN[0]]
         self._name = re.compile("|".join(map(re.escape, self._names)))
@@ -193,8 +191,8 @@ class ChatTokens:
         self._after_user = self._template_ids(self._template.after_user)
         if self.end_of_turn not in self._special:
             raise ValueError(
-                f"the chat template ends an assistant turn with {before_next[:20]!r}, which is not a special token: use "
-                "a model or a chat template that ends turns with one"
+                f"the chat template ends an assistant turn with {before_next[:20]!r}, which is not a special token: "
+                "use a model or a chat template that ends turns with one"
             )
         self.stop_ids = {self.end_of_turn, *eos_ids, self.tokenizer.eos_token_id} - {None}
         self.stop_ids |= self._special & {self.tokenizer.pad_token_id}
@@ -206,9 +204,8 @@ class ChatTokens:
         """A text without names of control tokens, but in an answer with those of a thought."""
 
         def hide(match: re.Match[str]) -> str:
-            name = match[0]
-            stays = is_answer and name in (self._template.opening, self._template.closing)
-            return name if stays else _HIDDEN.format(self._names.index(name))
+            stays = is_answer and match[0] in self._template.thought
+            return match[0] if stays else _HIDDEN.format(self._names.index(match[0]))
 
         return self._name.sub(hide, text)
 
@@ -235,7 +232,7 @@ class ChatTokens:
     def _check_tokens(self, appended: bool) -> None:
         """Raises ValueError where tokens of parts, names of control tokens among them, are not those of the text."""
         template, name = self._template, self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
-        plain, texts = conversation(3, AWKWARD), [f"{text}{name}x" for text in conversation(2)]
+        plain, texts = conversation(3, PLAIN + "\n\n"), [f"{text}{name}x" for text in conversation(2)]
         expected, ours = template.render(texts), self._decode(self.context(texts))
         if appended:
             answer, after = texts[2:]

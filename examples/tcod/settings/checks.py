@@ -22,6 +22,25 @@ HOOKS = {
     "custom_reward_post_process_path": "tcod_rollout.post_process_rewards",
     "dynamic_sampling_filter_path": "tcod_rollout.drop_failed",
 }
+NEEDED = {
+    "use_opd": "without it slime trains on the zero rewards alone",
+    "rollout_max_context_len": "set the largest length of a sequence in tokens",
+}
+FORBIDDEN = {
+    "normalize_advantages": "would whiten the KL away",
+    "partial_rollout": "cannot continue a multi-turn episode",
+    "use_rollout_routing_replay": "has no routes for an environment's tokens",
+    "group_rm": "hands whole groups to the reward function",
+    "reward_key": "does not apply, TCOD's reward is a number",
+    "eval_reward_key": "does not apply, TCOD's reward is a number",
+}
+FORBIDDEN_WITH_TURN_MEAN = {  # turn_mean.py: a count of turns is in the masks, and the turns are the masks' runs
+    "calculate_per_token_loss": "is the mean over tokens, and the chosen reducer the mean over turns",
+    "log_multi_turn": "takes sums of masks for lengths, and the mean over turns keeps its count there",
+    "use_opsm": "takes sums of masks for lengths, and the mean over turns keeps its count there",
+    "custom_tis_function_path": "may change the masks, whose runs are the turns of the mean over turns",
+    "custom_convert_samples_to_train_data_path": "may change the masks, whose runs are the turns",
+}
 
 
 def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
@@ -65,12 +84,17 @@ def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) ->
 
 def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
     """A sentence for each flag that is missing, must be left out, or contradicts another."""
-    reducer = "custom_pg_loss_reducer_function_path"
-    turn_mean = {reducer: "training.turn_mean.turn_mean"} if str(getattr(args, reducer)).endswith(".turn_mean") else {}
-    for name, function in {**HOOKS, **turn_mean}.items():
+    hooks, needed = dict(HOOKS), dict(NEEDED)
+    if str(args.custom_pg_loss_reducer_function_path).endswith(".turn_mean"):
+        hooks["custom_pg_loss_reducer_function_path"] = "training.turn_mean.turn_mean"
+    if args.opd_type == "sglang":
+        needed["rm_url"] = "set it to the teacher's http://HOST:PORT/generate"
+    if config.tcod_history == "turns":
+        needed["use_dynamic_batch_size"] = "a step of tcod_history turns has any number of samples"
+    for name, function in hooks.items():
         if getattr(args, name) != (path := f"{PACKAGE}.{function}"):
             yield f"{_flag(name)} must be {path}, as --rollout-function-path is of {PACKAGE}: TCOD needs all its hooks"
-    for name, why in _needed(args, config).items():
+    for name, why in needed.items():
         if not getattr(args, name):
             yield f"{_flag(name)} is missing: {why}"
     for name, why in _forbidden(args, config).items():
@@ -83,41 +107,19 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _needed(args: Namespace, config: TcodConfig) -> dict[str, str]:
-    """Flags that must be set, and what for."""
-    flags = {
-        "use_opd": "without it slime trains on the zero rewards alone",
-        "rollout_max_context_len": "set the largest length of a sequence in tokens",
-    }
-    if args.opd_type == "sglang":
-        flags["rm_url"] = "set it to the teacher's http://HOST:PORT/generate"
-    if config.tcod_history == "turns":
-        flags["use_dynamic_batch_size"] = (
-            "a step of tcod_history turns has any number of samples; also --max-tokens-per-gpu"
-        )
-    return flags
-
-
 def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
     """Flags that must not be set, and why."""
-    flags = {
-        "normalize_advantages": "would whiten the KL away",
-        "partial_rollout": "cannot continue a multi-turn episode",
-        "use_rollout_routing_replay": "has no routes for an environment's tokens",
-        "group_rm": "hands whole groups to the reward function",
-        "reward_key": "does not apply, TCOD's reward is a number",
-        "eval_reward_key": "does not apply, TCOD's reward is a number",
-    }
+    flags = dict(FORBIDDEN)
     if (args.over_sampling_batch_size or 0) > args.rollout_batch_size:
         flags["over_sampling_batch_size"] = "would train on the fastest episodes only"
     evaluation = args.eval_function_path or args.rollout_function_path
     fully_async = args.rollout_function_path.endswith(".generate_rollout_fully_async")
     if fully_async and evaluation.startswith((f"{PACKAGE}.", "slime.")):
         flags["eval_interval"] = (
-            f"asks for evaluations, which slime lacks in a fully asynchronous run: {evaluation} would fail, or share a "
-            "semaphore with the rollout until both wait for ever"
+            f"asks for evaluations, which slime lacks in a fully asynchronous run: {evaluation} would fail, or share "
+            "a semaphore with the rollout until both wait for ever"
         )
-    if not _pushes_copies(args):
+    if args.opd_type != "megatron" and not _pushes_copies(args):
         flags["offload_train"] = (
             "gives up the memory that slime pushes weights from, except with --colocate and without "
             "--update-weight-transport disk"
@@ -126,22 +128,10 @@ def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
         flags["calculate_per_token_loss"] = "counts a token for each sample that --rollout-sample-filter-path removes"
     if config.tcod_history == "turns":
         flags["log_passrate"] = "expects --n-samples-per-prompt samples of a prompt, and every turn is a sample"
-    return flags | (_changing_masks(args) if is_turn_mean(args) else {})
-
-
-def _changing_masks(args: Namespace) -> dict[str, str]:
-    """Flags under which the mean over turns (turn_mean.py) would not be exact: its count of turns is in the masks."""
-    lengths = "takes sums of masks for lengths, and the mean over turns keeps its count there"
-    changes = "may change the masks, whose runs are the turns of the mean over turns"
-    flags = {
-        "calculate_per_token_loss": "is the mean over tokens, and the chosen reducer the mean over turns",
-        "log_multi_turn": lengths,
-        "use_opsm": lengths,
-        "custom_tis_function_path": changes,
-        "custom_convert_samples_to_train_data_path": changes,
-    }
-    if args.advantage_estimator not in ("grpo", "gspo", "cispo"):
-        flags["advantage_estimator"] = "reads the masks, in which the mean over turns keeps its count"
+    if is_turn_mean(args):
+        flags |= FORBIDDEN_WITH_TURN_MEAN
+        if args.advantage_estimator not in ("grpo", "gspo", "cispo"):
+            flags["advantage_estimator"] = "reads the masks, in which the mean over turns keeps its count"
     return flags
 
 
@@ -167,13 +157,13 @@ def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
     sampling = (args.rollout_temperature, args.rollout_top_p, args.rollout_top_k)
     if args.opd_type == "sglang" and sampling != (1, 1, -1):
         yield (
-            "the teacher's scores are untempered, so --opd-type sglang needs --rollout-temperature 1, --rollout-top-p 1 "
-            "and --rollout-top-k -1, not {:g}, {:g} and {}".format(*sampling)
+            "the teacher's scores are untempered, so --opd-type sglang needs --rollout-temperature 1, --rollout-top-p "
+            "1 and --rollout-top-k -1, not {:g}, {:g} and {}".format(*sampling)
         )
     datasets = getattr(args, "eval_datasets", None) or []
+    ours = (None, args.custom_generate_function_path)
     for dataset in datasets:  # slime hands samples without a reward function of their own to ours
-        generate = getattr(dataset, "custom_generate_function_path", None)
-        if generate not in (None, args.custom_generate_function_path) and not getattr(dataset, "custom_rm_path", None):
+        if dataset.custom_generate_function_path not in ours and not dataset.custom_rm_path:
             yield (
                 f"the evaluation data set {dataset.name} has its own custom_generate_function_path: give it a "
                 "custom_rm_path too"

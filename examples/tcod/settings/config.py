@@ -6,7 +6,6 @@ type or a value out of range stops the run with one sentence that names the file
 
 import os
 from argparse import Namespace
-from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,9 +83,7 @@ class TcodConfig(BaseModel):
     def _expand(cls, root: str) -> str:
         expanded = os.path.expanduser(os.path.expandvars(root))
         if root and not os.path.isdir(expanded):
-            raise ValueError(
-                f"tcod_data_root {root} ({expanded}) is not a folder: set it, and variables in it, to the game data's root"
-            )
+            raise ValueError(f"tcod_data_root {root} is not a folder ({expanded}): set it, or the variable in it")
         return os.path.abspath(expanded) if root else root  # workers have other current folders
 
     @model_validator(mode="after")
@@ -133,7 +130,7 @@ class TcodConfig(BaseModel):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of settings, in UTF-8. Raises ConfigError, also where it holds anything but tcod_* keys, each once."""
+    """The settings in a YAML file, in UTF-8. Raises ConfigError, also where a key is not tcod_*, or stands twice."""
     try:
         values = yaml.load(path.read_bytes(), _UniqueKeys) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -153,9 +150,9 @@ class _UniqueKeys(yaml.SafeLoader):
     """PyYAML takes the last of two equal keys without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        [(key, count)] = Counter(str(key.value) for key, _ in node.value).most_common(1) or [("", 0)]
-        if count > 1:
-            raise yaml.constructor.ConstructorError(problem=f"{key} is set twice", problem_mark=node.start_mark)
+        keys = [str(key.value) for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{repeated[0]} is set twice")
         return super().construct_mapping(node, deep)
 
 
@@ -169,5 +166,6 @@ def _sentence(errors: list[ErrorDetails], source: str) -> str:
         return f"{key} is missing in {source}: add it, as in the recipe's configs/"
     if error["type"] == "value_error":
         return f"{source}: {error['ctx']['error']}"
-    wanted = [other["msg"].removeprefix("Input should be ") for other in errors if other["loc"][0] == error["loc"][0]]
-    return f"{error['loc'][0] if wanted[1:] else key} in {source} should be {' or '.join(wanted)}, not {error['input']!r:.80}"
+    choices = [other["msg"] for other in errors if other["loc"][0] == error["loc"][0]]  # more than one of a union
+    wanted = " or ".join(choice.removeprefix("Input should be ") for choice in choices)
+    return f"{error['loc'][0] if choices[1:] else key} in {source} should be {wanted}, not {error['input']!r:.80}"

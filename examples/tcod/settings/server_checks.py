@@ -67,8 +67,8 @@ def check_teacher_scores(url: str, chat: ChatTokens, needed: int, flag: str = "-
         limit = probe(url, chat, teacher_headers())
     except (httpx.HTTPError, ValueError) as error:
         raise ConfigError(
-            f"the teacher at --rm-url {url}/generate does not score ({error}): start it, or give its address and, where "
-            "it needs one, its key in TCOD_TEACHER_API_KEY"
+            f"the teacher at --rm-url {url}/generate does not score ({error}): start it, or give its address and, "
+            "where it needs one, its key in TCOD_TEACHER_API_KEY"
         ) from error
     except Failure as failure:
         raise ConfigError(
@@ -133,7 +133,8 @@ def _engines(server: str, headers: dict[str, str] | None = None) -> list[str]:
 def _ask(url: str, headers: dict[str, str] | None, payload: dict[str, Any] | None = None) -> Any:
     """The JSON that the server answers to GET, or to POST with a payload; {} where it has no page to GET."""
     # Never by a proxy, inside a cluster; a private certificate authority is that of the system, as for the clients.
-    with httpx.Client(trust_env=False, timeout=60, headers=headers, verify=ssl.create_default_context()) as client:
+    verify = url.startswith("https:") and ssl.create_default_context()
+    with httpx.Client(trust_env=False, timeout=60, headers=headers, verify=verify) as client:
         try:
             reply = client.post(url, json=payload) if payload else client.get(url)
         except httpx.InvalidURL as error:
