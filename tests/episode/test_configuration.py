@@ -16,7 +16,6 @@ from examples.tcod.settings.config import TcodConfig, read_yaml
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.misc import SingletonMeta
 from tests.support.fake_sglang import FakeSGLang, scored
-from tests.support.fault_proxy import FaultProxy
 from tests.support.rig import teacher_value
 
 NUM_GPUS = 0
@@ -96,9 +95,6 @@ WRONG = [
     ({"tcod_etta": 3}, "unknown setting tcod_etta in "),
     ({"tcod_variant": None}, "tcod_variant is missing in "),
     ({"tcod_variant": "f2b", "tcod_eta": 0}, "tcod.yaml: tcod_eta must be >= 1"),
-    ({"tcod_horizon": 0}, "tcod_horizon must be >= 1"),
-    ({"tcod_variant": "f2b", "tcod_k_start": 5}, "below tcod_k_start 5"),
-    ({"tcod_variant": "b2f", "tcod_b2f_slack": -1}, "tcod_b2f_slack must be >= 0"),
     ({"tcod_variant": "b2f"}, "of 1 rows 1 have none"),
     ({"tcod_variant": "reopd"}, "tcod_variant reopd needs a demonstration of 1 to 4 (tcod_horizon) actions"),
     ({"tcod_variant": "reopd", "tcod_reopd_gamma": float("nan")}, "tcod_reopd_gamma must be above 0"),
@@ -141,6 +137,7 @@ WRONG = [
     (FULLY_ASYNC, "--eval-interval 5 asks for evaluations, which slime lacks in a fully asynchronous run"),
     ({**FULLY_ASYNC, "eval_function_path": "slime.rollout.sglang_rollout.generate_rollout"}, "both wait for ever"),
     ({**FULLY_ASYNC, "eval_function_path": "examples.tcod.tcod_rollout.generate_rollout"}, "both wait for ever"),
+    ({**FULLY_ASYNC, "eval_function_path": "mine.evaluate", "sglang_router_port": 9}, "engines behind"),  # allowed
     ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
     ({"rm_url": "http://127.0.0.1:9/generate"}, "the teacher at --rm-url http://127.0.0.1:9/generate does not score"),
     ({"rm_url": "http://[::1/generate"}, "does not score"),
@@ -170,17 +167,10 @@ def test_a_wrong_configuration_stops_before_the_first_evaluation(rig):
     refused(rig.args([{"goal": 2}], group_rm=True), "--group-rm", evaluation=True)
 
 
-def test_a_third_partys_evaluation_beside_a_fully_asynchronous_rollout_is_its_own_affair(rig):
-    changes = {**FULLY_ASYNC, "eval_function_path": "mine.evaluate", "sglang_router_port": 9}
-    refused(rig.args([{"goal": 2}], **changes), "do not answer")
-
-
 @pytest.mark.parametrize(
     "rows, words",
     [
         ([{"goal": 2}, {}], "row 2 of --prompt-data cannot be played: its metadata has no goal"),
-        ([{"goal": 2}, ["goal"]], "row 2 of --prompt-data cannot be played: its metadata is no JSON object"),
-        ([{"goal": 2, "demo": "right"}], "row 1 of --prompt-data cannot be played: its demo is no JSON object"),
         ([{"goal": 2, "demo": {"actions": "right"}}], "actions of its demo is no list of texts"),
         ([], "has no rows"),
     ],
@@ -218,14 +208,9 @@ def test_what_a_teacher_refuses_with_is_told(rig, status):
     refused(rig.args([{"goal": 2}]), f"does not score .HTTP {status} no.: .*TCOD_TEACHER_API_KEY")
 
 
-def test_a_teacher_behind_a_router_has_the_limit_of_its_workers(rig):
-    """A router has no /server_info."""
-    with FakeSGLang(rig.teacher_answer) as router, FakeSGLang(rig.teacher_answer) as second:
-        second.pages["/server_info"] = {"max_req_input_len": 1000}
-        router.pages["/workers"] = {"workers": [{"url": rig.teacher.url}, {"url": second.url}]}
-        refused(rig.args([{"goal": 2}], rm_url=f"{router.url}/generate"), "at most 999 tokens")
-        router.pages["/workers"] = {"workers": [{"url": "http://127.0.0.1:9"}]}  # not to be reached from here
-        assert len(rig.rollout([{"goal": 2}], rm_url=f"{router.url}/generate")[0]) == 1
+def test_a_teacher_behind_a_router_scores(rig):
+    del rig.teacher.pages["/server_info"]  # a router has none
+    assert len(rig.rollout([{"goal": 2}])[0]) == 1
 
 
 def test_the_teachers_key_is_sent_and_never_shown(rig, monkeypatch, caplog):
@@ -234,13 +219,6 @@ def test_the_teachers_key_is_sent_and_never_shown(rig, monkeypatch, caplog):
     headers = [request.headers.get("authorization") for request in rig.teacher.requests]
     assert set(headers) == {"Bearer s3cret"} and "s3cret" not in caplog.text
     assert not any("authorization" in request.headers for request in rig.student.requests)
-
-
-@pytest.mark.parametrize("fault", ["reset", "lost", "truncated"])
-def test_a_teacher_that_cannot_finish_a_reply_stops_the_run(rig, fault):
-    with FaultProxy(rig.teacher.port) as proxy:
-        proxy.fault = lambda body: fault
-        refused(rig.args([{"goal": 2}], rm_url=proxy.url), "the teacher at --rm-url .* does not score .*: start it")
 
 
 @pytest.mark.parametrize("page", [["x"], {"workers": None}, {"workers": [{}]}])

@@ -118,27 +118,14 @@ REFUSED = {
     "thinks whatever it is told": (chatml(header="<think>\n"), NON_THINKING, NEEDS_THOUGHTS),
     "opens a thought in past answers, too": (chatml(before_answers("<think>\n"), "<think>\n"), {}, NEEDS_THOUGHTS),
     "a word before the next answer only": (chatml(header="Answer: "), {}, f"'.*Answer: ' before the next.*{SAME}$"),
-    "a channel before past answers only": (chatml(before_answers("final: ")), {}, f"but '.*final: '.*{SAME}$"),
     "white space before the next answer only": (chatml(header="\n"), {}, f"before the next.*{SAME}, {ANY_TURN}"),
     "an empty thought before past answers only": (
         chatml(before_answers("<think></think>")),
         {},
         f"before the next.*{SAME}, {ANY_TURN}",
     ),
-    "tells the last turn apart": (
-        chatml("{{ m.content }}{% if loop.last %}!{% endif %}"),
-        {},
-        f"before the next.*{SAME}",
-    ),
-    "keeps the last four messages": (
-        chatml(messages="messages[:1] + messages[1:][-4:]"),
-        {},
-        f"with 3 user turns it writes.*that writes every turn as it was, {ANY_TURN}",
-    ),
     "keeps the last message": (chatml(messages="messages[:1] + messages[1:][-1:]"), {}, "every turn in its order"),
     "escapes": (chatml("{{ m.content|e }}"), {}, f"&lt;b&gt;.*{ANY_TURN}"),
-    "joins lines": (chatml("{{ m.content.split()|join(' ') }}"), {}, f"changes a text.*{ANY_TURN}"),
-    "no end of turns": (PLAIN.replace("<|im_end|>", ""), {}, "not a special token.*that ends turns with one"),
     "no chat": ("{{ raise_exception('tools only') }}", {}, "tools only.*use a model or a chat template that"),
     "nothing": (None, {}, "no chat template: use a checkpoint that has one"),
 }
@@ -158,6 +145,8 @@ def test_appending_is_tried_with_as_many_turns_as_the_horizon_has(tokenizer):
     with pytest.raises(ValueError, match=f"with 7 user turns it writes.*{ANY_TURN}"):
         chat_with(tokenizer, template, horizon=7)
     chat_with(tokenizer, template, horizon=7, history="turns")
+    with pytest.raises(ValueError, match="with 3 user turns it writes.*that writes every turn as it was"):
+        chat_with(tokenizer, chatml(messages="messages[:1] + messages[1:][-4:]"), horizon=1)
 
 
 def metaspace_tokenizer(prefix):

@@ -1,5 +1,6 @@
 """The chat spans of real tokenizers, which are fetched once; a tokenizer that cannot be had is skipped."""
 
+import copy
 import functools
 import unicodedata
 from dataclasses import replace
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer
 
 from examples.tcod.episode.history import TurnHistory
 from examples.tcod.episode.rows import Demonstration
-from examples.tcod.model.chat_tokens import ChatTokens, load_chat
+from examples.tcod.model.chat_tokens import ChatTokens, engine_eos_ids, load_chat
 from examples.tcod.model.student import Response
 from smoke import cpu_only
 from tests.support import real_tokenizers
@@ -34,16 +35,35 @@ each = pytest.mark.parametrize("name", USABLE)
 
 
 @functools.cache
-def checkpoint(name):
+def folder(name):
     try:
         return str(real_tokenizers.folder(name))
     except real_tokenizers.Unavailable as error:
-        pytest.skip(str(error))
+        return error
+
+
+def checkpoint(name):
+    if isinstance(folder(name), Exception):
+        pytest.skip(str(folder(name)))
+    return folder(name)
+
+
+@functools.cache
+def loaded(name):
+    return AutoTokenizer.from_pretrained(checkpoint(name)), engine_eos_ids(checkpoint(name))
+
+
+def chat_with(name, template, kwargs, **choices):
+    """The chat of a tokenizer, with its own template (None) or another."""
+    tokenizer, eos_ids = loaded(name)
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return ChatTokens(tokenizer, kwargs, eos_ids, **choices)
 
 
 @functools.cache
 def chat_of(name):
-    return load_chat(checkpoint(name), USABLE[name][0])
+    return chat_with(name, None, USABLE[name][0])
 
 
 @functools.cache
@@ -117,10 +137,7 @@ def test_text_is_encoded_as_ever_but_never_an_added_token(name, data):
 @each
 def test_no_added_token_comes_from_text(name):
     chat, names = chat_of(name), names_of(name)
-    fixed = chat.user("")
-    for content in sorted(names)[:2000]:
-        assert len(chat.user(content)) > len(fixed) + 1 or len(content) == 1, content
-    assert not (set(chat.user(" ".join(sorted(names)))) - set(fixed)) & set(names.values())
+    assert not (set(chat.user(" ".join(sorted(names)))) - set(chat.user(""))) & set(names.values())
 
 
 def test_a_character_that_the_vocabulary_lacks_ends_no_text():
@@ -154,41 +171,19 @@ SYSTEM_LAST = (  # Mistral's shape
     "{% if loop.last %}{{ messages[0].content }}\n\n{% endif %}{{ m.content }}<|eot_id|><|start_header_id|>assistant"
     "<|end_header_id|>\n\n{% else %}{{ m.content }}<|eot_id|>{% endif %}{% endfor %}"
 )
-HARMONY = (  # the shape of gpt-oss: the answer names its channel itself
-    "{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
-    "<|end|>{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
-)
-
-
-def chat_with(name, template, kwargs, **choices):
-    if template is None:
-        return load_chat(checkpoint(name), kwargs, **choices)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint(name))
-    tokenizer.chat_template = template
-    return ChatTokens(tokenizer, kwargs, **choices)
 
 
 @pytest.mark.parametrize(
-    "name, template, kwargs, thoughts, words",
+    "template, kwargs, thoughts, words",
     [
-        ("qwen3", None, {}, "none", "set --apply-chat-template-kwargs '{\"enable_thinking\": false}'"),
-        ("qwen3", None, NON_THINKING, "keep", "closes the thought before every answer.*switch thinking on"),
-        (
-            "qwen3",
-            THINKING_ONLY,
-            NON_THINKING,
-            "none",
-            "opens a thought before every answer.*set it to keep, or use a",
-        ),
-        ("gptoss", None, {}, "none", "has no chat template"),
-        ("gptoss", HARMONY, {}, "none", "before the next answer but '.*channel.*' before past ones"),
-        ("llama3", SYSTEM_LAST, {}, "none", "changes a text or a past turn"),
+        (None, {}, "none", "set --apply-chat-template-kwargs '{\"enable_thinking\": false}'"),
+        (None, NON_THINKING, "keep", "closes the thought before every answer.*switch thinking on"),
+        (THINKING_ONLY, NON_THINKING, "none", "opens a thought before every answer.*set it to keep, or use a"),
     ],
 )
-def test_a_template_that_cannot_be_appended_to_is_refused(name, template, kwargs, thoughts, words):
+def test_qwen3_thinks_where_the_settings_say_so_or_is_refused(template, kwargs, thoughts, words):
     with pytest.raises(ValueError, match=words):
-        chat_with(name, template, kwargs, thoughts=thoughts)
+        chat_with("qwen3", template, kwargs, thoughts=thoughts)
 
 
 def test_a_thinking_model_is_appended_to_where_thoughts_are_kept():

@@ -1,7 +1,6 @@
 """The checks that ask servers: the student's engines, and the teacher, which must score the student's tokens."""
 
 import contextlib
-import logging
 import math
 import ssl
 import time
@@ -15,8 +14,6 @@ from ..model.chat_tokens import ChatTokens
 from ..model.client import http_url
 from ..model.teacher import check_scores, scoring_request, teacher_headers
 from .config import TcodConfig
-
-logger = logging.getLogger(__name__)
 
 ROUTER_PATIENCE_S = 60  # The router lists an engine only after its own check of it, which slime does not wait for.
 PROBED_TOKENS = 256  # Of the vocabulary, evenly spaced: two tokenizers may agree on a short text.
@@ -43,12 +40,12 @@ def base_url(rm_url: str) -> str:
 def _check_engines(router: str, needed: int, flag: str) -> None:
     deadline = time.monotonic() + ROUTER_PATIENCE_S
     try:
-        while not (engines := _engines(router)) and time.monotonic() < deadline:
+        while (engines := _ask(f"{router}/workers")["workers"]) == [] and time.monotonic() < deadline:
             time.sleep(0.5)
-        limit = context_limit(router)
-    except (httpx.HTTPError, ValueError) as error:
+        limit = min((_longest_sequence(engine["url"]) for engine in engines), default=None)
+    except (httpx.HTTPError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"the student's engines behind {router} do not answer ({error}): see their logs") from error
-    if not engines:
+    if limit is None:
         raise ConfigError(f"the router {router} knows no engine of the student: see the engines' logs")
     if limit < needed:
         raise ConfigError(
@@ -94,45 +91,26 @@ def probe(server: str, chat: ChatTokens, headers: dict[str, str] | None = None) 
     text = tokenizer.decode(chat.context(["Rules.", "Go to cabinet 1: żółw, 龟, 🐢."]))
     text += tokenizer.decode(list(range(0, len(tokenizer), every)), skip_special_tokens=True)
     ids = tokenizer.encode(text, add_special_tokens=False)
-    limit = context_limit(server, headers)
     reply = _ask(f"{server}/generate", headers, scoring_request(0, text=text))
     # SGLang and transformers may differ in putting a bos before a text; before ids, which episodes are, none is put.
     with contextlib.suppress(Failure):
         check_scores(reply, [tokenizer.bos_token_id, *ids], 0, len(tokenizer))
-        return limit
+        return _longest_sequence(server, headers)
     check_scores(reply, ids, 0, len(tokenizer))
-    return limit
+    return _longest_sequence(server, headers)
 
 
-def context_limit(server: str, headers: dict[str, str] | None = None) -> float:
-    """The longest sequence, in tokens, that an SGLang server, or each engine behind a router, is sure to take.
+def _longest_sequence(server: str, headers: dict[str, str] | None = None) -> float:
+    """In tokens, as an SGLang server says it; infinite for a router, which does not know."""
+    limit = _ask(f"{server}/server_info", headers).get("max_req_input_len")
+    return limit - 1 if isinstance(limit, int) else math.inf
 
-    Infinite where none says so.
 
-    Raises:
-        httpx.HTTPError, ValueError: the server does not answer, or not as SGLang does.
+def _ask(url: str, headers: dict[str, str] | None = None, payload: dict[str, Any] | None = None) -> dict:
+    """The JSON object that the server answers to GET, or to POST with a payload; {} where it has no such page.
+
+    Never by a proxy, inside a cluster; a private certificate authority is that of the system, as for the clients.
     """
-    limits = []
-    for engine in _engines(server, headers):
-        try:
-            limits.append(_ask(f"{engine}/server_info", headers)["max_req_input_len"] - 1)
-        except (httpx.HTTPError, KeyError, TypeError, ValueError):
-            logger.warning("%s does not say how long a sequence may be: see to its --context-length", engine)
-    return min(limits, default=math.inf)
-
-
-def _engines(server: str, headers: dict[str, str] | None = None) -> list[str]:
-    """Base URLs of the engines behind a router, or of the server itself."""
-    answer = _ask(f"{server}/workers", headers)
-    try:
-        return [worker["url"] for worker in answer["workers"]] if answer else [server]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{server}/workers lists no workers") from error
-
-
-def _ask(url: str, headers: dict[str, str] | None, payload: dict[str, Any] | None = None) -> Any:
-    """The JSON that the server answers to GET, or to POST with a payload; {} where it has no page to GET."""
-    # Never by a proxy, inside a cluster; a private certificate authority is that of the system, as for the clients.
     verify = url.startswith("https:") and ssl.create_default_context()
     with httpx.Client(trust_env=False, timeout=60, headers=headers, verify=verify) as client:
         try:
@@ -143,4 +121,6 @@ def _ask(url: str, headers: dict[str, str] | None, payload: dict[str, Any] | Non
         return {}
     if reply.is_error:
         raise ValueError(f"HTTP {reply.status_code} {reply.text[:200]}".strip())
-    return reply.json()
+    if not isinstance(answer := reply.json(), dict):
+        raise ValueError(f"{url} answers with {str(answer)[:200]}")
+    return answer
