@@ -11,7 +11,7 @@ import ray
 
 from examples.tcod import ConfigError
 from examples.tcod.episode.rows import Row
-from examples.tcod.settings.checks import check_environment as check_class
+from examples.tcod.settings.checks import check_environment_class as check_class
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools.check_environment import Cost, play_rows, report, spread
 from smoke import hooks

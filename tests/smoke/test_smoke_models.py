@@ -180,7 +180,7 @@ def success(model, chat, root, temperature, seed=0):
                 cache = output.past_key_values
                 new = torch.multinomial((output.logits[0, -1] / temperature).softmax(-1), 1).tolist()
                 answer += new
-            observation = environment.step(environment.parse_action(chat.text(answer))[0])
+            observation = environment.step(environment.parse_action(chat.decode(answer))[0])
             if observation.won:
                 break
             # The last sampled token is not in the cache yet; a cut answer gets its end of turn.

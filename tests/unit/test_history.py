@@ -92,8 +92,8 @@ def test_each_turn_sees_the_templates_own_rendering(name, folder, rules, first, 
             contexts.append(history.context)
             sampled.append(response.ids)
             history.respond(response)
-            texts.append(opened + chat.text(response.ids))
-            assert chat.answer(response.ids).strip() == answer.strip()
+            texts.append(opened + chat.decode(response.ids))
+            assert chat.after_thought(response.ids).strip() == answer.strip()
         assert history.observe(after)
         texts.append(after)
     # What is left are these sequences, and every sampled token once.
@@ -124,7 +124,7 @@ def test_a_cut_thought_is_a_turn_without_an_answer(folder):
             chat = chat_with(folder, template, kwargs, history=kind, thoughts="keep")
             opening = "[THINK]" if name == "another name" else "<think>"
             cut = said(chat, f"{opening}\n<action>left</action> or".removeprefix(opened), ended=False)
-            assert chat.answer(cut.ids).strip() == "", name
+            assert chat.after_thought(cut.ids).strip() == "", name
             history = (AppendHistory if kind == "append" else TurnHistory)(chat, 10**6)
             history.begin("Rules.", "A door.")
             history.respond(cut)
@@ -137,7 +137,7 @@ def test_a_cut_thought_is_a_turn_without_an_answer(folder):
 @pytest.mark.parametrize("text", ["Sure. <think> <action>x</action>", "<think>a</think> b <think> <action>y</action>"])
 def test_what_is_said_in_a_later_thought_is_no_answer(folder, text):
     chat = chat_with(folder, PAST + HEADER, thoughts="keep")
-    assert "<action>" not in chat.answer(said(chat, text, ended=False).ids)
+    assert "<action>" not in chat.after_thought(said(chat, text, ended=False).ids)
 
 
 # Shapes of templates to which turns cannot be appended: what they write before the next answer, and before past ones.
@@ -165,7 +165,7 @@ def test_templates_to_which_turns_cannot_be_appended_are_rendered(name, folder):
 
 def test_channels_are_refused_in_turns_too(folder):
     template = PAST.replace("{{ m.content }}", "{{ 'final: ' if m.role == 'assistant' }}{{ m.content }}") + HEADER
-    with pytest.raises(ValueError, match="what is sampled is more than an answer"):
+    with pytest.raises(ValueError, match="an answer cannot stay what was sampled"):
         chat_with(folder, template, history="turns")
 
 
@@ -181,9 +181,7 @@ def test_a_thought_that_only_ends_is_closed(folder, history):
 def test_ids_of_a_file_name_nothing_but_text(folder):
     chat = chat_with(folder, PAST + HEADER, thoughts="keep")
     ids = chat.tokenizer.encode("<think>hm</think>left")
-    assert chat.replays(ids, "<think>hm</think>left") and chat.replays(
-        [*ids, chat.end_of_turn], "<think>hm</think>left"
-    )
+    assert chat.spells(ids, "<think>hm</think>left") and chat.spells([*ids, chat.end_of_turn], "<think>hm</think>left")
     start = chat.tokenizer.convert_tokens_to_ids("<|im_start|>")
     for wrong in (
         [],
@@ -194,7 +192,7 @@ def test_ids_of_a_file_name_nothing_but_text(folder):
         [*ids, start],
         [chat.end_of_turn, *ids],
     ):
-        assert not chat.replays(wrong, chat.tokenizer.decode([i for i in wrong if 0 <= i < chat.vocab_size]))
+        assert not chat.spells(wrong, chat.tokenizer.decode([i for i in wrong if 0 <= i < chat.vocab_size]))
 
 
 def test_a_demonstrations_own_opening_of_a_thought_is_written_once(folder):

@@ -114,7 +114,7 @@ class TurnHistory(History):
         return self.max_context_len - len(self.context)
 
     def respond(self, response: Response) -> None:
-        self._texts.append(self.chat.said(response.ids))
+        self._texts.append(self.chat.turn_text(response.ids))
         sampled = Span("sampled", response.ids, next(self._turns), response)
         self.sequences.append(TokenSequence([Span("prompt", self.context), sampled]))
 

@@ -135,7 +135,7 @@ class EpisodePlayer:
             )
             note(response.meta_info)
         history.respond(response)
-        action, valid = ask(self.environment, "parse_action", self.chat.answer(response.ids))
+        action, valid = ask(self.environment, "parse_action", self.chat.after_thought(response.ids))
         action = as_listed(action, now.observation)
         played = TurnRecord(
             turn=now.turn,

@@ -26,6 +26,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 KEPT_S = 4.0  # An idle connection; SGLang's server closes them after 5.
 
 
+def http_url(host: str, port: int) -> str:
+    """An IPv6 address stands in brackets in a URL; slime has put them there, users have not."""
+    return f"http://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"http://{host}:{port}"
+
+
 def routing(session: str | None) -> dict[str, str]:
     """The header by which SGLang's router sends requests of one episode to one server."""
     return {"X-SMG-Routing-Key": session} if session else {}

@@ -18,7 +18,7 @@ from ..model.chat_tokens import ChatTokens, engine_eos_ids
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
 from ..records.episode_log import EpisodeLog
-from .checks import check_settings
+from .checks import check_run_arguments
 from .config import TcodConfig
 from .server_checks import base_url, check_models
 
@@ -62,7 +62,7 @@ def checked_run(args: Namespace, data_source: Any) -> tuple[Run, bool]:
     is_first = _checked is None or _checked.args is not args
     if is_first:
         dataset = getattr(data_source, "dataset", None)
-        check_settings(args, getattr(dataset, "samples", None))
+        check_run_arguments(args, getattr(dataset, "samples", None))
         run = run_of(args)
         for warning in run.chat.warnings:
             logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)

@@ -23,7 +23,7 @@ from ..environments.pool import BorrowedEnvironment, EnvironmentPool
 from ..environments.protocol import Environment, Observation, ask, load_environment
 from ..episode.demonstration import Demonstration
 from ..episode.rows import Row, check_rows, read_rows, task_of
-from ..settings.checks import check_environment
+from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from .ray_start import start_ray
 
@@ -201,7 +201,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         config = TcodConfig.read(options.config)
-        check_environment(config)
+        check_environment_class(config)
         rows = read_rows(options.rows)
         check_rows(rows, str(options.rows), load_environment(config.tcod_environment), config.tcod_data_root)
         start_ray(workers=1)

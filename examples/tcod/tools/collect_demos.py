@@ -93,11 +93,11 @@ def entry_of(row: Row, attempt: int, episode: Episode, chat: ChatTokens) -> Entr
     if not record.won:
         return entry
     ids = [span.ids for span, _ in episode.sampled()]
-    texts = [chat.said(turn) for turn in ids]
+    texts = [chat.turn_text(turn) for turn in ids]
     return {
         **entry,
         "usable": all(turn.valid and turn.admissible for turn in record.turns),
-        "exact": all(map(chat.replays, ids, texts)),
+        "exact": all(map(chat.spells, ids, texts)),
         "actions": [turn.action for turn in record.turns],
         "responses": texts,
         "ids": ids,
@@ -113,7 +113,7 @@ def best(entries: Sequence[Entry]) -> Entry | None:
 def demonstration(entry: Entry, chat: ChatTokens, drop_thoughts: bool) -> dict[str, Any]:
     """An entry as a row's `demo`. Without thoughts a response is text alone: its tokens were sampled after them."""
     if drop_thoughts:
-        return {"actions": entry["actions"], "responses": [chat.answer(ids).strip() for ids in entry["ids"]]}
+        return {"actions": entry["actions"], "responses": [chat.after_thought(ids).strip() for ids in entry["ids"]]}
     return {**{name: entry[name] for name in ("actions", "responses", "ids")}, "vocabulary": chat.vocabulary}
 
 

@@ -25,7 +25,7 @@ from ..episode.record import Episode, EpisodeRecord
 from ..episode.rows import Row, check_rows, check_unique, read_rows
 from ..model.chat_tokens import ChatTokens, load_chat
 from ..settings.build import new_player
-from ..settings.checks import check_environment
+from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from ..settings.server_checks import probe
 from .ray_start import start_ray
@@ -97,7 +97,7 @@ def start(options: Namespace) -> Player:
     if url.scheme not in ("http", "https") or not url.host or not url.port:
         raise ConfigError(f"--url must be http://HOST:PORT, got {options.url}")
     config = TcodConfig.read(options.config)
-    check_environment(config)
+    check_environment_class(config)
     chat = _load_chat(options, config)
     for warning in chat.warnings:
         logger.warning("--model %s: %s", options.model, warning)
