@@ -3,7 +3,7 @@
     python -m examples.tcod.tools.plot_runs runs.png opd=runs/opd-1 f2b=runs/f2b-1 f2b=runs/f2b-2 b2f=runs/b2f-1
 
 Directories of the same name are seeds of one arm: its line is their mean, the band reaches from the lowest to the
-highest. Each directory holds the metrics.jsonl of a run (run_log.py, or the smoke run).
+highest. Each directory holds the metrics.jsonl of a run.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..records.run_folder import parse_lines
 from .plotting import BEFORE, THIN, Curve, draw_curve, finish, label, styles
 
 Line = dict[str, Any]  # of metrics.jsonl
@@ -26,13 +27,24 @@ AXES = {
     "success": {"ylabel": "success", "ylim": (-0.03, 1.03)},
     "kl/trajectory": {"ylabel": "trajectory KL, nats", "yscale": "symlog"},
 }
-WORK = {"rollouts": ("#DDDDDD", ""), "training": ("#AAAAAA", "//"), "evaluation": ("#FFFFFF", "..")}
+WORK = {  # what the wall time is spent on: its metric in seconds, and the look of its bar
+    "rollouts": ("rollout/tcod/rollout_s", {"color": "#DDDDDD"}),
+    "training": ("train_s", {"color": "#AAAAAA", "hatch": "//"}),
+    "evaluation": ("eval/tcod/eval_s", {"color": "#FFFFFF", "hatch": ".."}),
+}
 
 
 def read_run(folder: Path) -> list[Line]:
     """The lines that count: of those with the same kind and n, the last."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for _, line in parse_lines(folder / "metrics.jsonl", _line)]
     return list({(line["kind"], line["n"]): line for line in lines}.values())
+
+
+def _line(text: str) -> Line:
+    line = json.loads(text)
+    if not (isinstance(line["kind"], str) and isinstance(line["n"], int)):
+        raise ValueError(f"kind {line['kind']!r}, n {line['n']!r}")
+    return line
 
 
 def curve(lines: Iterable[Line], metric: str) -> Curve:
@@ -47,19 +59,14 @@ def by_turn(line: Line, prefix: str) -> Curve:
 
 def work_minutes(lines: Iterable[Line]) -> dict[str, float]:
     """Wall time of one run by what it was spent on."""
-    totals = dict.fromkeys(WORK, 0.0)
-    for line in lines:
-        totals["rollouts"] += line.get("rollout/tcod/rollout_s", 0.0) / 60
-        totals["training"] += line.get("train_s", 0.0) / 60
-        totals["evaluation"] += line.get("eval/tcod/eval_s", 0.0) / 60
-    return totals
+    return {work: sum(line.get(metric, 0.0) for line in lines) / 60 for work, (metric, _) in WORK.items()}
 
 
 def datasets(arms: Arms, metric: str) -> list[str]:
     """Names of the evaluation datasets that have eval/tcod/<name>/<metric>."""
     keys = {key: None for runs in arms.values() for lines in runs for line in lines for key in line}
-    found = [key.split("/") for key in keys if key.startswith("eval/tcod/") and key.endswith(f"/{metric}")]
-    return [parts[2] for parts in found if "/".join(parts[3:]) == metric]
+    names = [key.split("/")[2] for key in keys if key.startswith("eval/tcod/") and key.count("/") > 2]
+    return [name for name in dict.fromkeys(names) if f"eval/tcod/{name}/{metric}" in keys]
 
 
 def draw_metric(axes: Axes, arms: Arms, metric: str, dataset: str | None, title: str) -> None:
@@ -80,10 +87,7 @@ def draw_metric(axes: Axes, arms: Arms, metric: str, dataset: str | None, title:
 def draw_by_turn(axes: Axes, arms: Arms, dataset: str | None, title: str) -> None:
     """KL by turn before training and at the end; without an evaluation that has it, of the last training episodes."""
     prefix = f"eval/tcod/{dataset}/kl_by_turn/" if dataset else "rollout/tcod/kl_by_turn/"
-    having = {
-        name: [[line for line in lines if any(key.startswith(prefix) for key in line)] for lines in runs]
-        for name, runs in arms.items()
-    }
+    having = {name: [[line for line in lines if by_turn(line, prefix)] for lines in arms[name]] for name in arms}
     if dataset:
         first = [lines[0] for runs in having.values() for lines in runs if lines and lines[0]["n"] == 0]
         draw_curve(axes, [by_turn(line, prefix) for line in first], BEFORE)
@@ -97,14 +101,12 @@ def draw_work(axes: Axes, arms: Arms) -> None:
     names = [label(name, runs).replace(", ", "\n") for name, runs in arms.items()]
     minutes = [[work_minutes(lines) for lines in runs] for runs in arms.values()]
     bottom = [0.0] * len(names)
-    for work, (shade, hatch) in WORK.items():
+    for work, (_, look) in WORK.items():
         heights = [fmean(run[work] for run in runs) for runs in minutes]
-        axes.bar(names, heights, bottom=bottom, color=shade, hatch=hatch, edgecolor="#333333", label=work)
+        axes.bar(names, heights, bottom=bottom, edgecolor="#333333", label=work, **look)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     totals = [[sum(run.values()) for run in runs] for runs in minutes]
-    below = [mean - min(runs) for mean, runs in zip(bottom, totals, strict=True)]
-    above = [max(runs) - mean for mean, runs in zip(bottom, totals, strict=True)]
-    axes.errorbar(names, bottom, yerr=[below, above], fmt="none", ecolor="#333333", capsize=4)
+    axes.vlines(names, [min(runs) for runs in totals], [max(runs) for runs in totals], color="#333333")
     finish(axes, ylabel="minutes", title="wall time")
 
 
@@ -134,14 +136,14 @@ def main() -> None:
     arms: Arms = {}
     for run in options.runs:
         name, equals, folder = run.partition("=")
-        if not equals or not (Path(folder) / "metrics.jsonl").is_file():
-            parser.error(f"{run} is not ARM=DIR with a metrics.jsonl in DIR: name a run directory")
-        arms.setdefault(name, []).append(read_run(Path(folder)))
+        lines = read_run(Path(folder)) if equals and (Path(folder) / "metrics.jsonl").is_file() else []
+        if not lines:
+            parser.error(f"{run} is not ARM=DIR with metrics in DIR/metrics.jsonl: name a run directory")
+        arms.setdefault(name, []).append(lines)
     try:
-        styles(arms)
-    except ValueError as error:
-        parser.error(f"{error}: name fewer")
-    draw(arms, options.figure)
+        draw(arms, options.figure)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
