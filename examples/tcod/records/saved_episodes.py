@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, FiniteFloat, ValidationError
 
-from ..episode.record import Episode, Span
+from ..episode.record import Episode
 from ..episode.rows import task_key, task_of
-from .metrics import Metrics
+from .metrics import Metrics, turn_kl
 from .run_folder import note_rollout, rollouts_before, run_dir, write
 
 logger = logging.getLogger(__name__)
@@ -115,19 +115,20 @@ def transcript(episode: Episode, row: Any, tokenizer: Any, **about: Any) -> Tran
         row: what has prompt, label and metadata: a Row, or slime's sample.
         about: arm, dataset, n and index.
     """
-    record = episode.record
+    record, kl = episode.record, turn_kl(episode) if episode.is_scored else {}
     tokens = _tokens_by_turn(episode, tokenizer)
     turns = [{"turn": turn, "role": "replayed", **vars(one)} for turn, one in enumerate(record.demonstration)]
-    turns += [{"role": "student", **vars(one)} for one in record.turns]
+    turns += [{"role": "student", "kl": _number(kl.get(one.turn)), **vars(one)} for one in record.turns]
     for turn in turns:
         turn |= tokens.get(turn["turn"], {})
         if turn["observation"]:
             turn["context"] = [
                 part for text in turn.get("context", []) for part in text.rsplit(turn["observation"], 1)
             ]
-    facts = {**vars(record), "reward": _number(record.reward), "kl": _kl(list(episode.sampled())), "turns": turns}
-    row_facts = {"task": task_key(task_of(row.metadata)), "task_type": str(row.label or ""), "goal": str(row.prompt)}
-    return Transcript(**{**facts, **row_facts, **about})
+    facts = {**vars(record), "reward": _number(record.reward), "turns": turns}
+    facts |= {"kl": _number(sum(kl.values())) if kl else None}
+    facts |= {"task": task_key(task_of(row.metadata)), "task_type": str(row.label or ""), "goal": str(row.prompt)}
+    return Transcript(**{**facts, **about})
 
 
 def _tokens_by_turn(episode: Episode, tokenizer: Any) -> dict[int, dict[str, Any]]:
@@ -140,13 +141,12 @@ def _tokens_by_turn(episode: Episode, tokenizer: Any) -> dict[int, dict[str, Any
             turns[span.turn] |= {"response": response, "response_tokens": len(span.ids)}
     room = MAX_TOKENS
     for span, teacher in episode.sampled():
-        turns[span.turn]["kl"] = _kl([(span, teacher)])
         room -= len(span.ids)
         if room >= 0:
             turns[span.turn] |= {
                 "response": "",
                 "tokens": token_texts(span.ids, tokenizer),
-                "student": [_number(value) for value in span.log_probs],
+                "student": [_number(value) for value in span.response.log_probs],
                 "teacher": teacher and [_number(value) for value in teacher],
             }
     return turns
@@ -167,13 +167,6 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
     return texts
 
 
-def _kl(sampled: list[tuple[Span, list[float] | None]]) -> float | None:
-    """Of sampled spans and the teacher's log-probs, in nats; None where the teacher did not score all."""
-    if not sampled or any(teacher is None for _, teacher in sampled):
-        return None
-    return _number(sum(sum(span.log_probs) - sum(teacher) for span, teacher in sampled))
-
-
 def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 4)
 
@@ -182,8 +175,8 @@ def _number(value: float | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class EpisodeSaver:
-    """Saves episodes of one run.
+class EpisodeLog:
+    """Saves some episodes of every rollout and evaluation of a run.
 
     Attributes:
         arm: tcod_variant.
@@ -233,7 +226,7 @@ def choose(samples: Sequence[Any], limit: int | Literal["all"]) -> list[Any]:
     same tasks at every step, so that one can see what was learned. The choice depends on nothing but the tasks and how
     they ended. Aborted samples have nothing to show, and samples of other hooks are not ours.
     """
-    ours = [sample for sample in samples if "tcod" in sample.metadata and sample.status.value != "aborted"]
+    ours = [sample for sample in samples if "tcod" in (sample.metadata or {}) and sample.status.value != "aborted"]
     times: Counter[str] = Counter()
     rank: dict[int, tuple[int, str]] = {}
     for sample in ours:

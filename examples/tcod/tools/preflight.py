@@ -16,9 +16,9 @@ from transformers import AutoConfig
 
 from .. import ConfigError
 from ..environments.protocol import Environment, Observation, ask, load_environment
-from ..episode.history import new_history
 from ..episode.rows import Row, check_rows, read_rows, task_of
 from ..model.chat_tokens import ChatTokens, load_chat
+from ..settings.build import history_of
 from ..settings.checks import check_environment, check_training_rows
 from ..settings.config import TcodConfig
 from ..settings.server_checks import base_url, check_teacher
@@ -73,11 +73,11 @@ def turn_lengths(
     config: TcodConfig, chat: ChatTokens, environment: type[Environment], row: Row, first: Observation
 ) -> tuple[int, int]:
     """Tokens before the first response, and between two, where all observations are like a row's first."""
-    listed, history = config.tcod_admissible == "turn", new_history(config, chat, 10**9)
+    listed, history = config.tcod_admissible == "turn", history_of(config, chat)(10**9)
     rules = ask(environment, "system_prompt", task_of(row.metadata))
     history.begin(rules, ask(environment, "render", first, True, listed))
     opening = len(history.context)
-    history.replay("", None)
+    history.show_replayed("", None)
     history.observe(ask(environment, "render", first, False, listed))
     return opening, len(history.context) - opening - 1  # the response's own end
 
