@@ -152,6 +152,15 @@ def test_fully_async_stops_when_everything_fails(rig, fully_async):
         fully_async([{"goal": 2}] * 2, 1)
 
 
+async def broken_hook(args, sample, **kwargs):
+    raise RuntimeError("a hook of the user's")
+
+
+def test_fully_async_notices_a_group_that_slimes_worker_lost(fully_async):
+    with pytest.raises(RuntimeError, match="has lost episodes.*a hook of the user's"):
+        fully_async([{"goal": 2}] * 2, 1, rollout_sample_hook_path=[f"{__name__}.broken_hook"])
+
+
 def test_fully_async_has_no_evaluation(rig):
     with pytest.raises(ConfigError, match="--eval-interval"):
         tcod_rollout.generate_rollout_fully_async(rig.args([{"goal": 2}]), 0, None, evaluation=True)
