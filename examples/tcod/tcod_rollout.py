@@ -53,8 +53,14 @@ from .training.samples import fill, flat, settle, timeline_span, to_samples
 from .training.turn_mean import count_turns, is_turn_mean
 
 __all__ = [
-    *("drop_failed", "generate", "generate_rollout", "generate_rollout_fully_async", "log_eval", "log_rollout"),
-    *("post_process_rewards", "reward_func"),
+    "drop_failed",
+    "generate",
+    "generate_rollout",
+    "generate_rollout_fully_async",
+    "log_eval",
+    "log_rollout",
+    "post_process_rewards",
+    "reward_func",
 ]
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def saved(folder, name):
-    return [Transcript.read(line) for line in (folder / "rollouts" / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        Transcript.of(json.loads(line)) for line in (folder / "rollouts" / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def test_a_rollout_saves_what_was_shown_said_and_done_with_its_numbers(rig, folder):
@@ -38,6 +40,7 @@ def test_a_rollout_saves_what_was_shown_said_and_done_with_its_numbers(rig, fold
     [sample], metrics = rig.rollout([row], n=12, tcod_variant="b2f", tcod_eta=100)
     assert metrics["rollout/tcod/unsaved_episodes"] == 0
     [line] = saved(folder, "train_000012")
+    assert (folder / "rollouts" / "train_000012.jsonl").read_text().count("Goal: door 3.") == 1  # each text once
     plan = (line.arm, line.dataset, line.n, line.k, line.replayed, line.budget, line.won, line.failure)
     assert plan == ("b2f", "train", 12, 1, 2, 2, False, None)
     assert (line.task, line.goal, line.task_type, line.outcome) == ('{"goal": 3}', "walk", "walk", "Nothing happens.")
@@ -56,12 +59,6 @@ def test_a_rollout_saves_what_was_shown_said_and_done_with_its_numbers(rig, fold
         assert numbers == pytest.approx([slimes[i] for i in sampled], abs=1e-4)
     assert first.kl == pytest.approx(sum(first.student) - sum(first.teacher), abs=1e-2)
     assert line.kl == pytest.approx(first.kl + second.kl, abs=1e-3)
-
-
-def test_a_text_is_held_once(rig, folder):
-    rig.rollout([{"goal": 2}])
-    [text] = (folder / "rollouts" / "train_000000.jsonl").read_text().splitlines()
-    assert text.count("Goal: door 2.") == 1 and text.count("You are at door 1.") == 1
 
 
 def test_won_lost_and_failed_episodes_are_saved_with_their_reasons(rig, folder, over_sampling):
@@ -152,14 +149,14 @@ def made_of(text, turns, tokens, score):
     return transcript(Episode(record, [sequence]), row, Characters(), arm="f2b", dataset="train", n=0, index=0)
 
 
-def test_any_text_and_any_number_gives_a_line_that_can_be_read(folder):
+def test_any_text_and_any_number_gives_a_line_that_can_be_read():
     text = "</script><!-- \u2028 \ud800 \x1b[31m 🐢"
     line = made_of(text, turns=2, tokens=5, score=float("nan")).line()
-    assert run_folder.write("a.jsonl", line, "episodes")
-    one = Transcript.read((folder / "a.jsonl").read_text())
+    assert line.isascii()
+    one = Transcript.of(json.loads(line))
     assert (one.kl, one.reward, one.turns[1].student, one.turns[1].refused) == (None, None, [None] * 5, True)
     assert one.goal == one.outcome == one.turns[0].response == text.replace("\ud800", "\\ud800")
-    assert json.loads(one.task)["key"] == text and '"line": null' not in line
+    assert json.loads(one.task)["key"] == text
 
 
 def test_how_long_a_line_gets_is_bounded():

@@ -35,6 +35,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .. import words
+
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("slime", "sglang", "megatron-core", "torch", "transformers", "ray")
@@ -96,17 +98,18 @@ def _replace(path: Path, data: bytes) -> None:
         raise
 
 
-def parse_lines(path: Path, parse: Callable[[str], T]) -> Iterator[tuple[int, T]]:
-    """(number, from 1, and what `parse` makes of it) of each line that is not blank.
+def parse_lines(path: Path, parse: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
+    """(number, from 1; what `parse` makes of its JSON) of each line of a file that is not blank.
 
-    A line that `parse` refuses is left out, with a warning: a run that was killed may leave half a line at the end.
+    A line that is no JSON, or that `parse` refuses, is left out with a warning: a run that was killed may have left
+    half a line at the end.
     """
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
         if line.strip():
             try:
-                yield number, parse(line)
+                yield number, parse(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
-                logger.warning("line %d of %s is left out: %s", number, path, error)
+                logger.warning("line %d of %s is left out: %s", number, path, words(error))
 
 
 # --------------------------------------------------------------------------------------------------- metrics.jsonl

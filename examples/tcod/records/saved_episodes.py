@@ -96,10 +96,10 @@ class Transcript(BaseModel):
     turns: list[Turn]
 
     @classmethod
-    def read(cls, line: str) -> "Transcript":
-        """Raises ValueError, which names the first field that is wrong."""
+    def of(cls, line: Any) -> "Transcript":
+        """Of a line's JSON. Raises ValueError, which names the first field that is wrong."""
         try:
-            return cls.model_validate(json.loads(line))
+            return cls.model_validate(line)
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -72,8 +72,8 @@ class TcodConfig(BaseModel):
     tcod_eval_kl: bool = False
     """Score evaluation episodes too (those sampled at temperature 1), to measure the full-horizon KL."""
     tcod_save_episodes: int | Literal["all"] = 8
-    """Episodes to save for reading (saved_episodes.py): so many of a rollout, and twice as many of each evaluation data
-    set; 0 saves none, "all" every one."""
+    """Episodes to save for reading: so many of a rollout, and twice as many of each evaluation data set; 0 saves none,
+    "all" every one."""
 
     @field_validator("tcod_save_episodes", mode="before")
     @classmethod

@@ -7,7 +7,6 @@ highest. Each directory holds the metrics.jsonl of a run.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,14 +35,13 @@ WORK = {  # what the wall time is spent on: its metric in seconds, and the look 
 
 def read_run(folder: Path) -> list[Line]:
     """The lines that count: of those with the same kind and n, the last."""
-    lines = [line for _, line in parse_lines(folder / "metrics.jsonl", _line)]
+    lines = [line for _, line in parse_lines(folder / "metrics.jsonl", _checked)]
     return list({(line["kind"], line["n"]): line for line in lines}.values())
 
 
-def _line(text: str) -> Line:
-    line = json.loads(text)
+def _checked(line: Line) -> Line:
     if not (isinstance(line["kind"], str) and isinstance(line["n"], int)):
-        raise ValueError(f"kind {line['kind']!r}, n {line['n']!r}")
+        raise ValueError(f"its kind is {line['kind']!r} and its n {line['n']!r}")
     return line
 
 

@@ -54,11 +54,11 @@ def _read_run(name: str, folder: Path) -> Run:
     episodes = [
         episode.model_copy(update={"source": f"{file.stem}:{number}"})
         for file in sorted((folder / "rollouts").glob("*.jsonl"))
-        for number, episode in parse_lines(file, Transcript.read)
+        for number, episode in parse_lines(file, Transcript.of)
     ]
     if not episodes:
         raise FileNotFoundError(
-            f"{folder} has no episodes in rollouts/*.jsonl: name a run directory; tcod_save_episodes above 0 saves some"
+            f"{folder} has no episodes in rollouts/*.jsonl: name a run directory, tcod_save_episodes 0 saves none"
         )
     episodes.sort(key=lambda one: (one.n, one.dataset == "train"))  # evaluations come before rollout n
     about = folder / "about.json"
