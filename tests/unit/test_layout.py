@@ -1,6 +1,7 @@
 """The house: few entries, each folder one question, and imports that go one way."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def test_imports_go_one_way(file):
     else:
         found = {name for name in imported(file) if part != "tools" or not name.startswith("env_")}
         assert found - {part} <= MAY_IMPORT[part]
+
+
+def test_the_hooks_that_the_documents_name_are_there():
+    from examples.tcod import tcod_rollout
+
+    texts = [tcod_rollout.__doc__, *(file.read_text(encoding="utf-8") for file in RECIPE.rglob("*.md"))]
+    named = {name for text in texts for name in re.findall(r"\btcod\.tcod_rollout\.(\w+)", text)}
+    assert named == set(tcod_rollout.__all__) and all(callable(getattr(tcod_rollout, name)) for name in named)
 
 
 def test_there_are_sixteen_entries_at_most():
