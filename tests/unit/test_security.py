@@ -24,18 +24,18 @@ FORBIDDEN_MODULES = {
     "torch",
 }
 # Start SGLang and slime, or ask git for a commit: lists of arguments, no shell.
-STARTERS = {"launch_settings.py", "launch_machine.py", "processes.py", "about.py"}
+STARTERS = {"launch_settings.py", "launch_machine.py", "processes.py", "run_folder.py"}
 # The tools are commands, whose files their options name. No other module handles a file but these.
 ALLOWED = {
     ("environment.py", "load_environment", "import_module"),  # the environment that the settings name
     ("config.py", "read_yaml", "read_text"),  # the settings
     ("chat.py", "engine_eos_ids", "read_text"),  # the checkpoint
     ("rows.py", "read_rows", "read_text"),  # the data set
-    ("run_dir.py", "write", "mkdir"),  # what a run leaves in its directory
-    ("run_dir.py", "_append", "open"),
-    ("run_dir.py", "_replace", "open"),
-    ("run_dir.py", "_replace", "unlink"),
-    ("about.py", "_write_about", "read_text"),
+    ("run_folder.py", "write", "mkdir"),  # what a run leaves in its directory
+    ("run_folder.py", "_append", "open"),
+    ("run_folder.py", "_replace", "unlink"),
+    ("run_folder.py", "parse_lines", "read_text"),
+    ("run_folder.py", "write_about", "read_text"),
 }
 
 

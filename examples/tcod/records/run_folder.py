@@ -5,18 +5,12 @@
     rollouts/        episodes, see saved_episodes.py
 
 Where the variable is not set, nothing is written. Where the disk is full or the folder cannot be written, there is one
-warning for each kind of file, and the writers count what is missing.
+warning for each kind of file, and what is missing is counted.
 
-slime's hooks that write metrics.jsonl:
-
-    --custom-rollout-log-function-path      examples.tcod.tcod_rollout.log_rollout
-    --custom-eval-rollout-log-function-path examples.tcod.tcod_rollout.log_eval
-
-A line is {"kind": "rollout" or "eval", "n": .., "train_s": .., metric: value, ..}. n is the rollout's id, or how many
-rollouts were trained on before the evaluation. train_s is the time in seconds, since this process's line before, that
-was neither rollout nor evaluation: training, weights and checkpoints. A resumed run plays the rollouts after its last
-checkpoint again, so the last line of a kind and n is the one that counts. A line that cannot be written is counted in
-the next ones, as rollout/tcod/unsaved_lines so far.
+A line of metrics.jsonl is {"kind": "rollout" or "eval", "n": .., "train_s": .., metric: value, ..}. n is the rollout's
+id, or how many rollouts were trained on before the evaluation. train_s is the time in seconds, since this process's
+line before, that was neither rollout nor evaluation: training, weights and checkpoints. A resumed run plays the
+rollouts after its last checkpoint again, so the last line of a kind and n is the one that counts.
 """
 
 import contextlib
@@ -30,7 +24,6 @@ import os
 import platform
 import subprocess
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +33,6 @@ from .. import words
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("slime", "sglang", "megatron-core", "torch", "transformers", "ray")
-HERE = Path(__file__).resolve().parents[1]  # the recipe
 T = TypeVar("T")
 
 _warned: set[str] = set()
@@ -78,8 +70,11 @@ def write(name: str, text: str, kind: str, append: bool = False) -> bool:
 
 
 def _append(path: Path, data: bytes) -> None:
-    with path.open("ab", buffering=0) as file:
+    with path.open("ab+", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
+        if before:
+            file.seek(before - 1)
+            data = data if file.read() == b"\n" else b"\n" + data  # behind half a line that a crash has left
         try:
             if file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -115,23 +110,17 @@ def parse_lines(path: Path, parse: Callable[[Any], T]) -> Iterator[tuple[int, T]
 # --------------------------------------------------------------------------------------------------- metrics.jsonl
 
 
-def log_rollout(
-    rollout_id: int,
-    args: Namespace,
-    samples: list[Any],
-    rollout_extra_metrics: dict[str, Any] | None,
-    rollout_time: float,
-) -> bool:
+def log_rollout(n: int, args: Any, samples: list[Any], metrics: dict[str, Any] | None, seconds: float) -> bool:
     """The metrics that generate_rollout returned, and train_s. False: slime logs as well."""
     note_rollout()
-    _log("rollout", rollout_id, {} if rollout_extra_metrics is None else rollout_extra_metrics, rollout_time)
+    _log("rollout", n, {} if metrics is None else metrics, seconds)
     return False
 
 
-def log_eval(rollout_id: int, args: Namespace, data: dict[str, Any], extra_metrics: dict[str, Any] | None) -> bool:
+def log_eval(evaluation_id: int, args: Any, data: dict[str, Any], metrics: dict[str, Any] | None) -> bool:
     """An evaluation's metrics, and train_s. False: slime logs as well."""
-    metrics = {} if extra_metrics is None else extra_metrics
-    _log("eval", rollouts_before(rollout_id), metrics, metrics.get("eval/tcod/eval_s", 0.0))
+    metrics = {} if metrics is None else metrics
+    _log("eval", rollouts_before(evaluation_id), metrics, metrics.get("eval/tcod/eval_s", 0.0))
     return False
 
 
@@ -151,6 +140,7 @@ def rollouts_before(evaluation_id: int) -> int:
 
 
 def _log(kind: str, n: int, metrics: dict[str, Any], seconds: float) -> None:
+    """Append a line. One that cannot be written is counted in the next ones, as rollout/tcod/unsaved_lines so far."""
     global _last_line_at, _unsaved
     now = time.monotonic()
     train_s = 0.0 if _last_line_at is None else max(now - _last_line_at - seconds, 0.0)
@@ -167,24 +157,24 @@ def _log(kind: str, n: int, metrics: dict[str, Any], seconds: float) -> None:
 
 def write_about() -> None:
     """Add this launch to about.json: a resumed run has several."""
-    folder = run_dir()
-    if folder is None:
+    if (folder := run_dir()) is None:
         return
     launches: list[Any] = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         launches = list(json.loads((folder / "about.json").read_text(encoding="utf-8"))["launches"])
-    versions = {"python": platform.python_version()}
+    slime, versions = importlib.util.find_spec("slime"), {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    slime = importlib.util.find_spec("slime")
-    launch = {
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "recipe": _commit(HERE),
-        "slime": _commit(Path(slime.origin).parent) if slime and slime.origin else None,
-        "versions": versions,
-    }
-    write("about.json", json.dumps({"launches": [*launches, launch]}, indent=1) + "\n", "facts about the run")
+    launches.append(
+        {
+            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "recipe": _commit(Path(__file__).parent),
+            "slime": _commit(Path(slime.origin).parent) if slime and slime.origin else None,
+            "versions": versions,
+        }
+    )
+    write("about.json", json.dumps({"launches": launches}, indent=1) + "\n", "facts about the run")
 
 
 def _commit(folder: Path) -> str | None:

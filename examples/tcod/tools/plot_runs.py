@@ -17,14 +17,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..records.run_folder import parse_lines
-from .plotting import BEFORE, THIN, Curve, draw_curve, finish, label, styles
+from .plotting import BEFORE, THIN, Curve, draw_curve, finish, styles
 
 Line = dict[str, Any]  # of metrics.jsonl
 Arms = dict[str, list[list[Line]]]  # {arm: lines of each of its runs}
 
 AXES = {
     "success": {"ylabel": "success", "ylim": (-0.03, 1.03)},
-    "kl/trajectory": {"ylabel": "trajectory KL, nats", "yscale": "symlog"},
+    "kl/trajectory": {"ylabel": "KL to the teacher, nats", "yscale": "symlog"},
 }
 WORK = {  # what the wall time is spent on: its metric in seconds, and the look of its bar
     "rollouts": ("rollout/tcod/rollout_s", {"color": "#DDDDDD"}),
@@ -60,14 +60,14 @@ def work_minutes(lines: Iterable[Line]) -> dict[str, float]:
     return {work: sum(line.get(metric, 0.0) for line in lines) / 60 for work, (metric, _) in WORK.items()}
 
 
-def datasets(arms: Arms, metric: str) -> list[str]:
-    """Names of the evaluation datasets that have eval/tcod/<name>/<metric>."""
-    keys = {key: None for runs in arms.values() for lines in runs for line in lines for key in line}
-    names = [key.split("/")[2] for key in keys if key.startswith("eval/tcod/") and key.count("/") > 2]
-    return [name for name in dict.fromkeys(names) if f"eval/tcod/{name}/{metric}" in keys]
+def datasets(arms: Arms, metric: str) -> list[str] | list[None]:
+    """Names of the evaluation datasets that have eval/tcod/<name>/<metric>; [None] where none has."""
+    keys = dict.fromkeys(key for runs in arms.values() for lines in runs for line in lines for key in line)
+    found = [key.removeprefix("eval/tcod/").removesuffix(f"/{metric}") for key in keys if key.startswith("eval/tcod/")]
+    return [name for name in found if f"eval/tcod/{name}/{metric}" in keys] or [None]
 
 
-def draw_metric(axes: Axes, arms: Arms, metric: str, dataset: str | None, title: str) -> None:
+def draw_metric(axes: Axes, arms: Arms, metric: str, dataset: str | None) -> None:
     """The metric of the evaluations on `dataset`, and in thin lines that of the training episodes.
 
     Without a dataset, of the training episodes alone.
@@ -79,10 +79,11 @@ def draw_metric(axes: Axes, arms: Arms, metric: str, dataset: str | None, title:
         draw_curve(axes, [curve(lines, f"rollout/tcod/{metric}") for lines in arms[name]], style, band=not dataset)
     if dataset:
         axes.plot([], [], color="#555555", label="training episodes, at depth k", **THIN)
+    title = f"{AXES[metric]['ylabel'].partition(',')[0]}, {dataset or 'training at depth k'}"
     finish(axes, xlabel="training step", title=title, **AXES[metric])
 
 
-def draw_by_turn(axes: Axes, arms: Arms, dataset: str | None, title: str) -> None:
+def draw_by_turn(axes: Axes, arms: Arms, dataset: str | None) -> None:
     """KL by turn before training and at the end; without an evaluation that has it, of the last training episodes."""
     prefix = f"eval/tcod/{dataset}/kl_by_turn/" if dataset else "rollout/tcod/kl_by_turn/"
     having = {name: [[line for line in lines if by_turn(line, prefix)] for lines in arms[name]] for name in arms}
@@ -91,12 +92,12 @@ def draw_by_turn(axes: Axes, arms: Arms, dataset: str | None, title: str) -> Non
         draw_curve(axes, [by_turn(line, prefix) for line in first], BEFORE)
     for name, style in styles(arms).items():
         draw_curve(axes, [by_turn(lines[-1], prefix) for lines in having[name] if lines], style)
-    finish(axes, xlabel="turn", ylabel="KL of the turn, nats", title=title)
+    finish(axes, xlabel="turn", ylabel="KL of the turn, nats", title=f"KL by turn at the end, {dataset or 'training'}")
 
 
 def draw_work(axes: Axes, arms: Arms) -> None:
     """Stacked bars, and over each the range of its seeds' totals."""
-    names = [label(name, runs).replace(", ", "\n") for name, runs in arms.items()]
+    names = [style["label"].replace(", ", "\n") for style in styles(arms).values()]
     minutes = [[work_minutes(lines) for lines in runs] for runs in arms.values()]
     bottom = [0.0] * len(names)
     for work, (_, look) in WORK.items():
@@ -111,15 +112,13 @@ def draw_work(axes: Axes, arms: Arms) -> None:
 def draw(arms: Arms, path: Path) -> None:
     """Write the figure."""
     arms = {name: arms[name] for name in styles(arms)}
-    success, scored = datasets(arms, "success") or [None], datasets(arms, "kl/trajectory") or [None]
-    rows = math.ceil((len(success) + len(scored) + 2) / 3)
+    curves = [(metric, name) for metric in AXES for name in datasets(arms, metric)]
+    rows = math.ceil((len(curves) + 2) / 3)
     figure = Figure(figsize=(13, 4 * rows), layout="constrained")
     panels = iter(figure.subplots(rows, 3, squeeze=False).flat)
-    for name in success:
-        draw_metric(next(panels), arms, "success", name, f"success, {name or 'training at depth k'}")
-    for name in scored:
-        draw_metric(next(panels), arms, "kl/trajectory", name, f"KL to the teacher, {name or 'training at depth k'}")
-    draw_by_turn(next(panels), arms, scored[0], f"KL by turn at the end, {scored[0] or 'training'}")
+    for metric, name in curves:
+        draw_metric(next(panels), arms, metric, name)
+    draw_by_turn(next(panels), arms, datasets(arms, "kl/trajectory")[0])
     draw_work(next(panels), arms)
     for axes in panels:
         axes.set_axis_off()

@@ -25,21 +25,14 @@ def styles(arms: Mapping[str, Sized]) -> dict[str, Style]:
     """
     others = [name for name in arms if name not in ARMS]
     if len(others) > len(OTHERS):
-        raise ValueError(
-            f"besides {', '.join(ARMS)}, only {len(OTHERS)} arms can be told apart, not {len(others)}: name fewer"
-        )
-    looks = {**ARMS, **dict(zip(others, OTHERS, strict=False))}
-    keys = ("color", "marker", "linestyle")
-    return {
-        name: {**dict(zip(keys, look, strict=True)), "markersize": 4, "label": label(name, arms[name])}
-        for name, look in looks.items()
-        if name in arms
-    }
-
-
-def label(name: str, runs: Sized) -> str:
-    name = name.upper() if name in ARMS else name
-    return name if len(runs) == 1 else f"{name}, {len(runs)} seeds"
+        raise ValueError(f"besides {', '.join(ARMS)} at most {len(OTHERS)} arms can be told apart: name fewer")
+    found = {}
+    for name, (color, marker, line) in {**ARMS, **dict(zip(others, OTHERS, strict=False))}.items():
+        if name in arms:
+            label = name.upper() if name in ARMS else name
+            label += f", {len(arms[name])} seeds" if len(arms[name]) > 1 else ""
+            found[name] = {"color": color, "marker": marker, "linestyle": line, "markersize": 4, "label": label}
+    return found
 
 
 def draw_curve(axes: Axes, curves: Sequence[Curve], style: Style, band: bool = True) -> None:
@@ -49,9 +42,8 @@ def draw_curve(axes: Axes, curves: Sequence[Curve], style: Style, band: bool = T
     if xs:
         axes.plot(xs, list(map(fmean, values)), markevery=max(len(xs) // 20, 1), **style)
     if xs and len(curves) > 1 and band:
-        axes.fill_between(
-            xs, *zip(*[(min(y), max(y)) for y in values], strict=True), color=style["color"], alpha=0.2, linewidth=0
-        )
+        low, high = list(map(min, values)), list(map(max, values))
+        axes.fill_between(xs, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def finish(axes: Axes, **texts: Any) -> None:
