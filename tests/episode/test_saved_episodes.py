@@ -6,12 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from examples.tcod import ConfigError
 from examples.tcod.episode.record import Episode, EpisodeRecord, ReplayedTurn, Span, TokenSequence, TurnRecord
 from examples.tcod.model.student import Response
 from examples.tcod.records import run_folder, saved_episodes
 from examples.tcod.records.saved_episodes import MAX_TEXT, MAX_TOKENS, Transcript, clip, token_texts, transcript
-from examples.tcod.settings.config import TcodConfig
 from tests.episode.test_evaluation import evaluation
 from tests.support.fake_sglang import generated, scored
 from tests.support.rig import LEFT, RIGHT, teacher_value
@@ -116,13 +114,6 @@ def test_nothing_is_saved_without_a_run_directory_or_where_none_is_wanted(rig, f
     monkeypatch.delenv("TCOD_RUN_DIR")
     _, metrics = rig.rollout([{"goal": 2}])
     assert not (folder / "rollouts").exists() and metrics["rollout/tcod/unsaved_episodes"] == 0
-
-
-@pytest.mark.parametrize("count", [-1, "some", 2.5, True])
-def test_a_count_that_is_none_is_refused(count):
-    settings = {"tcod_variant": "opd", "tcod_horizon": 4, "tcod_data_root": "/", "tcod_save_episodes": count}
-    with pytest.raises(ConfigError, match="tcod_save_episodes"):
-        TcodConfig.from_mapping(settings, "a test")
 
 
 # -------------------------------------------------------------------------------------------- any text, any numbers
