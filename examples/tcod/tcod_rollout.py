@@ -44,9 +44,8 @@ from .curriculum import EpisodePlan
 from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
-from .records.about import write_about
 from .records.metrics import eval_metrics, rollout_metrics
-from .records.run_log import log_eval, log_rollout
+from .records.run_folder import log_eval, log_rollout, write_about
 from .settings.build import Run, checked_run, players_of, run_of
 from .settings.config import TcodConfig
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing, drawing_of_run
@@ -227,7 +226,7 @@ def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[f
 def _checked_run(args: Namespace, data_source: Any) -> Run:
     run, is_first = checked_run(args, data_source)
     if is_first:
-        write_about(args)
+        write_about()
     return run
 
 

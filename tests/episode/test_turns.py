@@ -45,15 +45,18 @@ def test_metrics_and_records_are_those_of_whole_episodes(rig, folder):  # noqa: 
     rig.script = [RIGHT, "hm", RIGHT, RIGHT]
     rig.teacher_reply = lambda payload: scored(payload, lambda position, token: -0.5)  # wherever the token stands
     _, append = rig.rollout(rows, **changes)
-    [appended, *_] = saved(folder, "train_000000")
+    [appended] = [one for one in saved(folder, "train_000000") if one.replayed]
     samples, turns = rig.rollout(rows, **changes, tcod_history="turns")
-    [line, *_] = saved(folder, "train_000000")
+    [line] = [one for one in saved(folder, "train_000000") if one.replayed]
     different = ("tokens/scored", "tokens/total", "rollout/tcod/samples", "_s", "_share")
     same = {name for name in append if not name.endswith(different)}
     assert {name: turns[name] for name in same} == {name: pytest.approx(append[name]) for name in same}
     assert turns["rollout/tcod/turns/replayed"] == 0.5 and len(samples) > 4
-    assert line["turns"] == appended["turns"] and line["kl"] == appended["kl"]
-    assert {span["role"] for span in line["spans"]} == {"prompt", "sampled"}
+    given = {"context", "context_tokens"}
+    played = [turn.model_dump(exclude=given) for turn in line.turns if turn.role == "student"]
+    assert played == [turn.model_dump(exclude=given) for turn in appended.turns if turn.role == "student"]
+    assert line.kl == appended.kl and line.turns[0].response == RIGHT and not line.turns[0].context
+    assert all(turn.context[0].startswith("<|im_start|>system") for turn in line.turns[1:])
     assert samples[0].metadata["tcod"]["replayed"] == 1
 
 

@@ -17,7 +17,7 @@ from ..episode.loop import EpisodePlayer
 from ..model.chat_tokens import ChatTokens, engine_eos_ids
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
-from ..records.episode_log import EpisodeLog
+from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
 from .config import TcodConfig
 from .server_checks import base_url, check_models
@@ -85,7 +85,7 @@ def run_of(args: Namespace) -> Run:
             chat = ChatTokens(tokenizer, args.apply_chat_template_kwargs, eos_ids, **config.chat_choices)
         except ValueError as error:
             raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
-        log = EpisodeLog(args, config.tcod_variant, config.tcod_save_episodes, tokenizer)
+        log = EpisodeLog(config.tcod_variant, config.tcod_save_episodes, tokenizer)
         _run = Run(args, config, chat, log)
     return _run
 

@@ -22,7 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .. import ConfigError
 from ..episode.record import Episode
 from ..episode.rows import Row
-from ..records.transcript import transcript
+from ..records.saved_episodes import transcript
 from .compare_evals import by_type, summarise
 from .play import Player, add_options, play, start
 
@@ -61,11 +61,9 @@ async def evaluate(
 
 
 def episode_line(player: Player, name: str, index: int, row: Row, episode: Episode) -> str:
-    """An episode as episode_log.py saves those of a training run, with the model's name in the place of the arm."""
-    metadata = {**row.metadata, "tcod": episode}
-    sample = Namespace(index=index, prompt=row.prompt, label=row.label, metadata=metadata)
-    about = {"arm": Path(player.settings["model"]).name, "dataset": name}
-    return json.dumps({**about, **transcript(sample, player.player.chat.tokenizer), "n": 0}) + "\n"
+    """An episode as those of a training run are saved, with the model's name in the place of the arm."""
+    about = {"arm": Path(player.settings["model"]).name, "dataset": name, "n": 0, "index": index}
+    return transcript(episode, row, player.player.chat.tokenizer, **about).line()
 
 
 def saver(options: Namespace, player: Player, rows: list[Row], stack: ExitStack) -> Callable[[int, Episode], None]:
