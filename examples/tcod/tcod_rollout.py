@@ -45,10 +45,9 @@ from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
 from .records.metrics import eval_metrics, rollout_metrics
-from .records.run_folder import log_eval, log_rollout, write_about
-from .settings.build import Run, checked_run, players_of, run_of
-from .settings.config import TcodConfig
-from .training.drawing import AsynchronousDrawing, SynchronousDrawing, drawing_of_run
+from .records.run_folder import log_eval, log_rollout
+from .settings.build import Run, checked_run, drawing_of, players_of, run_of
+from .training.drawing import AsynchronousDrawing, SynchronousDrawing
 from .training.samples import fill, flat, settle, timeline_span, to_samples
 from .training.turn_mean import count_turns, is_turn_mean
 
@@ -75,12 +74,12 @@ def generate_rollout(
         ConfigError: on the first call, when a setting cannot work.
         RuntimeError: when more than tcod_max_replacements whole batches of failed groups were replaced.
     """
-    run = _checked_run(args, data_source)
+    run = checked_run(args, data_source)
     started = time.monotonic()
     if evaluation:
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
         return _evaluated(run, rollout_id, output, time.monotonic() - started)
-    drawing = drawing_of_run(SynchronousDrawing, args, data_source, rollout_id, **_draws(run.config))
+    drawing = drawing_of(SynchronousDrawing, run, data_source, rollout_id)
     output = sglang_rollout.generate_rollout(args, rollout_id, drawing)
     drawing.end(output.samples)
     metrics = rollout_metrics(flat(output.samples), drawing.drawn, time.monotonic() - started)
@@ -102,18 +101,16 @@ def generate_rollout_fully_async(
     """
     if evaluation:
         raise ConfigError("slime cannot evaluate in a fully asynchronous run: remove --eval-interval")
-    run = _checked_run(args, data_source)
+    run = checked_run(args, data_source)
     started = time.monotonic()
-    most = run.config.tcod_max_staleness
-    drawing = drawing_of_run(
-        AsynchronousDrawing, args, data_source, rollout_id, max_staleness=most, **_draws(run.config)
-    )
+    drawing = drawing_of(AsynchronousDrawing, run, data_source, rollout_id)
     for group in drawing.played_groups():
         drawing.sort_in(group, keep=drop_failed(args, group).keep)
     trained, dropped = drawing.take()
     drawn = flat(trained) + flat(dropped)
     metrics = rollout_metrics(flat(trained), drawn, time.monotonic() - started)
-    metrics["rollout/tcod/stale"] = sum(rollout_id - Episode.of(sample).record.n > most for sample in flat(trained))
+    oldest = rollout_id - run.config.tcod_max_staleness
+    metrics["rollout/tcod/stale"] = sum(Episode.of(sample).record.n < oldest for sample in flat(trained))
     metrics["rollout/tcod/under_way"] = drawing.under_way * args.n_samples_per_prompt
     return _trained(run, rollout_id, trained, drawn, metrics)
 
@@ -221,17 +218,6 @@ def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[f
     if is_turn_mean(args):
         count_turns(samples, args.global_batch_size)  # the last look at a whole batch before its micro-batches
     return [float(sample.reward) for sample in samples], [0.0] * len(samples)
-
-
-def _checked_run(args: Namespace, data_source: Any) -> Run:
-    run, is_first = checked_run(args, data_source)
-    if is_first:
-        write_about()
-    return run
-
-
-def _draws(config: TcodConfig) -> dict[str, Any]:
-    return {"depth": config.curriculum.depth, "max_replacements": config.tcod_max_replacements}
 
 
 def _plan(run: Run, record: EpisodeRecord, sample: Sample) -> tuple[EpisodePlan, Demonstration]:

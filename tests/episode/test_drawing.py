@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from examples.tcod.episode.record import Episode
+from examples.tcod.settings import build
 from examples.tcod.training import drawing
 from examples.tcod.training.drawing import AsynchronousDrawing, SynchronousDrawing
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
@@ -29,8 +30,8 @@ def source(rig, tmp_path):
     return make
 
 
-def draw(kind, source, rollout_id, **choices):
-    drawn = kind(source.args, source, lambda n: n + 1, 4, rollout_id, **choices)
+def draw(kind, source, rollout_id):
+    drawn = kind(source.args, source, lambda n: n + 1, 4, 2, rollout_id)
     drawn.begin(rollout_id)
     return drawn
 
@@ -78,7 +79,7 @@ def test_the_batch_that_was_drawn_ahead_comes_first_after_a_resume(source):
 
 def test_what_is_left_over_is_not_lost_by_a_second_checkpoint(source):
     before = source()
-    drawn = draw(AsynchronousDrawing, before, 0, max_staleness=2)
+    drawn = draw(AsynchronousDrawing, before, 0)
     for _ in range(6):
         drawn.get_samples(1)
     before.save(0)
@@ -93,7 +94,7 @@ def test_what_is_left_over_is_not_lost_by_a_second_checkpoint(source):
 def test_fully_asynchronous_draws_are_all_trained_once(source):
     """Killed after any rollout: what played, what was ready and what is drawn later are trained, each once."""
     trained, current, n = Counter(), source(), 0
-    drawn = draw(AsynchronousDrawing, current, n, max_staleness=2)
+    drawn = draw(AsynchronousDrawing, current, n)
     playing = []
     while trained.total() < 10:
         playing += [group for _ in range(3) for group in drawn.get_samples(1)]
@@ -106,7 +107,7 @@ def test_fully_asynchronous_draws_are_all_trained_once(source):
         n += 1
         if n in (1, 3):
             current, playing = source(n - 1), []
-            drawn = draw(AsynchronousDrawing, current, n, max_staleness=2)
+            drawn = draw(AsynchronousDrawing, current, n)
     kept = current.get_metadata()[drawing.KEY].values()
     under_way = [one["samples"][0]["metadata"]["goal"] for one in kept if one["trained_in"] is None]
     assert sorted([*trained.elements(), *under_way]) == list(range(1, trained.total() + len(under_way) + 1))
@@ -114,7 +115,7 @@ def test_fully_asynchronous_draws_are_all_trained_once(source):
 
 def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):
     current = source()
-    drawn = draw(AsynchronousDrawing, current, 0, max_staleness=2)
+    drawn = draw(AsynchronousDrawing, current, 0)
     groups = [group for _ in range(4) for group in drawn.get_samples(1)]
     drawn.sort_in(groups[0], keep=False)
     drawn.add_samples([finish([groups[1]])[0]])
@@ -124,7 +125,7 @@ def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):
         drawn.sort_in(group, keep=True)
     assert drawn.is_complete and tasks(drawn.take()[0]) == [2, 3]
     current.save(0)
-    assert tasks(draw(AsynchronousDrawing, source(0), 1, max_staleness=2).get_samples(2)) == [4, 5]
+    assert tasks(draw(AsynchronousDrawing, source(0), 1).get_samples(2)) == [4, 5]
 
 
 def test_a_source_without_metadata_is_drawn_from_all_the_same(source):
@@ -138,11 +139,9 @@ def test_a_source_without_metadata_is_drawn_from_all_the_same(source):
     assert tasks(drawn.get_samples(BATCH)) == [3, 4]
 
 
-def test_one_drawing_for_a_run(source, monkeypatch):
-    monkeypatch.setattr(drawing, "_of_run", None)
-    current, choices = source(), {"depth": lambda n: 1, "max_replacements": 4}
-    one = drawing.drawing_of_run(SynchronousDrawing, current.args, current, 0, **choices)
-    assert drawing.drawing_of_run(SynchronousDrawing, current.args, current, 1, **choices) is one
-    assert one.rollout_id == 1
-    other = source()
-    assert drawing.drawing_of_run(SynchronousDrawing, other.args, other, 1, **choices) is not one
+def test_one_drawing_for_a_run(source):
+    current = source()
+    run = build.run_of(current.args)
+    one = build.drawing_of(SynchronousDrawing, run, current, 0)
+    assert build.drawing_of(SynchronousDrawing, run, current, 1) is one and one.rollout_id == 1
+    assert build.drawing_of(SynchronousDrawing, run, source(), 1) is not one

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from examples.tcod import ConfigError, tcod_rollout
-from examples.tcod.training import drawing
+from examples.tcod.settings import build
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
@@ -25,7 +25,7 @@ def fully_async(rig, monkeypatch):
     from slime.rollout.fully_async_rollout import _stop_global_worker
     from slime.utils import http_utils
 
-    monkeypatch.setattr(drawing, "_of_run", None)
+    monkeypatch.setattr(build, "_drawing", None)
     monkeypatch.setattr(http_utils, "_http_client", None)  # its connections belong to the event loop of another test
 
     def rollouts(rows, count, **changes):

@@ -75,7 +75,7 @@ def test_a_folder_says_what_is_decided_there(part):
 
 def test_the_package_and_the_loop_need_neither_slime_nor_ray_nor_transformers():
     code = (
-        "import sys, examples.tcod.episode.loop, examples.tcod.curriculum\n"
+        "import sys, examples.tcod.settings.build, examples.tcod.episode.loop\n"
         "print([name for name in ('slime', 'ray', 'transformers', 'torch') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=RECIPE.parents[1], capture_output=True, text=True)

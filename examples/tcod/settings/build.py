@@ -7,7 +7,7 @@ import weakref
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import ConfigError
 from ..environments.pool import EnvironmentPool
@@ -17,12 +17,17 @@ from ..episode.loop import EpisodePlayer
 from ..model.chat_tokens import ChatTokens, engine_eos_ids
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
+from ..records.run_folder import write_about
 from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
 from .config import TcodConfig
 from .server_checks import base_url, check_models
 
+if TYPE_CHECKING:
+    from ..training.drawing import Drawing  # needs slime, and the tools do without
+
 logger = logging.getLogger(__name__)
+DrawingT = TypeVar("DrawingT", bound="Drawing")
 
 
 @dataclass(frozen=True)
@@ -46,21 +51,19 @@ class Players:
 
 _run: Run | None = None
 _checked: Run | None = None
+_drawing: "Drawing | None" = None
 # slime has one event loop, its fully asynchronous mode another.
 _players: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Players] = weakref.WeakKeyDictionary()
 
 
-def checked_run(args: Namespace, data_source: Any) -> tuple[Run, bool]:
-    """The run of slime's arguments, and whether this is the first call.
-
-    The launch checks are made then, because slime has no hook before the first rollout.
+def checked_run(args: Namespace, data_source: Any) -> Run:
+    """The run of slime's arguments. At the first call the launch checks are made: slime has no earlier hook.
 
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
     global _checked
-    is_first = _checked is None or _checked.args is not args
-    if is_first:
+    if _checked is None or _checked.args is not args:
         dataset = getattr(data_source, "dataset", None)
         check_run_arguments(args, getattr(dataset, "samples", None))
         run = run_of(args)
@@ -68,8 +71,9 @@ def checked_run(args: Namespace, data_source: Any) -> tuple[Run, bool]:
             logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
         check_models(args, run.config, run.chat)
         logger.info("TCOD: %s", run.config)
+        write_about()
         _checked = run
-    return _checked, is_first
+    return _checked
 
 
 def run_of(args: Namespace) -> Run:
@@ -98,6 +102,17 @@ def players_of(args: Namespace) -> Players:
         teacher = new_teacher(run.config, args.rm_url, run.chat) if args.opd_type == "sglang" else None
         _players[loop] = Players(run, new_player(run.config, run.chat, engine_url), teacher)
     return _players[loop]
+
+
+def drawing_of(kind: type[DrawingT], run: Run, data_source: Any, rollout_id: int) -> DrawingT:
+    """What draws from slime's data source, for the rollout that begins: one object for a run."""
+    global _drawing
+    if not isinstance(_drawing, kind) or _drawing.source is not data_source:
+        config = run.config
+        limits = (config.tcod_max_replacements, config.tcod_max_staleness)
+        _drawing = kind(run.args, data_source, config.curriculum.depth, *limits, rollout_id)
+    _drawing.begin(rollout_id)
+    return _drawing
 
 
 def new_player(config: TcodConfig, chat: ChatTokens, engine_url: str) -> EpisodePlayer:

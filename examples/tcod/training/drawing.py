@@ -12,7 +12,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
@@ -24,7 +24,6 @@ from .samples import Groups, flat
 # In the data source's metadata: {group index: {"trained_in": rollout or None, "samples": as they were drawn}}.
 KEY = "tcod_untrained"
 Untrained = dict[int, dict[str, Any]]
-DrawingT = TypeVar("DrawingT", bound="Drawing")
 
 LOST = (Sample.Status.FAILED, Sample.Status.ABORTED)
 POLL_S = 0.05  # how often slime's fully asynchronous worker is asked for groups that have ended
@@ -39,14 +38,21 @@ class Drawing:
         depth: k by the number of a rollout.
         max_replacements: the run stops when more than so many whole batches of failed groups were replaced in one
             rollout.
+        max_staleness: how many rollouts ago a group may have been drawn, in the fully asynchronous mode.
         rollout_id: the first rollout that is played here.
     """
 
     def __init__(
-        self, args: Namespace, source: Any, depth: Callable[[int], int], max_replacements: int, rollout_id: int
+        self,
+        args: Namespace,
+        source: Any,
+        depth: Callable[[int], int],
+        max_replacements: int,
+        max_staleness: int,
+        rollout_id: int,
     ) -> None:
         self.args, self.source, self.rollout_id = args, source, rollout_id
-        self._depth, self._max_replacements = depth, max_replacements
+        self._depth, self._max_replacements, self._max_staleness = depth, max_replacements, max_staleness
         # A source of one's own may have no metadata: then nothing survives a resume but its position.
         self._metadata: dict[str, Any] = source.get_metadata() if hasattr(source, "get_metadata") else {}
         self._lock = threading.Lock()  # slime's fully asynchronous worker draws in a thread of its own
@@ -129,9 +135,8 @@ class AsynchronousDrawing(Drawing):
         dropped: the groups of this rollout that had failed.
     """
 
-    def __init__(self, *args: Any, max_staleness: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.max_staleness = max_staleness
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._playing: dict[int, int] = {}  # the rollout of the draw, by group index
         self._ready: Groups = []
         self.dropped: Groups = []
@@ -140,7 +145,7 @@ class AsynchronousDrawing(Drawing):
 
     def get_samples(self, num_samples: int) -> Groups:
         """slime's worker asks for one group after the other, until it gets none."""
-        if self.under_way >= (self.max_staleness + 1) * self.args.rollout_batch_size:
+        if self.under_way >= (self._max_staleness + 1) * self.args.rollout_batch_size:
             return []
         groups = super().get_samples(num_samples)
         self._playing |= {group[0].group_index: self.rollout_id for group in groups}
@@ -160,7 +165,7 @@ class AsynchronousDrawing(Drawing):
         """
         missing = self.args.rollout_batch_size - len(self._ready)
         self._check_replacements(len(self.dropped), missing, flat(self.dropped))
-        oldest = self.rollout_id - self.max_staleness
+        oldest = self.rollout_id - self._max_staleness
         return missing <= 0 and all(drawn_in > oldest for drawn_in in self._playing.values())
 
     def played_groups(self) -> Iterator[list[Sample]]:
@@ -214,18 +219,6 @@ class _Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.seen.append(f"{record.getMessage()} ({record.exc_info[1]!r})" if record.exc_info else record.getMessage())
-
-
-_of_run: Drawing | None = None
-
-
-def drawing_of_run(kind: type[DrawingT], args: Namespace, source: Any, rollout_id: int, **choices: Any) -> DrawingT:
-    """The one drawing of a run, for the rollout that begins. `choices`: further arguments of its constructor."""
-    global _of_run
-    if not isinstance(_of_run, kind) or _of_run.source is not source:
-        _of_run = kind(args, source, rollout_id=rollout_id, **choices)
-    _of_run.begin(rollout_id)
-    return _of_run
 
 
 def _sample(as_drawn: dict[str, Any]) -> Sample:
