@@ -39,8 +39,8 @@ from slime.utils.types import Sample
 
 from . import ABORTED, ConfigError, Failure
 from .curriculum import EpisodePlan
+from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, EpisodeRecord, Runtime, play_episode
-from .episode.rows import Demonstration
 from .model.chat_tokens import ChatTokens, engine_eos_ids
 from .model.teacher import TeacherClient
 from .records.about import write_about

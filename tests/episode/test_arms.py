@@ -6,7 +6,7 @@ import pytest
 
 from examples.tcod import Failure
 from examples.tcod.curriculum import Curriculum
-from examples.tcod.episode.rows import Demonstration
+from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.records.metrics import turn_kl
 from slime.utils.types import Sample

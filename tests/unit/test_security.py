@@ -30,7 +30,7 @@ ALLOWED = {
     ("environment.py", "load_environment", "import_module"),  # the environment that the settings name
     ("config.py", "read_yaml", "read_text"),  # the settings
     ("chat.py", "engine_eos_ids", "read_text"),  # the checkpoint
-    ("rows.py", "read_rows", "read_text"),  # the data set
+    ("jsonl.py", "read_lines", "open"),  # the data set
     ("run_dir.py", "write", "mkdir"),  # what a run leaves in its directory
     ("run_dir.py", "_append", "open"),
     ("run_dir.py", "_replace", "open"),

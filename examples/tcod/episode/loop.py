@@ -18,8 +18,9 @@ from ..environments.protocol import Environment, Observation, as_listed, ask, is
 from ..model.chat_tokens import ChatTokens
 from ..model.student import StudentClient
 from ..settings.config import TcodConfig
+from .demonstration import Demonstration
 from .history import History, new_history
-from .rows import Demonstration, task_of
+from .rows import task_of
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,10 @@ from typing import Any
 import httpx
 
 from .. import ConfigError, Failure
+from ..episode.demonstration import Demonstration
 from ..episode.history import History
 from ..episode.loop import Assignment, EpisodeRecord, Runtime, play_episode
-from ..episode.rows import Demonstration, Row, check_rows, check_unique, read_rows
+from ..episode.rows import Row, check_rows, read_rows, task_key
 from ..model.chat_tokens import ChatTokens, load_chat
 from ..settings.checks import check_environment
 from ..settings.config import TcodConfig
@@ -52,7 +53,11 @@ class Player:
         """The rows of a file, each checked by the environment and a task of its own. Raises ConfigError."""
         rows = read_rows(path)
         check_rows(rows, str(path), self.runtime.environment, self.runtime.config.tcod_data_root)
-        check_unique(rows, path)
+        seen: dict[str, int] = {}
+        for row in rows:
+            first = seen.setdefault(task_key(row.task), row.line)
+            if first != row.line:
+                raise ConfigError(f"lines {first} and {row.line} of {path} are the same task: remove one of them")
         return rows
 
 
