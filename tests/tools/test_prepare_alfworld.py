@@ -3,21 +3,20 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from examples.tcod import ConfigError, Failure
+from examples.tcod import ConfigError
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.settings.config import TcodConfig
-from examples.tcod.tools import prepare as prepare_module
 from examples.tcod.tools import prepare_alfworld
-from examples.tcod.tools.prepare import Candidate, Checked, Task, check_task
+from examples.tcod.tools.prepare import Task, check_task
 from examples.tcod.tools.prepare_alfworld import make_task, read_source, rebase
 from smoke.make_games import make_game
 from tests.support.toys import LocalPool
@@ -69,28 +68,20 @@ def in_process(pool, monkeypatch):
     """Without worker processes, whose start takes seconds."""
 
     def check_tasks(config, tasks, goal, processes):
-        return [check(pool, task, config.tcod_horizon) for task in tasks]
+        for task in tasks:
+            check(pool, task, config.tcod_horizon)
 
     monkeypatch.setattr(prepare_alfworld, "check_tasks", check_tasks)
 
 
-def check(pool: OneEngine, task: Task, horizon: int = HORIZON) -> Checked:
-    return asyncio.run(check_task(pool, AlfworldEnvironment, task, horizon, prepare_alfworld.goal))
+def check(pool: OneEngine, task: Task, horizon: int = HORIZON) -> Task:
+    asyncio.run(check_task(pool, AlfworldEnvironment, task, horizon, prepare_alfworld.goal))
+    return task
 
 
 def prepare(root: Path, out: Path, demos: list[str], horizon: int = HORIZON) -> None:
     config = TcodConfig(tcod_variant="opd", tcod_horizon=horizon, tcod_data_root=str(root))
     prepare_alfworld.prepare(Namespace(out=out, demos=demos, processes=1), config)
-
-
-def replay(pool: OneEngine, row: dict, demo: dict, horizon: int = HORIZON) -> Demonstration:
-    async def main():
-        async with pool.borrow() as engine:
-            candidate = Candidate("a", Demonstration.of({"demo": demo}))
-            task = Task("train", row["label"], without_demo(row)["metadata"])
-            return await prepare_module.replay(engine, AlfworldEnvironment, task, candidate, horizon)
-
-    return asyncio.run(main())
 
 
 def read(path: Path) -> list[dict]:
@@ -136,7 +127,8 @@ def test_a_download_and_its_walkthroughs_are_enough(root, rows, tmp_path):
     ]
     lengths = sorted(len(actions(row)) for row in rows["train"])
     assert "nothing is left out" in done.stdout and "walkthrough 6" in done.stdout
-    assert f"{lengths[0]:>14}" in done.stdout.splitlines()[-3] and f"{lengths[-1]:>14}" in done.stdout.splitlines()[-3]
+    [counts] = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("all ")]
+    assert counts[:5] == ["6", "1", "1", "0", f"{lengths[0]}"] and counts[-1] == f"{lengths[-1]}"
     assert "8/8" in done.stderr  # the progress bar
 
 
@@ -203,78 +195,76 @@ def test_a_set_that_cannot_train_is_refused(in_process, root, rows, tmp_path, ho
 # ----------------------------------------------------------------------------------------------------- single games
 
 
-def test_what_the_engine_cannot_play_is_left_out(pool, root, rows):
-    def reason(task: str, content: str) -> str:
-        name = f"json_2.1.1/train/{task}/trial_T1/game.tw-pddl"
-        (root / name).parent.mkdir(parents=True)
-        (root / name).write_text(content)
-        checked = check(pool, make_task(root, name, ["walkthrough"], {}))
-        (root / name).unlink()
-        assert not checked.playable and checked.source is None
-        [left_out] = checked.left_out
-        assert left_out.source == "" and "\n" not in left_out.detail
-        return left_out.reason
+@pytest.fixture
+def changed(root, rows):
+    """changed(**changes, task=..) -> the name of a copy of the first game with these changes."""
+    original, made = root / game_file(rows["train"][0]), []
 
-    game = json.loads((root / game_file(rows["train"][0])).read_text())
-    assert reason("pick_and_place_with_movable_recep-Pen-Mug-Desk-1", json.dumps(game)) == "unsupported"
-    assert reason("pick_and_place_simple-AppleSliced-None-Desk-1", json.dumps(game)) == "unsupported"
-    assert reason("pick_and_place_simple-A-None-B-1", json.dumps({**game, "solvable": False})) == "unsolvable"
-    assert reason("pick_and_place_simple-A-None-B-2", json.dumps(game)[:5000]) == "damaged"
-    assert reason("pick_and_place_simple-A-None-B-3", json.dumps({**game, "pddl_problem": "(define"})) == "env_error"
-    twice = game["pddl_problem"].replace("agent1 - agent", "agent1 - agent\n agent1 - agent")
-    # ALFWorld's translator calls sys.exit on an object that is declared twice.
-    assert reason("pick_and_place_simple-A-None-B-4", json.dumps({**game, "pddl_problem": twice})) == "env_error"
+    def make(task: str = "pick_and_place_simple-A-None-B-1", length: int | None = None, **changes) -> str:
+        made.append(root / f"json_2.1.1/train/{task}/trial_T1/game.tw-pddl")
+        made[-1].parent.mkdir(parents=True)
+        made[-1].write_text(json.dumps({**json.loads(original.read_text()), **changes})[:length])
+        return made[-1].relative_to(root).as_posix()
+
+    yield make
+    for path in made:
+        shutil.rmtree(path.parents[1])
 
 
-def test_games_of_an_old_alfworld_are_refused(root, rows):
-    row = rows["train"][0]
-    game = json.loads((root / game_file(row)).read_text())
-    name = game_file(row).replace("trial_", "trial_old_")
-    (root / name).parent.mkdir()
-    old = game["grammar"].replace("move {o} to {r}", "put {o} in/on {r}")
-    (root / name).write_text(json.dumps({**game, "grammar": old}))
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"task": "pick_and_place_with_movable_recep-Pen-Mug-Desk-1"}, "unsupported"),
+        ({"task": "pick_and_place_simple-AppleSliced-None-Desk-1"}, "unsupported"),
+        ({"solvable": False}, "unsolvable"),
+        ({"length": 5000}, "damaged"),
+        ({"pddl_problem": "(define"}, "env_error"),
+        ({"pddl_problem": "twice"}, "env_error"),
+    ],
+)
+def test_what_the_engine_cannot_play_is_left_out(pool, root, rows, changed, changes, reason):
+    if changes.get("pddl_problem") == "twice":  # ALFWorld's translator calls sys.exit on such an object
+        problem = json.loads((root / game_file(rows["train"][0])).read_text())["pddl_problem"]
+        changes = {"pddl_problem": problem.replace("agent1 - agent", "agent1 - agent\n agent1 - agent")}
+    task = check(pool, make_task(root, changed(**changes), ["walkthrough"], {}))
+    [left_out] = task.left_out
+    assert task.set is None and (left_out["reason"], left_out["source"]) == (reason, "")
+    assert "\n" not in left_out["detail"]
+
+
+def test_games_of_an_old_alfworld_are_refused(root, changed):
+    grammar = json.loads((root / changed()).read_text())["grammar"].replace("move {o} to {r}", "put {o} in/on {r}")
     with pytest.raises(ConfigError, match="before 0.4, .* replace the games with alfworld-download -f"):
-        make_task(root, name, ["walkthrough"], {})
-    (root / name).unlink()
+        make_task(root, changed(task="pick_and_place_simple-B-None-B-1", grammar=grammar), ["walkthrough"], {})
 
 
-def test_a_game_without_a_walkthrough_has_no_such_demonstration(pool, root, rows):
-    row = rows["train"][0]
-    game = json.loads((root / game_file(row)).read_text())
-    name = game_file(row).replace("trial_", "trial_without_")
-    (root / name).parent.mkdir()
-    (root / name).write_text(json.dumps({**game, "walkthrough": None}))
-    listed = {"b": {name: Demonstration(tuple(actions(row)))}}
-    checked = check(pool, make_task(root, name, ["walkthrough", "b"], listed))
-    (root / name).unlink()
-    assert checked.source == "b" and list(checked.demo.actions) == actions(row)
-    assert [entry.reason for entry in checked.left_out] == ["no walkthrough"]
+def test_a_game_without_a_walkthrough_has_no_such_demonstration(pool, root, rows, changed):
+    name = changed(walkthrough=None)
+    listed = {"b": {name: Demonstration(tuple(actions(rows["train"][0])))}}
+    task = check(pool, make_task(root, name, ["walkthrough", "b"], listed))
+    assert task.source == "b" and list(task.demo.actions) == actions(rows["train"][0])
+    assert [line["reason"] for line in task.left_out] == ["no walkthrough"]
 
 
-def test_recorded_responses_must_give_their_actions(pool, rows):
-    row = rows["train"][0]
-    said = [f"Now I {action}. <action>{action}</action>" for action in actions(row)]
-    replay(pool, row, {"actions": actions(row), "responses": said})
-    for responses in (said[:-1], ["<action>look</action>", *said[1:]], [actions(row)[0], *said[1:]]):
-        with pytest.raises(Failure) as error:
-            replay(pool, row, {"actions": actions(row), "responses": responses})
-        assert error.value.reason == "demo_mismatch"
-
-
-def test_the_horizon_bounds_a_demonstration(pool, rows):
-    row = rows["train"][0]
-    replay(pool, row, {"actions": actions(row)}, len(actions(row)))
-    with pytest.raises(Failure, match="the horizon is"):
-        replay(pool, row, {"actions": actions(row)}, len(actions(row)) - 1)
-
-
-def test_what_comes_after_the_success_is_cut_off_on_request(pool, rows):
-    row = rows["train"][0]
-    long = Task("train", "t", without_demo(row)["metadata"])
-    for cut, kept in ((False, None), (True, actions(row))):
-        candidate = Candidate("gold", Demonstration((*actions(row), "look", "look")), cut)
-        checked = check(pool, replace(long, candidates=[candidate]))
-        assert (checked.demo and list(checked.demo.actions)) == kept
+def test_a_demonstration_gives_its_actions_within_the_horizon_and_wins_by_the_last(pool, rows):
+    row = without_demo(rows["train"][0])
+    right = tuple(actions(rows["train"][0]))
+    said = [f"Now I {action}. <action>{action}</action>" for action in right]
+    ids, after = [[n] for n in range(len(right) + 2)], ("look", "look")
+    longer = Demonstration(right + after, [*said, "<action>look</action>", "look"], ids, "v")
+    kept = Demonstration(right, said, ids[:-2], "v")
+    for demo, cut, horizon, result in (
+        (kept, False, len(right), kept),
+        (kept, False, len(right) - 1, "demo_too_long"),
+        (Demonstration(right, said[:-1]), True, HORIZON, "demo_mismatch"),
+        (Demonstration(right, ["<action>look</action>", *said[1:]]), False, HORIZON, "demo_mismatch"),
+        (Demonstration(right, [right[0], *said[1:]]), False, HORIZON, "demo_mismatch"),
+        (longer, False, HORIZON, "demo_won_early"),
+        (longer, True, len(right), kept),  # all of its parts are cut at the success
+        (Demonstration(right + after), True, len(right), Demonstration(right)),
+    ):
+        task = check(pool, Task("train", "t", row["metadata"], [("a", demo)], cut), horizon)
+        assert (task.demo if task.set else task.left_out[0]["reason"]) == result
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
@@ -287,6 +277,7 @@ def test_rows_of_this_recipe_are_a_source_too(tmp_path):
         tmp_path / "demos.jsonl",
         [{"prompt": "p", "label": "t", "metadata": metadata}, {"prompt": "p", "metadata": {"game_file": other}}],
     )
+    file.write_text("\n" + file.read_text())
     demos, repeated = read_source(str(file))
     assert demos == {GAME: Demonstration(("go to desk 1",), ("x",))} and not repeated
 
@@ -301,13 +292,20 @@ def test_only_paths_of_games_are_rebased(path):
 
 
 @pytest.mark.parametrize(
-    "line",
-    ['{"game_file": ', "[]", "{}", '{"game_file": 3}', json.dumps({"game_file": GAME, "actions": [1]})]
-    + [json.dumps({"game_file": GAME, "actions": None}), json.dumps({"metadata": {"game_file": "x"}})],
+    "line, says",
+    [
+        ('{"game_file": ', "JSON object"),
+        ("[]", "JSON object"),
+        ("{}", "row with"),
+        ('{"game_file": 3}', "row with"),
+        (json.dumps({"game_file": GAME, "actions": [1]}), "row with"),
+        (json.dumps({"game_file": GAME, "actions": None}), "row with"),
+        (json.dumps({"metadata": {"game_file": "x"}}), "row with"),
+    ],
 )
-def test_a_line_that_cannot_be_read_is_named(tmp_path, line):
+def test_a_line_that_cannot_be_read_is_named(tmp_path, line, says):
     file = write(tmp_path / "list.jsonl", [{"game_file": GAME, "actions": ["look"]}, line])
-    with pytest.raises(ConfigError, match=f"^line 2 of {file} is no row") as error:
+    with pytest.raises(ConfigError, match=f"^line 2 of {file} is no {says}") as error:
         read_source(str(file))
     assert "\n" not in str(error.value)
 
@@ -315,11 +313,15 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path, line):
 def test_missing_files_are_named_with_the_fix(root, rows, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no games below .*/json_2.1.1/train: run alfworld-download"):
         prepare(tmp_path, tmp_path / "out", ["walkthrough"])
-    with pytest.raises(ConfigError, match="--demos nowhere.jsonl cannot be read"):
+    with pytest.raises(ConfigError, match="^nowhere.jsonl cannot be read .*: name a JSONL file"):
         prepare(root, tmp_path / "out", ["nowhere.jsonl"])
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
-    monkeypatch.setattr(sys, "argv", ["prepare_alfworld.py", "--out", str(tmp_path)])
-    with pytest.raises(
-        SystemExit, match=r"tcod_data_root is \$ALFWORLD_DATA, but that variable is not set: export it"
+    (tmp_path / "file").touch()
+    for out, says in (
+        (tmp_path, r"tcod_data_root is \$ALFWORLD_DATA, but that variable is not set: export it"),
+        (tmp_path / "file", "file cannot be written .File exists"),  # before the engines take their time
+        (tmp_path / "file" / "out", "out cannot be written .Not a directory"),
     ):
-        prepare_alfworld.main()
+        monkeypatch.setattr(sys, "argv", ["prepare_alfworld.py", "--out", str(out)])
+        with pytest.raises(SystemExit, match=says):
+            prepare_alfworld.main()

@@ -63,7 +63,7 @@ class Demonstration:
             Failure: demo_missing, demo_too_long or demo_mismatch.
         """
         if not self.actions:
-            raise Failure("demo_missing", "it has no demonstration")
+            raise Failure("demo_missing", "it has none")
         if len(self.actions) > horizon:
             raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
         for name, values in (("responses", self.responses), ("turns of ids", self.ids)):

@@ -48,7 +48,7 @@ def task_key(task: dict[str, Any]) -> str:
 
 
 def place(row: Any, source: str) -> str:
-    """Where a row is, for a message: its line. slime's samples are shuffled and know none, so their task is named."""
+    """For a message: a row's line; or what is in it, since slime's samples are shuffled and know no line."""
     return f"line {row.line} of {source}" if getattr(row, "line", 0) else f"row {str(row.metadata)[:200]} of {source}"
 
 

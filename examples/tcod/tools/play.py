@@ -1,24 +1,29 @@
 """Episodes on any SGLang server, outside training: what collect_demos.py and evaluate.py share.
 
-It is the recipe's one episode loop over the full horizon, with no curriculum, no teacher, and no slime.
+It is the recipe's one episode loop over the full horizon, with no curriculum, no teacher, and no slime. Beyond slime's
+container it needs the environment's own package.
 """
 
 import argparse
 import asyncio
+import hashlib
 import itertools
 import json
 import logging
 import uuid
 from argparse import Namespace
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import ConfigError, Failure
+from ..environments.protocol import load_environment
 from ..episode.demonstration import Demonstration
 from ..episode.history import History
 from ..episode.loop import Assignment, EpisodeRecord, Runtime, play_episode
@@ -27,38 +32,29 @@ from ..model.chat_tokens import ChatTokens, load_chat
 from ..settings.checks import check_environment
 from ..settings.config import TcodConfig
 from ..settings.server_checks import probe
+from .command import at_least
+from .journal import Journal
 from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).resolve().parent
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "alfworld_opd.yaml"
 FAILURES_IN_A_ROW = 32  # then something is broken for good
 
 
 @dataclass(frozen=True)
 class Player:
-    """A student on a server, and what its episodes need.
+    """A student on a server, the rows that it plays, and the journal of what it has played.
 
     Attributes:
         settings: what success depends on beside the games: results and journals record it.
     """
 
+    options: Namespace
     runtime: Runtime
-    sampling_params: dict[str, Any]
-    max_context_len: int
-    concurrency: int
+    rows: list[Row]
+    journal: Journal
     settings: dict[str, Any]
-
-    def read_rows(self, path: Path) -> list[Row]:
-        """The rows of a file, each checked by the environment and a task of its own. Raises ConfigError."""
-        rows = read_rows(path)
-        check_rows(rows, str(path), self.runtime.environment, self.runtime.config.tcod_data_root)
-        seen: dict[str, int] = {}
-        for row in rows:
-            first = seen.setdefault(task_key(row.task), row.line)
-            if first != row.line:
-                raise ConfigError(f"lines {first} and {row.line} of {path} are the same task: remove one of them")
-        return rows
 
 
 @dataclass(frozen=True)
@@ -68,137 +64,186 @@ class Played:
     record: EpisodeRecord
     history: History | None
 
+    @property
+    def responses(self) -> list[list[int]]:
+        """The sampled ids of each turn."""
+        return [span.sampled.ids for span in self.history.spans if span.sampled]
+
+    def as_sample(self, row: Row) -> Namespace:
+        """What slime's sample of the episode would be, for a transcript."""
+        spans = self.history.spans if self.history else []
+        log_probs = [span.sampled.log_probs if span.sampled else [0.0] * len(span.ids) for span in spans]
+        return Namespace(
+            **{"index": row.line, "prompt": row.prompt, "label": row.label, "teacher_log_probs": None},
+            metadata={**row.metadata, "tcod": asdict(self.record)},
+            tokens=self.history.tokens if self.history else [],
+            response_length=self.history.response_length if self.history else 0,
+            rollout_log_probs=list(itertools.chain(*log_probs)),
+        )
+
 
 def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     """The options of `start`; `temperature` is the default one."""
-    parser.add_argument("--url", required=True, help="the SGLang server: http://HOST:PORT")
-    parser.add_argument("--model", required=True, help="Hugging Face checkpoint that it serves, for the tokenizer")
-    parser.add_argument("--temperature", type=float, default=temperature, help="default: %(default)s")
-    parser.add_argument("--max-turn-len", type=int, default=512, help="tokens of one turn, default: %(default)s")
-    parser.add_argument("--max-context-len", type=int, default=27648, help="of an episode, default: %(default)s")
-    parser.add_argument("--concurrency", type=int, default=64, help="episodes at once, default: %(default)s")
-    parser.add_argument(
-        "--apply-chat-template-kwargs",
-        type=json.loads,
-        help='of the chat template, as in training; default: {"enable_thinking": ..} as tcod_thoughts says',
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=HERE.parent / "configs" / "alfworld_opd.yaml",
-        help="YAML of tcod_* settings (horizon, environment, ...; the curriculum plays no part), default: %(default)s",
-    )
+    add = parser.add_argument
+    add("--rows", type=Path, required=True, help="the tasks: JSONL, as a prepare tool writes them")
+    add("--out", type=Path, required=True, help="gets the result; the journal lies beside it")
+    add("--url", required=True, help="the SGLang server: http://HOST:PORT")
+    add("--model", required=True, help="Hugging Face checkpoint that it serves, for the tokenizer")
+    add("--temperature", type=float, default=temperature, help="default: %(default)s")
+    add("--max-turn-len", type=at_least(1), default=512, help="tokens of one turn, default: %(default)s")
+    add("--max-context-len", type=at_least(1), default=27648, help="of an episode, default: %(default)s")
+    add("--concurrency", type=at_least(1), default=64, help="episodes at once, default: %(default)s")
+    add("--apply-chat-template-kwargs", type=json.loads, help="as in training; default: as tcod_thoughts says")
+    add("--config", type=Path, default=CONFIG, help="YAML of tcod_* settings, default: %(default)s")
 
 
-def start(options: Namespace) -> Player:
-    """Check the server against the options, and start Ray.
+def start(options: Namespace, tool: str) -> Player:
+    """Check options and rows, open the journal, check the server, and start Ray.
 
     Raises:
         ConfigError: with one sentence that names the option and the fix.
+        OSError: the journal cannot be written.
     """
-    if options.concurrency < 1:
-        raise ConfigError(f"--concurrency must be >= 1, got {options.concurrency}")
-    if not 0 < options.max_turn_len < options.max_context_len:
+    if options.max_turn_len >= options.max_context_len:
         raise ConfigError(
-            f"--max-turn-len {options.max_turn_len} bounds one turn: set it above 0 and below "
-            f"--max-context-len {options.max_context_len}"
+            f"--max-turn-len {options.max_turn_len} bounds one turn: set it below --max-context-len "
+            f"{options.max_context_len}"
         )
-    url = httpx.URL(options.url)
-    if url.scheme not in ("http", "https") or not url.host or not url.port:
-        raise ConfigError(f"--url must be http://HOST:PORT, got {options.url}")
+    if not 0 <= options.temperature < float("inf"):
+        raise ConfigError(f"--temperature must be a number >= 0, got {options.temperature}")
     config = TcodConfig.read(options.config)
     check_environment(config)
-    chat = _load_chat(options, config)
+    rows = _distinct_rows(config, options.rows)
+    settings = _settings(config, options)
+    journal = Journal(options.out.with_suffix(".journal.jsonl"), {**settings, "tool": tool})
+    chat = student_chat(config, options.model, options.apply_chat_template_kwargs, f"--model {options.model}")
     for warning in chat.warnings:
         logger.warning("--model %s: %s", options.model, warning)
     _check_server(options, chat)
     start_ray(config.tcod_env_workers)
-    sampling_params = {
-        **{"temperature": options.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": options.max_turn_len},
-        **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
-    }
-    settings = {
-        "model": options.model,
-        "temperature": options.temperature,
-        "max_turn_len": options.max_turn_len,
-        "max_context_len": options.max_context_len,
-        "horizon": config.tcod_horizon,
-        "environment": config.tcod_environment,
-        "admissible": config.tcod_admissible,
-        "history": config.tcod_history,
-        "window": config.tcod_window,
-        "thoughts": config.tcod_thoughts,
-    }
-    runtime = Runtime.create(config, chat, options.url.rstrip("/"))
-    return Player(runtime, sampling_params, options.max_context_len, options.concurrency, settings)
+    return Player(options, Runtime.create(config, chat, options.url.rstrip("/")), rows, journal, settings)
 
 
-async def play(player: Player, rows: Iterable[Row]) -> AsyncIterator[tuple[int, Played]]:
-    """Play an episode for each row, `concurrency` of them at once.
+async def play_missing(player: Player, times: int, describe: Callable[[Row, Played], dict[str, Any]]) -> Counter[str]:
+    """Play every row `times` times, as far as it is not in the journal: all once, then all again.
 
-    Yields:
-        (position in `rows`, the episode), in the order in which they finish.
+    Args:
+        describe: is told of every episode that has ended, and returns what the journal says of it beside its task,
+            attempt, success and turns.
+
+    Returns the failed episodes by reason. They are no losses: the journal has none of them.
 
     Raises:
-        RuntimeError: FAILURES_IN_A_ROW episodes failed one after the other.
+        ConfigError: the server is gone, or FAILURES_IN_A_ROW episodes failed one after the other.
+        OSError: the journal cannot be written.
     """
-    waiting = enumerate(rows)
-    running: set[asyncio.Task[tuple[int, Played]]] = set()
-    in_a_row: list[str] = []
-    while True:
-        for index, row in itertools.islice(waiting, player.concurrency - len(running)):
-            running.add(asyncio.create_task(_play_row(player, index, row)))
-        if not running:
-            await player.runtime.pool.close()
-            return
-        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        for finished in done:
-            index, played = finished.result()
-            failure = played.record.failure
-            in_a_row = [*in_a_row, failure] if failure else []
-            yield index, played
-            if len(in_a_row) == FAILURES_IN_A_ROW:
-                raise RuntimeError(
-                    f"the last {FAILURES_IN_A_ROW} episodes failed ({dict(Counter(in_a_row))}): see the warnings above"
-                )
+    done = [entry for row in player.rows for entry in player.journal.of(row)]
+    known = {(task_key(entry["task"]), entry["attempt"]) for entry in done}
+    todo = [(row, n) for n in range(times) for row in player.rows if (task_key(row.task), n) not in known]
+    if done:
+        logger.warning("%d of %d episodes are in the journal already", len(done), len(done) + len(todo))
+    bar = tqdm(total=len(done) + len(todo), initial=len(done), unit="episode")
+    ended, failed, in_a_row = Counter(entry["won"] for entry in done), Counter[str](), 0
+    waiting = iter(todo)
+
+    async def work() -> None:
+        nonlocal in_a_row
+        for row, attempt in waiting:
+            played = await _play_row(player, row)
+            record, more = played.record, describe(row, played)
+            if record.failure:
+                failed[record.failure] += 1
+                in_a_row += 1
+                _stop_if_hopeless(record, in_a_row)
+            else:
+                entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns), **more}
+                player.journal.add(entry)
+                ended[record.won] += 1
+                in_a_row = 0
+            success = ended[True] / max(ended.total(), 1)
+            bar.set_postfix_str(f"success {success:.2f}, failed {failed.total()}", refresh=False)
+            bar.update()
+
+    with logging_redirect_tqdm(), bar:
+        await asyncio.gather(*(work() for _ in range(player.options.concurrency)))
+    await player.runtime.pool.close()
+    return failed
 
 
-async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Played]:
-    record = EpisodeRecord(evaluation=True)
+def _stop_if_hopeless(record: EpisodeRecord, in_a_row: int) -> None:
+    if record.failure == "engine_unavailable":  # it was asked for more than a minute
+        raise ConfigError(f"the server at --url is gone ({record.detail}): start it, and the same command goes on")
+    if in_a_row == FAILURES_IN_A_ROW:
+        raise ConfigError(
+            f"the last {in_a_row} episodes failed, at last with {record.failure}: see the warnings above"
+        )
+
+
+async def _play_row(player: Player, row: Row) -> Played:
+    record, options = EpisodeRecord(evaluation=True), player.options
     task = Assignment(
         metadata=row.metadata,
         plan=player.runtime.config.curriculum.full_plan(),
         demo=Demonstration(),
-        sampling_params=player.sampling_params,
-        max_context_len=player.max_context_len,
+        sampling_params={
+            **{"temperature": options.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": options.max_turn_len},
+            **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
+        },
+        max_context_len=options.max_context_len,
         session=uuid.uuid4().hex,
     )
     try:
-        return index, Played(record, await play_episode(player.runtime, task, record))
+        return Played(record, await play_episode(player.runtime, task, record))
     except Failure as failure:
-        logger.warning("the episode of row %d failed, %s: %s", index + 1, failure.reason, str(failure)[:500])
         record.failure, record.detail = failure.reason, str(failure)[:500]
-        return index, Played(record, None)
+        logger.warning("the episode of line %d failed, %s: %s", row.line, failure.reason, record.detail)
+        return Played(record, None)
 
 
-def _load_chat(options: Namespace, config: TcodConfig) -> ChatTokens:
-    given = options.apply_chat_template_kwargs
+def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
+    """A checkpoint's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError, with the flag."""
+    kwargs = config.template_kwargs if template_kwargs is None else template_kwargs
+    if not isinstance(kwargs, dict):
+        raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object, got {kwargs}")
     try:
-        return load_chat(options.model, config.template_kwargs if given is None else given, **config.chat_choices)
+        return load_chat(checkpoint, kwargs, **config.chat_choices)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--model {options.model}: {reason}; name the checkpoint that the server serves") from error
+        raise ConfigError(f"{flag}: {' '.join(str(error).split())}; name the checkpoint that is served") from error
+
+
+def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:
+    """The rows of a file, each checked by the environment and a task of its own. Raises ConfigError."""
+    rows = read_rows(path)
+    check_rows(rows, str(path), load_environment(config.tcod_environment), config.tcod_data_root)
+    lines: dict[str, int] = {}
+    for row in rows:
+        first = lines.setdefault(task_key(row.task), row.line)
+        if first != row.line:
+            raise ConfigError(f"lines {first} and {row.line} of {path} are the same task: remove one of them")
+    return rows
+
+
+def _settings(config: TcodConfig, options: Namespace) -> dict[str, Any]:
+    given = ("model", "temperature", "max_turn_len", "max_context_len", "apply_chat_template_kwargs")
+    names = ("horizon", "environment", "admissible", "history", "window", "thoughts")
+    settings = {name: getattr(options, name) for name in given}
+    settings |= {name: getattr(config, f"tcod_{name}") for name in names}
+    env_args = json.dumps(config.tcod_env_args, sort_keys=True, default=str)
+    return settings | {"env_args": hashlib.sha256(env_args.encode()).hexdigest()[:8]}  # they may hold an API key
 
 
 def _check_server(options: Namespace, chat: ChatTokens) -> None:
     try:
         limit = probe(options.url.rstrip("/"), chat)
     except (httpx.HTTPError, ValueError) as error:
-        raise ConfigError(f"no SGLang server answers at --url {options.url} ({error}): start it first") from error
+        said = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"no SGLang server answers at --url {options.url} ({said}): start it first, and name its http://HOST:PORT"
+        ) from error
     except Failure as failure:
         raise ConfigError(
-            f"the server at --url does not encode text as --model {options.model} does ({failure}): "
-            "name the checkpoint that it serves"
+            f"the server at --url is not SGLang's, or does not encode text as --model {options.model} does "
+            f"({failure}): name the server and the checkpoint that it serves"
         ) from failure
     if limit < options.max_context_len:
         raise ConfigError(
