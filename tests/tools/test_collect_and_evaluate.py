@@ -1,7 +1,5 @@
 """collect_demos.py and evaluate.py on a scripted engine: results, journals, and what is refused at once."""
 
-import argparse
-import asyncio
 import fcntl
 import gc
 import json
@@ -17,16 +15,11 @@ from aiohttp import web
 from transformers import AutoTokenizer
 
 from examples.tcod import ConfigError
-from examples.tcod.curriculum import EpisodePlan
 from examples.tcod.episode import loop as episode
-from examples.tcod.episode.demonstration import Demonstration
-from examples.tcod.episode.loop import Assignment, EpisodeRecord
 from examples.tcod.episode.rows import Row
 from examples.tcod.model import client
 from examples.tcod.model.chat_tokens import ChatTokens
-from examples.tcod.tools import collect_demos, evaluate
-from examples.tcod.tools import play as play_tool
-from examples.tcod.tools import show_rollouts
+from examples.tcod.tools import collect_demos, evaluate, show_rollouts
 from examples.tcod.tools.journal import Journal
 from tests.support.fake_sglang import FakeSGLang, generated, scored
 from tests.support.toys import LocalPool
@@ -137,29 +130,6 @@ def test_the_shortest_replayable_solution_is_kept_with_its_responses(rig, capsys
     assert table["task type"] == ["games", "solved", "success", "length", "inexact"]
     assert table["walk 4"] == ["1", "1", "1.00", "4", "1"] and table["walk 9"] == ["1", "0", "0.00", "-", "0"]
     assert table["all"] == ["5", "4", "0.80", "4", "1"]
-
-
-def test_what_replays_is_what_was_sampled(rig):
-    """B2F's prompt out of a collected demonstration has, token for token, the context of the teacher's episode."""
-    rig.openings[3] = ["Look, a door! " + RIGHT]
-    rig.run(collect_demos, rig.rows(3), "demos.jsonl", "--samples", "1")
-    taught = rig.server.payloads()[-1]["input_ids"]
-    [row] = read(rig.folder / "demos.jsonl")
-    parser = argparse.ArgumentParser()
-    play_tool.add_options(parser, temperature=1.0)
-    player = play_tool.start(parser.parse_args(rig.command(rig.rows(3), "other.jsonl")), "test")
-    task = Assignment(
-        metadata=row["metadata"],
-        plan=EpisodePlan(replayed=2, budget=3),
-        demo=Demonstration.of(row["metadata"]),
-        sampling_params={"temperature": 1.0, "max_new_tokens": 64},
-        max_context_len=2000,
-        session="",
-    )
-    record = EpisodeRecord()
-    history = asyncio.run(episode.play_episode(player.runtime, task, record))
-    assert record.won and [turn.action for turn in record.replay] == ["right"] * 2 and len(record.turns) == 1
-    assert history.prompt == taught
 
 
 def test_games_that_are_neither_solved_nor_done_are_named(rig, capsys):
@@ -290,17 +260,14 @@ def test_an_evaluation_counts_success_and_turns_by_task_type(rig, capsys):
     assert [turn["action"] for turn in failed["turns"]] == ["right", "right"] and failed["spans"] == []
 
 
-def test_no_result_is_written_where_all_failed(rig):
+def test_episodes_that_the_context_ends_count_and_failed_ones_do_not(rig, capsys):
+    rig.run(evaluate, rig.rows(9), "limited.json", "--max-context-len", "250")
+    assert "1 episodes ended because --max-context-len was reached" in capsys.readouterr().out
     said = rig.refusal(evaluate, rig.rows(3, explode=1), "result.json")
     assert said == "evaluate: all 1 episodes failed ({'env_error': 1}): see the warnings above"
     said = rig.refusal(evaluate, rig.rows(*range(1, 50), explode=1), "result.json")
-    assert said == "evaluate: the last 32 episodes failed, at last with env_error: see the warnings above"
+    assert said == "evaluate: 32 episodes in a row failed ({'env_error': 32}): see the warnings above"
     assert not (rig.folder / "result.json").exists()
-
-
-def test_the_context_bounds_an_evaluation_too(rig, capsys):
-    rig.run(evaluate, rig.rows(9), "result.json", "--max-context-len", "250")
-    assert "1 episodes ended because --max-context-len was reached" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -359,40 +326,23 @@ def test_rows_that_cannot_be_played_are_named(rig, script, rows, says):
     assert not rig.server.requests
 
 
-# ---------------------------------------------------------------------------------------------- turns and thoughts
-
-
-@pytest.fixture
-def thinking(rig):
-    """The rig with a student that thinks, and a history of turns."""
+def test_a_student_that_thinks_in_turns(rig):
     settings = yaml.safe_load(rig.config.read_text())
     rig.config.write_text(yaml.safe_dump({**settings, "tcod_history": "turns", "tcod_thoughts": "keep"}))
     rig.openings[2] = [THOUGHT + RIGHT]  # then RIGHT, without a thought
-    return rig
-
-
-def test_a_thinking_teachers_demonstrations_keep_or_drop_its_thoughts(thinking):
-    rig = thinking
-    rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "1")
-    [kept] = read(rig.folder / "demos.jsonl")
-    demo = kept["metadata"]["demo"]
-    assert demo["responses"] == [THOUGHT + RIGHT, RIGHT] and len(demo["ids"]) == 2
-    rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "1", "--drop-thoughts")
-    [dropped] = read(rig.folder / "demos.jsonl")
-    assert dropped["metadata"]["demo"] == {"actions": ["right"] * 2, "responses": [RIGHT] * 2}
+    for more, demo in (
+        ([], {"actions": ["right"] * 2, "responses": [THOUGHT + RIGHT, RIGHT]}),
+        (["--drop-thoughts"], {"actions": ["right"] * 2, "responses": [RIGHT] * 2}),
+    ):
+        rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "1", *more)
+        [row] = read(rig.folder / "demos.jsonl")
+        assert len(row["metadata"]["demo"].pop("ids", [1, 1])) == 2 and demo.items() <= row["metadata"]["demo"].items()
+    assert set(row["metadata"]["demo"]) == {"actions", "responses"}
     settings = read(rig.folder / "demos.journal.jsonl")[0]["settings"]
     assert (settings["history"], settings["thoughts"], settings["window"]) == ("turns", "keep", None)
-
-
-def test_an_evaluation_of_turns_saves_what_each_turn_was_shown(thinking):
-    rig = thinking
     rig.run(evaluate, rig.rows(2), "result.json", "--episodes", str(rig.folder))
-    [run] = show_rollouts.read_runs([rig.folder])
-    [won] = run.episodes
-    assert won["won"] and [turn["response"] for turn in won["turns"]] == [
-        f"{THOUGHT}{RIGHT}<|im_end|>",
-        f"{RIGHT}<|im_end|>",
-    ]
+    [won] = show_rollouts.read_runs([rig.folder])[0].episodes
+    assert [turn["response"] for turn in won["turns"]] == [f"{THOUGHT}{RIGHT}<|im_end|>", f"{RIGHT}<|im_end|>"]
     assert [span["role"] for span in won["spans"]] == ["prompt", "sampled", "context", "sampled"]
     shown = won["spans"][2]["text"]
     assert shown.startswith("<|im_start|>system") and "You are at door 1." in shown

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -89,7 +87,9 @@ def read(path: Path) -> list[dict]:
 
 
 def write(path: Path, lines: list) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in lines)
+    )
     return path
 
 
@@ -112,68 +112,52 @@ def published(row: dict, actions: list[str]) -> dict:
 # ------------------------------------------------------------------------------------------------------- whole runs
 
 
-def test_a_download_and_its_walkthroughs_are_enough(root, rows, tmp_path):
-    command = [sys.executable, "-m", prepare_alfworld.__name__, "--out", str(tmp_path / "out"), "--processes", "2"]
-    env = {**os.environ, "ALFWORLD_DATA": str(root)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert read(tmp_path / "out/train.jsonl") == rows["train"]
+def test_a_download_and_its_walkthroughs_are_enough(in_process, root, rows, tmp_path, capsys):
+    prepare(root, tmp_path, ["walkthrough"])
+    assert read(tmp_path / "train.jsonl") == rows["train"]
     for split in ("valid_seen", "valid_unseen"):
-        assert read(tmp_path / f"out/{split}.jsonl") == [without_demo(row) for row in rows[split]]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "train.jsonl",
-        "valid_seen.jsonl",
-        "valid_unseen.jsonl",
-    ]
-    lengths = sorted(len(actions(row)) for row in rows["train"])
-    assert "nothing is left out" in done.stdout and "walkthrough 6" in done.stdout
-    [counts] = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("all ")]
+        assert read(tmp_path / f"{split}.jsonl") == [without_demo(row) for row in rows[split]]
+    assert {path.stem for path in tmp_path.iterdir()} == {"train", "valid_seen", "valid_unseen"}
+    lengths, said = sorted(len(actions(row)) for row in rows["train"]), capsys.readouterr().out
+    assert "nothing is left out" in said and "walkthrough 6" in said
+    [counts] = [line.split()[1:] for line in said.splitlines() if line.startswith("all ")]
     assert counts[:5] == ["6", "1", "1", "0", f"{lengths[0]}"] and counts[-1] == f"{lengths[-1]}"
-    assert "8/8" in done.stderr  # the progress bar
 
 
 def test_a_published_list_is_rebased_replayed_and_completed(in_process, root, rows, tmp_path, capsys):
     never, broken, longer, shorter, good, unlisted = rows["train"]
     put = actions(broken)[:-1] + [actions(broken)[-1].replace("move", "put").replace(" to ", " in/on ")]
-    train = write(
-        tmp_path / "train_expert.jsonl",
-        [
-            published(never, []),
-            published(broken, put),
-            published(longer, actions(longer) + ["look"]),
-            published(shorter, actions(shorter)[:-1]),
-            published(good, ["look", *actions(good)]),
-            published(good, actions(good)),
-            {"game_file": FOREIGN + GAME, "target": "", "actions": ["look"]},
-        ],
-    )
+    lines = [
+        published(never, []),
+        published(broken, put),
+        published(longer, actions(longer) + ["look"]),
+        published(shorter, actions(shorter)[:-1]),
+        published(good, ["look", *actions(good)]),
+        published(good, actions(good)),
+        {"game_file": FOREIGN + GAME, "target": "", "actions": ["look"]},
+    ]
+    train = write(tmp_path / "train_expert.jsonl", lines)
     seen = write(tmp_path / "test.jsonl", [{"game_file": FOREIGN + game_file(rows["valid_seen"][0]), "target": ""}])
 
     prepare(root, tmp_path / "a", [str(train), str(seen)], HORIZON)
     assert [game_file(row) for row in read(tmp_path / "a/train.jsonl")] == [game_file(good)]
     assert actions(read(tmp_path / "a/train.jsonl")[0]) == ["look", *actions(good)]
     assert read(tmp_path / "a/hard.jsonl") == [without_demo(never)]
-    left_out = [
-        (line["task"]["game_file"], line["source"], line["reason"]) for line in read(tmp_path / "a/left_out.jsonl")
-    ]
-    assert sorted(left_out) == sorted(
-        [
-            (game_file(good), str(train), "duplicate"),
-            (GAME, str(train), "missing"),
-            (game_file(broken), str(train), "demo_inadmissible"),
-            (game_file(longer), str(train), "demo_won_early"),
-            (game_file(shorter), str(train), "demo_not_won"),
-            *((game_file(row), "", "no demonstration") for row in (broken, longer, shorter, unlisted)),
-        ]
-    )
+    left_out = read(tmp_path / "a/left_out.jsonl")
+    assert {(line["task"]["game_file"], line["source"], line["reason"]) for line in left_out} == {
+        (game_file(good), str(train), "duplicate"),
+        (GAME, str(train), "missing"),
+        (game_file(broken), str(train), "demo_inadmissible"),
+        (game_file(longer), str(train), "demo_won_early"),
+        (game_file(shorter), str(train), "demo_not_won"),
+        *((game_file(row), "", "no demonstration") for row in (broken, longer, shorter, unlisted)),
+    }
     out = capsys.readouterr().out
     assert "this ALFWorld says 'move X to Y'" in out and "4 tasks: no demonstration" in out
 
     # Another source steps in where the first has nothing usable; what the first calls unsolved stays so.
     prepare(root, tmp_path / "a", [str(train), "walkthrough"], HORIZON)
-    assert [game_file(row) for row in read(tmp_path / "a/train.jsonl")] == [
-        game_file(row) for row in rows["train"][1:]
-    ]
+    assert [*map(game_file, read(tmp_path / "a/train.jsonl"))] == [*map(game_file, rows["train"][1:])]
     assert read(tmp_path / "a/hard.jsonl") == [without_demo(never)]
     reasons = [line["reason"] for line in read(tmp_path / "a/left_out.jsonl")]
     assert sorted(reasons) == ["demo_inadmissible", "demo_not_won", "demo_won_early", "duplicate", "missing"]
@@ -272,40 +256,26 @@ def test_a_demonstration_gives_its_actions_within_the_horizon_and_wins_by_the_la
 
 def test_rows_of_this_recipe_are_a_source_too(tmp_path):
     metadata = {"game_file": GAME, "task_type": "t", "demo": {"actions": [" go  to desk 1"], "responses": ["x"]}}
-    other = GAME.replace("T1", "T2")
-    file = write(
-        tmp_path / "demos.jsonl",
-        [{"prompt": "p", "label": "t", "metadata": metadata}, {"prompt": "p", "metadata": {"game_file": other}}],
-    )
-    file.write_text("\n" + file.read_text())
-    demos, repeated = read_source(str(file))
-    assert demos == {GAME: Demonstration(("go to desk 1",), ("x",))} and not repeated
+    named = {"prompt": "p", "metadata": {"game_file": GAME.replace("T1", "T2")}}
+    file = write(tmp_path / "demos.jsonl", ["", {"prompt": "a\u2028b", "label": "t", "metadata": metadata}, named])
+    assert read_source(str(file)) == ({GAME: Demonstration(("go to desk 1",), ("x",))}, [])
 
 
-@pytest.mark.parametrize(
-    "path", ["game.tw-pddl", GAME.replace("train", "test"), GAME + "x", GAME.replace("json", "j")]
-)
-def test_only_paths_of_games_are_rebased(path):
+def test_only_paths_of_games_are_rebased():
     assert rebase(FOREIGN + GAME) == rebase(GAME) == GAME
-    with pytest.raises(ValueError, match="does not end in json_2.1.1/SPLIT/TASK/TRIAL/game.tw-pddl"):
-        rebase(path)
+    for path in ("game.tw-pddl", GAME.replace("train", "test"), GAME + "x", GAME.replace("json", "j")):
+        with pytest.raises(ValueError, match="does not end in json_2.1.1/SPLIT/TASK/TRIAL/game.tw-pddl"):
+            rebase(path)
 
 
 @pytest.mark.parametrize(
-    "line, says",
-    [
-        ('{"game_file": ', "JSON object"),
-        ("[]", "JSON object"),
-        ("{}", "row with"),
-        ('{"game_file": 3}', "row with"),
-        (json.dumps({"game_file": GAME, "actions": [1]}), "row with"),
-        (json.dumps({"game_file": GAME, "actions": None}), "row with"),
-        (json.dumps({"metadata": {"game_file": "x"}}), "row with"),
-    ],
+    "line",
+    ['{"game_file": ', "[]", "{}", '{"game_file": 3}', json.dumps({"game_file": GAME, "actions": [1]})]
+    + [json.dumps({"game_file": GAME, "actions": None}), json.dumps({"metadata": {"game_file": "x"}})],
 )
-def test_a_line_that_cannot_be_read_is_named(tmp_path, line, says):
+def test_a_line_that_cannot_be_read_is_named(tmp_path, line):
     file = write(tmp_path / "list.jsonl", [{"game_file": GAME, "actions": ["look"]}, line])
-    with pytest.raises(ConfigError, match=f"^line 2 of {file} is no {says}") as error:
+    with pytest.raises(ConfigError, match=f"^line 2 of {file} is no (row with a game_file|JSON object)") as error:
         read_source(str(file))
     assert "\n" not in str(error.value)
 

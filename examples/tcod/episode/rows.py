@@ -90,8 +90,7 @@ def check_rows(
     """
     if not len(rows):
         raise ConfigError(f"{source} has no rows: prepare the data first, see README.md")
-    reasons: Counter[str] = Counter()
-    first = ""
+    reasons, first = Counter[str](), ""
     for row in rows:
         try:
             if not isinstance(row.metadata, dict):

@@ -34,75 +34,76 @@ LOAD = 0.5  # share of its time for which a worker may be busy
 
 
 @dataclass
-class Cost:
-    """What was measured: seconds per call, MB of a worker without and with engines, and what engines printed."""
+class Measured:
+    """An engine of the pool whose calls are timed. Its resets also ask the text side all that the episode loop asks.
 
+    Attributes:
+        resets, steps: seconds of each call.
+        memory_mb: of the worker with one engine, and with two.
+        printed: the end of what the worker's engines printed.
+        first: observation of the first row.
+    """
+
+    engine: BorrowedEnvironment
+    environment: type[Environment]
+    shows_list: bool
     resets: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)
     printed: str = ""
-    demonstrations: int = 0
-    """So many were replayed."""
     first: Observation | None = None
-    """Of the first row."""
-
-    @property
-    def engine_mb(self) -> float:
-        """What a further engine takes; the first one's worker has imported its modules too."""
-        return self.memory_mb[-1] - self.memory_mb[0]
-
-
-class _MeasuredEngine:
-    """An engine whose calls are timed. Its resets also ask the text side all that the episode loop asks it."""
-
-    def __init__(self, engine: BorrowedEnvironment, environment: type[Environment], shows_list: bool) -> None:
-        self.engine, self.environment, self.shows_list = engine, environment, shows_list
-        self.finish, self.cost = engine.finish, Cost()
 
     async def reset(self, task: dict[str, Any]) -> Observation:
+        """Raises Failure, also where a method of the text side does not do what the loop needs."""
         began = time.perf_counter()
         observation = await self.engine.reset(task)
-        self.cost.resets.append(time.perf_counter() - began)
-        self.cost.first = self.cost.first or observation
+        self.resets.append(time.perf_counter() - began)
+        self.first = self.first or observation
+        shown = [ask(self.environment, "render", observation, first, self.shows_list) for first in (True, False)]
         if not ask(self.environment, "system_prompt", task).strip():
-            raise self.fault("system_prompt is empty")
-        for first in (True, False):
-            if not ask(self.environment, "render", observation, first, self.shows_list).strip():
-                raise self.fault("render gives an empty user turn")
+            raise self._fault("system_prompt is empty")
+        if not all(text.strip() for text in shown):
+            raise self._fault("render gives an empty user turn")
         if observation.won or observation.done:
-            raise self.fault("reset begins an episode that is already over")
+            raise self._fault("reset begins an episode that is already over")
         for action in observation.admissible[:3]:
             response = ask(self.environment, "format_action", action)
             parsed = ask(self.environment, "parse_action", response)
             if parsed != (action, True):
-                raise self.fault(
-                    f"parse_action makes {parsed} of {response!r}, which is format_action's response for {action!r}: "
-                    f"it must be ({action!r}, True)"
-                )
+                said = f"parse_action makes {parsed} of {response!r}, format_action's response for {action!r}"
+                raise self._fault(f"{said}: it must be ({action!r}, True)")
         return observation
 
     async def step(self, action: str) -> Observation:
+        """Raises Failure."""
         began = time.perf_counter()
         observation = await self.engine.step(action)
-        self.cost.steps.append(time.perf_counter() - began)
+        self.steps.append(time.perf_counter() - began)
         return observation
 
-    def fault(self, what: str) -> Failure:
+    async def finish(self, last: Observation) -> Observation:
+        """Raises Failure."""
+        return await self.engine.finish(last)
+
+    def _fault(self, what: str) -> Failure:
         return Failure("env_error", f"{self.environment.__name__}.{what}")
 
 
-async def _play(engine: _MeasuredEngine, row: Row) -> None:
-    """One row: nonsense, then its demonstration, on the same engine."""
-    await engine.reset(row.task)
-    await engine.finish(await engine.step(NONSENSE))
-    demo = Demonstration.of(row.metadata)
-    if demo.actions:
-        await play_demonstration(engine, engine.environment, row.task, demo)
-        engine.cost.demonstrations += 1
+async def _play(measured: Measured, row: Row, source: str) -> None:
+    """Nonsense, then the row's demonstration, on the same engine. Raises ConfigError."""
+    try:
+        await measured.reset(row.task)
+        await measured.finish(await measured.step(NONSENSE))
+        demo = Demonstration.of(row.metadata)
+        if demo.actions:
+            await play_demonstration(measured, measured.environment, row.task, demo)
+    except Failure as failure:
+        name, reason = measured.environment.__name__, " ".join(str(failure).split())[:500]
+        raise ConfigError(f"{name} does not play {place(row, source)}, {failure.reason}: {reason}") from failure
 
 
-def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Cost:
-    """Play rows on an engine, and the first one on another engine of the same worker. Needs Ray.
+def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Measured:
+    """Play rows on an engine of a worker, and the first one on another of its engines. Needs Ray.
 
     Args:
         source: the file of the rows, for the message.
@@ -112,26 +113,19 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Cost:
     """
     environment, shows_list = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
 
-    async def play() -> Cost:
-        pool, costs = new_pool(config, 1, 2), []
+    async def play() -> Measured:
+        pool = new_pool(config, 1, 2)
         try:
-            async with pool.borrow() as first, pool.borrow() as second:
-                for borrowed, played in ((first, rows), (second, rows[:1])):
-                    engine = _MeasuredEngine(borrowed, environment, shows_list)
+            async with pool.borrow() as one, pool.borrow() as other:
+                measured = Measured(one, environment, shows_list)
+                for measured.engine, played in ((one, rows), (other, rows[:1])):
                     for row in played:
-                        try:
-                            await _play(engine, row)
-                        except Failure as failure:
-                            raise ConfigError(
-                                f"{config.tcod_environment} does not play {place(row, source)}, {failure.reason}: "
-                                f"{' '.join(str(failure).split())[:500]}"
-                            ) from failure
-                    memory_mb, engine.cost.printed = await borrowed.inspect()
-                    costs.append(engine.cost)
-                    costs[0].memory_mb.append(memory_mb)
+                        await _play(measured, row, source)
+                    memory_mb, measured.printed = await measured.engine.inspect()
+                    measured.memory_mb.append(memory_mb)
+                return measured
         finally:
             await pool.close()
-        return costs[0]
 
     return asyncio.run(play())
 
@@ -141,21 +135,22 @@ def spread(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[i * len(rows) // count] for i in range(count)] if count < len(rows) else list(rows)
 
 
-def report(cost: Cost, episodes: int) -> str:
+def report(measured: Measured, episodes: int) -> str:
     """What an engine costs, and settings for `episodes` at once."""
-    reset_s, step_s = fmean(cost.resets), fmean(cost.steps)
+    resets, steps, memory_mb = measured.resets, measured.steps, measured.memory_mb
+    step_s, engine_mb = fmean(steps), memory_mb[-1] - memory_mb[0]  # the first one's worker has its modules, too
     per_worker = max(1, min(16, int(LOAD * TURN_S / max(step_s, 1e-3))))
     workers = -(-episodes // per_worker)
-    needed_mb = workers * cost.memory_mb[0] + (episodes - workers) * max(cost.engine_mb, 0)
+    needed_mb = workers * memory_mb[0] + (episodes - workers) * max(engine_mb, 0)
     lines = [
-        f"seconds per reset: mean {reset_s:.3f}, largest {max(cost.resets):.3f} (the first starts worker and engine)",
-        f"seconds per step: mean {step_s:.3f}, largest {max(cost.steps):.3f}",
-        f"a worker with one engine takes {cost.memory_mb[0]:.0f} MB, each further engine {cost.engine_mb:.0f} MB",
+        f"seconds per reset: mean {fmean(resets):.3f}, largest {max(resets):.3f} (the first starts worker and engine)",
+        f"seconds per step: mean {step_s:.3f}, largest {max(steps):.3f}",
+        f"a worker with one engine takes {memory_mb[0]:.0f} MB, each further engine {engine_mb:.0f} MB",
         f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_engines_per_worker: "
         f"{per_worker}; they take {needed_mb / 1024:.1f} GB and {episodes * step_s / TURN_S:.1f} cores",
     ]
-    if cost.printed.strip():
-        lines.append(f"the engine prints, which training does not show: {cost.printed.strip()[-200:]!r}")
+    if said := measured.printed.strip()[-200:]:
+        lines.append(f"the engine prints, which training does not show: {said!r}")
     return "\n".join(lines)
 
 
@@ -173,10 +168,11 @@ def main() -> None:
         check_training_rows(config, rows, str(options.rows))
         start_ray(workers=1)
         played = spread(rows, options.count)
-        cost = play_rows(config, played, str(options.rows))
-    print(report(cost, options.episodes))
+        measured = play_rows(config, played, str(options.rows))
+    print(report(measured, options.episodes))
     more = "" if len(played) == len(rows) else f" (--count {len(rows)} plays all)"
-    print(f"{options.rows}: {len(played)} of {len(rows)} rows play{more}, {cost.demonstrations} demonstrations replay")
+    demos = sum(bool(Demonstration.of(row.metadata).actions) for row in played)
+    print(f"{options.rows}: {len(played)} of {len(rows)} rows play{more}, {demos} demonstrations replay")
 
 
 if __name__ == "__main__":

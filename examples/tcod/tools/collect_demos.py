@@ -102,14 +102,14 @@ def main() -> None:
     with one_sentence("collect_demos", options.out), result_file(options.out) as file:
         player = start(options, "collect_demos")
         chat = player.runtime.chat
-        failed = asyncio.run(play_missing(player, options.samples, lambda row, played: solution(played, chat)))
+        asyncio.run(play_missing(player, options.samples, lambda row, played: solution(played, chat)))
         rows, left_out = make_rows(player, options.samples, options.drop_thoughts)
         file.writelines(json.dumps(row) + "\n" for row in rows)
     print(summary(player))
     for game in left_out:
         print(f"left out of {options.out}: {game}")
-    if failed:
-        sys.exit(f"collect_demos: {failed.total()} episodes failed ({dict(failed)}): run it again to play them")
+    if failed := dict(player.failed):
+        sys.exit(f"collect_demos: {sum(failed.values())} episodes failed ({failed}): run it again to play them")
 
 
 if __name__ == "__main__":

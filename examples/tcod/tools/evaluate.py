@@ -9,7 +9,6 @@ where it was. The journal goes when all episodes are in the result. compare_eval
 import asyncio
 import json
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from .compare_evals import summarise
 from .play import Played, Player, add_options, play_missing, start
 
 
-def result_of(player: Player, failed: Counter[str]) -> dict[str, Any]:
+def result_of(player: Player) -> dict[str, Any]:
     """{"settings": .., "success": see `summarise`, "failed": counts by reason, "episodes": one each, in rows' order}.
 
     A failed episode is no loss: it is counted, and takes no part in the rates.
@@ -31,11 +30,11 @@ def result_of(player: Player, failed: Counter[str]) -> dict[str, Any]:
     Raises:
         ConfigError: all failed.
     """
+    failed, settings = dict(player.failed), {**player.settings, "rows": str(player.options.rows)}
     episodes = [{**entry, "task_type": row.label} for row in player.rows for entry in player.journal.of(row)]
     if not episodes:
-        raise ConfigError(f"all {failed.total()} episodes failed ({dict(failed)}): see the warnings above")
-    settings = {**player.settings, "rows": str(player.options.rows)}
-    return {"settings": settings, "success": summarise(episodes), "failed": dict(failed), "episodes": episodes}
+        raise ConfigError(f"all {sum(failed.values())} episodes failed ({failed}): see the warnings above")
+    return {"settings": settings, "success": summarise(episodes), "failed": failed, "episodes": episodes}
 
 
 def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row, Played], dict[str, Any]]:
@@ -48,9 +47,9 @@ def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row
     if options.episodes:
         path = options.episodes / "rollouts" / f"eval_{name}_000000.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        goes_on = any(map(player.journal.of, player.rows))
-        file = stack.enter_context(path.open("a" if goes_on else "w", encoding="utf-8", buffering=1))
-        file.write("\n" * goes_on)  # behind a torn line
+        mode = "a" if player.entries else "w"
+        file = stack.enter_context(path.open(mode, encoding="utf-8", buffering=1))
+        file.write("\n" if player.entries else "")  # behind a torn line
 
     def save(row: Row, played: Played) -> dict[str, Any]:
         if file:
@@ -83,10 +82,10 @@ def main() -> None:
     with one_sentence("evaluate", options.out), ExitStack() as stack:
         file = stack.enter_context(result_file(options.out))
         player = start(options, "evaluate")
-        failed = asyncio.run(play_missing(player, 1, saver(options, player, stack)))
-        result = result_of(player, failed)
+        asyncio.run(play_missing(player, 1, saver(options, player, stack)))
+        result = result_of(player)
         json.dump(result, file, indent=1)
-    if not failed:
+    if not player.failed:
         player.journal.remove()
     print(report(result))
 

@@ -14,7 +14,7 @@ import uuid
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +33,13 @@ from ..settings.checks import check_environment
 from ..settings.config import TcodConfig
 from ..settings.server_checks import probe
 from .command import at_least
-from .journal import Journal
+from .journal import Entry, Journal
 from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "alfworld_opd.yaml"
 FAILURES_IN_A_ROW = 32  # then something is broken for good
-
-
-@dataclass(frozen=True)
-class Player:
-    """A student on a server, the rows that it plays, and the journal of what it has played.
-
-    Attributes:
-        settings: what success depends on beside the games: results and journals record it.
-    """
-
-    options: Namespace
-    runtime: Runtime
-    rows: list[Row]
-    journal: Journal
-    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,6 +65,50 @@ class Played:
             response_length=self.history.response_length if self.history else 0,
             rollout_log_probs=list(itertools.chain(*log_probs)),
         )
+
+
+@dataclass
+class Player:
+    """A student on a server, the rows that it plays, and what became of the episodes.
+
+    Attributes:
+        settings: what success depends on beside the games: results and journals record it.
+        failed: episodes by reason. They are no losses: the journal has none of them.
+    """
+
+    options: Namespace
+    runtime: Runtime
+    rows: list[Row]
+    journal: Journal
+    settings: dict[str, Any]
+    failed: Counter[str] = field(default_factory=Counter)
+    in_a_row: int = 0
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The journal's episodes of the rows, in the rows' order."""
+        return [entry for row in self.rows for entry in self.journal.of(row)]
+
+    def note(self, row: Row, attempt: int, record: EpisodeRecord, more: dict[str, Any]) -> None:
+        """Write an episode down, with `more`, or count its failure.
+
+        Raises:
+            ConfigError: the server is gone, or FAILURES_IN_A_ROW episodes failed one after the other.
+            OSError: the journal cannot be written.
+        """
+        if not record.failure:
+            entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns), **more}
+            self.journal.add(entry)
+            self.in_a_row = 0
+            return
+        self.failed[record.failure] += 1
+        self.in_a_row += 1
+        if record.failure == "engine_unavailable":  # it was asked for more than a minute
+            raise ConfigError(f"the server at --url is gone ({record.detail}): start it, and the same command goes on")
+        if self.in_a_row == FAILURES_IN_A_ROW:
+            raise ConfigError(
+                f"{FAILURES_IN_A_ROW} episodes in a row failed ({dict(self.failed)}): see the warnings above"
+            )
 
 
 def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
@@ -124,59 +153,36 @@ def start(options: Namespace, tool: str) -> Player:
     return Player(options, Runtime.create(config, chat, options.url.rstrip("/")), rows, journal, settings)
 
 
-async def play_missing(player: Player, times: int, describe: Callable[[Row, Played], dict[str, Any]]) -> Counter[str]:
+async def play_missing(player: Player, times: int, describe: Callable[[Row, Played], dict[str, Any]]) -> None:
     """Play every row `times` times, as far as it is not in the journal: all once, then all again.
 
     Args:
         describe: is told of every episode that has ended, and returns what the journal says of it beside its task,
             attempt, success and turns.
 
-    Returns the failed episodes by reason. They are no losses: the journal has none of them.
-
     Raises:
-        ConfigError: the server is gone, or FAILURES_IN_A_ROW episodes failed one after the other.
-        OSError: the journal cannot be written.
+        ConfigError, OSError: see Player.note.
     """
-    done = [entry for row in player.rows for entry in player.journal.of(row)]
+    done = player.entries
     known = {(task_key(entry["task"]), entry["attempt"]) for entry in done}
     todo = [(row, n) for n in range(times) for row in player.rows if (task_key(row.task), n) not in known]
     if done:
         logger.warning("%d of %d episodes are in the journal already", len(done), len(done) + len(todo))
     bar = tqdm(total=len(done) + len(todo), initial=len(done), unit="episode")
-    ended, failed, in_a_row = Counter(entry["won"] for entry in done), Counter[str](), 0
-    waiting = iter(todo)
+    ended, waiting = Counter(entry["won"] for entry in done), iter(todo)
 
     async def work() -> None:
-        nonlocal in_a_row
         for row, attempt in waiting:
             played = await _play_row(player, row)
-            record, more = played.record, describe(row, played)
-            if record.failure:
-                failed[record.failure] += 1
-                in_a_row += 1
-                _stop_if_hopeless(record, in_a_row)
-            else:
-                entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns), **more}
-                player.journal.add(entry)
-                ended[record.won] += 1
-                in_a_row = 0
+            player.note(row, attempt, played.record, describe(row, played))
+            ended[played.record.won] += not played.record.failure
             success = ended[True] / max(ended.total(), 1)
-            bar.set_postfix_str(f"success {success:.2f}, failed {failed.total()}", refresh=False)
+            bar.set_postfix_str(f"success {success:.2f}, failed {player.failed.total()}", refresh=False)
             bar.update()
 
     with logging_redirect_tqdm(), bar:
         await asyncio.gather(*(work() for _ in range(player.options.concurrency)))
     await player.runtime.pool.close()
-    return failed
-
-
-def _stop_if_hopeless(record: EpisodeRecord, in_a_row: int) -> None:
-    if record.failure == "engine_unavailable":  # it was asked for more than a minute
-        raise ConfigError(f"the server at --url is gone ({record.detail}): start it, and the same command goes on")
-    if in_a_row == FAILURES_IN_A_ROW:
-        raise ConfigError(
-            f"the last {in_a_row} episodes failed, at last with {record.failure}: see the warnings above"
-        )
 
 
 async def _play_row(player: Player, row: Row) -> Played:
