@@ -38,7 +38,8 @@ def one_sentence(tool: str, out: Path | None = None) -> Iterator[None]:
     except OSError as error:
         if out is None:
             raise
-        sys.exit(f"{tool}: {error.filename or out} cannot be written ({error.strerror}): make room, or name another")
+        said = error.strerror or error
+        sys.exit(f"{tool}: {error.filename or out} cannot be written ({said}): make room, or name another")
 
 
 @contextlib.contextmanager

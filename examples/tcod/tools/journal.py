@@ -30,7 +30,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self._path = path
+        self.path = path
         self._by_task: defaultdict[str, list[Entry]] = defaultdict(list)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b", buffering=0)
@@ -66,9 +66,9 @@ class Journal:
 
     def remove(self) -> None:
         """The command has its result."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def _write(self, line: dict[str, Any]) -> None:
         data = json.dumps(line).encode() + b"\n"
         if self._file.write(data) < len(data):
-            raise OSError(ENOSPC, os.strerror(ENOSPC), str(self._path))
+            raise OSError(ENOSPC, os.strerror(ENOSPC), str(self.path))

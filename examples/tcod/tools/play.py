@@ -167,7 +167,10 @@ async def play_missing(player: Player, times: int, describe: Callable[[Row, Play
     known = {(task_key(entry["task"]), entry["attempt"]) for entry in done}
     todo = [(row, n) for n in range(times) for row in player.rows if (task_key(row.task), n) not in known]
     if done:
-        logger.warning("%d of %d episodes are in the journal already", len(done), len(done) + len(todo))
+        total = len(done) + len(todo)
+        logger.warning(
+            "%d of %d episodes are in %s: remove it to play all anew", len(done), total, player.journal.path
+        )
     bar = tqdm(total=len(done) + len(todo), initial=len(done), unit="episode")
     ended, waiting = Counter(entry["won"] for entry in done), iter(todo)
 
