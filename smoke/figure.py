@@ -15,8 +15,8 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     arms = {arm: [lines] for arm, lines in results.items()}
     figure = Figure(figsize=(13, 4), layout="constrained")
     turns, success, kl = figure.subplots(1, 3)
-    draw_by_turn(turns, arms, "heldout_t1", "KL by turn index, held-out games")
-    draw_metric(success, arms, "success", "heldout", "held-out success, temperature 0.4")
-    draw_metric(kl, arms, "kl/trajectory", "heldout_t1", "trajectory KL to the teacher")
+    draw_by_turn(turns, arms, "heldout_t1")
+    draw_metric(success, arms, "success", "heldout")
+    draw_metric(kl, arms, "kl/trajectory", "heldout_t1")
     figure.suptitle("Recovery of a perturbed teacher (tiny models): full-horizon evaluation")
     figure.savefig(path, dpi=110)

@@ -15,7 +15,7 @@ from examples.tcod import ConfigError
 from examples.tcod.environments.protocol import load_environment
 from examples.tcod.episode.jsonl import read_lines
 from examples.tcod.episode.rows import check_rows, read_rows
-from examples.tcod.settings.checks import check_environment, check_training_rows
+from examples.tcod.settings.checks import check_environment_class, check_training_rows
 from examples.tcod.settings.config import TcodConfig, read_yaml
 from examples.tcod.tools.prepare import write_jsonl
 from smoke.make_games import make_games
@@ -84,7 +84,7 @@ def _given(options: Namespace) -> Play:
     """
     settings, data = read_yaml(options.config), options.out / "rows"
     given = TcodConfig.from_mapping(settings, str(options.config))
-    check_environment(given)
+    check_environment_class(given)
     train, heldout = options.data / "train.jsonl", options.data / "heldout.jsonl"
     heldout = heldout if heldout.exists() else train
     check_training_rows(given, read_rows(train), str(train))

@@ -12,7 +12,7 @@ import ray
 
 from examples.tcod import ConfigError
 from examples.tcod.episode.rows import Row
-from examples.tcod.settings.checks import check_environment as check_class
+from examples.tcod.settings.checks import check_environment_class as check_class
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import check_environment
 from examples.tcod.tools.check_environment import play_rows, report, spread

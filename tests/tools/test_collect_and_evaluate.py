@@ -15,10 +15,10 @@ from aiohttp import web
 from transformers import AutoTokenizer
 
 from examples.tcod import ConfigError
-from examples.tcod.episode import loop as episode
 from examples.tcod.episode.rows import Row
 from examples.tcod.model import client
 from examples.tcod.model.chat_tokens import ChatTokens
+from examples.tcod.settings import build
 from examples.tcod.tools import collect_demos, evaluate, show_rollouts
 from examples.tcod.tools.journal import Journal
 from tests.support.fake_sglang import FakeSGLang, generated, scored
@@ -94,7 +94,7 @@ class Rig:
 @pytest.fixture
 def rig(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: None)
-    monkeypatch.setattr(episode, "EnvironmentPool", LocalPool)
+    monkeypatch.setattr(build, "EnvironmentPool", LocalPool)
     monkeypatch.setattr(client, "RETRIES", 0)
     rig = Rig(tmp_path, checkpoint)
     rig.monkeypatch = monkeypatch
@@ -202,7 +202,7 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(rig, caplog):
     assert [episode["turns"] for episode in json.loads(result.read_text())["episodes"]] == [1, 2, 3, 4]
     assert not journal.exists() and f"3 of 4 episodes are in {journal}: remove it to play all anew" in caplog.text
     [run] = show_rollouts.read_runs([rig.folder])
-    assert sorted(line["index"] for line in run.episodes if not line["failure"]) == [1, 2, 3, 4]
+    assert sorted(episode.index for episode in run.episodes if not episode.failure) == [1, 2, 3, 4]
     rig.run(evaluate, rows, "f2b.json", *more)  # what is in a result is played anew
     assert rig.begun.total() == 8
 
@@ -253,11 +253,11 @@ def test_an_evaluation_counts_success_and_turns_by_task_type(rig, capsys):
     payload = next(payload for payload in rig.server.payloads() if "input_ids" in payload)
     assert payload["sampling_params"]["temperature"] == 0.4 and payload["sampling_params"]["top_p"] == 1.0
     [run] = show_rollouts.read_runs([rig.folder])
-    won, lost, _, failed = sorted(run.episodes, key=lambda episode: episode["index"])
-    assert (won["won"], lost["won"], failed["failure"]) == (True, False, "env_error")
-    assert won["dataset"] == "rows" and won["arm"] == rig.checkpoint.name and won["kl"] is None and won["index"] == 2
-    assert won["turns"][0]["response"] == f"{RIGHT}<|im_end|>" and won["spans"][1]["student"][0] == -0.1
-    assert [turn["action"] for turn in failed["turns"]] == ["right", "right"] and failed["spans"] == []
+    won, lost, _, failed = sorted(run.episodes, key=lambda episode: episode.index)
+    assert (won.won, lost.won, failed.failure) == (True, False, "env_error")
+    assert won.dataset == "rows" and won.arm == rig.checkpoint.name and won.kl is None and won.index == 2
+    assert "".join(won.turns[0].tokens) == f"{RIGHT}<|im_end|>" and won.turns[0].student[0] == -0.1
+    assert [(turn.action, turn.tokens) for turn in failed.turns] == [("right", None)] * 2
 
 
 def test_episodes_that_the_context_ends_count_and_failed_ones_do_not(rig, capsys):
@@ -342,7 +342,7 @@ def test_a_student_that_thinks_in_turns(rig):
     assert (settings["history"], settings["thoughts"], settings["window"]) == ("turns", "keep", None)
     rig.run(evaluate, rig.rows(2), "result.json", "--episodes", str(rig.folder))
     [won] = show_rollouts.read_runs([rig.folder])[0].episodes
-    assert [turn["response"] for turn in won["turns"]] == [f"{THOUGHT}{RIGHT}<|im_end|>", f"{RIGHT}<|im_end|>"]
-    assert [span["role"] for span in won["spans"]] == ["prompt", "sampled", "context", "sampled"]
-    shown = won["spans"][2]["text"]
-    assert shown.startswith("<|im_start|>system") and "You are at door 1." in shown
+    said = ["".join(turn.tokens) for turn in won.turns]
+    assert said == [f"{THOUGHT}{RIGHT}<|im_end|>", f"{RIGHT}<|im_end|>"]
+    assert won.turns[1].context[0].startswith("<|im_start|>system")
+    assert "You are at door 1." in won.turns[1].observation

@@ -7,10 +7,9 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from examples.tcod.records import run_dir as run_dir_module
-from examples.tcod.records import run_log
+from examples.tcod import tcod_rollout
+from examples.tcod.records import run_folder
 from examples.tcod.tools import plot_runs, plotting
-from smoke import figure
 
 NUM_GPUS = 0
 
@@ -19,24 +18,25 @@ NUM_GPUS = 0
 def log(tmp_path, monkeypatch):
     """The hooks in a process of their own: nothing was logged yet."""
     monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path))
-    monkeypatch.setattr(run_log, "_last_line_at", None)
-    monkeypatch.setattr(run_log, "_rollout_played", False)
+    for name, value in {"_last_line_at": None, "_rollout_played": False, "_warned": set(), "_unsaved": 0}.items():
+        monkeypatch.setattr(run_folder, name, value)
     clock = [100.0]
-    monkeypatch.setattr(run_log.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: clock[0])
 
     def after(seconds):
         clock[0] += seconds
-        return run_log
+        return tcod_rollout
 
     return after
 
 
 def written(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for _, line in run_folder.parse_lines(folder / "metrics.jsonl", dict)]
 
 
 def test_each_rollout_and_evaluation_is_a_line(log, tmp_path):
     args = Namespace()
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "ro')  # a crash has left half a line
     assert log(9).log_eval(0, args, {}, {"eval/tcod/eval_s": 4.0}) is False  # slime logs too
     assert log(5).log_rollout(0, args, [], {"rollout/tcod/k": 1}, 5.0) is False
     log(10).log_eval(0, args, {}, {"eval/tcod/eval_s": 4.0})
@@ -50,8 +50,6 @@ def test_each_rollout_and_evaluation_is_a_line(log, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_loses_lines_and_counts_them(log, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(run_dir_module, "_warned", set())
-    monkeypatch.setattr(run_log, "_unsaved", 0)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path / "file"))
     metrics = [{}, {}, {}]
@@ -63,7 +61,7 @@ def test_a_folder_that_cannot_be_written_loses_lines_and_counts_them(log, tmp_pa
     assert [line["n"] for line in written(tmp_path)] == [2] and len(caplog.messages) == 1
     monkeypatch.delenv("TCOD_RUN_DIR")
     log(9).log_rollout(3, Namespace(), [], {}, 5.0)
-    assert run_log._unsaved == 2 and len(written(tmp_path)) == 1
+    assert run_folder._unsaved == 2 and len(written(tmp_path)) == 1
 
 
 def run_dir(folder, seed, updates=3, scored=True):
@@ -81,18 +79,21 @@ def run_dir(folder, seed, updates=3, scored=True):
     return folder
 
 
-def test_of_lines_written_twice_the_last_counts(tmp_path):
+def test_of_lines_written_twice_the_last_counts_and_odd_ones_are_named(tmp_path, caplog):
     folder = run_dir(tmp_path / "a", seed=1)
     with (folder / "metrics.jsonl").open("a") as file:  # resumed from a checkpoint after rollout 1
         file.write(json.dumps({"kind": "rollout", "n": 2, "rollout/tcod/kl/trajectory": 9.0}) + "\n")
+        file.write('{"n": 3}\n{"kind": "eval", "n": "4"}\n[]\n{"kind": "rollout", "n": 3, "rollout/tc')
     lines = plot_runs.read_run(folder)
     assert plot_runs.curve(lines, "rollout/tcod/kl/trajectory") == {0: 1, 1: 2, 2: 9.0}
     assert plot_runs.curve(lines, "eval/tcod/seen/success") == {1: 0.0, 2: 1 / 3, 3: 2 / 3}
     assert plot_runs.by_turn(lines[-1], "eval/tcod/seen/kl_by_turn/") == {4: 2}
     assert plot_runs.work_minutes(lines) == {"rollouts": 2.0, "training": 1.0, "evaluation": 1.5}
+    left_out = [f"line {number} of {folder / 'metrics.jsonl'} is left out: " for number in (8, 9, 10, 11)]
+    assert [message[: len(words)] for message, words in zip(caplog.messages, left_out, strict=True)] == left_out
 
 
-def test_a_band_reaches_from_the_lowest_to_the_highest_seed(tmp_path):
+def test_a_band_reaches_from_the_lowest_to_the_highest_seed():
     axes = Figure().subplots()
     plotting.draw_curve(axes, [{0: seed, 1: 1 + seed} for seed in (1, 2, 6)], plotting.styles({"f2b": "123"})["f2b"])
     plotting.finish(axes, ylabel="KL")
@@ -109,20 +110,18 @@ def test_an_arm_looks_the_same_in_every_figure():
     assert few["b2f"] == many["b2f"]
     for part in ("color", "marker", "linestyle", "label"):
         assert len({style[part] for style in many.values()}) == 4
-    with pytest.raises(ValueError, match="only 3 arms can be told apart, not 4"):
-        plotting.styles(dict.fromkeys("abcd", "1"))
 
 
 def test_training_episodes_are_thin_lines_beside_the_evaluations(tmp_path):
     runs = {"opd": [plot_runs.read_run(run_dir(tmp_path / str(seed), seed)) for seed in (1, 2)]}
     axes = Figure().subplots()
-    plot_runs.draw_metric(axes, runs, "kl/trajectory", "seen", "KL")
+    plot_runs.draw_metric(axes, runs, "kl/trajectory", "seen")
     evaluated, trained, entry = axes.lines
     assert list(evaluated.get_ydata()) == [0, 1.5, 3] and list(trained.get_ydata()) == [1.5, 2.5, 3.5]
     assert trained.get_linewidth() < evaluated.get_linewidth() and len(axes.collections) == 1
     assert axes.get_legend_handles_labels()[1] == ["OPD, 2 seeds", entry.get_label()]
     axes = Figure().subplots()
-    plot_runs.draw_metric(axes, runs, "kl/trajectory", None, "KL")
+    plot_runs.draw_metric(axes, runs, "kl/trajectory", None)
     assert axes.get_legend_handles_labels()[1] == ["OPD, 2 seeds"] and len(axes.collections) == 1
 
 
@@ -130,34 +129,43 @@ def test_kl_by_turn_is_shown_before_and_after_training(tmp_path):
     lines = plot_runs.read_run(run_dir(tmp_path / "a", seed=1))
     for run, labels in (lines, ["F2B"]), ([{**lines[1], "n": 0}, *lines], ["before training", "F2B"]):
         axes = Figure().subplots()
-        plot_runs.draw_by_turn(axes, {"f2b": [run]}, "seen", "KL by turn")
+        plot_runs.draw_by_turn(axes, {"f2b": [run]}, "seen")
         assert axes.get_legend_handles_labels()[1] == labels
         assert [list(line.get_xdata()) for line in axes.lines] == [[4]] * len(labels)
 
 
-@pytest.mark.parametrize("scored", [True, False])
-def test_the_command_draws_all_arms(tmp_path, monkeypatch, scored):
-    one, two, other = (run_dir(tmp_path / name, seed, scored=scored) for seed, name in enumerate(("a", "b", "c"), 1))
-    monkeypatch.setattr("sys.argv", ["plot_runs.py", f"{tmp_path}/x.png", f"f2b={one}", f"f2b={two}", f"b2f={other}"])
-    plot_runs.main()
-    assert matplotlib.image.imread(tmp_path / "x.png").std() > 0
+def test_wall_time_is_stacked_and_the_range_of_the_seeds_stands_over_it(tmp_path):
+    runs = [plot_runs.read_run(run_dir(tmp_path / str(updates), 1, updates)) for updates in (2, 4)]
+    axes = Figure().subplots()
+    plot_runs.draw_work(axes, {"opd": runs})
+    assert [bar.get_height() for bar in axes.patches] == [3.0, 1.5, 1.5]  # rollouts, training, evaluation
+    assert axes.collections[0].get_segments()[0][:, 1].tolist() == [4.0, 8.0]
 
 
-def test_the_smoke_runs_figure_is_drawn(tmp_path):
-    point = {"eval/tcod/heldout/success": 0.5, "eval/tcod/heldout_t1/kl/trajectory": 9.0}
-    point |= {"eval/tcod/heldout_t1/kl_by_turn/00": 1.0, "eval/tcod/heldout_t1/kl_by_turn/01": 8.0}
-    lines = [{"kind": "eval", "n": 0, **point}, {"kind": "rollout", "n": 0, "rollout/tcod/success": 1.0}]
-    figure.draw({"f2b": [*lines, {"kind": "eval", "n": 1, **point}]}, tmp_path / "x.png")
-    assert matplotlib.image.imread(tmp_path / "x.png").std() > 0
-
-
-def test_what_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["plot_runs.py", "x.png", f"f2b={tmp_path}"])
-    with pytest.raises(SystemExit):
+def test_the_command_draws_all_arms(tmp_path, monkeypatch):
+    folders = [run_dir(tmp_path / name, seed, scored=seed > 1) for seed, name in enumerate("abc")]
+    for number, arms in enumerate((["f2b", "f2b", "b2f"], ["opd"])):  # the last one without the teacher's scores
+        runs = [f"{arm}={folder}" for arm, folder in zip(arms, folders, strict=False)]
+        monkeypatch.setattr("sys.argv", ["plot_runs.py", f"{tmp_path}/{number}.png", *runs])
         plot_runs.main()
-    assert "is not ARM=DIR with a metrics.jsonl in DIR" in capsys.readouterr().err
+        assert matplotlib.image.imread(tmp_path / f"{number}.png").std() > 0
+
+
+@pytest.mark.parametrize(
+    "figure, runs, why",
+    [
+        ("x.png", ["f2b={0}"], "is not ARM=DIR with metrics in DIR/metrics.jsonl: name a run directory"),
+        ("x.png", ["f2b={0}/torn"], "is not ARM=DIR with metrics"),
+        ("x.png", [f"{name}={{0}}/a" for name in "abcd"], "at most 3 arms can be told apart: name fewer"),
+        ("none/x.png", ["f2b={0}/a"], "No such file or directory: 'none/x.png'"),
+        ("x.doc", ["f2b={0}/a"], "'doc' is not supported"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys, figure, runs, why):
     run_dir(tmp_path / "a", seed=1)
-    monkeypatch.setattr("sys.argv", ["plot_runs.py", "x.png", *(f"{name}={tmp_path}/a" for name in "abcd")])
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "metrics.jsonl").write_text('{"kind": "ro')
+    monkeypatch.setattr("sys.argv", ["plot_runs.py", figure, *(run.format(tmp_path) for run in runs)])
     with pytest.raises(SystemExit):
         plot_runs.main()
-    assert "only 3 arms can be told apart, not 4: name fewer" in capsys.readouterr().err
+    assert why in capsys.readouterr().err

@@ -18,9 +18,10 @@ def preflight(place, monkeypatch):
     folder, env = place
     monkeypatch.setenv("ALFWORLD_DATA", env["ALFWORLD_DATA"])
     from examples.tcod import ConfigError
-    from examples.tcod.tools import preflight, prepare
+    from examples.tcod.settings import build
+    from examples.tcod.tools import preflight
 
-    monkeypatch.setattr(prepare, "EnvironmentPool", LocalPool)
+    monkeypatch.setattr(build, "EnvironmentPool", LocalPool)
     monkeypatch.setattr(preflight, "start_ray", lambda workers: None)
 
     def check(**options):

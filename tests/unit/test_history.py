@@ -49,7 +49,7 @@ def chat_with(folder, template, kwargs=None, **choices):
 def said(chat, text, ended=True):
     """What an engine samples: `text`, with the think tokens that it names."""
     ids = chat.tokenizer.encode(text, add_special_tokens=False) + [chat.end_of_turn] * ended
-    return Response(ids, [-0.1] * len(ids), {"finish_reason": {"type": "stop" if ended else "length"}})
+    return Response(ids, [-0.1] * len(ids), not ended, {})
 
 
 def rendered(chat, texts, kwargs):
@@ -84,27 +84,25 @@ def test_each_turn_sees_the_templates_own_rendering(name, folder, rules, first, 
             shown = [rules, f"{first}\n\n{LEFT_OUT}", *texts[-2 * window :]]
         assert history.context == rendered(chat, shown, kwargs)
         if i < replayed:
-            assert history.replay(answer, None) is None
+            assert not history.show_replayed(answer, None)
             texts.append(answer)
         else:
             whole = f"{opening}\n{thought}\n{closing}\n\n{answer}" if thinks or opened else answer
             response = said(chat, whole.removeprefix(opened) if opened else whole)
             contexts.append(history.context)
             sampled.append(response.ids)
-            start, end = history.respond(response)
-            assert history.tokens[len(history.prompt) :][start:end] == response.ids
-            texts.append(opened + chat.text(response.ids))
-            assert chat.answer(response.ids).strip() == answer.strip()
+            history.respond(response)
+            texts.append(opened + chat.decode(response.ids))
+            assert chat.after_thought(response.ids).strip() == answer.strip()
         assert history.observe(after)
         texts.append(after)
-    # What is left are these sequences, end to end, and every sampled token once.
-    ends = [start for start, _ in history.prompts[1:]] + [len(history.tokens)]
+    # What is left are these sequences, and every sampled token once.
     sequences = [
-        (history.tokens[start:begin], history.tokens[begin:end])
-        for (start, begin), end in zip(history.prompts, ends, strict=False)
+        (one.prompt, [token for span in one.behind_prompt for token in span.ids]) for one in history.sequences
     ]
-    assert sequences[: len(sampled)] == list(zip(contexts, sampled, strict=True))
-    assert [span.ids for span in history.spans if span.sampled] == sampled
+    assert sequences == list(zip(contexts, sampled, strict=True))
+    spans = [span for one in history.sequences for span, _ in one.sampled()]
+    assert [(span.ids, span.turn) for span in spans] == list(zip(sampled, range(replayed, len(turns)), strict=False))
 
 
 @pytest.mark.parametrize("name", THINKS)
@@ -126,7 +124,7 @@ def test_a_cut_thought_is_a_turn_without_an_answer(folder):
             chat = chat_with(folder, template, kwargs, history=kind, thoughts="keep")
             opening = "[THINK]" if name == "another name" else "<think>"
             cut = said(chat, f"{opening}\n<action>left</action> or".removeprefix(opened), ended=False)
-            assert chat.answer(cut.ids).strip() == "", name
+            assert chat.after_thought(cut.ids).strip() == "", name
             history = (AppendHistory if kind == "append" else TurnHistory)(chat, 10**6)
             history.begin("Rules.", "A door.")
             history.respond(cut)
@@ -139,7 +137,7 @@ def test_a_cut_thought_is_a_turn_without_an_answer(folder):
 @pytest.mark.parametrize("text", ["Sure. <think> <action>x</action>", "<think>a</think> b <think> <action>y</action>"])
 def test_what_is_said_in_a_later_thought_is_no_answer(folder, text):
     chat = chat_with(folder, PAST + HEADER, thoughts="keep")
-    assert "<action>" not in chat.answer(said(chat, text, ended=False).ids)
+    assert "<action>" not in chat.after_thought(said(chat, text, ended=False).ids)
 
 
 # Shapes of templates to which turns cannot be appended: what they write before the next answer, and before past ones.
@@ -167,7 +165,7 @@ def test_templates_to_which_turns_cannot_be_appended_are_rendered(name, folder):
 
 def test_channels_are_refused_in_turns_too(folder):
     template = PAST.replace("{{ m.content }}", "{{ 'final: ' if m.role == 'assistant' }}{{ m.content }}") + HEADER
-    with pytest.raises(ValueError, match="what is sampled is more than an answer"):
+    with pytest.raises(ValueError, match="an answer cannot stay what was sampled"):
         chat_with(folder, template, history="turns")
 
 
@@ -183,9 +181,7 @@ def test_a_thought_that_only_ends_is_closed(folder, history):
 def test_ids_of_a_file_name_nothing_but_text(folder):
     chat = chat_with(folder, PAST + HEADER, thoughts="keep")
     ids = chat.tokenizer.encode("<think>hm</think>left")
-    assert chat.replays(ids, "<think>hm</think>left") and chat.replays(
-        [*ids, chat.end_of_turn], "<think>hm</think>left"
-    )
+    assert chat.spells(ids, "<think>hm</think>left") and chat.spells([*ids, chat.end_of_turn], "<think>hm</think>left")
     start = chat.tokenizer.convert_tokens_to_ids("<|im_start|>")
     for wrong in (
         [],
@@ -196,7 +192,7 @@ def test_ids_of_a_file_name_nothing_but_text(folder):
         [*ids, start],
         [chat.end_of_turn, *ids],
     ):
-        assert not chat.replays(wrong, chat.tokenizer.decode([i for i in wrong if 0 <= i < chat.vocab_size]))
+        assert not chat.spells(wrong, chat.tokenizer.decode([i for i in wrong if 0 <= i < chat.vocab_size]))
 
 
 def test_a_demonstrations_own_opening_of_a_thought_is_written_once(folder):
@@ -218,7 +214,7 @@ def test_a_long_conversation_is_encoded_in_parts_that_are_kept(folder, monkeypat
     history = TurnHistory(chat, 10**6)
     history.begin("Rules.", "A door.")
     for i in range(50):
-        history.respond(Response([i, chat.end_of_turn], [-0.1] * 2, {}))
+        history.respond(Response([i, chat.end_of_turn], [-0.1] * 2, False, {}))
         history.observe(f"Door {i}: " + "x" * 100)
     assert sum(lengths) < 2 * len(chat._template.render(history._texts))
     assert history.context == rendered(chat, history._texts, {})
@@ -232,16 +228,16 @@ def test_thoughts_stay_in_an_appended_context(name, folder):
     history = AppendHistory(chat, 10**6)
     history.begin("Rules.", "A door.")
     thought = f"{opening}\nwhich one\n{closing}\n\nleft"
-    assert history.replay("right", None)
+    history.show_replayed("right", None)
     history.observe("A wall.")
-    history.replay(thought, None)
+    history.show_replayed(thought, None)
     history.observe("A floor.")
-    replayed = history.context
+    replayed = list(history.context)
     history.respond(said(chat, thought.removeprefix(opened)))
     history.observe("Out.")
     text = chat.tokenizer.decode(history.context)
     assert text.count("which one") == 2 and text.count(thought) == 2
-    assert history.context[: len(replayed)] == replayed == history.prompt
+    assert history.context[: len(replayed)] == replayed == history.sequences[0].prompt
     # A replayed turn without a thought is one with an empty thought, where the template opens thoughts.
     empty = f"{opened}\n{closing}\n\nright<|im_end|>" if opened else "<|im_start|>assistant\nright<|im_end|>"
     assert text.count(empty) == 1
@@ -257,7 +253,7 @@ def test_the_last_turns_are_kept_within_the_room(folder):
         assert len(history.context) + history.room() == 150
     assert "go 18" not in chat.tokenizer.decode(history.context)
     assert history.observe("x" * 200) is False
-    assert len(history.prompts) == 20
+    assert len(history.sequences) == 20
 
 
 def test_replayed_ids_are_those_that_were_sampled(folder):
@@ -265,10 +261,10 @@ def test_replayed_ids_are_those_that_were_sampled(folder):
     history = AppendHistory(chat, 1000)
     history.begin("Rules.", "A door.")
     ids = [*chat.tokenizer.encode("left"), chat.tokenizer.pad_token_id]
-    start, end = history.replay("left", ids)
-    assert history.prompt[start:end] == ids
+    before = len(history.context)
+    assert history.show_replayed("left", ids) and history.context[before:] == ids
     history.observe("A wall.")
-    assert history.prompt[end] == chat.end_of_turn  # every turn in the context ends alike
+    assert history.context[before + len(ids)] == chat.end_of_turn  # every turn in the context ends alike
 
 
 @given(data=st.data())

@@ -89,7 +89,7 @@ class Demonstration:
         """The tokens that the response was sampled with; None where they are not known, or not of this vocabulary."""
         if self.ids is None or self.responses is None or self.vocabulary != chat.vocabulary:
             return None
-        return self.ids[turn] if chat.replays(self.ids[turn], self.responses[turn]) else None
+        return self.ids[turn] if chat.spells(self.ids[turn], self.responses[turn]) else None
 
     def check_step(self, turn: int, observation: Observation, over: bool) -> None:
         """Whether the engine executed the action of `turn`, and the episode can go on from this answer.

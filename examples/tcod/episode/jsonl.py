@@ -1,7 +1,7 @@
 """The one reader of JSONL files: data sets, journals, metrics and saved episodes.
 
 It takes the lines that slime's own reader takes: in UTF-8, ended by line feeds, blank ones left out. U+2028 and U+0085
-are characters of a text. Where slime would leave a line out with a word in its log, this one refuses it.
+are characters of a text. What slime would leave out, with a word in its log, is refused.
 """
 
 import json
@@ -15,29 +15,32 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 def read_lines(
-    path: Path, kind: str = "JSON object", leave_out: Callable[[str], None] | None = None
+    path: Path,
+    kind: str = "JSON object",
+    leave_out: Callable[[int, Exception], None] | None = None,
+    encoding: str = "utf-8-sig",
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(its number in the file, from 1; the object) of each line.
 
     Args:
         kind: what a line has to be, for the message.
-        leave_out: is told of each line that is no JSON object, and the others are read all the same.
+        leave_out: is told of each line that is no JSON object, its number and why. The others are read all the same.
+        encoding: "utf-8" for what slime reads, too: it leaves out a line behind a byte order mark.
 
     Raises:
         ConfigError: the file cannot be read; or a line is no JSON object, and there is no `leave_out`.
     """
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        with path.open(encoding=encoding, errors="surrogateescape") as file:
             for number, line in enumerate(file, 1):
                 if not (text := line.strip()):
                     continue
                 try:
                     value = _parse(text)
                 except (ValueError, RecursionError) as error:
-                    sentence = f"line {number} of {path} is no {kind}: {error}"
                     if leave_out is None:
-                        raise ConfigError(sentence) from error
-                    leave_out(sentence)
+                        raise ConfigError(f"line {number} of {path} is no {kind}: {error}") from error
+                    leave_out(number, error)
                 else:
                     yield number, value
     except OSError as error:

@@ -8,33 +8,36 @@ stands around a turn; afterwards a context grows by exactly these spans and by t
     assistant(text)         text<|im_end|>
     user(text)              \n<|im_start|>user\ntext<|im_end|>\n<|im_start|>assistant\n[think block]
 
-The think block is an empty one, which closes the thought, or where the student thinks the beginning of one, if the
-template writes that.
+The think block is empty, which closes the thought, or the beginning of one, where the template writes that.
 """
 
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .chat_template import AWKWARD, ChatTemplate, conversation, difference
+from .chat_template import PLAIN, ChatTemplate, conversation, difference
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_MARK = "\ue000{}\ue001"  # private-use characters in the place of a control token's name, while a template renders
+DATED = (
+    "the chat template prints today's date, so the same turns are another context tomorrow: give it a date in "
+    "--apply-chat-template-kwargs (Llama's takes date_string), or use one that prints none"
+)
+# Private-use characters stand for a control token's name while a template renders: "\ue0003\ue001" for the fourth.
+_HIDDEN, _MARK = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
 
 
-def load_chat(checkpoint: str, template_kwargs: dict[str, Any] | None = None, **choices: str) -> "ChatTokens":
+def load_chat(checkpoint: str, template_kwargs: dict[str, Any] | None = None, **choices: Any) -> "ChatTokens":
     """The chat of a checkpoint: its tokenizer as slime loads it, its stop ids as SGLang knows them.
 
     Args:
-        choices: `history` and `thoughts` of ChatTokens.
+        choices: `history`, `thoughts` and `horizon` of ChatTokens.
 
     Raises:
         OSError: the checkpoint has no tokenizer.
@@ -55,7 +58,7 @@ def engine_eos_ids(checkpoint: str) -> set[int]:
         path = None
         with contextlib.suppress(OSError):  # a checkpoint need not have both
             path = cached_file(checkpoint, name)
-        eos = json.loads(Path(path).read_text()).get("eos_token_id") if path else None
+        eos = json.loads(Path(path).read_bytes()).get("eos_token_id") if path else None
         ids |= {eos} if isinstance(eos, int) else set(eos or ())
     return ids
 
@@ -71,6 +74,7 @@ class ChatTokens:
         eos_ids: ids that end a text for the engine, see engine_eos_ids.
         history: tcod_history; the spans of "append" are for templates to which turns can be appended.
         thoughts: tcod_thoughts; under "none" the template must close or never open a thought.
+        horizon: tcod_horizon; "append" is tried with as many turns.
 
     Attributes:
         end_of_turn: id of the token that ends every assistant turn (<|im_end|> for Qwen3).
@@ -89,52 +93,29 @@ class ChatTokens:
         eos_ids: Iterable[int] = (),
         history: str = "append",
         thoughts: str = "none",
+        horizon: int = 3,
     ) -> None:
         if not tokenizer.is_fast:
             raise ValueError("the tokenizer is not a fast one: use a checkpoint that has a tokenizer.json")
         self.tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
-        self._data = _without_added_tokens(tokenizer.backend_tokenizer)
-        added = tokenizer.added_tokens_decoder
-        # Special by its flag: many tokenizers name no end of turn. A token that text can spell ("!" as pad) is a word.
-        self._special: set[int] = set()
-        self._special = {i for i, token in added.items() if token.special and self._text_ids(token.content) != [i]}
-
-        self._thinks = thoughts == "keep"
-        self._template = template = ChatTemplate(tokenizer, template_kwargs or {}, self._thinks)
-        self._markers = template.markers(token.content for token in added.values())
-        self._think = {token.content: i for i, token in added.items() if token.content in self._markers}
-        self._before = {role: self._template_ids(text) for role, text in template.before.items()}
-        self._before_next = self._template_ids(template.before_next)
-        self._after_user = self._template_ids(template.after_user)
-        if not self._special.intersection(self._before_next[:1]):
-            raise ValueError(
-                f"the chat template ends an assistant turn with {template.before_next[:20]!r}, which is not a special "
-                "token: use a model or a chat template that ends turns with one"
-            )
-        self.end_of_turn = self._before_next.pop(0)
-        self.stop_ids = {self.end_of_turn, *eos_ids, tokenizer.eos_token_id} - {None}
-        self.stop_ids |= self._special & {tokenizer.pad_token_id}
-        if history == "append":
-            template.check_block()
-            template.check_rule()
-            self._check_tokens()
-        else:
-            template.check_header()
-        control = {token.content: i for i, token in added.items() if token.content.strip()}
-        names = sorted(control, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, [*names, _MARK[0]])))
-        self._no_demonstration = set(control.values()) - set(self._think.values())
         vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
         self.vocabulary = hashlib.sha256(vocabulary).hexdigest()[:16]
-        self._turn_start = self._find_turn_start()
-        self._part_ids = functools.lru_cache(4096)(self._template_ids)
-        self.warnings = template.warnings()
+        self._template = template = ChatTemplate(tokenizer, template_kwargs or {})
+        template.check_thoughts(thoughts == "keep")
+        self._thinks = thoughts == "keep"
+        self._data = _without_added_tokens(tokenizer.backend_tokenizer)
+        self._set_control_tokens()
+        self._set_turns(eos_ids)
+        template.check_answers(history == "append")
+        if history == "append":
+            template.check_rule(horizon)
+        self._check_tokens(history == "append")
+        self.warnings = [DATED] if template.prints_date() else []
 
     def prompt(self, system: str, user: str) -> list[int]:
-        """The first context: system and user turn, up to where the assistant's first response begins."""
-        turns = self._template.opening(system, user)
-        return [i for role, text in turns for i in self._before[role] + self._turn_ids(role, text)] + self._after_user
+        """The first context: system and user turn, up to where the first response begins."""
+        return self.context([system, user])
 
     def assistant(self, text: str) -> list[int]:
         """A response that was not sampled here (a replayed demonstration), with its end-of-turn token.
@@ -142,51 +123,49 @@ class ChatTokens:
         Where the vocabulary has <think> and </think>, they are these tokens, as they were when it was sampled. Where
         the template opens a thought, a response without one has an empty thought.
         """
-        text = self._template.shown("assistant", text)
-        if self._thinks and self._template.opened:
-            opening, closing = self._markers
-            begun = text.removeprefix(opening).removeprefix(self._template.opened[len(opening) :])
-            text = begun if closing in text else f"\n{closing}\n\n{text}"
-        return [*self._answer_ids(text), self.end_of_turn]
+        (opening, closing), opened = self._template.thought, self._template.opened
+        if opened:
+            text = text if closing in text else f"{opened}\n{closing}\n\n{text}"
+            # The template has begun the thought. A text may begin it otherwise: "<think>hm" for "<think>\nhm".
+            text = text.removeprefix(opened).removeprefix(opening)
+        parts = re.split(f"({re.escape(opening)}|{re.escape(closing)})", text)
+        ids = ([self._thought_ids[part]] if part in self._thought_ids else self._text_ids(part) for part in parts)
+        return [*_flat(ids), self.end_of_turn]
 
     def user(self, text: str) -> list[int]:
         """What stands between two responses: from behind the end-of-turn token to where the next response begins."""
-        return self._before_next + self._turn_ids("user", text) + self._after_user
+        return [*self._before_next, *self._text_ids(self._template.shown(text)), *self._after_user]
 
     def context(self, texts: list[str]) -> list[int]:
         """[system, user, answer, user, ..., user] as the template renders it, up to where the next response begins.
 
-        Token for token what tokenizer.apply_chat_template gives, but that names of control tokens stay characters; in
-        an answer those that open and close a thought are the template's to treat.
+        Token for token what tokenizer.apply_chat_template gives, except that names of control tokens stay characters;
+        in an answer those that open and close a thought are the template's to treat.
         """
-        hidden: list[str] = []
-
-        def hide(match: re.Match[str]) -> str:
-            if match[0] in self._markers and is_answer:
-                return match[0]
-            hidden.append(match[0])
-            return _MARK.format(len(hidden) - 1)
-
-        marked = []
-        for i, text in enumerate(texts):
-            is_answer = i > 1 and i % 2 == 0
-            marked.append(self._control.sub(hide, text))
-        pieces = re.split(_MARK.format(r"(\d+)"), self._template.render(marked))
-        ids = (
-            self._text_ids(hidden[int(piece)]) if i % 2 else self._whole_ids(piece) for i, piece in enumerate(pieces)
+        hidden = [self._hide_names(text, is_answer=i > 1 and i % 2 == 0) for i, text in enumerate(texts)]
+        pieces = _MARK.split(self._template.render(hidden))
+        return _flat(
+            self._text_ids(self._names[int(piece)]) if i % 2 else self._rendered_ids(piece)
+            for i, piece in enumerate(pieces)
         )
-        return [*itertools.chain.from_iterable(ids)]
 
-    def said(self, response_ids: list[int]) -> str:
+    def decode(self, response_ids: list[int]) -> str:
+        """The text of sampled ids without the stop token that ended them."""
+        ended = bool(response_ids) and response_ids[-1] in self.stop_ids
+        return self._decode(response_ids[:-1] if ended else response_ids)
+
+    def turn_text(self, response_ids: list[int]) -> str:
         """A response as a turn of the conversation: with the thought that the template began, which is closed."""
-        text = self.text(response_ids)
-        if not self._thinks:
-            return text
-        opening, closing = self._markers
-        text = self._template.opened + text
-        return f"{text}\n{closing}\n\n" if text.lstrip().startswith(opening) and closing not in text else text
+        (opening, closing), text = self._template.thought, self._template.opened + self.decode(response_ids)
+        cut = self._thinks and text.lstrip().startswith(opening) and closing not in text
+        return f"{text}\n{closing}\n\n" if cut else text
 
-    def replays(self, response_ids: list[int], said: str) -> bool:
+    def after_thought(self, response_ids: list[int]) -> str:
+        """What a response says after its thought, and not in another one: nothing, if the thought was cut."""
+        (opening, closing), text = self._template.thought, self.turn_text(response_ids)
+        return text.rpartition(closing)[2].partition(opening)[0] if self._thinks else text
+
+    def spells(self, response_ids: list[int], turn_text: str) -> bool:
         """Whether ids from a file may stand for a recorded response: they say it, and name nothing but text.
 
         As in text, an added token may only open or close a thought, or end the turn.
@@ -194,71 +173,84 @@ class ChatTokens:
         if not response_ids or not all(0 <= i < self.vocab_size for i in response_ids):
             return False
         inner = response_ids[:-1] if response_ids[-1] in self.stop_ids else response_ids
-        return not self._no_demonstration.intersection(inner) and self.said(response_ids) == said
+        return not self._control_ids.intersection(inner) and self.turn_text(response_ids) == turn_text
 
-    def answer(self, response_ids: list[int]) -> str:
-        """What a response says after its thought, and not in another one: nothing, if the thought was cut."""
-        said, (opening, closing) = self.said(response_ids), self._markers
-        return said.rpartition(closing)[2].partition(opening)[0] if self._thinks else said
+    def _set_control_tokens(self) -> None:
+        added = self.tokenizer.added_tokens_decoder.items()
+        # Special by its flag: many tokenizers name no end of turn. A token that text can spell ("!" as pad) is a word.
+        self._special = {i for i, token in added if token.special and self._data_ids(token.content) != [i]}
+        control = {token.content: i for i, token in added if token.content.strip()}
+        self._thought_ids = {name: control[name] for name in self._template.thought if name in control}
+        self._control_ids = {*control.values()} - {*self._thought_ids.values()}
+        self._names = [*sorted(control, key=len, reverse=True), _HIDDEN[0]]
+        self._name = re.compile("|".join(map(re.escape, self._names)))
 
-    def text(self, response_ids: list[int]) -> str:
-        """The text of sampled ids without the stop token that ended them."""
-        ended = bool(response_ids) and response_ids[-1] in self.stop_ids
-        return self._decode(response_ids[:-1] if ended else response_ids)
+    def _set_turns(self, eos_ids: Iterable[int]) -> None:
+        before_next = self._template.before_next
+        self.end_of_turn, *self._before_next = self._template_ids(before_next) or [-1]
+        self._after_user = self._template_ids(self._template.after_user)
+        if self.end_of_turn not in self._special:
+            raise ValueError(
+                f"the chat template ends an assistant turn with {before_next[:20]!r}, which is not a special token: "
+                "use a model or a chat template that ends turns with one"
+            )
+        self.stop_ids = {self.end_of_turn, *eos_ids, self.tokenizer.eos_token_id} - {None}
+        self.stop_ids |= self._special & {self.tokenizer.pad_token_id}
+        # A long conversation is encoded in parts, which are kept: as a whole it would hold up the event loop.
+        self._part_ids = functools.lru_cache(4096)(self._template_ids)
+        self._part = re.compile(f"(?={re.escape(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))})")
 
-    def _template_ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def _hide_names(self, text: str, is_answer: bool) -> str:
+        """A text without names of control tokens, but in an answer with those of a thought."""
 
-    def _find_turn_start(self) -> re.Pattern[str]:
-        """Where a rendered text may be cut into parts that are encoded once and kept: before an end of turn.
+        def hide(match: re.Match[str]) -> str:
+            stays = is_answer and match[0] in self._template.thought
+            return match[0] if stays else _HIDDEN.format(self._names.index(match[0]))
 
-        Encoding a long conversation as a whole at each turn would hold up the event loop.
-        """
-        end = re.compile(f"(?={re.escape(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))})")
-        whole = self._template.render(conversation(3, AWKWARD))
-        parts = [i for part in end.split(whole) for i in self._template_ids(part)]
-        return end if parts == self._template_ids(whole) else re.compile("(?!)")
+        return self._name.sub(hide, text)
 
-    def _whole_ids(self, rendered: str) -> list[int]:
-        ids = [i for part in self._turn_start.split(rendered) for i in self._part_ids(part)]
+    def _rendered_ids(self, rendered: str) -> list[int]:
+        ids = _flat(map(self._part_ids, self._part.split(rendered)))
         unknown = self.tokenizer.unk_token
         if unknown and unknown not in rendered:  # see _text_ids
             ids = [i for i in ids if i != self.tokenizer.unk_token_id]
         return ids
 
-    def _answer_ids(self, text: str) -> list[int]:
-        names = "|".join(map(re.escape, self._think)) or "(?!)"
-        parts = re.split(f"({names})", text)
-        ids = ([self._think[part]] if part in self._think else self._text_ids(part) for part in parts)
-        return [*itertools.chain.from_iterable(ids)]
-
-    def _turn_ids(self, role: str, text: str) -> list[int]:
-        return self._text_ids(self._template.shown(role, text))
-
     def _text_ids(self, text: str) -> list[int]:
-        ids = self._data.encode(text, add_special_tokens=False).ids
         # Some vocabularies lack a few bytes, which then are the unknown token: <|endoftext|> for SmolLM2.
-        return [i for i in ids if i not in self._special]
+        return [i for i in self._data_ids(text) if i not in self._special]
+
+    def _data_ids(self, text: str) -> list[int]:
+        return self._data.encode(text, add_special_tokens=False).ids
+
+    def _template_ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _check_tokens(self) -> None:
-        """Raises ValueError if turns that are encoded one by one are not the text of the conversation."""
-        system, user, answer, after = texts = conversation(2)
-        whole = self._template.write(texts, past=self._template.after_user)
-        ours = self._decode(
-            self.prompt(system, user)
-            + [*self._answer_ids(self._template.shown("assistant", answer)), self.end_of_turn]
-            + self.user(after)
-        )
-        lossless = self._decode(self._text_ids(user)) == user
+    def _check_tokens(self, appended: bool) -> None:
+        """Raises ValueError where tokens of parts, names of control tokens among them, are not those of the text."""
+        template, name = self._template, self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
+        plain, texts = conversation(3, PLAIN + "\n\n"), [f"{text}{name}x" for text in conversation(2)]
+        expected, ours = template.render(texts), self._decode(self.context(texts))
+        if appended:
+            answer, after = texts[2:]
+            expected = template.append(texts, template.after_user)
+            answer_ids = [*self._text_ids(answer), self.end_of_turn]
+            ours = self._decode([*self.context(texts[:2]), *answer_ids, *self.user(after)])
         # A marker may swallow the white space beside it; then it does so in one piece, too.
-        if not lossless or ours not in (whole, self._decode(self._template_ids(whole))):
+        kept = ours in (expected, self._decode(self._template_ids(expected)))
+        lossless = self._decode(self._text_ids(texts[1])) == texts[1]
+        if not (kept and lossless and self.context(plain) == self._template_ids(template.render(plain))):
             raise ValueError(
-                f"the tokenizer, as transformers loads it, changes text that is encoded turn by turn, it gives back "
-                f"{difference(ours, whole)}: use a model whose tokenizer keeps text"
+                "the tokenizer, as transformers loads it, changes text that is encoded in parts, it gives back "
+                f"{difference(ours, expected)}: use a model whose tokenizer keeps text"
             )
+
+
+def _flat(lists: Iterable[list[int]]) -> list[int]:
+    return [i for ids in lists for i in ids]
 
 
 def _without_added_tokens(backend: "Tokenizer") -> "Tokenizer":

@@ -1,12 +1,11 @@
-"""The checks before a run starts: what would go wrong later, as far as slime's arguments and the servers show it.
+"""The checks before a run starts: what would go wrong later, as far as slime's arguments and the settings show it.
 
 slime has no hook before the first rollout, so they are made there, and by the run script before a GPU is taken.
 """
 
 import inspect
-import logging
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,34 @@ from ..episode.rows import check_rows
 from ..training.turn_mean import is_turn_mean
 from .config import TcodConfig, read_yaml
 
-logger = logging.getLogger(__name__)
+HOOKS = {
+    "custom_generate_function_path": "tcod_rollout.generate",
+    "custom_rm_path": "tcod_rollout.reward_func",
+    "custom_reward_post_process_path": "tcod_rollout.post_process_rewards",
+    "dynamic_sampling_filter_path": "tcod_rollout.drop_failed",
+}
+NEEDED = {
+    "use_opd": "without it slime trains on the zero rewards alone",
+    "rollout_max_context_len": "set the largest length of a sequence in tokens",
+}
+FORBIDDEN = {
+    "normalize_advantages": "would whiten the KL away",
+    "partial_rollout": "cannot continue a multi-turn episode",
+    "use_rollout_routing_replay": "has no routes for an environment's tokens",
+    "group_rm": "hands whole groups to the reward function",
+    "reward_key": "does not apply, TCOD's reward is a number",
+    "eval_reward_key": "does not apply, TCOD's reward is a number",
+}
+FORBIDDEN_WITH_TURN_MEAN = {  # turn_mean.py: a count of turns is in the masks, and the turns are the masks' runs
+    "calculate_per_token_loss": "is the mean over tokens, and the chosen reducer the mean over turns",
+    "log_multi_turn": "takes sums of masks for lengths, and the mean over turns keeps its count there",
+    "use_opsm": "takes sums of masks for lengths, and the mean over turns keeps its count there",
+    "custom_tis_function_path": "may change the masks, whose runs are the turns of the mean over turns",
+    "custom_convert_samples_to_train_data_path": "may change the masks, whose runs are the turns",
+}
 
 
-def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
+def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
     """The settings by themselves, then against slime's arguments and the training data.
 
     Args:
@@ -33,24 +56,15 @@ def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
     if getattr(args, "custom_config_path", None):
         read_yaml(Path(args.custom_config_path))  # slime takes any key in it
     config = TcodConfig.from_args(args)
-    check_environment(config)
-    _check_hooks(args)
-    _check_sampling(args)
-    _check_over_sampling(args)
-    _check_evaluation_hooks(args)
-    _check_loss(args)
-    _check_schedule(args, config)
-    _check_fan_out(args, config)
-    if args.opd_type == "sglang":
-        _check_teacher_flags(args)
-    _check_weight_push(args)
-    _check_evaluation_kl(args, config)
+    check_environment_class(config)
+    for sentence in _refusals(args, config):
+        raise ConfigError(sentence)
     if rows is not None:
         check_training_rows(config, rows, "--prompt-data")
     return config
 
 
-def check_environment(config: TcodConfig) -> None:
+def check_environment_class(config: TcodConfig) -> None:
     """Whether the environment's class is there and takes its arguments. Raises ConfigError."""
     environment = load_environment(config.tcod_environment)
     try:
@@ -63,169 +77,99 @@ def check_environment(config: TcodConfig) -> None:
 
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
     """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError."""
-    environment, variant = load_environment(config.tcod_environment), config.curriculum.replays and config.tcod_variant
-    check_rows(rows, source, environment, config.tcod_data_root, variant or "", config.tcod_horizon)
+    variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
+    environment = load_environment(config.tcod_environment)
+    check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon)
 
 
-def _check_hooks(args: Namespace) -> None:
-    hooks = {
-        "custom_generate_function_path": "generate",
-        "custom_rm_path": "reward_func",
-        "custom_reward_post_process_path": "post_process_rewards",
-        "dynamic_sampling_filter_path": "drop_failed",
-    }
+def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
+    """A sentence for each flag that is missing, must be left out, or contradicts another."""
+    hooks, needed = dict(HOOKS), dict(NEEDED)
+    if str(args.custom_pg_loss_reducer_function_path).endswith(".turn_mean"):
+        hooks["custom_pg_loss_reducer_function_path"] = "training.turn_mean.turn_mean"
+    if args.opd_type == "sglang":
+        needed["rm_url"] = "set it to the teacher's http://HOST:PORT/generate"
+    if config.tcod_history == "turns":
+        needed["use_dynamic_batch_size"] = "a step of tcod_history turns has any number of samples"
     for name, function in hooks.items():
-        path = f"{PACKAGE}.tcod_rollout.{function}"
-        if getattr(args, name, None) != path:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} must be {path}, as --rollout-function-path is of {PACKAGE}: "
-                "TCOD needs all of its hooks"
-            )
+        if getattr(args, name) != (path := f"{PACKAGE}.{function}"):
+            yield f"{_flag(name)} must be {path}, as --rollout-function-path is of {PACKAGE}: TCOD needs all its hooks"
+    for name, why in needed.items():
+        if not getattr(args, name):
+            yield f"{_flag(name)} is missing: {why}"
+    for name, why in _forbidden(args, config).items():
+        if value := getattr(args, name, None):
+            yield f"{_flag(name)} {'' if value is True else f'{value} '}{why}: remove it"
+    yield from _contradictions(args, config)
 
 
-def _check_sampling(args: Namespace) -> None:
-    if not args.use_opd:
-        raise ConfigError("--use-opd is missing: without it slime trains on the zero rewards alone")
-    if not args.opd_kl_coef:
-        raise ConfigError("--opd-kl-coef is 0: the KL is the only signal, so set it above 0")
-    if args.normalize_advantages:
-        raise ConfigError("--normalize-advantages would whiten the KL away: remove the flag")
-    if args.partial_rollout:
-        raise ConfigError("--partial-rollout cannot continue a multi-turn episode: remove the flag")
-    if getattr(args, "use_rollout_routing_replay", False):
-        raise ConfigError("--use-rollout-routing-replay has no routes for an environment's tokens: remove the flag")
-    if args.group_rm:
-        raise ConfigError("--group-rm hands whole groups to the reward function: remove the flag")
-    if args.reward_key or args.eval_reward_key:
-        raise ConfigError("--reward-key and --eval-reward-key do not apply, TCOD's reward is a number: remove them")
-    if not args.rollout_max_context_len:
-        raise ConfigError("--rollout-max-context-len is missing: set the largest length of a sequence in tokens")
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
+    """Flags that must not be set, and why."""
+    flags = dict(FORBIDDEN)
+    if (args.over_sampling_batch_size or 0) > args.rollout_batch_size:
+        flags["over_sampling_batch_size"] = "would train on the fastest episodes only"
+    evaluation = args.eval_function_path or args.rollout_function_path
+    fully_async = args.rollout_function_path.endswith(".generate_rollout_fully_async")
+    if fully_async and evaluation.startswith((f"{PACKAGE}.", "slime.")):
+        flags["eval_interval"] = (
+            f"asks for evaluations, which slime lacks in a fully asynchronous run: {evaluation} would fail, or share "
+            "a semaphore with the rollout until both wait for ever"
+        )
+    if args.opd_type != "megatron" and not _pushes_copies(args):
+        flags["offload_train"] = (
+            "gives up the memory that slime pushes weights from, except with --colocate and without "
+            "--update-weight-transport disk"
+        )
+    if args.rollout_sample_filter_path:
+        flags["calculate_per_token_loss"] = "counts a token for each sample that --rollout-sample-filter-path removes"
+    if config.tcod_history == "turns":
+        flags["log_passrate"] = "expects --n-samples-per-prompt samples of a prompt, and every turn is a sample"
+    if is_turn_mean(args):
+        flags |= FORBIDDEN_WITH_TURN_MEAN
+        if args.advantage_estimator not in ("grpo", "gspo", "cispo"):
+            flags["advantage_estimator"] = "reads the masks, in which the mean over turns keeps its count"
+    return flags
+
+
+def _pushes_copies(args: Namespace) -> bool:
+    """slime pushes what the training GPUs hold, which may be the teacher, or memory that was given up. On GPUs that
+    engines and training share (--colocate) it pushes copies in main memory."""
+    return args.colocate and args.update_weight_transport != "disk"
+
+
+def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
+    if not args.opd_kl_coef > 0:
+        yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: the KL is the only signal"
     if args.rollout_max_response_len >= args.rollout_max_context_len:
-        raise ConfigError(
+        yield (
             f"--rollout-max-response-len {args.rollout_max_response_len} bounds one turn and must be below "
             f"--rollout-max-context-len {args.rollout_max_context_len}"
         )
-
-
-def _check_loss(args: Namespace) -> None:
-    """Refuse flags under which the chosen mean (loss.py) would not be exact."""
-    if args.calculate_per_token_loss and args.rollout_sample_filter_path:
-        raise ConfigError(
-            "--calculate-per-token-loss counts a token for each sample that --rollout-sample-filter-path removes: "
-            "remove one of them"
-        )
-    reducer = args.custom_pg_loss_reducer_function_path
-    if not is_turn_mean(args):
-        if (reducer or "").endswith(".turn_mean.turn_mean"):
-            raise ConfigError(
-                "--custom-pg-loss-reducer-function-path must be "
-                f"{PACKAGE}.training.turn_mean.turn_mean, not {reducer}: "
-                "the other hooks are of this package and count its turns"
-            )
-        return
-    if args.calculate_per_token_loss:
-        raise ConfigError(
-            f"--calculate-per-token-loss is the mean over tokens and {reducer} the mean over turns: remove one of them"
-        )
-    if args.advantage_estimator not in ("grpo", "gspo", "cispo"):
-        raise ConfigError(
-            f"--advantage-estimator {args.advantage_estimator} reads the masks in which the mean over turns keeps its "
-            "count: use grpo"
-        )
-    for name in ("log_multi_turn", "use_opsm"):
-        if getattr(args, name, False):
-            raise ConfigError(
-                f"--{name.replace('_', '-')} takes sums of masks for lengths, and {reducer} keeps its count there: "
-                "remove it"
-            )
-    for name in ("custom_tis_function_path", "custom_convert_samples_to_train_data_path"):
-        if getattr(args, name, None):
-            raise ConfigError(
-                f"--{name.replace('_', '-')} may change the masks, whose runs are the turns of {reducer}: "
-                "remove one of them"
-            )
-
-
-def _check_schedule(args: Namespace, config: TcodConfig) -> None:
-    if config.kl_schedule is None:
-        return
-    if args.opd_type != "sglang":
-        raise ConfigError(
-            f"tcod_schedule kl needs the teacher's scores in the rollout and --opd-type {args.opd_type} has them in "
-            "Megatron only: set tcod_schedule to linear"
-        )
-    if not args.rollout_global_dataset:
-        raise ConfigError(
-            "tcod_schedule kl is saved with slime's data source: remove --disable-rollout-global-dataset"
-        )
-
-
-def _check_fan_out(args: Namespace, config: TcodConfig) -> None:
-    """Refuse flags that take one sample for one episode, where every turn is a sample."""
-    if config.tcod_history == "append":
-        return
-    if not args.use_dynamic_batch_size:
-        raise ConfigError(
-            "tcod_history turns makes a sample of every turn, and micro-batches of a fixed size need a fixed number: "
-            "set --use-dynamic-batch-size and --max-tokens-per-gpu"
-        )
-    if getattr(args, "log_passrate", False):
-        raise ConfigError(
-            "--log-passrate expects --n-samples-per-prompt samples of a prompt, and tcod_history turns makes one of "
-            "every turn: remove the flag"
-        )
-
-
-def _check_teacher_flags(args: Namespace) -> None:
-    if not args.rm_url:
-        raise ConfigError("--rm-url is missing: set it to the teacher's http://HOST:PORT/generate")
-    if (args.rollout_temperature, args.rollout_top_p, args.rollout_top_k) != (1.0, 1.0, -1):
-        raise ConfigError(
-            "the teacher's scores are untempered, so --opd-type sglang needs --rollout-temperature 1, "
-            f"--rollout-top-p 1 and --rollout-top-k -1, not {args.rollout_temperature:g}, {args.rollout_top_p:g} and "
-            f"{args.rollout_top_k}"
-        )
-
-
-def _check_weight_push(args: Namespace) -> None:
-    """slime pushes what the training GPUs hold, which may be the teacher, or memory that was given up. On GPUs that
-    engines and training share (--colocate) it pushes copies in main memory."""
-    from_copies = args.colocate and args.update_weight_transport != "disk"
-    if args.opd_type == "megatron" and not from_copies:
-        raise ConfigError(
+    if args.opd_type == "megatron" and not _pushes_copies(args):
+        yield (
             "--opd-type megatron needs --colocate, and no --update-weight-transport disk: elsewhere slime pushes the "
             "teacher's weights to the engines, or memory that it has given up"
         )
-    if args.offload_train and not from_copies:
-        raise ConfigError(
-            "--offload-train gives up the memory that slime pushes weights from, but with --colocate, and without "
-            "--update-weight-transport disk: remove it"
+    sampling = (args.rollout_temperature, args.rollout_top_p, args.rollout_top_k)
+    if args.opd_type == "sglang" and sampling != (1, 1, -1):
+        yield (
+            "the teacher's scores are untempered, so --opd-type sglang needs --rollout-temperature 1, --rollout-top-p "
+            "1 and --rollout-top-k -1, not {:g}, {:g} and {}".format(*sampling)
         )
-
-
-def _check_over_sampling(args: Namespace) -> None:
-    size = getattr(args, "over_sampling_batch_size", None) or args.rollout_batch_size
-    if size > args.rollout_batch_size:
-        raise ConfigError(
-            f"--over-sampling-batch-size {size} would train on the fastest episodes only: remove the flag"
-        )
-
-
-def _check_evaluation_hooks(args: Namespace) -> None:
-    """slime hands samples of a data set without a reward function of its own to ours, whoever generated them."""
-    for dataset in getattr(args, "eval_datasets", None) or []:
-        generate = getattr(dataset, "custom_generate_function_path", None)
-        if generate not in (None, args.custom_generate_function_path) and not getattr(dataset, "custom_rm_path", None):
-            raise ConfigError(
+    datasets = getattr(args, "eval_datasets", None) or []
+    ours = (None, args.custom_generate_function_path)
+    for dataset in datasets:  # slime hands samples without a reward function of their own to ours
+        if dataset.custom_generate_function_path not in ours and not dataset.custom_rm_path:
+            yield (
                 f"the evaluation data set {dataset.name} has its own custom_generate_function_path: give it a "
                 "custom_rm_path too"
             )
-
-
-def _check_evaluation_kl(args: Namespace, config: TcodConfig) -> None:
-    datasets = getattr(args, "eval_datasets", None) or []
     if config.tcod_eval_kl and datasets and not any(is_untempered(vars(dataset)) for dataset in datasets):
-        raise ConfigError(
+        yield (
             "tcod_eval_kl measures a KL only on evaluation datasets with temperature 1, top_p 1 and top_k -1 and "
             "there is none: add one with --eval-config, or set tcod_eval_kl to false"
         )

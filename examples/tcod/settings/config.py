@@ -1,21 +1,23 @@
 """The recipe's settings: the `tcod_*` keys of slime's --custom-config-path YAML.
 
 slime turns every key of that YAML into an attribute of `args` and accepts typing errors; here an unknown key, a wrong
-type or a value out of range stops the run with one sentence that names it and the fix.
+type or a value out of range stops the run with one sentence that names the file, the key and the fix.
 """
 
 import os
 from argparse import Namespace
-from functools import cached_property
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from .. import ConfigError
-from ..curriculum import Curriculum, KlSchedule
+from ..curriculum import Curriculum
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class TcodConfig(BaseModel):
@@ -26,32 +28,20 @@ class TcodConfig(BaseModel):
     tcod_variant: Literal["opd", "f2b", "b2f", "reopd"]
     """The arm, see curriculum.py."""
     tcod_horizon: int
-    """T: the largest number of turns of an episode, replayed ones included."""
+    """The largest number of turns of an episode, replayed ones included."""
     tcod_k_start: int = 1
     """Depth at rollout 0."""
     tcod_eta: int = 5
     """Rollouts per turn of depth. The paper tries 2, 4 and 6, its code ships 5 (B2F) and 6 (F2B); one value for both
     lets the arms be compared, and 5 takes a horizon of 30 to full depth in 145 of 250 rollouts."""
-    tcod_schedule: Literal["linear", "kl"] = "linear"
-    """What the depth grows with: "linear", a turn every tcod_eta rollouts, or "kl", a turn once the KL per token at
-    the deepest turns has fallen, by the next four settings. The deepest are the student's k-th and later turns."""
-    tcod_kl_share: float = 0.5
-    """k grows once the average KL is at most this share of the KL on reaching the depth; 0.5: it has halved."""
-    tcod_kl_weight: float = 0.3
-    """Weight of the newest rollout in the moving average: one rollout has few tokens at the deepest turns, and three
-    weigh two thirds."""
-    tcod_kl_min_rollouts: int = 2
-    """Rollouts at a depth, at least: the first one's KL is the mark, the second the first to be measured by it."""
-    tcod_kl_max_rollouts: int = 8
-    """Rollouts at a depth, at most: a horizon of 30 is then reached within 232 of the paper's 250, whatever the KL."""
     tcod_reopd_gamma: float = 0.6
     """reopd: a replay of one turn more is this many times as probable; the paper's value."""
     tcod_b2f_budget: Literal["slack", "horizon"] = "slack"
-    """The student's turns after b2f's hand-over: "slack" (k + tcod_b2f_slack) or "horizon" (what is left of T)."""
+    """The student's turns after b2f's hand-over: "slack" (k + tcod_b2f_slack) or "horizon" (what is left of it)."""
     tcod_b2f_slack: int = 2
     """Turns beyond k under tcod_b2f_budget: slack."""
     tcod_environment: str = ".env_alfworld.AlfworldEnvironment"
-    """Import path of the environment class, see environment.py; a leading dot means a module of this package."""
+    """Import path of the environment's class; a leading dot means a module of this package."""
     tcod_data_root: str = ""
     """Folder of the environment's data, for its constructor and check_row; environment variables are expanded."""
     tcod_env_args: dict[str, Any] = {}
@@ -69,11 +59,11 @@ class TcodConfig(BaseModel):
     """Ray actors that host environment engines."""
     tcod_engines_per_worker: int = Field(8, ge=1)
     """Engines in each actor; workers x engines bounds the episodes that play at once."""
-    tcod_env_timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
+    tcod_env_timeout_s: Seconds = 120.0
     """Longest reset or step, waiting behind other calls of the worker not counted; then the worker is replaced."""
-    tcod_engine_timeout_s: float = Field(1800.0, gt=0, allow_inf_nan=False)
+    tcod_engine_timeout_s: Seconds = 1800.0
     """Longest request for one response, waiting in the engine's queue included; it is not repeated."""
-    tcod_teacher_timeout_s: float = Field(300.0, gt=0, allow_inf_nan=False)
+    tcod_teacher_timeout_s: Seconds = 300.0
     """Longest scoring request, waiting in the teacher's queue included; it is not repeated."""
     tcod_teacher_concurrency: int = Field(64, ge=1)
     """Scoring requests in flight at once."""
@@ -83,67 +73,36 @@ class TcodConfig(BaseModel):
     """Fully asynchronous mode: how many rollouts old an episode may be; a rollout waits for the oldest."""
     tcod_eval_kl: bool = False
     """Score evaluation episodes too (those sampled at temperature 1), to measure the full-horizon KL."""
-    tcod_save_episodes: int | Literal["all"] = 8
-    """Episodes to save for reading (episode_log.py): so many of a rollout, and twice as many of each evaluation data
-    set; 0 saves none, "all" every one."""
-
-    @field_validator("tcod_save_episodes", mode="before")
-    @classmethod
-    def _check_count(cls, count: Any) -> Any:
-        if count == "all" or (type(count) is int and count >= 0):
-            return count
-        raise ValueError(f'tcod_save_episodes must be a whole number >= 0 or "all", got {count!r}')
+    tcod_save_episodes: Annotated[int, Field(ge=0)] | Literal["all"] = 8
+    """Episodes to save for reading: so many of a rollout, and twice as many of each evaluation data set; 0 saves none,
+    "all" every one."""
+    _curriculum: Curriculum = PrivateAttr()
 
     @field_validator("tcod_data_root")
     @classmethod
     def _expand(cls, root: str) -> str:
         expanded = os.path.expanduser(os.path.expandvars(root))
-        if "$" in expanded:
-            raise ValueError(f"tcod_data_root is {root}, but that variable is not set: export it or write the path")
         if root and not os.path.isdir(expanded):
-            raise ValueError(f"tcod_data_root {expanded} is not a folder: set it to the game data's root")
-        return expanded
+            raise ValueError(f"tcod_data_root {root} is not a folder ({expanded}): set it, or the variable in it")
+        return os.path.abspath(expanded) if root else root  # workers have other current folders
 
     @model_validator(mode="after")
-    def _check_schedule(self) -> "TcodConfig":
-        self.curriculum  # noqa: B018  its constructor checks it
+    def _combine(self) -> "TcodConfig":
+        of_it = {field.name: getattr(self, f"tcod_{field.name}") for field in fields(Curriculum)}
+        self._curriculum = Curriculum(**of_it)
         if self.tcod_window and self.tcod_history == "append":
             raise ValueError("tcod_window is for tcod_history turns, an appended context keeps all turns: remove it")
-        if self.kl_schedule and not self.curriculum.deepens:
-            raise ValueError(
-                f"tcod_schedule kl is for f2b and b2f, {self.tcod_variant} has no depth to grow: remove it"
-            )
         return self
 
-    @cached_property
+    @property
     def curriculum(self) -> Curriculum:
-        return Curriculum(
-            variant=self.tcod_variant,
-            horizon=self.tcod_horizon,
-            k_start=self.tcod_k_start,
-            eta=self.tcod_eta,
-            b2f_budget=self.tcod_b2f_budget,
-            b2f_slack=self.tcod_b2f_slack,
-            reopd_gamma=self.tcod_reopd_gamma,
-        )
-
-    @cached_property
-    def kl_schedule(self) -> KlSchedule | None:
-        """None under tcod_schedule: linear."""
-        schedule = KlSchedule(
-            k_start=self.tcod_k_start,
-            k_max=self.tcod_horizon,
-            share=self.tcod_kl_share,
-            weight=self.tcod_kl_weight,
-            shortest=self.tcod_kl_min_rollouts,
-            longest=self.tcod_kl_max_rollouts,
-        )
-        return schedule if self.tcod_schedule == "kl" else None
+        """The curriculum of these settings."""
+        return self._curriculum
 
     @property
-    def chat_choices(self) -> dict[str, str]:
+    def chat_choices(self) -> dict[str, Any]:
         """What ChatTokens needs of the settings."""
-        return {"history": self.tcod_history, "thoughts": self.tcod_thoughts}
+        return {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": self.tcod_horizon}
 
     @property
     def template_kwargs(self) -> dict[str, bool]:
@@ -167,17 +126,16 @@ class TcodConfig(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            errors = sorted(error.errors(), key=lambda error: error["type"] != "extra_forbidden")  # a typo first
-            raise ConfigError(_sentence(errors[0], source)) from error
+            raise ConfigError(_sentence(error.errors(), source)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of settings. Raises ConfigError, also where it holds anything but tcod_* keys."""
+    """The settings in a YAML file, in UTF-8. Raises ConfigError, also where a key is not tcod_*, or stands twice."""
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.load(path.read_bytes(), _UniqueKeys) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read ({reason}): name a YAML file of tcod_* settings") from error
+        raise ConfigError(f"{path} cannot be read ({reason}): give a YAML file of tcod_* settings") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is no mapping: write one `tcod_key: value` a line")
     if foreign := [str(key) for key in values if not str(key).startswith("tcod_")]:
@@ -188,25 +146,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _sentence(error: ErrorDetails, source: str) -> str:
-    """pydantic's first error as one sentence that names the key and what it must be."""
-    key, context, given = ".".join(map(str, error["loc"])), error.get("ctx", {}), error["input"]
-    match error["type"]:
-        case "extra_forbidden":
-            known = ", ".join(TcodConfig.model_fields)
-            return f"unknown setting {key} in {source}: the settings are {known}"
-        case "missing":
-            return f"{key} is missing in {source}: add it, see configs/alfworld_f2b.yaml"
-        case "value_error":
-            return str(context["error"])
-        case "literal_error":
-            return (
-                f"{key} must be one of {context['expected'].replace(chr(39), '').replace(' or ', ', ')}, got {given!r}"
-            )
-        case "greater_than_equal":
-            return f"{key} must be >= {context['ge']}, got {given!r}"
-        case "greater_than" | "finite_number":
-            return f"{key} must be a positive number of seconds, got {given!r}"
-        case other:
-            wanted = {"int": "int", "bool": "bool", "float": "float", "string": "str"}.get(other.split("_")[0], other)
-            return f"{key} must be of type {wanted}, got {given!r}"
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(key.value) for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{repeated[0]} is set twice")
+        return super().construct_mapping(node, deep)
+
+
+def _sentence(errors: list[ErrorDetails], source: str) -> str:
+    """The first of pydantic's errors; before all others a key that is no setting, which may explain them."""
+    error = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {key} in {source}: the settings are {', '.join(TcodConfig.model_fields)}"
+    if error["type"] == "missing":
+        return f"{key} is missing in {source}: add it, as in the recipe's configs/"
+    if error["type"] == "value_error":
+        return f"{source}: {error['ctx']['error']}"
+    choices = [other["msg"] for other in errors if other["loc"][0] == error["loc"][0]]  # more than one of a union
+    wanted = " or ".join(choice.removeprefix("Input should be ") for choice in choices)
+    return f"{error['loc'][0] if choices[1:] else key} in {source} should be {wanted}, not {error['input']!r:.80}"

@@ -20,10 +20,11 @@ from ..environments.pool import BorrowedEnvironment
 from ..environments.protocol import Environment, Observation, ask, load_environment
 from ..episode.demonstration import Demonstration
 from ..episode.rows import Row, place, read_rows
-from ..settings.checks import check_environment, check_training_rows
+from ..settings.build import new_pool
+from ..settings.checks import check_environment_class, check_training_rows
 from ..settings.config import TcodConfig
 from .command import at_least, new_parser, one_sentence
-from .prepare import new_pool, play_demonstration
+from .prepare import play_demonstration
 from .ray_start import start_ray
 
 NONSENSE = "no such action"
@@ -163,7 +164,7 @@ def main() -> None:
     options = parser.parse_args()
     with one_sentence("check_environment"):
         config = TcodConfig.read(options.config)
-        check_environment(config)
+        check_environment_class(config)
         rows = read_rows(options.rows)
         check_training_rows(config, rows, str(options.rows))
         start_ray(workers=1)

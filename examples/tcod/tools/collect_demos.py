@@ -17,29 +17,30 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from ..episode.record import Episode
 from ..episode.rows import task_key
 from ..model.chat_tokens import ChatTokens
 from .command import at_least, new_parser, one_sentence, result_file, table
 from .journal import Entry
-from .play import Played, Player, add_options, play_missing, start
+from .play import Player, add_options, play_missing, start
 
 
-def solution(played: Played, chat: ChatTokens) -> dict[str, Any]:
+def solution(episode: Episode, chat: ChatTokens) -> dict[str, Any]:
     """What the journal keeps of a won episode: its actions, the responses they are parsed from, and their ids.
 
     usable: every response gives one admissible action, so that it can be replayed.
     exact: replayed, it also has the same tokens, where the vocabulary is the same.
     """
-    record = played.record
+    record, ids = episode.record, [span.ids for span, _ in episode.sampled()]
     if not record.won:
         return {}
-    texts = [chat.said(ids) for ids in played.responses]
+    texts = [chat.turn_text(turn) for turn in ids]
     return {
         "usable": all(turn.valid and turn.admissible for turn in record.turns),
-        "exact": all(map(chat.replays, played.responses, texts)),
+        "exact": all(map(chat.spells, ids, texts)),
         "actions": [turn.action for turn in record.turns],
         "responses": texts,
-        "ids": played.responses,
+        "ids": ids,
     }
 
 
@@ -52,7 +53,7 @@ def best(entries: Sequence[Entry]) -> Entry | None:
 def demonstration(entry: Entry, chat: ChatTokens, drop_thoughts: bool) -> dict[str, Any]:
     """An entry as a row's `demo`. Without thoughts a response is text alone: its tokens were sampled after them."""
     if drop_thoughts:
-        return {"actions": entry["actions"], "responses": [chat.answer(ids).strip() for ids in entry["ids"]]}
+        return {"actions": entry["actions"], "responses": [chat.after_thought(ids).strip() for ids in entry["ids"]]}
     return {**{name: entry[name] for name in ("actions", "responses", "ids")}, "vocabulary": chat.vocabulary}
 
 
@@ -66,7 +67,7 @@ def make_rows(player: Player, samples: int, drop_thoughts: bool = False) -> tupl
         entries = player.journal.of(row)
         demo = {"actions": []}
         if found := best(entries):
-            demo = demonstration(found, player.runtime.chat, drop_thoughts)
+            demo = demonstration(found, player.episodes.chat, drop_thoughts)
         elif any(entry["won"] for entry in entries):
             left_out.append(f"{task_key(row.task)}: every solution contains invalid or inadmissible actions")
             continue
@@ -101,8 +102,8 @@ def main() -> None:
     options = parser.parse_args()
     with one_sentence("collect_demos", options.out), result_file(options.out) as file:
         player = start(options, "collect_demos")
-        chat = player.runtime.chat
-        asyncio.run(play_missing(player, options.samples, lambda row, played: solution(played, chat)))
+        chat = player.episodes.chat
+        asyncio.run(play_missing(player, options.samples, lambda row, episode: solution(episode, chat)))
         rows, left_out = make_rows(player, options.samples, options.drop_thoughts)
         file.writelines(json.dumps(row) + "\n" for row in rows)
     print(summary(player))

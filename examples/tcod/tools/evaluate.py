@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import ConfigError
+from ..episode.record import Episode
 from ..episode.rows import Row
-from ..records.transcript import transcript
+from ..records.saved_episodes import transcript
 from .command import new_parser, one_sentence, result_file, table
 from .compare_evals import summarise
-from .play import Played, Player, add_options, play_missing, start
+from .play import Player, add_options, play_missing, start
 
 
 def result_of(player: Player) -> dict[str, Any]:
@@ -37,11 +38,11 @@ def result_of(player: Player) -> dict[str, Any]:
     return {"settings": settings, "success": summarise(episodes), "failed": failed, "episodes": episodes}
 
 
-def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row, Played], dict[str, Any]]:
+def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row, Episode], dict[str, Any]]:
     """What is told of an episode that has ended; it says what the journal keeps of it.
 
-    It saves the episode as episode_log.py saves those of a training run, with the model's name in the place of the
-    arm, in a file that is open as long as `stack`. Raises OSError.
+    It saves the episode as those of a training run are, with the model's name in the place of the arm, in a file that
+    is open as long as `stack`. Raises OSError.
     """
     file, name, arm = None, options.rows.stem, Path(options.model).name
     if options.episodes:
@@ -51,11 +52,11 @@ def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row
         file = stack.enter_context(path.open(mode, encoding="utf-8", buffering=1))
         file.write("\n" if player.entries else "")  # behind a torn line
 
-    def save(row: Row, played: Played) -> dict[str, Any]:
+    def save(row: Row, episode: Episode) -> dict[str, Any]:
         if file:
-            line = transcript(played.as_sample(row), player.runtime.chat.tokenizer)
-            print(json.dumps({"arm": arm, "dataset": name, **line, "n": 0}), file=file)
-        return {"context_limited": played.record.context_limited}
+            about = {"arm": arm, "dataset": name, "n": 0, "index": row.line}
+            file.write(transcript(episode, row, player.episodes.chat.tokenizer, **about).line())
+        return {"context_limited": episode.record.context_limited}
 
     return save
 

@@ -29,7 +29,7 @@ import requests
 import yaml
 
 from .. import PACKAGE
-from ..records.about import without_secrets
+from ..records.secrets import without_secrets
 from .launch_machine import check_files, check_machine, check_space, last_checkpoint, lock, output, visible_gpus
 from .launch_settings import Settings, check_settings, recipe_settings, refuse, require
 from .processes import Process, Supervisor, tail

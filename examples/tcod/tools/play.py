@@ -7,14 +7,13 @@ container it needs the environment's own package.
 import argparse
 import asyncio
 import hashlib
-import itertools
 import json
 import logging
 import uuid
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .. import ConfigError, Failure
 from ..environments.protocol import load_environment
 from ..episode.demonstration import Demonstration
-from ..episode.history import History
-from ..episode.loop import Assignment, EpisodeRecord, Runtime, play_episode
+from ..episode.loop import Assignment, EpisodePlayer, failures_go_to
+from ..episode.record import Episode, EpisodeRecord
 from ..episode.rows import Row, check_rows, read_rows, task_key
-from ..model.chat_tokens import ChatTokens, load_chat
-from ..settings.checks import check_environment
+from ..model.chat_tokens import ChatTokens
+from ..settings.build import new_player, student_chat
+from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from ..settings.server_checks import probe
 from .command import at_least
@@ -42,31 +42,6 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs" / "alfworld_opd.yaml
 FAILURES_IN_A_ROW = 32  # then something is broken for good
 
 
-@dataclass(frozen=True)
-class Played:
-    """An episode that has ended: its record, and its tokens if it did not fail."""
-
-    record: EpisodeRecord
-    history: History | None
-
-    @property
-    def responses(self) -> list[list[int]]:
-        """The sampled ids of each turn."""
-        return [span.sampled.ids for span in self.history.spans if span.sampled]
-
-    def as_sample(self, row: Row) -> Namespace:
-        """What slime's sample of the episode would be, for a transcript."""
-        spans = self.history.spans if self.history else []
-        log_probs = [span.sampled.log_probs if span.sampled else [0.0] * len(span.ids) for span in spans]
-        return Namespace(
-            **{"index": row.line, "prompt": row.prompt, "label": row.label, "teacher_log_probs": None},
-            metadata={**row.metadata, "tcod": asdict(self.record)},
-            tokens=self.history.tokens if self.history else [],
-            response_length=self.history.response_length if self.history else 0,
-            rollout_log_probs=list(itertools.chain(*log_probs)),
-        )
-
-
 @dataclass
 class Player:
     """A student on a server, the rows that it plays, and what became of the episodes.
@@ -77,7 +52,8 @@ class Player:
     """
 
     options: Namespace
-    runtime: Runtime
+    config: TcodConfig
+    episodes: EpisodePlayer
     rows: list[Row]
     journal: Journal
     settings: dict[str, Any]
@@ -141,7 +117,7 @@ def start(options: Namespace, tool: str) -> Player:
     if not 0 <= options.temperature < float("inf"):
         raise ConfigError(f"--temperature must be a number >= 0, got {options.temperature}")
     config = TcodConfig.read(options.config)
-    check_environment(config)
+    check_environment_class(config)
     rows = _distinct_rows(config, options.rows)
     settings = _settings(config, options)
     journal = Journal(options.out.with_suffix(".journal.jsonl"), {**settings, "tool": tool})
@@ -150,10 +126,10 @@ def start(options: Namespace, tool: str) -> Player:
         logger.warning("--model %s: %s", options.model, warning)
     _check_server(options, chat)
     start_ray(config.tcod_env_workers)
-    return Player(options, Runtime.create(config, chat, options.url.rstrip("/")), rows, journal, settings)
+    return Player(options, config, new_player(config, chat, options.url.rstrip("/")), rows, journal, settings)
 
 
-async def play_missing(player: Player, times: int, describe: Callable[[Row, Played], dict[str, Any]]) -> None:
+async def play_missing(player: Player, times: int, describe: Callable[[Row, Episode], dict[str, Any]]) -> None:
     """Play every row `times` times, as far as it is not in the journal: all once, then all again.
 
     Args:
@@ -176,24 +152,24 @@ async def play_missing(player: Player, times: int, describe: Callable[[Row, Play
 
     async def work() -> None:
         for row, attempt in waiting:
-            played = await _play_row(player, row)
-            player.note(row, attempt, played.record, describe(row, played))
-            ended[played.record.won] += not played.record.failure
+            episode = await _play_row(player, row)
+            player.note(row, attempt, episode.record, describe(row, episode))
+            ended[episode.record.won] += not episode.record.failure
             success = ended[True] / max(ended.total(), 1)
             bar.set_postfix_str(f"success {success:.2f}, failed {player.failed.total()}", refresh=False)
             bar.update()
 
     with logging_redirect_tqdm(), bar:
         await asyncio.gather(*(work() for _ in range(player.options.concurrency)))
-    await player.runtime.pool.close()
+    await player.episodes.pool.close()
 
 
-async def _play_row(player: Player, row: Row) -> Played:
-    record, options = EpisodeRecord(evaluation=True), player.options
-    task = Assignment(
+async def _play_row(player: Player, row: Row) -> Episode:
+    episode, options = Episode(EpisodeRecord(evaluation=True)), player.options
+    assignment = Assignment(
         metadata=row.metadata,
-        plan=player.runtime.config.curriculum.full_plan(),
-        demo=Demonstration(),
+        plan=player.config.curriculum.full_plan(),
+        demonstration=Demonstration(),
         sampling_params={
             **{"temperature": options.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": options.max_turn_len},
             **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
@@ -201,23 +177,11 @@ async def _play_row(player: Player, row: Row) -> Played:
         max_context_len=options.max_context_len,
         session=uuid.uuid4().hex,
     )
-    try:
-        return Played(record, await play_episode(player.runtime, task, record))
-    except Failure as failure:
-        record.failure, record.detail = failure.reason, str(failure)[:500]
-        logger.warning("the episode of line %d failed, %s: %s", row.line, failure.reason, record.detail)
-        return Played(record, None)
-
-
-def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
-    """A checkpoint's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError, with the flag."""
-    kwargs = config.template_kwargs if template_kwargs is None else template_kwargs
-    if not isinstance(kwargs, dict):
-        raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object, got {kwargs}")
-    try:
-        return load_chat(checkpoint, kwargs, **config.chat_choices)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{flag}: {' '.join(str(error).split())}; name the checkpoint that is served") from error
+    with failures_go_to(episode.fail):
+        await player.episodes.play(assignment, episode)
+    if failure := episode.record.failure:
+        logger.warning("the episode of line %d failed, %s: %s", row.line, failure, episode.record.detail)
+    return episode
 
 
 def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:

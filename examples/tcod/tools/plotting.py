@@ -1,6 +1,5 @@
 """How every figure looks: the order and style of the arms, a line per arm with the range of its seeds, the axes."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence, Sized
 from statistics import fmean
 from typing import Any
@@ -26,33 +25,24 @@ def styles(arms: Mapping[str, Sized]) -> dict[str, Style]:
     """
     others = [name for name in arms if name not in ARMS]
     if len(others) > len(OTHERS):
-        raise ValueError(f"besides {', '.join(ARMS)}, only {len(OTHERS)} arms can be told apart, not {len(others)}")
-    looks = {**ARMS, **dict(zip(others, OTHERS, strict=False))}
-    keys = ("color", "marker", "linestyle")
-    return {
-        name: {**dict(zip(keys, look, strict=True)), "markersize": 4, "label": label(name, arms[name])}
-        for name, look in looks.items()
-        if name in arms
-    }
-
-
-def label(name: str, runs: Sized) -> str:
-    name = name.upper() if name in ARMS else name
-    return name if len(runs) == 1 else f"{name}, {len(runs)} seeds"
+        raise ValueError(f"besides {', '.join(ARMS)} at most {len(OTHERS)} arms can be told apart: name fewer")
+    found = {}
+    for name, (color, marker, line) in {**ARMS, **dict(zip(others, OTHERS, strict=False))}.items():
+        if name in arms:
+            label = name.upper() if name in ARMS else name
+            label += f", {len(arms[name])} seeds" if len(arms[name]) > 1 else ""
+            found[name] = {"color": color, "marker": marker, "linestyle": line, "markersize": 4, "label": label}
+    return found
 
 
 def draw_curve(axes: Axes, curves: Sequence[Curve], style: Style, band: bool = True) -> None:
     """The mean of the curves at each x, and the band from the lowest to the highest."""
-    values = defaultdict(list)
-    for curve in curves:
-        for x, y in curve.items():
-            values[x].append(y)
-    if not values:
-        return
-    xs = sorted(values)
-    axes.plot(xs, [fmean(values[x]) for x in xs], markevery=max(len(xs) // 20, 1), **style)
-    if len(curves) > 1 and band:
-        low, high = [min(values[x]) for x in xs], [max(values[x]) for x in xs]
+    xs = sorted({x for curve in curves for x in curve})
+    values = [[curve[x] for curve in curves if x in curve] for x in xs]
+    if xs:
+        axes.plot(xs, list(map(fmean, values)), markevery=max(len(xs) // 20, 1), **style)
+    if xs and len(curves) > 1 and band:
+        low, high = list(map(min, values)), list(map(max, values))
         axes.fill_between(xs, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 

@@ -16,12 +16,12 @@ from transformers import AutoConfig
 
 from .. import ConfigError
 from ..environments.protocol import Environment, Observation, ask, load_environment
-from ..episode.history import new_history
 from ..episode.rows import Row, check_rows, read_rows, task_of
 from ..model.chat_tokens import ChatTokens, load_chat
-from ..settings.checks import check_environment, check_training_rows
+from ..settings.build import history_of
+from ..settings.checks import check_environment_class, check_training_rows
 from ..settings.config import TcodConfig
-from ..settings.server_checks import base_url, check_teacher
+from ..settings.server_checks import base_url, check_teacher_scores
 from .check_environment import play_rows, spread
 from .ray_cluster import check_cluster
 from .ray_start import start_ray
@@ -38,7 +38,7 @@ ARCHITECTURE = (
 def check_run(options: Namespace) -> None:
     """Everything that can be known before a GPU is taken. Raises ConfigError."""
     config = TcodConfig.read(options.config)
-    check_environment(config)
+    check_environment_class(config)
     chat = student_chat(options, config)
     for warning in chat.warnings:
         warn(f"STUDENT {options.student}: {warning}")
@@ -73,11 +73,11 @@ def turn_lengths(
     config: TcodConfig, chat: ChatTokens, environment: type[Environment], row: Row, first: Observation
 ) -> tuple[int, int]:
     """Tokens before the first response, and between two, where all observations are like a row's first."""
-    listed, history = config.tcod_admissible == "turn", new_history(config, chat, 10**9)
+    listed, history = config.tcod_admissible == "turn", history_of(config, chat)(10**9)
     rules = ask(environment, "system_prompt", task_of(row.metadata))
     history.begin(rules, ask(environment, "render", first, True, listed))
     opening = len(history.context)
-    history.replay("", None)
+    history.show_replayed("", None)
     history.observe(ask(environment, "render", first, False, listed))
     return opening, len(history.context) - opening - 1  # the response's own end
 
@@ -116,7 +116,7 @@ def check_architecture(student: Path, teacher: Path) -> None:
 def check_live_teacher(options: Namespace) -> None:
     """Whether the teacher scores the student's tokens, and long enough episodes. Raises ConfigError."""
     chat = student_chat(options, TcodConfig.read(options.config))
-    check_teacher(base_url(options.url), chat, options.context_len)
+    check_teacher_scores(base_url(options.url), chat, options.context_len)
 
 
 def parse() -> Namespace:

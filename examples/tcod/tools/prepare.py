@@ -30,7 +30,8 @@ from .. import ConfigError, Failure
 from ..environments.pool import EnvironmentPool
 from ..environments.protocol import Environment, Observation, load_environment
 from ..episode.demonstration import Demonstration
-from ..settings.checks import check_environment
+from ..settings.build import new_pool
+from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from .command import at_least, new_parser, one_sentence, result_file, table
 from .ray_start import start_ray
@@ -79,12 +80,6 @@ def left_out_line(task: dict[str, Any], source: str, failure: Failure) -> dict[s
 
 
 # ------------------------------------------------------------------------------------------------------- the engine
-
-
-def new_pool(config: TcodConfig, workers: int, engines_per_worker: int) -> EnvironmentPool:
-    """Engines of the environment that the settings name."""
-    sizes = {"workers": workers, "engines_per_worker": engines_per_worker, "timeout_s": config.tcod_env_timeout_s}
-    return EnvironmentPool(config.tcod_environment, config.tcod_data_root, env_args=config.tcod_env_args, **sizes)
 
 
 async def play_demonstration(
@@ -251,5 +246,5 @@ def run(name: str, prepare: Callable[[argparse.Namespace, TcodConfig], None], op
         with tempfile.TemporaryFile(dir=options.out) as file:  # before the engines take their time
             file.write(bytes(2**16))
         config = TcodConfig.read(options.config)
-        check_environment(config)
+        check_environment_class(config)
         prepare(options, config)

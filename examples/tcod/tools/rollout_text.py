@@ -2,45 +2,41 @@
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+
+from ..records.saved_episodes import Transcript, Turn
 
 
-def shortest_won(episodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def shortest_won(episodes: Sequence[Transcript]) -> Transcript:
     """The one to show first: a short one of the last rollout that was won, if there is any."""
-    trained = [one for one in episodes if one["dataset"] == "train" and not one["failure"]] or episodes
-    last = [one for one in trained if one["n"] == max(other["n"] for other in trained)]
-    return min(last, key=lambda one: (not one["won"], sum(span["count"] for span in one["spans"])))
+    trained = [one for one in episodes if one.dataset == "train" and not one.failure] or episodes
+    last = [one for one in trained if one.n == max(other.n for other in trained)]
+    return min(
+        last, key=lambda one: (not one.won, sum(turn.context_tokens + turn.response_tokens for turn in one.turns))
+    )
 
 
-def rollout_text(episode: dict[str, Any]) -> str:
-    """Every span of the sequence in order.
+def rollout_text(episode: Transcript) -> str:
+    """Every turn in order: the context that precedes the response, as the model saw it, and the response.
 
-    "student" spans are sampled and trained, with their number of tokens and KL in nats (log student - log teacher,
-    summed). The others are not trained. An episode without spans failed before it was complete: its turns are listed.
+    The student's responses are sampled and trained, with their number of tokens and KL in nats (log student - log
+    teacher, summed). Nothing else is trained. Where no tokens were kept, the observation and the action are shown.
     """
-    played = [turn for turn in episode["turns"] if turn["role"] == "student"]
-    lines = [_head(episode, len(played))]
-    by_index = {turn["turn"]: turn for turn in played}
-    for span in episode["spans"]:
-        if span["role"] == "sampled":
-            lines.append(_student(span, by_index[span["turn"]]))
-            lines.append(span.get("text") or "".join(span["tokens"]))
-        elif span["count"]:
-            turn = f" turn {span['turn'] + 1}," if span["role"] == "replayed" else ""
-            lines += [f"--- {span['role']},{turn} {span['count']} tokens, not trained", span["text"]]
-    if not episode["spans"]:
-        for turn in episode["turns"]:
-            lines += [f"--- turn {turn['turn'] + 1}, {turn['role']}", turn["observation"], f"> {turn['action']}"]
-    if episode["outcome"]:
-        lines += ["--- the environment's last answer", episode["outcome"]]
-    sampled = sum(span["count"] for span in episode["spans"] if span["role"] == "sampled")
-    total = sum(span["count"] for span in episode["spans"])
-    lines.append(f"--- {sampled} of {total} tokens sampled{_kl(episode['kl'], ', trajectory KL')}")
+    lines = [_head(episode)]
+    for turn in episode.turns:
+        if turn.context_tokens:
+            lines.append(f"--- context, {turn.context_tokens} tokens, not trained")
+        lines += [turn.observation.join(turn.context) if turn.context else turn.observation, _said(turn)]
+        lines.append("".join(turn.tokens or turn.response) or f"> {turn.action}")
+    if episode.outcome:
+        lines += ["--- the environment's last answer", episode.outcome]
+    sampled = sum(turn.response_tokens for turn in episode.turns if turn.role == "student")
+    total = sum(turn.context_tokens + turn.response_tokens for turn in episode.turns)
+    lines.append(f"--- {sampled} of {total} tokens sampled{_kl(episode.kl, ', trajectory KL')}")
     return "\n".join(lines) + "\n"
 
 
 def printable(text: str) -> str:
-    """Text that cannot command a terminal: control characters and broken surrogates as escapes."""
+    """Text that cannot command a terminal: control characters as escapes."""
     return "".join(
         (
             character
@@ -51,25 +47,29 @@ def printable(text: str) -> str:
     )
 
 
-def _head(episode: dict[str, Any], played: int) -> str:
-    ending = episode["failure"] or ("won" if episode["won"] else "not won")
-    if episode["failure"] and episode["detail"]:
-        ending = f"failed, {ending}: {episode['detail']}"
-    depth = "" if episode["k"] is None else f", depth k = {episode['k']}"
+def _head(episode: Transcript) -> str:
+    ending = episode.failure or ("won" if episode.won else "not won")
+    if episode.failure and episode.detail:
+        ending = f"failed, {ending}: {episode.detail}"
+    depth = "" if episode.k is None else f", depth k = {episode.k}"
+    reward = "" if episode.reward is None else f", reward {episode.reward:g}"
+    played = sum(turn.role == "student" for turn in episode.turns)
     return (
-        f"{episode['arm']}, {episode['dataset']}, step {episode['n']}{depth}: {episode['goal']}\n"
-        f"{episode['replayed']} turns replayed, {played} of at most {episode['budget']} played, {ending}"
+        f"{episode.arm}, {episode.dataset}, step {episode.n}{depth}: {episode.goal}\n{episode.task}\n"
+        f"{episode.replayed} turns replayed, {played} of at most {episode.budget} played, {ending}{reward}"
     )
 
 
-def _student(span: dict[str, Any], turn: dict[str, Any]) -> str:
-    notes = [
-        "" if turn["valid"] else ", no valid format",
-        "" if turn["admissible"] else ", not an admissible action",
-        ", cut by the length limit" if turn["cut"] else "",
-    ]
-    what = f"{span['count']} tokens sampled{_kl(turn['kl'], ', KL')}"
-    return f"--- student, turn {turn['turn'] + 1}, {what}{''.join(notes)}"
+def _said(turn: Turn) -> str:
+    notes = {
+        "no valid format": not turn.valid,
+        "not an admissible action": not turn.admissible,
+        "refused by the environment": turn.refused,
+        "cut by the length limit": turn.cut,
+    }
+    trained = f" sampled{_kl(turn.kl, ', KL')}" if turn.role == "student" else ", not trained"
+    tokens = f", {turn.response_tokens} tokens{trained}" if turn.response_tokens else ""
+    return ", ".join([f"--- {turn.role}, turn {turn.turn + 1}{tokens}", *(note for note in notes if notes[note])])
 
 
 def _kl(value: float | None, name: str) -> str:

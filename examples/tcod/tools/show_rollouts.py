@@ -10,11 +10,10 @@ when it is opened. Texts of models and environments are data: nothing in them be
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..episode.rows import task_key
+from ..records.run_folder import parse_lines
+from ..records.saved_episodes import Transcript
 from .rollout_text import printable, rollout_text, shortest_won
-
-logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent / "rollouts_page"
 
@@ -35,79 +33,79 @@ class Run:
     """A run directory that was read."""
 
     name: str
-    about: dict[str, Any]
-    """The last launch in about.json, empty where there is none."""
-    episodes: list[dict[str, Any]]
-    """Transcripts (transcript.py), each with "file", the name of the file without .jsonl, and "line", from 1."""
+    about: str
+    """Its about.json, empty where there is none."""
+    episodes: list[Transcript]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Runs are named after their folders, as far up as makes them differ. Raises FileNotFoundError."""
+    """Runs are named after their folders, as far up as makes them differ. Raises FileNotFoundError.
+
+    A line that is no transcript is left out, with a warning.
+    """
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         common = os.path.commonpath([folder.resolve().parent for folder in folders])
         names = [os.path.relpath(folder.resolve(), common) for folder in folders]
-    return [Run(name, _about(folder), _episodes(folder)) for name, folder in zip(names, folders, strict=True)]
+    return [_read_run(name, folder) for name, folder in zip(names, folders, strict=True)]
+
+
+def _read_run(name: str, folder: Path) -> Run:
+    episodes = [
+        episode.model_copy(update={"source": f"{file.stem}:{number}"})
+        for file in sorted((folder / "rollouts").glob("*.jsonl"))
+        for number, episode in parse_lines(file, Transcript.of)
+    ]
+    if not episodes:
+        raise FileNotFoundError(
+            f"{folder} has no episodes in rollouts/*.jsonl: name a run directory, tcod_save_episodes 0 saves none"
+        )
+    episodes.sort(key=lambda one: (one.n, one.dataset == "train"))  # evaluations come before rollout n
+    about = folder / "about.json"
+    return Run(name, about.read_text("utf-8", "replace") if about.is_file() else "", episodes)
 
 
 def make_page(runs: Sequence[Run]) -> str:
     """The page as ASCII text."""
     episodes = [(run, episode) for run in runs for episode in run.episodes]
-    tasks = {}
-    for _, episode in episodes:
-        tasks.setdefault(task_key(episode["task"]), len(tasks))
-    index = [_summary(run, episode, tasks[task_key(episode["task"])]) for run, episode in episodes]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
+    tasks = _tell_apart(episode.task for _, episode in episodes)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE, "utf-8"), autoescape=True, trim_blocks=True)
     page = environment.get_template("page.html").render(
         title=", ".join(run.name for run in runs),
-        style=Markup((HERE / "page.css").read_text()),
-        script=Markup((HERE / "page.js").read_text()),
-        index=_embedded(index),
-        runs=_embedded([{"name": run.name, "about": run.about} for run in runs]),
-        episodes=[_embedded(episode) for _, episode in episodes],
+        style=Markup((HERE / "page.css").read_text("utf-8")),
+        script=Markup((HERE / "page.js").read_text("utf-8")),
+        runs=runs,
+        index=_embedded([_summary(run, episode, tasks[episode.task]) for run, episode in episodes]),
+        episodes=[_embedded(episode.model_dump()) for _, episode in episodes],
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def _tell_apart(tasks: Iterable[str]) -> dict[str, str]:
+    """{task: those of its fields that not all tasks have}."""
+    fields = {task: _fields(task) for task in set(tasks)}
+    counts = Counter(field for one in fields.values() for field in one)
+    return {task: ", ".join(field for field in one if counts[field] < len(fields)) for task, one in fields.items()}
+
+
+def _fields(task: str) -> list[str]:
+    """["variation: 3", ..]; a long task is cut, and no JSON any more."""
     try:
-        return json.loads((folder / "about.json").read_text())["launches"][-1]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return {}
+        return [f"{key}: {value}" for key, value in json.loads(task).items()]
+    except (ValueError, AttributeError):
+        return [task]
 
 
-def _episodes(folder: Path) -> list[dict[str, Any]]:
-    files = sorted((folder / "rollouts").glob("*.jsonl"))
-    if not files:
-        raise FileNotFoundError(
-            f"{folder} has no rollouts/*.jsonl: name a run directory; tcod_save_episodes above 0 saves some there"
-        )
-    episodes = [episode for file in files for episode in _read(file)]
-    return sorted(episodes, key=lambda one: (one["n"], one["dataset"] == "train"))  # evaluations come before rollout n
+def ending(episode: Transcript) -> str:
+    return f"failed: {episode.failure}" if episode.failure else "won" if episode.won else "lost"
 
 
-def _read(file: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file.read_text().split("\n"), 1):
-        if line:
-            try:
-                yield {**json.loads(line), "file": file.stem, "line": number}
-            except (ValueError, TypeError) as error:
-                logger.warning("line %d of %s is left out: %s", number, file, error)
-
-
-def ending(episode: dict[str, Any]) -> str:
-    return f"failed: {episode['failure']}" if episode["failure"] else "won" if episode["won"] else "lost"
-
-
-def _summary(run: Run, episode: dict[str, Any], task: int) -> dict[str, Any]:
+def _summary(run: Run, episode: Transcript, task: str) -> dict[str, Any]:
     """What the list shows, filters and sorts by."""
-    return {
-        "run": run.name,
-        **{key: episode[key] for key in ("arm", "dataset", "n", "k", "replayed", "kl", "goal", "task_type")},
-        "ending": ending(episode),
-        "turns": sum(turn["role"] == "student" for turn in episode["turns"]),
-        "task": task,
-    }
+    shown = {"arm", "dataset", "n", "k", "replayed", "kl", "reward", "goal", "task_type"}
+    turns = sum(turn.role == "student" for turn in episode.turns)
+    facts = {"run": run.name, "task": task, "ending": ending(episode), "turns": turns}
+    return {**episode.model_dump(include=shown), **facts}
 
 
 def _embedded(value: Any) -> Markup:
@@ -118,15 +116,14 @@ def _embedded(value: Any) -> Markup:
     return Markup(text)
 
 
-def _selected(runs: Sequence[Run], which: str) -> list[dict[str, Any]]:
+def _selected(runs: Sequence[Run], which: str) -> list[Transcript]:
     """The episodes of a file, or of one line of it; without a name the one to show first. Raises ValueError."""
     episodes = [episode for run in runs for episode in run.episodes]
     if not which:
         return [shortest_won(episodes)]
-    file, _, line = which.partition(":")
-    chosen = [one for one in episodes if one["file"] == file and line in ("", str(one["line"]))]
+    chosen = [one for one in episodes if which in (one.source, one.source.partition(":")[0])]
     if not chosen:
-        files = ", ".join(sorted({episode["file"] for episode in episodes}))
+        files = ", ".join(sorted({episode.source.partition(":")[0] for episode in episodes}))
         raise ValueError(f"there is no {which}: name one of {files}, and a line of it as FILE:LINE")
     return chosen
 
@@ -146,11 +143,12 @@ def main() -> None:
     try:
         runs = read_runs(options.runs)
         if options.text is not None:
+            sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal cannot show
             for episode in _selected(runs, options.text):
                 print(printable(rollout_text(episode)))
             return
         out = options.out or options.runs[0] / "rollouts.html"
-        out.write_text(make_page(runs))
+        out.write_text(make_page(runs), "utf-8")
     except (OSError, ValueError) as error:
         sys.exit(f"show_rollouts: {error}")
     counts = Counter(ending(episode).partition(":")[0] for run in runs for episode in run.episodes)
