@@ -5,13 +5,19 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import yaml
 from tqdm import tqdm
 
 from examples.tcod import ConfigError
+from examples.tcod.environments.protocol import load_environment
+from examples.tcod.episode.jsonl import read_lines
+from examples.tcod.episode.rows import check_rows, read_rows
+from examples.tcod.settings.checks import check_environment_class, check_training_rows
 from examples.tcod.settings.config import TcodConfig, read_yaml
+from examples.tcod.tools.prepare import write_jsonl
 from smoke.make_games import make_games
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -78,15 +84,19 @@ def _given(options: Namespace) -> Play:
     """
     settings, data = read_yaml(options.config), options.out / "rows"
     given = TcodConfig.from_mapping(settings, str(options.config))
+    check_environment_class(given)
+    train, heldout = options.data / "train.jsonl", options.data / "heldout.jsonl"
+    heldout = heldout if heldout.exists() else train
+    check_training_rows(given, read_rows(train), str(train))
+    check_rows(read_rows(heldout), str(heldout), load_environment(given.tcod_environment), given.tcod_data_root)
     settings |= {"tcod_env_workers": min(given.tcod_env_workers, 2), "tcod_eval_kl": True}
     data.mkdir(parents=True, exist_ok=True)
     config = data / "tcod.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    heldout = options.data / "heldout.jsonl"
-    _take(options.data / "train.jsonl", data / "train.jsonl", options.train_games)
-    _take(heldout if heldout.exists() else options.data / "train.jsonl", data / "heldout.jsonl", options.heldout_games)
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    _take(train, data / "train.jsonl", options.train_games)
+    _take(heldout, data / "heldout.jsonl", options.heldout_games)
     return Play({given.tcod_variant: config}, data, FOREIGN_ABOUT, FOREIGN)
 
 
 def _take(source: Path, target: Path, rows: int) -> None:
-    target.write_text("".join(source.read_text().splitlines(keepends=True)[:rows]))
+    write_jsonl(target, [row for _, row in islice(read_lines(source), rows)])

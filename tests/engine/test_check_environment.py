@@ -1,5 +1,6 @@
 """tools/check_environment.py: every mistake of a new environment is one sentence that names class and method."""
 
+import json
 import os
 import re
 import subprocess
@@ -13,13 +14,14 @@ from examples.tcod import ConfigError
 from examples.tcod.episode.rows import Row
 from examples.tcod.settings.checks import check_environment_class as check_class
 from examples.tcod.settings.config import TcodConfig
-from examples.tcod.tools.check_environment import Cost, play_rows, report, spread
+from examples.tcod.tools import check_environment
+from examples.tcod.tools.check_environment import play_rows, report, spread
 from smoke import hooks
 from tests.support import faulty_environments
 
 NUM_GPUS = 0
 FAULTY = faulty_environments.__name__
-ROWS = [Row("say", "say", {"n": n, "tcod": {}, "demo": {"actions": ["no", "yes"]}}) for n in range(2)]
+ROWS = [Row("say", "say", {"n": n, "tcod": {}, "demo": {"actions": ["no", "yes"]}}, line=n) for n in (5, 7)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,14 +48,15 @@ def sentence(call, *args) -> str:
 
 def test_a_good_environment_is_played_and_measured():
     cost = play_rows(config("Good", tcod_env_args={"word": "yes"}), ROWS, "rows.jsonl")
-    assert cost.replayed == 2 and len(cost.resets) == 6 and len(cost.steps) == 9
+    assert len(cost.resets) == 6 and len(cost.steps) == 9
     assert cost.memory_mb[0] > 20 and not cost.printed
     text = report(cost, episodes=64)
     assert re.search(r"tcod_env_workers: 4, tcod_engines_per_worker: 16; they take [\d.]+ GB and 0.0 cores", text)
 
 
 def test_numpys_bools_are_bools():
-    assert play_rows(config("NumpyBools"), [Row("say", "say", {"demo": {"actions": ["yes"]}})], "rows.jsonl").replayed
+    rows = [Row("say", "say", {"demo": {"actions": ["yes"]}})]
+    assert len(play_rows(config("NumpyBools"), rows, "rows.jsonl").steps) == 4
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_numpys_bools_are_bools():
 def test_a_fault_is_one_sentence(name, said):
     message = sentence(play_rows, config(name), ROWS, "rows.jsonl")
     assert said in message
-    assert message.startswith(f"{FAULTY}.{name} does not play the row {{'n': 0}} of rows.jsonl, ")
+    assert message.startswith(f"{name} does not play line 5 of rows.jsonl, ")
 
 
 def test_an_engine_that_blocks_is_a_timeout():
@@ -95,11 +98,40 @@ def test_an_engine_that_prints_is_told_of():
     assert "the engine prints, which training does not show: " in report(cost, 64) and "DEBUG yes" in cost.printed
 
 
-def test_a_demonstration_that_does_not_win_is_refused():
-    rows = [Row("say", "say", {"demo": {"actions": ["no"]}})]
-    assert "demo_not_won: the 1 actions" in sentence(play_rows, config("Good"), rows, "rows.jsonl")
-    rows = [Row("say", "say", {"demo": {"actions": ["yes", "no"]}})]
-    assert "demo_won_early: the episode ends at replayed turn 1" in sentence(play_rows, config("Good"), rows, "rows")
+@pytest.mark.parametrize(
+    "demo, said",
+    [
+        ({"actions": ["no"]}, "demo_not_won: 1 actions do not reach the goal"),
+        ({"actions": ["yes", "no"]}, "demo_won_early: the episode ends at replayed turn 1"),
+        ({"actions": ["no", "yes"], "responses": ["no"]}, "demo_mismatch: 1 responses, 2 actions"),
+    ],
+)
+def test_a_demonstration_that_does_not_win_is_refused(demo, said):
+    assert said in sentence(play_rows, config("Good"), [Row("say", "say", {"demo": demo})], "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    "metadata, said",
+    [
+        ({}, "1 of 2 rows have no usable demonstration {'demo_missing': 1}, the first is line 3 of "),
+        ({"demo": {"actions": ["no"] * 6}}, "{'demo_too_long': 1}, the first is line 3 of "),
+        ({"demo": {"actions": ["no", "yes"]}}, None),
+    ],
+)
+def test_what_training_refuses_is_refused(tmp_path, monkeypatch, capsys, metadata, said):
+    (tmp_path / "c.yaml").write_text(f"tcod_variant: b2f\ntcod_horizon: 5\ntcod_environment: {FAULTY}.Good\n")
+    good = {"prompt": "p", "label": "l", "metadata": {"demo": {"actions": ["yes"]}}}
+    lines = [json.dumps(row) for row in (good, {**good, "metadata": metadata})]
+    (tmp_path / "rows.jsonl").write_text("\n\n".join(lines))
+    command = ["check_environment", "--config", str(tmp_path / "c.yaml"), "--rows", str(tmp_path / "rows.jsonl")]
+    monkeypatch.setattr(sys, "argv", command)
+    if said is None:
+        check_environment.main()
+        assert "2 of 2 rows play, 2 demonstrations replay" in capsys.readouterr().out
+        return
+    with pytest.raises(SystemExit) as stop:
+        check_environment.main()
+    assert said in str(stop.value) and str(stop.value).endswith("b2f needs one of 1 to 5 (tcod_horizon) actions")
 
 
 @pytest.mark.parametrize(
@@ -154,4 +186,4 @@ def _read(path: Path) -> bytes:
 def test_rows_are_taken_from_all_over_the_file():
     rows = [Row(str(n), "", {}) for n in range(10)]
     assert [row.prompt for row in spread(rows, 5)] == ["0", "2", "4", "6", "8"]
-    assert spread(rows, 20) == rows and isinstance(Cost().resets, list)
+    assert spread(rows, 20) == rows

@@ -95,8 +95,8 @@ WRONG = [
     ({"tcod_etta": 3}, "unknown setting tcod_etta in "),
     ({"tcod_variant": None}, "tcod_variant is missing in "),
     ({"tcod_variant": "f2b", "tcod_eta": 0}, "tcod.yaml: tcod_eta must be >= 1"),
-    ({"tcod_variant": "b2f"}, "of 1 rows 1 have none"),
-    ({"tcod_variant": "reopd"}, "tcod_variant reopd needs a demonstration of 1 to 4 (tcod_horizon) actions"),
+    ({"tcod_variant": "b2f"}, "1 of 1 rows have no usable demonstration"),
+    ({"tcod_variant": "reopd"}, "tcod_variant reopd needs one of 1 to 4 (tcod_horizon) actions"),
     ({"tcod_variant": "reopd", "tcod_reopd_gamma": float("nan")}, "tcod_reopd_gamma must be above 0"),
     ({"tcod_data_root": "/nowhere"}, "tcod.yaml: tcod_data_root /nowhere is not a folder"),
     ({"tcod_data_root": "$TCOD_UNSET/x"}, "tcod_data_root $TCOD_UNSET/x is not a folder"),
@@ -170,7 +170,7 @@ def test_a_wrong_configuration_stops_before_the_first_evaluation(rig):
 @pytest.mark.parametrize(
     "rows, words",
     [
-        ([{"goal": 2}, {}], "row 2 of --prompt-data cannot be played: its metadata has no goal"),
+        ([{"goal": 2}, {}], "row {} of --prompt-data cannot be played: its metadata has no goal"),
         ([{"goal": 2, "demo": {"actions": "right"}}], "actions of its demo is no list of texts"),
         ([], "has no rows"),
     ],

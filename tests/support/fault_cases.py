@@ -266,11 +266,11 @@ def demonstration(
 
 
 DEMONSTRATION = [
-    demonstration("empty", "stops", "of 3 rows 1 have none and 0 are longer", actions=[]),
-    demonstration("longer than the horizon", "stops", "of 3 rows 0 have none and 1 are longer", actions=["right"] * 5),
+    demonstration("empty", "stops", "1 of 3 rows have no usable demonstration {'demo_missing'", actions=[]),
     demonstration(
-        "no list of texts", "stops", "row 2 of --prompt-data cannot be played: actions of its demo", actions=[1]
+        "longer than the horizon", "stops", "usable demonstration {'demo_too_long': 1}", actions=["right"] * 5
     ),
+    demonstration("no list of texts", "stops", "of --prompt-data: actions of its demo is no list", actions=[1]),
     demonstration(
         "inadmissible in the middle",
         "dropped",
@@ -288,7 +288,7 @@ DEMONSTRATION = [
     demonstration(
         "fewer responses than actions",
         "stops",
-        "in 1 the numbers of actions and responses or ids differ",
+        "{'demo_mismatch': 1}, the first is",
         "",
         actions=["right"] * 3,
         responses=[RIGHT],

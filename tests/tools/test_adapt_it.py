@@ -1,16 +1,21 @@
 """README.md's "Adapt it", as it is printed: the class, the rows, the settings, and the commands up to a model."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from smoke import hooks
+from examples.tcod.settings.config import TcodConfig
+from examples.tcod.tools import check_environment, command
+from smoke import hooks, plays
 
 NUM_GPUS = 0
 RECIPE = hooks.ROOT / "examples" / "tcod"
@@ -47,11 +52,39 @@ def test_the_example_is_played_as_printed(blocks, tmp_path):
     assert "tcod_engines_per_worker: 16" in said
 
 
+def test_a_smoke_run_checks_the_rows_first(tmp_path):
+    row = {"prompt": "", "label": "", "metadata": {"goal": 1, "demo": {"actions": ["right"]}}}
+    settings = {"tcod_variant": "b2f", "tcod_horizon": 3, "tcod_environment": "tests.support.corridor.Corridor"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    options = Namespace(
+        config=tmp_path / "c.yaml", data=tmp_path, out=tmp_path / "out", train_games=2, heldout_games=1
+    )
+
+    def choose(name: str, *rows: dict) -> list[dict]:
+        (tmp_path / name).write_text("\n\n".join(json.dumps(one, ensure_ascii=False) for one in rows))
+        plays.choose(options)
+        return [json.loads(line) for line in (tmp_path / "out/rows" / name).read_text().splitlines()]
+
+    odd = {**row, "prompt": "a\u2028b"}
+    assert choose("train.jsonl", odd, row, row) == [odd, row]
+    for name, bad, says in (
+        ("train.jsonl", {**row, "metadata": {"goal": 1}}, "the first is line 3 of .*train.jsonl: it has none"),
+        ("train.jsonl", {**row, "metadata": {}}, "line 3 of .*train.jsonl cannot be played: its metadata has no goal"),
+        ("train.jsonl", {**row, "label": 1}, "line 3 of .*train.jsonl is no row"),
+        ("heldout.jsonl", {**row, "metadata": {}}, "line 3 of .*heldout.jsonl cannot be played"),
+    ):
+        with pytest.raises(SystemExit, match=f"^smoke run: .*{says}"):
+            choose(name, row, bad)
+        choose(name, row)
+
+
+def test_help_names_this_copy_of_the_package(monkeypatch):
+    monkeypatch.setattr(command, "PACKAGE", "examples.mine")
+    text = command.new_parser(check_environment.__doc__).format_help()
+    assert "python -m examples.mine.tools.check_environment" in text and "examples.tcod" not in text
+
+
 def test_the_settings_are_settings(blocks):
-    import yaml
-
-    from examples.tcod.settings.config import TcodConfig
-
     TcodConfig(**yaml.safe_load(blocks["yaml"][0]))
     commands = "\n".join(blocks["bash"])
     for tool in re.findall(r"examples\.tcod\.tools\.(\w+)", commands):

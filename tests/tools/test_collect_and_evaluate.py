@@ -1,18 +1,12 @@
-"""collect_demos.py and evaluate.py on a scripted engine; kill and resume with real processes."""
+"""collect_demos.py and evaluate.py on a scripted engine: results, journals, and what is refused at once."""
 
-import argparse
-import asyncio
-import itertools
+import fcntl
+import gc
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import ray
@@ -20,19 +14,13 @@ import yaml
 from aiohttp import web
 from transformers import AutoTokenizer
 
-from examples.tcod import ConfigError, Failure
-from examples.tcod.curriculum import EpisodePlan
-from examples.tcod.episode import loop as episode
-from examples.tcod.episode.demonstration import Demonstration
-from examples.tcod.episode.loop import Assignment
-from examples.tcod.episode.record import EpisodeRecord
+from examples.tcod import ConfigError
 from examples.tcod.episode.rows import Row
+from examples.tcod.model import client
 from examples.tcod.model.chat_tokens import ChatTokens
-from examples.tcod.model.client import SGLangClient
-from examples.tcod.tools import collect_demos, evaluate
-from examples.tcod.tools import play as play_tool
-from examples.tcod.tools import show_rollouts
-from examples.tcod.tools.collect_demos import Journal
+from examples.tcod.settings import build
+from examples.tcod.tools import collect_demos, evaluate, show_rollouts
+from examples.tcod.tools.journal import Journal
 from tests.support.fake_sglang import FakeSGLang, generated, scored
 from tests.support.toys import LocalPool
 
@@ -40,22 +28,7 @@ NUM_GPUS = 0
 HORIZON = 5
 RIGHT, LEFT = "<action>right</action>", "<action>left</action>"
 ODD = "<|im_start|>"
-# collect_demos.py in a process of its own, with the environments in it too: Ray takes long to start.
-DRIVER = """
-import ray
-from examples.tcod.episode import loop as episode
-from examples.tcod.tools import collect_demos
-from tests.support.toys import LocalPool
-ray.init, episode.EnvironmentPool = (lambda *_, **__: None), LocalPool
-collect_demos.main()
-"""
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Scripts run by their main(), without Ray and worker processes."""
-    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: None)
-    monkeypatch.setattr(episode, "EnvironmentPool", LocalPool)
+THOUGHT = "<think>\nIt is on the right.\n</think>\n\n"
 
 
 class Rig:
@@ -66,7 +39,7 @@ class Rig:
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.openings: dict[int, list[str]] = defaultdict(lambda: [RIGHT])
         self.begun: Counter[int] = Counter()
-        self.delay_s = 0.0
+        self.answers = 10**6  # then the server is gone
         self.server = FakeSGLang(self.reply)
         self.server.pages["/server_info"] = {"max_req_input_len": 4000}
         self.config = folder / "tcod.yaml"
@@ -79,7 +52,9 @@ class Rig:
             return scored(
                 {**payload, "input_ids": self.tokenizer.encode(payload["text"])}, lambda position, token: -1.0
             )
-        await asyncio.sleep(self.delay_s)
+        self.answers -= 1
+        if self.answers < 0:
+            return web.Response(status=503)
         context = self.tokenizer.decode(payload["input_ids"])
         text = RIGHT
         if context.count("<|im_start|>assistant") == 1:
@@ -89,10 +64,11 @@ class Rig:
         ids = self.tokenizer.encode(text, add_special_tokens=False) + [self.tokenizer.eos_token_id]
         return generated(ids, [-0.1] * len(ids), prompt_tokens=len(payload["input_ids"]))
 
-    def rows(self, *goals: int, **more: object) -> Path:
+    def rows(self, *goals: int, add: bool = False, **more: object) -> Path:
         path = self.folder / "rows.jsonl"
         rows = [{"prompt": "walk", "label": f"walk {goal}", "metadata": {"goal": goal, **more}} for goal in goals]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with path.open("a" if add else "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
         return path
 
     def command(self, rows: Path, out: str, *more: str) -> list[str]:
@@ -102,14 +78,26 @@ class Rig:
             *("--max-context-len", "2000", "--concurrency", "4", *more),
         ]
 
-    def run(self, script: ModuleType, monkeypatch, *command: Any) -> None:
-        monkeypatch.setattr(sys, "argv", [script.__name__, *self.command(*command)])
+    def run(self, script: ModuleType, rows: Path, out: str, *more: str) -> None:
+        """The script's main(), without Ray and worker processes."""
+        gc.collect()  # the process of the run before has ended, and its lock
+        self.monkeypatch.setattr(sys, "argv", [script.__name__, *self.command(rows, out, *more)])
         script.main()
+
+    def refusal(self, script: ModuleType, rows: Path, out: str, *more: str) -> str:
+        with pytest.raises(SystemExit) as error:
+            self.run(script, rows, out, *more)
+        assert "\n" not in str(error.value)
+        return str(error.value)
 
 
 @pytest.fixture
-def rig(tmp_path, checkpoint):
+def rig(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: None)
+    monkeypatch.setattr(build, "EnvironmentPool", LocalPool)
+    monkeypatch.setattr(client, "RETRIES", 0)
     rig = Rig(tmp_path, checkpoint)
+    rig.monkeypatch = monkeypatch
     with rig.server:
         yield rig
 
@@ -121,12 +109,12 @@ def read(path: Path) -> list[dict]:
 # -------------------------------------------------------------------------------------------------- demonstrations
 
 
-def test_the_shortest_replayable_solution_is_kept_with_its_responses(in_process, rig, monkeypatch, capsys):
+def test_the_shortest_replayable_solution_is_kept_with_its_responses(rig, capsys):
     rig.openings[2] = [LEFT, "Right it is. " + RIGHT, RIGHT]  # 4 turns, 2, 2
     rig.openings[3] = ["jump", "<action>jump</action>", LEFT]  # shorter, but with an action that no replay accepts
     rig.openings[1] = [ODD + RIGHT, LEFT, ODD + RIGHT]  # a control token is characters when the text is replayed
     rig.openings[4] = [ODD + RIGHT]
-    rig.run(collect_demos, monkeypatch, rig.rows(1, 2, 3, 4, 9), "demos.jsonl", "--samples", "3")
+    rig.run(collect_demos, rig.rows(1, 2, 3, 4, 9), "demos.jsonl", "--samples", "3")
     one, two, three, four, never = read(rig.folder / "demos.jsonl")
     demo = two["metadata"].pop("demo")
     assert two == {"prompt": "walk", "label": "walk 2", "metadata": {"goal": 2}}
@@ -138,116 +126,112 @@ def test_the_shortest_replayable_solution_is_kept_with_its_responses(in_process,
     assert three["metadata"]["demo"]["actions"] == ["left"] + ["right"] * 4
     assert four["metadata"]["demo"]["responses"] == [ODD + RIGHT] + [RIGHT] * 3
     assert never["metadata"] == {"goal": 9, "demo": {"actions": []}}
-    table = {line[:31].strip(): line[31:].split() for line in capsys.readouterr().out.splitlines()}
+    table = {line[:9].strip(): line[9:].split() for line in capsys.readouterr().out.splitlines()}
     assert table["task type"] == ["games", "solved", "success", "length", "inexact"]
     assert table["walk 4"] == ["1", "1", "1.00", "4", "1"] and table["walk 9"] == ["1", "0", "0.00", "-", "0"]
     assert table["all"] == ["5", "4", "0.80", "4", "1"]
 
 
-def test_what_replays_is_what_was_sampled(in_process, rig, monkeypatch):
-    """B2F's prompt out of a collected demonstration has, token for token, the context of the teacher's episode."""
-    rig.openings[3] = ["Look, a door! " + RIGHT]
-    rig.run(collect_demos, monkeypatch, rig.rows(3), "demos.jsonl", "--samples", "1")
-    taught = rig.server.payloads()[-1]["input_ids"]
-    [row] = read(rig.folder / "demos.jsonl")
-    parser = argparse.ArgumentParser()
-    play_tool.add_options(parser, temperature=1.0)
-    player = play_tool.start(parser.parse_args(rig.command(Path(), "")[4:]))
-    task = Assignment(
-        metadata=row["metadata"],
-        plan=EpisodePlan(replayed=2, budget=3),
-        demo=Demonstration.of(row["metadata"]),
-        sampling_params=player.sampling_params,
-        max_context_len=2000,
-        session="",
-    )
-    record = EpisodeRecord()
-    history = asyncio.run(episode.play_episode(player.runtime, task, record))
-    assert record.won and [turn.action for turn in record.replay] == ["right"] * 2 and len(record.turns) == 1
-    assert history.prompt == taught
-
-
-def test_games_that_are_neither_solved_nor_done_are_named(in_process, rig, monkeypatch, capsys):
+def test_games_that_are_neither_solved_nor_done_are_named(rig, capsys):
     rig.openings[2] = ["<action>jump</action>"]
-    rig.run(collect_demos, monkeypatch, rig.rows(2), "demos.jsonl", "--samples", "2")
+    rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "2")
     assert "left out of" in (out := capsys.readouterr().out) and "invalid or inadmissible" in out
     assert read(rig.folder / "demos.jsonl") == []
-    rig.openings[3] = [LEFT]
-    with pytest.raises(SystemExit, match=r"2 episodes failed \(\{'env_error': 2\}\): run it again"):
-        rig.run(collect_demos, monkeypatch, rig.rows(3, explode=2), "others.jsonl", "--samples", "2")
+    said = rig.refusal(collect_demos, rig.rows(3, explode=2), "others.jsonl", "--samples", "2")
+    assert said == "collect_demos: 2 episodes failed ({'env_error': 2}): run it again to play them"
     assert "only 0 of 2 episodes were played" in capsys.readouterr().out
     assert len(read(rig.folder / "others.journal.jsonl")) == 1  # its settings: failures are played again
 
 
-def test_a_second_run_plays_only_what_is_missing(in_process, rig, monkeypatch):
+def test_a_second_run_plays_only_what_is_missing(rig):
     for samples, wanted in (("2", 4), ("2", 4), ("3", 6)):
-        rig.run(collect_demos, monkeypatch, rig.rows(1, 2), "demos.jsonl", "--samples", samples)
+        rig.run(collect_demos, rig.rows(1, 2), "demos.jsonl", "--samples", samples)
         assert rig.begun.total() == wanted
-    with pytest.raises(SystemExit, match="was begun with another temperature: choose another --out"):
-        rig.run(collect_demos, monkeypatch, rig.rows(1, 2), "demos.jsonl", "--temperature", "0.5")
+    said = rig.refusal(collect_demos, rig.rows(1, 2), "demos.jsonl", "--temperature", "0.5")
+    assert said.endswith("demos.journal.jsonl was begun with another temperature: choose another --out")
+    said = rig.refusal(evaluate, rig.rows(1, 2), "demos.json", "--temperature", "1")
+    assert said.endswith("was begun with another tool: choose another --out")
 
 
-def test_a_killed_run_goes_on_without_redoing_or_losing_anything(rig):
-    """A real process and SIGKILL."""
-    rig.delay_s = 0.05
-    rows, journal = rig.rows(1, 2, 3, 9), rig.folder / "demos.journal.jsonl"
-    command = [sys.executable, "-c", DRIVER, *rig.command(rows, "demos.jsonl", "--samples", "6")]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 90
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 6:
-        assert first.poll() is None and time.monotonic() < deadline, first.stderr.read()
-        time.sleep(0.02)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    before = journal.read_bytes()
-    assert 6 <= before.count(b"\n") < 25
-    with journal.open("ab") as file:
-        file.write(b'{"task": {"goal": 9}, "atte')
-    time.sleep(0.3)  # for what the first run still had in flight
-    rig.begun.clear()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    assert done.returncode == 0, done.stderr
-    assert journal.read_bytes().startswith(before)
-    entries = read(journal)[1:]
-    assert rig.begun.total() == 24 - (before.count(b"\n") - 1)
-    played = {(entry["task"]["goal"], entry["attempt"]) for entry in entries}
-    assert len(entries) == 24 and played == set(itertools.product((1, 2, 3, 9), range(6)))
-    assert [row["metadata"]["demo"]["actions"] for row in read(rig.folder / "demos.jsonl")] == [
-        ["right"],
-        ["right"] * 2,
-        ["right"] * 3,
-        [],
-    ]
-    assert "success 0.75, failed 0" in done.stderr and "24/24" in done.stderr
+# -------------------------------------------------------------------------------------------------------- journals
 
 
-def test_a_journal_is_cut_at_its_torn_line_and_locked(tmp_path):
+def test_a_journal_is_cut_at_its_torn_line_and_locked(tmp_path, monkeypatch):
     row = Row("", "", {"goal": 1, "demo": {"actions": ["right"]}})
     path = tmp_path / "new" / "journal.jsonl"
     journal = Journal(path, {"temperature": 1.0})
-    journal.add({"task": {"goal": 1}, "attempt": 0})
+    journal.add({"task": {"goal": 1}, "attempt": 0, "said": "\u2028"})
+    whole = path.read_bytes()  # at once: the process may be killed
     with pytest.raises(ConfigError, match="another process writes"):
         Journal(path, {"temperature": 1.0})
     del journal
-    whole = path.read_bytes()
     for torn in (b'{"ta', b"{}", b""):
         path.write_bytes(whole + torn)
-        journal = Journal(path, {"temperature": 1.0})
-        assert journal.of(row) == [{"task": {"goal": 1}, "attempt": 0}] and path.read_bytes() == whole
+        journal = Journal(path, {"temperature": 1.0, "newer": 1})
+        assert (
+            journal.of(row) == [{"task": {"goal": 1}, "attempt": 0, "said": "\u2028"}] and path.read_bytes() == whole
+        )
         del journal
     path.write_bytes(whole[:5])
     assert Journal(path, {"temperature": 1.0}).of(row) == []
-    path.write_bytes(whole.replace(b"{", b"x", 2))
-    with pytest.raises(ConfigError, match="is damaged"):
-        Journal(path, {"temperature": 1.0})
+    Journal(path, {"temperature": 0.5})  # nothing was played under the other one
+    for damaged in (whole.replace(b"{", b"x", 2), whole + b"{}\n", b"[]\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="is damaged .*: repair or remove it"):
+            Journal(path, {"temperature": 1.0})
+
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    path.write_bytes(whole)
+    assert len(Journal(path, {"temperature": 1.0}).of(row)) == 1
+
+
+def test_an_evaluation_that_was_stopped_goes_on_where_it_was(rig, caplog):
+    rows, result, journal = rig.rows(1, 2, 3, 4), rig.folder / "f2b.json", rig.folder / "f2b.journal.jsonl"
+    rig.answers = 6  # of 10
+    more = ["--concurrency", "1", "--episodes", str(rig.folder)]
+    said = rig.refusal(evaluate, rows, "f2b.json", *more)
+    assert said.startswith("evaluate: the server at --url is gone (") and said.endswith("the same command goes on")
+    assert [entry["task"]["goal"] for entry in read(journal)[1:]] == [1, 2, 3]
+    assert not result.exists() and not list(rig.folder.glob("*.partial"))
+    rig.answers = 10**6
+    rig.run(evaluate, rows, "f2b.json", *more)
+    assert rig.begun == {1: 1, 2: 1, 3: 1, 4: 1}
+    assert [episode["turns"] for episode in json.loads(result.read_text())["episodes"]] == [1, 2, 3, 4]
+    assert not journal.exists() and f"3 of 4 episodes are in {journal}: remove it to play all anew" in caplog.text
+    [run] = show_rollouts.read_runs([rig.folder])
+    assert sorted(episode.index for episode in run.episodes if not episode.failure) == [1, 2, 3, 4]
+    rig.run(evaluate, rows, "f2b.json", *more)  # what is in a result is played anew
+    assert rig.begun.total() == 8
+
+
+def test_a_disk_that_is_full_is_told_of_at_once(rig, monkeypatch):
+    write, room = Journal._write, [2]
+
+    def fill(self, line):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(28, "No space left on device")
+        write(self, line)
+
+    monkeypatch.setattr(Journal, "_write", fill)
+    said = rig.refusal(evaluate, rig.rows(1, 2, 3), "f2b.json", "--concurrency", "1")
+    assert said.endswith("f2b.json cannot be written (No space left on device): make room, or name another")
+    assert len(read(rig.folder / "f2b.journal.jsonl")) == 2
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation
 
 
-def test_an_evaluation_counts_success_and_turns_by_task_type(in_process, rig, monkeypatch, capsys):
+def test_an_evaluation_counts_success_and_turns_by_task_type(rig, capsys):
     rig.openings[3] = [LEFT]
-    rig.run(evaluate, monkeypatch, rig.rows(1, 9, 3), "new/result.json")
+    path = rig.rows(1, 9, 3)
+    rows = path.read_text().replace("walk 1", "all")
+    path.write_text("\n" + rows)
+    rig.rows(4, add=True, explode=2)
+    rig.run(evaluate, path, "new/result.json", "--episodes", str(rig.folder))
     result = json.loads((rig.folder / "new/result.json").read_text())
     assert [(episode["task"]["goal"], episode["won"], episode["turns"]) for episode in result["episodes"]] == [
         (1, True, 1),
@@ -259,134 +243,106 @@ def test_an_evaluation_counts_success_and_turns_by_task_type(in_process, rig, mo
         **{"episodes": 3, "won": 2, "success": 2 / 3, "turns": 11 / 3},
         "interval": [pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4)],
     }
+    assert {name: row["episodes"] for name, row in result["success"]["by_label"].items()} == {
+        **{"all": 1, "walk 3": 1, "walk 9": 1}
+    }
+    assert result["failed"] == {"env_error": 1}
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["all", "3", "0.667", "[0.208,", "0.939]", "3.7"] and len(lines) == 5
+    assert lines[1].split() == ["all", "3", "0.667", "[0.208,", "0.939]", "3.7"] and len(lines) == 6
+    assert lines[5] == "1 episodes failed and are not counted: {'env_error': 1}; run it again to play them"
     payload = next(payload for payload in rig.server.payloads() if "input_ids" in payload)
     assert payload["sampling_params"]["temperature"] == 0.4 and payload["sampling_params"]["top_p"] == 1.0
-
-
-def test_a_failed_episode_is_no_loss(in_process, rig, monkeypatch, capsys):
-    path = rig.rows(2)
-    with path.open("a") as file:
-        for goal in (3, 4):
-            file.write(json.dumps({"prompt": "", "label": "x", "metadata": {"goal": goal, "explode": 2}}) + "\n")
-    rig.run(evaluate, monkeypatch, path, "result.json")
-    result = json.loads((rig.folder / "result.json").read_text())
-    assert result["success"]["all"]["episodes"] == 1 and result["failed"] == {"env_error": 2}
-    assert "2 episodes failed and are not counted: {'env_error': 2}" in capsys.readouterr().out
-
-
-def test_an_evaluation_saves_its_episodes_for_the_page(in_process, rig, monkeypatch, capsys):
-    path = rig.rows(2, 9)
-    with path.open("a") as file:
-        file.write(json.dumps({"prompt": "", "label": "x", "metadata": {"goal": 3, "explode": 2}}) + "\n")
-    rig.run(evaluate, monkeypatch, path, "result.json", "--episodes", str(rig.folder))
     [run] = show_rollouts.read_runs([rig.folder])
-    won, lost, failed = sorted(run.episodes, key=lambda episode: episode.index)
+    won, lost, _, failed = sorted(run.episodes, key=lambda episode: episode.index)
     assert (won.won, lost.won, failed.failure) == (True, False, "env_error")
-    assert won.dataset == "rows" and won.arm == rig.checkpoint.name and won.kl is None
-    assert "".join(won.turns[1].tokens) == f"{RIGHT}<|im_end|>" and won.turns[0].student[0] == -0.1
+    assert won.dataset == "rows" and won.arm == rig.checkpoint.name and won.kl is None and won.index == 2
+    assert "".join(won.turns[0].tokens) == f"{RIGHT}<|im_end|>" and won.turns[0].student[0] == -0.1
     assert [(turn.action, turn.tokens) for turn in failed.turns] == [("right", None)] * 2
 
 
-def test_nothing_is_written_where_all_failed(in_process, rig, monkeypatch):
-    with pytest.raises(SystemExit, match=r"all 1 episodes failed \(\{'env_error': 1\}\)"):
-        rig.run(evaluate, monkeypatch, rig.rows(3, explode=1), "result.json")
-    assert not (rig.folder / "result.json").exists()
-
-
-def test_a_broken_server_ends_the_run(in_process, rig, monkeypatch):
-    async def broken(*args, **kwargs):
-        raise Failure("unavailable", "connection refused")
-
-    monkeypatch.setattr(SGLangClient, "post", broken)
-    with pytest.raises(SystemExit, match=r"the last 32 episodes failed \(\{'engine_unavailable': 32\}\)"):
-        rig.run(evaluate, monkeypatch, rig.rows(*range(1, 50)), "result.json")
-
-
-def test_the_context_bounds_an_evaluation_too(in_process, rig, monkeypatch, capsys):
-    rig.run(evaluate, monkeypatch, rig.rows(9), "result.json", "--max-context-len", "250")
+def test_episodes_that_the_context_ends_count_and_failed_ones_do_not(rig, capsys):
+    rig.run(evaluate, rig.rows(9), "limited.json", "--max-context-len", "250")
     assert "1 episodes ended because --max-context-len was reached" in capsys.readouterr().out
+    said = rig.refusal(evaluate, rig.rows(3, explode=1), "result.json")
+    assert said == "evaluate: all 1 episodes failed ({'env_error': 1}): see the warnings above"
+    said = rig.refusal(evaluate, rig.rows(*range(1, 50), explode=1), "result.json")
+    assert said == "evaluate: 32 episodes in a row failed ({'env_error': 32}): see the warnings above"
+    assert not (rig.folder / "result.json").exists()
 
 
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--url", "http://127.0.0.1:9"], "no SGLang server answers at --url http://127.0.0.1:9 "),
-        (["--url", "127.0.0.1"], "--url must be http://HOST:PORT"),
-        (["--model", "/nowhere"], "--model /nowhere: .*; name the checkpoint"),
-        (["--config", "/nowhere"], "/nowhere cannot be read .*: name a YAML file of tcod_. settings"),
+        (["--url", "http://127.0.0.1:9"], "no SGLang server answers at --url http://127.0.0.1:9 ([Errno 111]"),
+        (["--url", "127.0.0.1"], "no SGLang server answers at --url 127.0.0.1 (Request URL is missing"),
+        (["--model", "/nowhere"], "--model /nowhere: "),
+        (["--apply-chat-template-kwargs", "3"], "--apply-chat-template-kwargs must be a JSON object, got 3"),
+        (["--config", "/nowhere"], "/nowhere cannot be read "),
         (["--max-context-len", "5000"], "at most 3999 tokens, less than --max-context-len 5000"),
         (["--max-turn-len", "2000"], "--max-turn-len 2000 bounds one turn"),
-        (["--concurrency", "0"], "--concurrency must be >= 1"),
-        (["--rows", "/nowhere"], "/nowhere cannot be read"),
+        (["--temperature", "nan"], "--temperature must be a number >= 0, got nan"),
+        (["--rows", "/nowhere"], "/nowhere cannot be read (No such file or directory): name a JSONL file"),
+        (["--out", "/"], "/ is no file: name one for the result"),
+        (["--out", "/dev/null/result.json"], "/dev/null cannot be written (File exists): make room, or name another"),
+        (["--episodes", "/dev/null"], "/dev/null/rollouts cannot be written (Not a directory): make room, or name "),
     ],
 )
-def test_wrong_options_stop_at_once_with_the_fix(in_process, rig, monkeypatch, more, message):
-    with pytest.raises(SystemExit, match=message) as error:
-        rig.run(evaluate, monkeypatch, rig.rows(1), "result.json", *more)
-    assert "\n" not in str(error.value) and not rig.begun
-
-
-def test_a_server_with_another_tokenizer_is_refused(in_process, rig, monkeypatch):
-    rig.server.reply = lambda payload: scored({**payload, "input_ids": [5, 6, 7]}, lambda position, token: -1.0)
-    with pytest.raises(SystemExit, match="the server at --url does not encode text as --model"):
-        rig.run(evaluate, monkeypatch, rig.rows(1), "result.json")
+def test_wrong_options_stop_at_once_with_the_fix(rig, more, message):
+    assert message in rig.refusal(evaluate, rig.rows(1), "result.json", *more)
+    assert not rig.begun and not (rig.folder / "result.json").exists()
 
 
 @pytest.mark.parametrize(
-    "rows, message",
+    "reply, says",
     [
-        (["no row"], "line 1 of .* is no row"),
-        ([{"metadata": {"goal": 1}}], "line 1 of .* is no row .*prompt"),
-        ([{"prompt": "", "label": "", "metadata": {}}], "row 1 of .* cannot be played: .*no goal"),
+        (lambda payload: scored({**payload, "input_ids": [5, 6]}, lambda *_: -1.0), "does not encode text as --model"),
+        (lambda payload: {"generated_text": "x"}, "is not SGLang's, or does not encode text as --model"),
+        (lambda payload: web.Response(text="<html>"), "no SGLang server answers at --url"),
+        (lambda payload: web.Response(status=404), "no SGLang server answers at --url"),
+    ],
+)
+def test_another_server_is_refused(rig, reply, says):
+    rig.server.reply = reply
+    assert says in rig.refusal(evaluate, rig.rows(1), "result.json")
+
+
+@pytest.mark.parametrize("script", [collect_demos, evaluate])
+@pytest.mark.parametrize(
+    "rows, says",
+    [
+        ([{"prompt": "", "label": None, "metadata": {"goal": 1}}], "rows.jsonl is no row {"),
+        ([{"prompt": "", "label": "", "metadata": {}}], "rows.jsonl cannot be played: its metadata has no goal"),
         (
-            [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": {"actions": ["right"] * n}}} for n in (1, 2)],
-            "lines 1 and 2 of .* same",
+            [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": {"x": n}}} for n in (1, 2)],
+            "lines 1 and 2 of ",
         ),
         ([], "has no rows"),
     ],
 )
-def test_rows_that_cannot_be_played_are_named(in_process, rig, monkeypatch, rows, message):
+def test_rows_that_cannot_be_played_are_named(rig, script, rows, says):
     path = rig.rows()
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(SystemExit, match=message):
-        rig.run(evaluate, monkeypatch, path, "result.json")
+    assert says in rig.refusal(script, path, "result.json")
+    assert not rig.server.requests
 
 
-# -------------------------------------------------------------------------------------------- turns and thoughts
-
-THOUGHT = "<think>\nIt is on the right.\n</think>\n\n"
-
-
-@pytest.fixture
-def thinking(rig):
-    """The rig with a student that thinks, and a history of turns."""
+def test_a_student_that_thinks_in_turns(rig):
     settings = yaml.safe_load(rig.config.read_text())
     rig.config.write_text(yaml.safe_dump({**settings, "tcod_history": "turns", "tcod_thoughts": "keep"}))
     rig.openings[2] = [THOUGHT + RIGHT]  # then RIGHT, without a thought
-    return rig
-
-
-def test_a_thinking_teachers_demonstrations_keep_or_drop_its_thoughts(in_process, thinking, monkeypatch):
-    rig = thinking
-    rig.run(collect_demos, monkeypatch, rig.rows(2), "demos.jsonl", "--samples", "1")
-    [kept] = read(rig.folder / "demos.jsonl")
-    demo = kept["metadata"]["demo"]
-    assert demo["responses"] == [THOUGHT + RIGHT, RIGHT] and len(demo["ids"]) == 2
-    rig.run(collect_demos, monkeypatch, rig.rows(2), "demos.jsonl", "--samples", "1", "--drop-thoughts")
-    [dropped] = read(rig.folder / "demos.jsonl")
-    assert dropped["metadata"]["demo"] == {"actions": ["right"] * 2, "responses": [RIGHT] * 2}
+    for more, demo in (
+        ([], {"actions": ["right"] * 2, "responses": [THOUGHT + RIGHT, RIGHT]}),
+        (["--drop-thoughts"], {"actions": ["right"] * 2, "responses": [RIGHT] * 2}),
+    ):
+        rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "1", *more)
+        [row] = read(rig.folder / "demos.jsonl")
+        assert len(row["metadata"]["demo"].pop("ids", [1, 1])) == 2 and demo.items() <= row["metadata"]["demo"].items()
+    assert set(row["metadata"]["demo"]) == {"actions", "responses"}
     settings = read(rig.folder / "demos.journal.jsonl")[0]["settings"]
     assert (settings["history"], settings["thoughts"], settings["window"]) == ("turns", "keep", None)
-
-
-def test_an_evaluation_of_turns_saves_what_each_turn_was_shown(in_process, thinking, monkeypatch):
-    rig = thinking
-    rig.run(evaluate, monkeypatch, rig.rows(2), "result.json", "--episodes", str(rig.folder))
-    [run] = show_rollouts.read_runs([rig.folder])
-    [won] = run.episodes
+    rig.run(evaluate, rig.rows(2), "result.json", "--episodes", str(rig.folder))
+    [won] = show_rollouts.read_runs([rig.folder])[0].episodes
     said = ["".join(turn.tokens) for turn in won.turns]
-    assert won.won and said == [f"{THOUGHT}{RIGHT}<|im_end|>", f"{RIGHT}<|im_end|>"]
+    assert said == [f"{THOUGHT}{RIGHT}<|im_end|>", f"{RIGHT}<|im_end|>"]
     assert won.turns[1].context[0].startswith("<|im_start|>system")
     assert "You are at door 1." in won.turns[1].observation

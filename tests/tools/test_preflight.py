@@ -18,9 +18,10 @@ def preflight(place, monkeypatch):
     folder, env = place
     monkeypatch.setenv("ALFWORLD_DATA", env["ALFWORLD_DATA"])
     from examples.tcod import ConfigError
-    from examples.tcod.tools import check_environment, preflight
+    from examples.tcod.settings import build
+    from examples.tcod.tools import preflight
 
-    monkeypatch.setattr(check_environment, "EnvironmentPool", LocalPool)
+    monkeypatch.setattr(build, "EnvironmentPool", LocalPool)
     monkeypatch.setattr(preflight, "start_ray", lambda workers: None)
 
     def check(**options):
@@ -51,9 +52,9 @@ def test_preflight_accepts_what_can_run(preflight):
         ("f2b.yaml", "tcod_variant: f2b\ntcod_horizon: 4\ntcod_etta: 3\n", "unknown setting tcod_etta"),
         ("f2b.yaml", "tcod_variant: f2b\ntcod_horizon: 4\nlr: 1\n", "sets lr: slime reads this file too late"),
         ("data/train.jsonl", row(goal=2) + "{\n", "line 2 of .*train.jsonl is no row"),
-        ("data/train.jsonl", row(), "row 1 of .*/train.jsonl cannot be played: its .* has no goal"),
-        ("data/valid_seen.jsonl", row(), "row 1 of .*/valid_seen.jsonl cannot be played"),
-        ("data/train.jsonl", row(goal=1, explode=1), "does not play the row .* env_error: .*the corridor collapsed"),
+        ("data/train.jsonl", row(), "line 1 of .*/train.jsonl cannot be played: its .* has no goal"),
+        ("data/valid_seen.jsonl", row(), "line 1 of .*/valid_seen.jsonl cannot be played"),
+        ("data/train.jsonl", row(goal=1, explode=1), "does not play line 1 of .* env_error: .*the corridor collapsed"),
         ("student/chat_template.jinja", "{{ messages }}", "chat template ends an assistant turn"),
     ],
 )

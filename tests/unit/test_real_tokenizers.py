@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.episode.history import TurnHistory
-from examples.tcod.episode.rows import Demonstration
 from examples.tcod.model.chat_tokens import ChatTokens, engine_eos_ids, load_chat
 from examples.tcod.model.student import Response
 from smoke import cpu_only

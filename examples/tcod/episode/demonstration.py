@@ -1,6 +1,11 @@
-"""The demonstration in a row: a recorded solution, and what makes it usable."""
+"""A row's demonstration: what makes it usable, and its turns.
 
-from dataclasses import dataclass
+B2F and ReOPD replay its first turns, and the student goes on from there. A prepare tool and check_environment play it
+to its end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import Failure
@@ -18,9 +23,9 @@ class Demonstration:
     vocabulary (a digest, see ChatTokens) that they belong to.
     """
 
-    actions: tuple[str, ...] = ()
-    responses: tuple[str, ...] | None = None
-    ids: tuple[list[int], ...] | None = None
+    actions: Sequence[str] = ()
+    responses: Sequence[str] | None = None
+    ids: Sequence[list[int]] | None = None
     vocabulary: str | None = None
 
     @classmethod
@@ -30,14 +35,15 @@ class Demonstration:
         Raises:
             Failure: demo_malformed.
         """
-        demo = metadata.get("demo") or {}
+        demo = metadata.get("demo")
+        if demo is None:
+            return cls()
         if not isinstance(demo, dict):
             raise Failure("demo_malformed", f"its demo is no JSON object but {str(demo)[:80]!r}")
-        actions, responses = demo.get("actions", []), demo.get("responses")
-        for key, texts in (("actions", actions), ("responses", responses or [])):
+        actions, responses, ids = demo.get("actions", []), demo.get("responses"), demo.get("ids")
+        for key, texts in (("actions", actions), ("responses", [] if responses is None else responses)):
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise Failure("demo_malformed", f"{key} of its demo is no list of texts")
-        ids = demo.get("ids")
         if ids is not None and not (
             isinstance(ids, list) and all(isinstance(turn, list) and {*map(type, turn)} <= {int} for turn in ids)
         ):
@@ -45,14 +51,19 @@ class Demonstration:
         responses, ids = (None if values is None else tuple(values) for values in (responses, ids))
         return cls(tuple(actions), responses, ids, demo.get("vocabulary"))
 
-    def check(self, horizon: int) -> None:
-        """Whether B2F or ReOPD can use it, as far as it shows without an engine.
+    def first(self, turns: int) -> "Demonstration":
+        """Its first turns."""
+        responses, ids = (values and values[:turns] for values in (self.responses, self.ids))
+        return replace(self, actions=self.actions[:turns], responses=responses, ids=ids)
+
+    def check(self, horizon: float) -> None:
+        """Whether it can be replayed within so many turns, as far as it shows without an engine.
 
         Raises:
             Failure: demo_missing, demo_too_long or demo_mismatch.
         """
         if not self.actions:
-            raise Failure("demo_missing", "the arm needs a demonstration and this row has no actions")
+            raise Failure("demo_missing", "it has none")
         if len(self.actions) > horizon:
             raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
         for name, values in (("responses", self.responses), ("turns of ids", self.ids)):
@@ -81,7 +92,7 @@ class Demonstration:
         return self.ids[turn] if chat.spells(self.ids[turn], self.responses[turn]) else None
 
     def check_step(self, turn: int, observation: Observation, over: bool) -> None:
-        """Whether the engine executed the action of `turn`, and the student can go on from this answer.
+        """Whether the engine executed the action of `turn`, and the episode can go on from this answer.
 
         Raises:
             Failure: demo_inadmissible; demo_won_early, where the episode is over.

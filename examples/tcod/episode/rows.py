@@ -1,4 +1,4 @@
-"""Rows of a data set, and the demonstrations in them: how they are read, and what makes them usable.
+"""Rows of a data set: how they are read, and what makes them playable.
 
 A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
 "responses": [..] or absent, "ids": [[..], ..] and "vocabulary": ".." or absent}}}, a line of a JSONL file. Only B2F
@@ -15,6 +15,10 @@ from typing import Any
 from .. import ConfigError, Failure, words
 from ..environments.protocol import Environment
 from .demonstration import Demonstration
+from .jsonl import read_lines
+
+FORM = {"prompt": str, "label": str, "metadata": dict}
+KIND = 'row {"prompt": text, "label": text, "metadata": {..}}'
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Row:
     prompt: str
     label: str
     metadata: dict[str, Any]
+    line: int = 0
+    """Its number in the file that it was read from."""
 
     @property
     def task(self) -> dict[str, Any]:
@@ -41,75 +47,67 @@ def task_key(task: dict[str, Any]) -> str:
     return json.dumps(task, sort_keys=True)
 
 
+def place(row: Any, source: str) -> str:
+    """For a message: a row's line; or what is in it, since slime's samples are shuffled and know no line."""
+    return f"line {row.line} of {source}" if getattr(row, "line", 0) else f"row {str(row.metadata)[:200]} of {source}"
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a JSONL file.
 
     Raises:
-        ConfigError: the file cannot be read, is empty, or has a line that is no row; the message names the line.
+        ConfigError: the file cannot be read, or has a line that is no row; the message names the line.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): name a JSONL file, see README.md") from error
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, fields in read_lines(path, KIND, encoding="utf-8"):
         try:
-            fields = json.loads(line)
-            rows.append(Row(fields["prompt"], fields["label"], fields["metadata"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"line {number} of {path} is no row ({error!r}): prepare the data anew") from error
-    if not rows:
-        raise ConfigError(f"{path} has no rows: prepare the data first, see README.md")
+            for key, kind in FORM.items():
+                if not isinstance(fields.get(key), kind):
+                    raise ValueError(f"its {key} is {json.dumps(fields[key])[:80] if key in fields else 'missing'}")
+            json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # no NaN, and no half of a character
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"line {number} of {path} is no {KIND}: {error}") from error
+        rows.append(Row(*(fields[key] for key in FORM), number))
     return rows
 
 
-def check_rows(rows: Sequence[Any], source: str, environment: type[Environment], data_root: str) -> None:
+def check_rows(
+    rows: Sequence[Any],
+    source: str,
+    environment: type[Environment],
+    data_root: str,
+    variant: str = "",
+    horizon: int = 0,
+) -> None:
     """Whether rows (or slime's samples) can be played, as far as they and the files show it.
 
     Args:
         source: the flag or file that they come from, for the message.
+        variant: the tcod_variant that replays a demonstration of every row, within the horizon; "" if none is needed.
 
     Raises:
-        ConfigError: with the first row that cannot.
+        ConfigError: with the first row that cannot, or with how many have no usable demonstration.
     """
     if not len(rows):
         raise ConfigError(f"{source} has no rows: prepare the data first, see README.md")
-    for number, row in enumerate(rows, 1):
-        try:
-            if not isinstance(row.metadata, dict):
-                raise ValueError(f"its metadata is no JSON object but {row.metadata!r}")
-            Demonstration.of(row.metadata)
-            environment.check_row(task_of(row.metadata), data_root)
-        except Exception as error:  # ValueError is the environment's refusal, anything else its mistake
-            reason = str(error) if isinstance(error, ValueError | Failure) else f"check_row raised {words(error)}"
-            raise ConfigError(f"row {number} of {source} cannot be played: {reason}") from error
-
-
-def check_demonstrations(rows: Sequence[Any], source: str, variant: str, horizon: int) -> None:
-    """Whether b2f or reopd has a usable demonstration for every row. Raises ConfigError, with how many have none."""
-    reasons: Counter[str] = Counter()
+    reasons, first = Counter[str](), ""
     for row in rows:
         try:
-            Demonstration.of(row.metadata).check(horizon)
+            if not isinstance(row.metadata, dict):
+                raise ValueError(f"its metadata is no JSON object but {row.metadata!r:.80}")
+            environment.check_row(task_of(row.metadata), data_root)
+            demo = Demonstration.of(row.metadata)
+            if variant:
+                demo.check(horizon)
         except Failure as failure:
             reasons[failure.reason] += 1
+            first = first or f"{place(row, source)}: {failure}"
+        except Exception as error:  # ValueError is the environment's refusal, anything else its mistake
+            reason = str(error) if isinstance(error, ValueError) else f"check_row raised {words(error)}"
+            raise ConfigError(f"{place(row, source)} cannot be played: {reason}") from error
     if reasons:
-        other = (
-            f", and in {n} the numbers of actions and responses or ids differ"
-            if (n := reasons["demo_mismatch"])
-            else ""
-        )
+        needs = f"; tcod_variant {variant} needs one of 1 to {horizon} (tcod_horizon) actions" if variant else ""
         raise ConfigError(
-            f"tcod_variant {variant} needs a demonstration of 1 to {horizon} (tcod_horizon) actions for every row of "
-            f"{source}: of {len(rows)} rows {reasons['demo_missing']} have none and {reasons['demo_too_long']} are "
-            f"longer{other}"
+            f"{reasons.total()} of {len(rows)} rows have no usable demonstration {dict(reasons)}, the first is "
+            f"{first}{needs}"
         )
-
-
-def check_unique(rows: Sequence[Row], path: Path) -> None:
-    """Whether every row is a task of its own. Raises ConfigError, with the first two lines that are not."""
-    seen: dict[str, int] = {}
-    for number, row in enumerate(rows, 1):
-        first = seen.setdefault(task_key(row.task), number)
-        if first != number:
-            raise ConfigError(f"lines {first} and {number} of {path} are the same task: remove one of them")

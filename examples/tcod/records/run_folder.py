@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import words
+from ..episode.jsonl import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +100,15 @@ def parse_lines(path: Path, parse: Callable[[Any], T]) -> Iterator[tuple[int, T]
     A line that is no JSON, or that `parse` refuses, is left out with a warning: a run that was killed may have left
     half a line at the end.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, parse(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                logger.warning("line %d of %s is left out: %s", number, path, words(error))
+
+    def leave_out(number: int, error: Exception) -> None:
+        logger.warning("line %d of %s is left out: %s", number, path, words(error))
+
+    for number, line in read_lines(path, leave_out=leave_out):
+        try:
+            yield number, parse(line)
+        except (ValueError, KeyError, TypeError) as error:
+            leave_out(number, error)
 
 
 # --------------------------------------------------------------------------------------------------- metrics.jsonl

@@ -14,7 +14,7 @@ from ..environments.pool import EnvironmentPool
 from ..environments.protocol import load_environment
 from ..episode.history import AppendHistory, History, TurnHistory
 from ..episode.loop import EpisodePlayer
-from ..model.chat_tokens import ChatTokens, engine_eos_ids
+from ..model.chat_tokens import ChatTokens, engine_eos_ids, load_chat
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
 from ..records.run_folder import write_about
@@ -117,21 +117,36 @@ def drawing_of(kind: type[DrawingT], run: Run, data_source: Any, rollout_id: int
 
 def new_player(config: TcodConfig, chat: ChatTokens, engine_url: str) -> EpisodePlayer:
     """A player of episodes whose student is served at a base URL."""
-    pool = EnvironmentPool(
-        config.tcod_environment,
-        config.tcod_data_root,
-        workers=config.tcod_env_workers,
-        engines_per_worker=config.tcod_engines_per_worker,
-        timeout_s=config.tcod_env_timeout_s,
-        env_args=config.tcod_env_args,
-    )
     return EpisodePlayer(
         environment=load_environment(config.tcod_environment),
-        pool=pool,
+        pool=new_pool(config, config.tcod_env_workers, config.tcod_engines_per_worker),
         chat=chat,
         student=StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids),
         new_history=history_of(config, chat),
         lists_actions=config.tcod_admissible == "turn",
+    )
+
+
+def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
+    """A checkpoint's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError, with the flag."""
+    kwargs = config.template_kwargs if template_kwargs is None else template_kwargs
+    if not isinstance(kwargs, dict):
+        raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object, got {kwargs}")
+    try:
+        return load_chat(checkpoint, kwargs, **config.chat_choices)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{flag}: {' '.join(str(error).split())}; name the checkpoint that is served") from error
+
+
+def new_pool(config: TcodConfig, workers: int, engines_per_worker: int) -> EnvironmentPool:
+    """Engines of the environment that the settings name."""
+    return EnvironmentPool(
+        config.tcod_environment,
+        config.tcod_data_root,
+        workers=workers,
+        engines_per_worker=engines_per_worker,
+        timeout_s=config.tcod_env_timeout_s,
+        env_args=config.tcod_env_args,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
 from ..episode.loop import is_untempered
-from ..episode.rows import check_demonstrations, check_rows
+from ..episode.rows import check_rows
 from ..training.turn_mean import is_turn_mean
 from .config import TcodConfig, read_yaml
 
@@ -77,9 +77,9 @@ def check_environment_class(config: TcodConfig) -> None:
 
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
     """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError."""
-    check_rows(rows, source, load_environment(config.tcod_environment), config.tcod_data_root)
-    if config.curriculum.needs_demonstration:
-        check_demonstrations(rows, source, config.tcod_variant, config.tcod_horizon)
+    variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
+    environment = load_environment(config.tcod_environment)
+    check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon)
 
 
 def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:

@@ -7,17 +7,19 @@ the same games, which removes the differences between games from the comparison.
 the arms: training itself varies from seed to seed.
 """
 
-import argparse
 import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from scipy.stats import binomtest, norm
+
+from ..episode.rows import task_key
+from .command import new_parser, table
 
 Episode = dict[str, Any]  # task, task_type, won, turns, context_limited
 Interval = tuple[float, float]
@@ -60,100 +62,80 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Success with its interval, and mean turns, of at least one episode."""
-    wins, n = sum(episode["won"] for episode in episodes), len(episodes)
-    return {
-        "episodes": n,
-        "won": wins,
-        "success": wins / n,
-        "interval": wilson(wins, n),
-        "turns": fmean(episode["turns"] for episode in episodes),
-    }
+    """{"all": .., "by_label": {task type: ..}}, each with success, its interval and mean turns. Of at least one."""
+    by_label = {name: _summary(group) for name, group in sorted(_by_label(episodes).items())}
+    return {"all": _summary(episodes), "by_label": by_label}
 
 
-def by_type(episodes: Iterable[Episode]) -> dict[str, list[Episode]]:
-    """All episodes, then those of each task type."""
+def _summary(episodes: Sequence[Episode]) -> dict[str, Any]:
+    won, n = sum(episode["won"] for episode in episodes), len(episodes)
+    turns = fmean(episode["turns"] for episode in episodes)
+    return {"episodes": n, "won": won, "success": won / n, "interval": wilson(won, n), "turns": turns}
+
+
+def _by_label(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     groups = defaultdict(list)
     for episode in episodes:
-        groups["all"].append(episode)
         groups[episode["task_type"]].append(episode)
-    return dict(sorted(groups.items(), key=lambda group: (group[0] != "all", group[0])))
+    return groups
 
 
-def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Success of b minus success of a, by task type.
+def compare(a: Sequence[Episode], b: Sequence[Episode]) -> dict[str, Any]:
+    """Success of b minus success of a: {"all": .., "by_label": {task type: ..}}.
 
     Where the two share games, over those games and paired; where they share none, as independent samples. Types that
     only one of the two has are not compared.
     """
-    groups_a, groups_b = by_type(a["episodes"]), by_type(b["episodes"])
-    rows = {}
-    for name in groups_a.keys() & groups_b.keys():
-        games_a, games_b = _by_game(groups_a[name]), _by_game(groups_b[name])
-        shared = games_a.keys() & games_b.keys()
-        pair_a = [games_a[key] for key in shared or games_a]
-        pair_b = [games_b[key] for key in shared or games_b]
-        one, other = summarise(pair_a), summarise(pair_b)
-        row = {"paired": bool(shared), "a": one, "b": other}
-        row |= {"success": other["success"] - one["success"], "turns": other["turns"] - one["turns"]}
-        if shared:
-            only_a = sum(x["won"] > y["won"] for x, y in zip(pair_a, pair_b, strict=True))
-            only_b = sum(x["won"] < y["won"] for x, y in zip(pair_a, pair_b, strict=True))
-            row |= {"only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b)}
-            row["interval"] = paired_difference(only_a, only_b, len(shared))
-            row["not_shared"] = len(games_a) + len(games_b) - 2 * len(shared)
-        else:
-            row["interval"] = difference(one["won"], one["episodes"], other["won"], other["episodes"])
-        rows[name] = row
-    return {name: rows[name] for name in groups_a if name in rows}
+    of_a, of_b = _by_label(a), _by_label(b)
+    by_label = {name: _difference(of_a[name], of_b[name]) for name in sorted(of_a.keys() & of_b.keys())}
+    return {"all": _difference(a, b), "by_label": by_label}
 
 
-def _by_game(episodes: Iterable[Episode]) -> dict[str, Episode]:
-    return {json.dumps(episode["task"], sort_keys=True): episode for episode in episodes}
+def _difference(a: Sequence[Episode], b: Sequence[Episode]) -> dict[str, Any]:
+    games_a, games_b = ({task_key(episode["task"]): episode for episode in episodes} for episodes in (a, b))
+    shared = games_a.keys() & games_b.keys()
+    pairs = [(games_a[key], games_b[key]) for key in shared]
+    one, other = (_summary([games[key] for key in shared or games]) for games in (games_a, games_b))
+    row = {"paired": bool(shared), "a": one, "b": other, "success": other["success"] - one["success"]}
+    row |= {"turns": other["turns"] - one["turns"], "not_shared": len(games_a) + len(games_b) - 2 * len(shared)}
+    if not shared:
+        return row | {"interval": difference(one["won"], one["episodes"], other["won"], other["episodes"])}
+    only_a, only_b = sum(x["won"] > y["won"] for x, y in pairs), sum(x["won"] < y["won"] for x, y in pairs)
+    interval = paired_difference(only_a, only_b, len(shared))
+    return row | {"only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b), "interval": interval}
 
 
-def comparison_table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        f"{'task type':<32}{'n(a)':>6}{'n(b)':>6}{'a':>7}{'b':>7}{'b - a':>8}{'95% interval':>19}{'p':>8}{'turns':>7}"
-    ]
-    for name, row in rows.items():
-        interval = "[{:+.3f}, {:+.3f}]".format(*row["interval"])
-        p = f"{row['p']:.3f}" if row["paired"] else "-"
-        lines.append(
-            f"{name:<32}{row['a']['episodes']:>6}{row['b']['episodes']:>6}{row['a']['success']:>7.3f}"
-            f"{row['b']['success']:>7.3f}{row['success']:>+8.3f}{interval:>19}{p:>8}{row['turns']:>+7.1f}"
-        )
-    if rows["all"]["paired"]:
-        lines.append("paired over the games that both played; p: McNemar's exact test")
-    else:
-        lines.append("no game in common: compared as independent samples")
-    if left := rows["all"].get("not_shared"):
-        lines.append(f"not compared: {left} episodes of games that only one of the two has")
-    return "\n".join(lines)
-
-
-def different_settings(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The settings, model and rows aside, in which two results differ."""
-    ours, theirs = a["settings"], b["settings"]
-    names = [name for name in ours if name not in ("model", "rows") and ours[name] != theirs.get(name)]
-    return [f"{name} {ours[name]} and {theirs.get(name)}" for name in names]
+def report(compared: dict[str, Any]) -> str:
+    """The differences as a table, and how they were made."""
+    lines = [("task type", "n(a)", "n(b)", "a", "b", "b - a", "95% interval", "p", "turns")]
+    for name, row in [("all", compared["all"]), *compared["by_label"].items()]:
+        a, b = row["a"], row["b"]
+        success = (f"{a['success']:.3f}", f"{b['success']:.3f}", f"{row['success']:+.3f}")
+        interval, p = "[{:+.3f}, {:+.3f}]".format(*row["interval"]), f"{row['p']:.3f}" if row["paired"] else "-"
+        lines.append((name, a["episodes"], b["episodes"], *success, interval, p, f"{row['turns']:+.1f}"))
+    if not compared["all"]["paired"]:
+        return f"{table(lines)}\nno game in common: compared as independent samples"
+    text = f"{table(lines)}\npaired over the games that both played; p: McNemar's exact test"
+    left = compared["all"]["not_shared"]
+    return text + (f"\nnot compared: {left} episodes of games that only one of the two has" if left else "")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The success of the second result minus that of the first.")
+    parser = new_parser(__doc__)
     parser.add_argument("a", type=Path, help="JSON of evaluate.py")
     parser.add_argument("b", type=Path, help="JSON of evaluate.py")
     options = parser.parse_args()
     try:
-        a, b = (json.loads(path.read_text()) for path in (options.a, options.b))
-        rows, different = compare(a, b), different_settings(a, b)
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in (options.a, options.b)]
+        text = report(compare(*(result["episodes"] for result in results)))
+        ours, theirs = (result["settings"] for result in results)
+        about = [f"{name}: {of['model']} on {of['rows']}" for name, of in (("a", ours), ("b", theirs))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"compare_evals.py: name two results of evaluate.py ({error!r})")
-    for name, result in (("a", a), ("b", b)):
-        print(f"{name}: {result['settings']['model']} on {result['settings']['rows']}")
-    for setting in different:
-        print(f"note: the two were played with different settings, {setting}")
-    print(comparison_table(rows))
+    different = [name for name in ours if ours[name] != theirs.get(name, ours[name]) and name not in ("model", "rows")]
+    for name in different:
+        about.append(f"note: the two were played with different settings, {name} {ours[name]} and {theirs[name]}")
+    print(*about, text, sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,114 +2,93 @@
 
     python -m examples.tcod.tools.evaluate --rows valid_seen.jsonl --out f2b.json --url http://HOST:PORT --model DIR
 
-compare_evals takes two such results.
+Every finished episode is a line of the journal (f2b.journal.jsonl) at once; after a crash the same command goes on
+where it was. The journal goes when all episodes are in the result. compare_evals takes two results.
 """
 
-import argparse
 import asyncio
 import json
-import sys
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from .. import ConfigError
 from ..episode.record import Episode
 from ..episode.rows import Row
 from ..records.saved_episodes import transcript
-from .compare_evals import by_type, summarise
-from .play import Player, add_options, play, start
+from .command import new_parser, one_sentence, result_file, table
+from .compare_evals import summarise
+from .play import Player, add_options, play_missing, start
 
 
-async def evaluate(
-    player: Player, rows: list[Row], note: Callable[[int, Episode], None] | None = None
-) -> dict[str, Any]:
-    """Play every row once; `note` is told of every episode that has ended, with the position of its row.
+def result_of(player: Player) -> dict[str, Any]:
+    """{"settings": .., "success": see `summarise`, "failed": counts by reason, "episodes": one each, in rows' order}.
 
-    Returns {"success": summaries by task type, "failed": counts by reason, "episodes": one entry each, in the rows'
-    order}. A failed episode is no loss: it is counted, and takes no part in the rates.
+    A failed episode is no loss: it is counted, and takes no part in the rates.
+
+    Raises:
+        ConfigError: all failed.
     """
-    episodes: dict[int, dict[str, Any]] = {}
-    failed: Counter[str] = Counter()
-    with logging_redirect_tqdm(), tqdm(total=len(rows), unit="episode") as bar:
-        async for index, episode in play(player, rows):
-            row, record = rows[index], episode.record
-            if note:
-                note(index, episode)
-            if record.failure:
-                failed[record.failure] += 1
-            else:
-                episodes[index] = {
-                    "task": row.task,
-                    "task_type": row.label,
-                    "won": record.won,
-                    "turns": len(record.turns),
-                    "context_limited": record.context_limited,
-                }
-            wins = sum(episode["won"] for episode in episodes.values())
-            bar.set_postfix_str(f"success {wins / max(len(episodes), 1):.2f}, failed {failed.total()}", refresh=False)
-            bar.update()
-    in_order = [episodes[index] for index in sorted(episodes)]
-    success = {name: summarise(group) for name, group in by_type(in_order).items()}
-    return {"success": success, "failed": dict(failed), "episodes": in_order}
+    failed, settings = dict(player.failed), {**player.settings, "rows": str(player.options.rows)}
+    episodes = [{**entry, "task_type": row.label} for row in player.rows for entry in player.journal.of(row)]
+    if not episodes:
+        raise ConfigError(f"all {sum(failed.values())} episodes failed ({failed}): see the warnings above")
+    return {"settings": settings, "success": summarise(episodes), "failed": failed, "episodes": episodes}
 
 
-def episode_line(player: Player, name: str, index: int, row: Row, episode: Episode) -> str:
-    """An episode as those of a training run are saved, with the model's name in the place of the arm."""
-    about = {"arm": Path(player.settings["model"]).name, "dataset": name, "n": 0, "index": index}
-    return transcript(episode, row, player.player.chat.tokenizer, **about).line()
+def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row, Episode], dict[str, Any]]:
+    """What is told of an episode that has ended; it says what the journal keeps of it.
+
+    It saves the episode as those of a training run are, with the model's name in the place of the arm, in a file that
+    is open as long as `stack`. Raises OSError.
+    """
+    file, name, arm = None, options.rows.stem, Path(options.model).name
+    if options.episodes:
+        path = options.episodes / "rollouts" / f"eval_{name}_000000.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = "a" if player.entries else "w"
+        file = stack.enter_context(path.open(mode, encoding="utf-8", buffering=1))
+        file.write("\n" if player.entries else "")  # behind a torn line
+
+    def save(row: Row, episode: Episode) -> dict[str, Any]:
+        if file:
+            about = {"arm": arm, "dataset": name, "n": 0, "index": row.line}
+            file.write(transcript(episode, row, player.episodes.chat.tokenizer, **about).line())
+        return {"context_limited": episode.record.context_limited}
+
+    return save
 
 
-def saver(options: Namespace, player: Player, rows: list[Row], stack: ExitStack) -> Callable[[int, Episode], None]:
-    """What saves an episode that has ended, in a file that is open as long as `stack`."""
-    name = options.rows.stem
-    path = options.episodes / "rollouts" / f"eval_{name}_000000.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context(path.open("w"))
-    return lambda index, played: print(episode_line(player, name, index, rows[index], played), end="", file=file)
-
-
-def table(result: dict[str, Any]) -> str:
-    lines = [f"{'task type':<32}{'episodes':>9}{'success':>9}{'95% interval':>17}{'turns':>7}"]
-    for name, row in result["success"].items():
+def report(result: dict[str, Any]) -> str:
+    """The summaries as a table, and what is not in it."""
+    lines = [("task type", "episodes", "success", "95% interval", "turns")]
+    for name, row in [("all", result["success"]["all"]), *result["success"]["by_label"].items()]:
         interval = "[{:.3f}, {:.3f}]".format(*row["interval"])
-        lines.append(f"{name:<32}{row['episodes']:>9}{row['success']:>9.3f}{interval:>17}{row['turns']:>7.1f}")
+        lines.append((name, row["episodes"], f"{row['success']:.3f}", interval, f"{row['turns']:.1f}"))
+    text = table(lines)
     if limited := sum(episode["context_limited"] for episode in result["episodes"]):
-        lines.append(f"{limited} episodes ended because --max-context-len was reached")
-    if result["failed"]:
-        lines.append(f"{sum(result['failed'].values())} episodes failed and are not counted: {result['failed']}")
-    return "\n".join(lines)
+        text += f"\n{limited} episodes ended because --max-context-len was reached"
+    if failed := result["failed"]:
+        text += f"\n{sum(failed.values())} episodes failed and are not counted: {failed}; run it again to play them"
+    return text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--rows", type=Path, required=True, help="the tasks: JSONL rows, as a prepare tool writes them"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="gets the result as JSON")
+    parser = new_parser(__doc__)
     parser.add_argument("--episodes", type=Path, metavar="DIR", help="save all episodes there, for show_rollouts")
     add_options(parser, temperature=0.4)
     options = parser.parse_args()
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        player = start(options)
-        rows = player.read_rows(options.rows)
-        with ExitStack() as stack:
-            note = saver(options, player, rows, stack) if options.episodes else None
-            result = asyncio.run(evaluate(player, rows, note))
-    except (ConfigError, RuntimeError) as error:
-        sys.exit(f"evaluate: {error}")
-    if not result["episodes"]:
-        sys.exit(f"evaluate: all {len(rows)} episodes failed ({result['failed']}): see the warnings above")
-    about = {**player.settings, "rows": str(options.rows)}
-    options.out.write_text(json.dumps({"settings": about, **result}, indent=1))
-    print(table(result))
+    with one_sentence("evaluate", options.out), ExitStack() as stack:
+        file = stack.enter_context(result_file(options.out))
+        player = start(options, "evaluate")
+        asyncio.run(play_missing(player, 1, saver(options, player, stack)))
+        result = result_of(player)
+        json.dump(result, file, indent=1)
+    if not player.failed:
+        player.journal.remove()
+    print(report(result))
 
 
 if __name__ == "__main__":

@@ -1,193 +1,222 @@
 """Episodes on any SGLang server, outside training: what collect_demos.py and evaluate.py share.
 
-It is the recipe's one episode loop over the full horizon, with no curriculum, no teacher, and no slime.
+It is the recipe's one episode loop over the full horizon, with no curriculum, no teacher, and no slime. Beyond slime's
+container it needs the environment's own package.
 """
 
 import argparse
 import asyncio
-import itertools
+import hashlib
 import json
 import logging
 import uuid
 from argparse import Namespace
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import ConfigError, Failure
+from ..environments.protocol import load_environment
 from ..episode.demonstration import Demonstration
 from ..episode.loop import Assignment, EpisodePlayer, failures_go_to
 from ..episode.record import Episode, EpisodeRecord
-from ..episode.rows import Row, check_rows, check_unique, read_rows
-from ..model.chat_tokens import ChatTokens, load_chat
-from ..settings.build import new_player
+from ..episode.rows import Row, check_rows, read_rows, task_key
+from ..model.chat_tokens import ChatTokens
+from ..settings.build import new_player, student_chat
 from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from ..settings.server_checks import probe
+from .command import at_least
+from .journal import Entry, Journal
 from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).resolve().parent
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "alfworld_opd.yaml"
 FAILURES_IN_A_ROW = 32  # then something is broken for good
 
 
-@dataclass(frozen=True)
+@dataclass
 class Player:
-    """A student on a server, and what its episodes need.
+    """A student on a server, the rows that it plays, and what became of the episodes.
 
     Attributes:
         settings: what success depends on beside the games: results and journals record it.
+        failed: episodes by reason. They are no losses: the journal has none of them.
     """
 
+    options: Namespace
     config: TcodConfig
-    player: EpisodePlayer
-    sampling_params: dict[str, Any]
-    max_context_len: int
-    concurrency: int
+    episodes: EpisodePlayer
+    rows: list[Row]
+    journal: Journal
     settings: dict[str, Any]
+    failed: Counter[str] = field(default_factory=Counter)
+    in_a_row: int = 0
 
-    def read_rows(self, path: Path) -> list[Row]:
-        """The rows of a file, each checked by the environment and a task of its own. Raises ConfigError."""
-        rows = read_rows(path)
-        check_rows(rows, str(path), self.player.environment, self.config.tcod_data_root)
-        check_unique(rows, path)
-        return rows
+    @property
+    def entries(self) -> list[Entry]:
+        """The journal's episodes of the rows, in the rows' order."""
+        return [entry for row in self.rows for entry in self.journal.of(row)]
+
+    def note(self, row: Row, attempt: int, record: EpisodeRecord, more: dict[str, Any]) -> None:
+        """Write an episode down, with `more`, or count its failure.
+
+        Raises:
+            ConfigError: the server is gone, or FAILURES_IN_A_ROW episodes failed one after the other.
+            OSError: the journal cannot be written.
+        """
+        if not record.failure:
+            entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns), **more}
+            self.journal.add(entry)
+            self.in_a_row = 0
+            return
+        self.failed[record.failure] += 1
+        self.in_a_row += 1
+        if record.failure == "engine_unavailable":  # it was asked for more than a minute
+            raise ConfigError(f"the server at --url is gone ({record.detail}): start it, and the same command goes on")
+        if self.in_a_row == FAILURES_IN_A_ROW:
+            raise ConfigError(
+                f"{FAILURES_IN_A_ROW} episodes in a row failed ({dict(self.failed)}): see the warnings above"
+            )
 
 
 def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     """The options of `start`; `temperature` is the default one."""
-    parser.add_argument("--url", required=True, help="the SGLang server: http://HOST:PORT")
-    parser.add_argument("--model", required=True, help="Hugging Face checkpoint that it serves, for the tokenizer")
-    parser.add_argument("--temperature", type=float, default=temperature, help="default: %(default)s")
-    parser.add_argument("--max-turn-len", type=int, default=512, help="tokens of one turn, default: %(default)s")
-    parser.add_argument("--max-context-len", type=int, default=27648, help="of an episode, default: %(default)s")
-    parser.add_argument("--concurrency", type=int, default=64, help="episodes at once, default: %(default)s")
-    parser.add_argument(
-        "--apply-chat-template-kwargs",
-        type=json.loads,
-        help='of the chat template, as in training; default: {"enable_thinking": ..} as tcod_thoughts says',
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=HERE.parent / "configs" / "alfworld_opd.yaml",
-        help="YAML of tcod_* settings (horizon, environment, ...; the curriculum plays no part), default: %(default)s",
-    )
+    add = parser.add_argument
+    add("--rows", type=Path, required=True, help="the tasks: JSONL, as a prepare tool writes them")
+    add("--out", type=Path, required=True, help="gets the result; the journal lies beside it")
+    add("--url", required=True, help="the SGLang server: http://HOST:PORT")
+    add("--model", required=True, help="Hugging Face checkpoint that it serves, for the tokenizer")
+    add("--temperature", type=float, default=temperature, help="default: %(default)s")
+    add("--max-turn-len", type=at_least(1), default=512, help="tokens of one turn, default: %(default)s")
+    add("--max-context-len", type=at_least(1), default=27648, help="of an episode, default: %(default)s")
+    add("--concurrency", type=at_least(1), default=64, help="episodes at once, default: %(default)s")
+    add("--apply-chat-template-kwargs", type=json.loads, help="as in training; default: as tcod_thoughts says")
+    add("--config", type=Path, default=CONFIG, help="YAML of tcod_* settings, default: %(default)s")
 
 
-def start(options: Namespace) -> Player:
-    """Check the server against the options, and start Ray.
+def start(options: Namespace, tool: str) -> Player:
+    """Check options and rows, open the journal, check the server, and start Ray.
 
     Raises:
         ConfigError: with one sentence that names the option and the fix.
+        OSError: the journal cannot be written.
     """
-    if options.concurrency < 1:
-        raise ConfigError(f"--concurrency must be >= 1, got {options.concurrency}")
-    if not 0 < options.max_turn_len < options.max_context_len:
+    if options.max_turn_len >= options.max_context_len:
         raise ConfigError(
-            f"--max-turn-len {options.max_turn_len} bounds one turn: set it above 0 and below "
-            f"--max-context-len {options.max_context_len}"
+            f"--max-turn-len {options.max_turn_len} bounds one turn: set it below --max-context-len "
+            f"{options.max_context_len}"
         )
-    url = httpx.URL(options.url)
-    if url.scheme not in ("http", "https") or not url.host or not url.port:
-        raise ConfigError(f"--url must be http://HOST:PORT, got {options.url}")
+    if not 0 <= options.temperature < float("inf"):
+        raise ConfigError(f"--temperature must be a number >= 0, got {options.temperature}")
     config = TcodConfig.read(options.config)
     check_environment_class(config)
-    chat = _load_chat(options, config)
+    rows = _distinct_rows(config, options.rows)
+    settings = _settings(config, options)
+    journal = Journal(options.out.with_suffix(".journal.jsonl"), {**settings, "tool": tool})
+    chat = student_chat(config, options.model, options.apply_chat_template_kwargs, f"--model {options.model}")
     for warning in chat.warnings:
         logger.warning("--model %s: %s", options.model, warning)
     _check_server(options, chat)
     start_ray(config.tcod_env_workers)
-    sampling_params = {
-        **{"temperature": options.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": options.max_turn_len},
-        **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
-    }
-    settings = {
-        "model": options.model,
-        "temperature": options.temperature,
-        "max_turn_len": options.max_turn_len,
-        "max_context_len": options.max_context_len,
-        "horizon": config.tcod_horizon,
-        "environment": config.tcod_environment,
-        "admissible": config.tcod_admissible,
-        "history": config.tcod_history,
-        "window": config.tcod_window,
-        "thoughts": config.tcod_thoughts,
-    }
-    player = new_player(config, chat, options.url.rstrip("/"))
-    return Player(config, player, sampling_params, options.max_context_len, options.concurrency, settings)
+    return Player(options, config, new_player(config, chat, options.url.rstrip("/")), rows, journal, settings)
 
 
-async def play(player: Player, rows: Iterable[Row]) -> AsyncIterator[tuple[int, Episode]]:
-    """Play an episode for each row, `concurrency` of them at once.
+async def play_missing(player: Player, times: int, describe: Callable[[Row, Episode], dict[str, Any]]) -> None:
+    """Play every row `times` times, as far as it is not in the journal: all once, then all again.
 
-    Yields:
-        (position in `rows`, the episode), in the order in which they finish.
+    Args:
+        describe: is told of every episode that has ended, and returns what the journal says of it beside its task,
+            attempt, success and turns.
 
     Raises:
-        RuntimeError: FAILURES_IN_A_ROW episodes failed one after the other.
+        ConfigError, OSError: see Player.note.
     """
-    waiting = enumerate(rows)
-    running: set[asyncio.Task[tuple[int, Episode]]] = set()
-    in_a_row: list[str] = []
-    while True:
-        for index, row in itertools.islice(waiting, player.concurrency - len(running)):
-            running.add(asyncio.create_task(_play_row(player, index, row)))
-        if not running:
-            await player.player.pool.close()
-            return
-        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        for finished in done:
-            index, episode = finished.result()
-            failure = episode.record.failure
-            in_a_row = [*in_a_row, failure] if failure else []
-            yield index, episode
-            if len(in_a_row) == FAILURES_IN_A_ROW:
-                raise RuntimeError(
-                    f"the last {FAILURES_IN_A_ROW} episodes failed ({dict(Counter(in_a_row))}): see the warnings above"
-                )
+    done = player.entries
+    known = {(task_key(entry["task"]), entry["attempt"]) for entry in done}
+    todo = [(row, n) for n in range(times) for row in player.rows if (task_key(row.task), n) not in known]
+    if done:
+        total = len(done) + len(todo)
+        logger.warning(
+            "%d of %d episodes are in %s: remove it to play all anew", len(done), total, player.journal.path
+        )
+    bar = tqdm(total=len(done) + len(todo), initial=len(done), unit="episode")
+    ended, waiting = Counter(entry["won"] for entry in done), iter(todo)
+
+    async def work() -> None:
+        for row, attempt in waiting:
+            episode = await _play_row(player, row)
+            player.note(row, attempt, episode.record, describe(row, episode))
+            ended[episode.record.won] += not episode.record.failure
+            success = ended[True] / max(ended.total(), 1)
+            bar.set_postfix_str(f"success {success:.2f}, failed {player.failed.total()}", refresh=False)
+            bar.update()
+
+    with logging_redirect_tqdm(), bar:
+        await asyncio.gather(*(work() for _ in range(player.options.concurrency)))
+    await player.episodes.pool.close()
 
 
-async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Episode]:
-    episode = Episode(EpisodeRecord(evaluation=True))
+async def _play_row(player: Player, row: Row) -> Episode:
+    episode, options = Episode(EpisodeRecord(evaluation=True)), player.options
     assignment = Assignment(
         metadata=row.metadata,
         plan=player.config.curriculum.full_plan(),
         demonstration=Demonstration(),
-        sampling_params=player.sampling_params,
-        max_context_len=player.max_context_len,
+        sampling_params={
+            **{"temperature": options.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": options.max_turn_len},
+            **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
+        },
+        max_context_len=options.max_context_len,
         session=uuid.uuid4().hex,
     )
     with failures_go_to(episode.fail):
-        await player.player.play(assignment, episode)
+        await player.episodes.play(assignment, episode)
     if failure := episode.record.failure:
-        logger.warning("the episode of row %d failed, %s: %s", index + 1, failure, episode.record.detail)
-    return index, episode
+        logger.warning("the episode of line %d failed, %s: %s", row.line, failure, episode.record.detail)
+    return episode
 
 
-def _load_chat(options: Namespace, config: TcodConfig) -> ChatTokens:
-    given = options.apply_chat_template_kwargs
-    try:
-        return load_chat(options.model, config.template_kwargs if given is None else given, **config.chat_choices)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--model {options.model}: {reason}; name the checkpoint that the server serves") from error
+def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:
+    """The rows of a file, each checked by the environment and a task of its own. Raises ConfigError."""
+    rows = read_rows(path)
+    check_rows(rows, str(path), load_environment(config.tcod_environment), config.tcod_data_root)
+    lines: dict[str, int] = {}
+    for row in rows:
+        first = lines.setdefault(task_key(row.task), row.line)
+        if first != row.line:
+            raise ConfigError(f"lines {first} and {row.line} of {path} are the same task: remove one of them")
+    return rows
+
+
+def _settings(config: TcodConfig, options: Namespace) -> dict[str, Any]:
+    given = ("model", "temperature", "max_turn_len", "max_context_len", "apply_chat_template_kwargs")
+    names = ("horizon", "environment", "admissible", "history", "window", "thoughts")
+    settings = {name: getattr(options, name) for name in given}
+    settings |= {name: getattr(config, f"tcod_{name}") for name in names}
+    env_args = json.dumps(config.tcod_env_args, sort_keys=True, default=str)
+    return settings | {"env_args": hashlib.sha256(env_args.encode()).hexdigest()[:8]}  # they may hold an API key
 
 
 def _check_server(options: Namespace, chat: ChatTokens) -> None:
     try:
         limit = probe(options.url.rstrip("/"), chat)
     except (httpx.HTTPError, ValueError) as error:
-        raise ConfigError(f"no SGLang server answers at --url {options.url} ({error}): start it first") from error
+        said = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"no SGLang server answers at --url {options.url} ({said}): start it first, and name its http://HOST:PORT"
+        ) from error
     except Failure as failure:
         raise ConfigError(
-            f"the server at --url does not encode text as --model {options.model} does ({failure}): "
-            "name the checkpoint that it serves"
+            f"the server at --url is not SGLang's, or does not encode text as --model {options.model} does "
+            f"({failure}): name the server and the checkpoint that it serves"
         ) from failure
     if limit < options.max_context_len:
         raise ConfigError(

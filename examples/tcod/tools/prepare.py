@@ -14,11 +14,12 @@ demonstration or a task, is a line of left_out.jsonl with its reason.
 import argparse
 import asyncio
 import json
+import math
 import os
-import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -26,94 +27,93 @@ from typing import Any
 from tqdm.asyncio import tqdm
 
 from .. import ConfigError, Failure
-from ..environments.pool import BorrowedEnvironment, EnvironmentPool
+from ..environments.pool import EnvironmentPool
 from ..environments.protocol import Environment, Observation, load_environment
 from ..episode.demonstration import Demonstration
+from ..settings.build import new_pool
+from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
+from .command import at_least, new_parser, one_sentence, result_file, table
 from .ray_start import start_ray
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-TRAIN, HARD = "train", "hard"
+TRAIN, HARD, LEFT_OUT = "train", "hard", "left_out.jsonl"
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A demonstration that may do; a Failure stands for one that its source should have and has not."""
-
-    source: str
-    demo: Demonstration | Failure
-    cut: bool = False
-    """It may go on after the success: what comes later is cut off."""
-
-
-@dataclass(frozen=True)
+@dataclass
 class Task:
-    """One task. `metadata`: what the environment's `reset` needs."""
+    """One task, and what becomes of it.
+
+    Attributes:
+        metadata: what the environment's `reset` needs.
+        candidates: (source, demonstration), best first; a Failure stands for one that its source should have.
+        cut: a demonstration may go on after the success: what comes later is cut off.
+        set: the one that it goes into, if any.
+        source: what settled a training task, with a demonstration, or without one as never solved.
+        left_out: lines of left_out.jsonl. With one from the start, the engine is not asked.
+    """
 
     split: str
     label: str
     metadata: dict[str, Any]
-    candidates: Sequence[Candidate] = ()
-    fault: Failure | None = None
-    """Why the task cannot be used, where that is known without the engine."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A line of left_out.jsonl. `source` is the demonstration's, or "" where the task itself is left out."""
-
-    task: dict[str, Any]
-    source: str
-    reason: str
-    detail: str
-
-
-@dataclass
-class Checked:
-    """What the engine says of a task. `source` settled it: with a demonstration, or without one as never solved."""
-
-    task: Task
+    candidates: Sequence[tuple[str, Demonstration | Failure]] = ()
+    cut: bool = False
+    set: str | None = None
     goal: str = ""
-    demo: Demonstration | None = None
-    source: str | None = None
-    left_out: list[LeftOut] = field(default_factory=list)
-    playable: bool = False
+    demo: Demonstration = Demonstration()
+    source: str = ""
+    left_out: list[dict[str, Any]] = field(default_factory=list)
 
     def leave_out(self, source: str, failure: Failure) -> None:
-        self.left_out.append(LeftOut(self.task.metadata, source, failure.reason, " ".join(str(failure).split())))
+        """A demonstration of that source; or, where it is "", the task itself."""
+        self.left_out.append(left_out_line(self.metadata, source, failure))
+
+    def row(self) -> dict[str, Any]:
+        """A line of its set."""
+        demo = {name: value for name, value in asdict(self.demo).items() if value}
+        metadata = self.metadata | ({"demo": demo} if demo else {})
+        return {"prompt": self.goal, "label": self.label, "metadata": metadata}
+
+
+def left_out_line(task: dict[str, Any], source: str, failure: Failure) -> dict[str, Any]:
+    return {"task": task, "source": source, "reason": failure.reason, "detail": " ".join(str(failure).split())}
 
 
 # ------------------------------------------------------------------------------------------------------- the engine
 
 
-async def replay(
-    engine: BorrowedEnvironment, environment: type[Environment], task: Task, candidate: Candidate, horizon: int
+async def play_demonstration(
+    engine: Any,
+    environment: type[Environment],
+    task: dict[str, Any],
+    demo: Demonstration,
+    horizon: float = math.inf,
+    cut: bool = False,
 ) -> Demonstration:
     """Play a demonstration to its end, by the rules by which B2F replays one. Returns what is to be kept of it.
+
+    Args:
+        engine: a BorrowedEnvironment, or what has its methods.
+        cut: see Task.
 
     Raises:
         Failure: demo_{missing, too_long, mismatch, inadmissible}; demo_won_early or demo_not_won, where the task is
             not won exactly by the last action; or what the engine does wrong.
     """
-    demo = candidate.demo
-    if not candidate.cut:
-        demo.check(horizon)
-    observation = await engine.reset(task.metadata)
+    demo.check(math.inf if cut else horizon)
+    observation = await engine.reset(task)
     for turn, action in enumerate(demo.actions):
         demo.response(turn, observation, environment)
         observation = await engine.step(action)
-        if candidate.cut and observation.won:
-            demo = replace(demo, actions=demo.actions[: turn + 1])
+        if cut and observation.won:
+            demo = demo.first(turn + 1)
             break
-        demo.check_step(turn, observation, over=_is_over(observation) and turn + 1 < len(demo.actions))
+        over = observation.won or observation.done
+        demo.check_step(turn, observation, over and turn + 1 < len(demo.actions))
     demo.check(horizon)
     if not (await engine.finish(observation)).won:
         raise Failure("demo_not_won", f"{len(demo.actions)} actions do not reach the goal")
     return demo
-
-
-def _is_over(observation: Observation) -> bool:
-    return observation.won or observation.done
 
 
 async def check_task(
@@ -122,182 +122,129 @@ async def check_task(
     task: Task,
     horizon: int,
     goal: Callable[[Observation], str],
-) -> Checked:
-    """Open a task and try its candidates in order."""
-    checked = Checked(task)
+) -> None:
+    """Open a task and try its candidates in order; the task says what became of it."""
+    if task.left_out:
+        return
     try:
-        if task.fault:
-            raise task.fault
         async with pool.borrow() as engine:
-            checked.goal = goal(await engine.reset(task.metadata))
+            task.goal = goal(await engine.reset(task.metadata))
     except Failure as failure:
-        checked.leave_out("", failure)
-        return checked
-    checked.playable = True
-    for candidate in task.candidates:
+        task.leave_out("", failure)
+        return
+    if task.split != TRAIN:
+        task.set = task.split
+        return
+    for source, demo in task.candidates:
         try:
-            if isinstance(candidate.demo, Failure):
-                raise candidate.demo
-            if candidate.demo.actions:
+            if isinstance(demo, Failure):
+                raise demo
+            if demo.actions:
                 async with pool.borrow() as engine:
-                    checked.demo = await replay(engine, environment, task, candidate, horizon)
-            checked.source = candidate.source
-            return checked
+                    task.demo = await play_demonstration(engine, environment, task.metadata, demo, horizon, task.cut)
+            task.set, task.source = TRAIN if demo.actions else HARD, source
+            return
         except Failure as failure:
-            checked.leave_out(candidate.source, failure)
-    return checked
+            task.leave_out(source, failure)
+    task.leave_out("", Failure("no demonstration", "no source has a usable one for this training task"))
 
 
-def check_tasks(
-    config: TcodConfig, tasks: Sequence[Task], goal: Callable[[Observation], str], processes: int | None
-) -> list[Checked]:
+def check_tasks(config: TcodConfig, tasks: Sequence[Task], goal: Callable[[Observation], str], processes: int) -> None:
     """check_task for each task, in worker processes with one engine each, with a progress bar."""
-    processes = processes or os.cpu_count() or 1
     environment = load_environment(config.tcod_environment)
 
-    async def check() -> list[Checked]:
-        pool = EnvironmentPool(
-            config.tcod_environment,
-            config.tcod_data_root,
-            workers=processes,
-            engines_per_worker=1,
-            timeout_s=config.tcod_env_timeout_s,
-            env_args=config.tcod_env_args,
-        )
+    async def check() -> None:
+        pool = new_pool(config, processes, 1)
         checks = (check_task(pool, environment, task, config.tcod_horizon, goal) for task in tasks)
-        checked = await tqdm.gather(*checks, desc="tasks in the engine", unit="task")
+        await tqdm.gather(*checks, desc="tasks in the engine", unit="task")
         await pool.close()
-        return checked
 
     start_ray(processes)
-    return asyncio.run(check())
+    asyncio.run(check())
 
 
 # -------------------------------------------------------------------------------------------------------- the sets
 
 
-def make_sets(checked: Iterable[Checked]) -> tuple[dict[str, list[dict[str, Any]]], list[LeftOut]]:
-    """Rows by set: train, the other splits, hard; and what is in none of them."""
-    checked = list(checked)
-    sets: dict[str, list[dict[str, Any]]] = {TRAIN: []}
-    sets |= {entry.task.split: [] for entry in checked} | {HARD: []}
-    left_out = []
-    for entry in checked:
-        left_out += entry.left_out
-        if not entry.playable:
-            continue
-        name, metadata = entry.task.split, dict(entry.task.metadata)
-        if name == TRAIN:
-            if entry.source is None:
-                detail = "no source has a usable demonstration for this training task"
-                left_out.append(LeftOut(metadata, "", "no demonstration", detail))
-                continue
-            if entry.demo:
-                metadata["demo"] = {name: value for name, value in asdict(entry.demo).items() if value}
-            else:
-                name = HARD
-        sets[name].append({"prompt": entry.goal, "label": entry.task.label, "metadata": metadata})
-    return sets, left_out
-
-
-def write_sets(out: Path, checked: Sequence[Checked], left_out: Sequence[LeftOut] = ()) -> None:
+def write_sets(out: Path, tasks: Sequence[Task], left_out: Iterable[dict[str, Any]] = ()) -> None:
     """Write the JSONL files below `out`, and print what is in them.
 
     Args:
-        left_out: what was left out before the engine was asked.
+        left_out: further lines of left_out.jsonl.
 
     Raises:
         ConfigError: no set that could be trained on comes of it, or one to evaluate on is empty.
+        OSError: a file cannot be written.
     """
-    sets, more = make_sets(checked)
-    left_out = [*left_out, *more]
-    out.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out / "left_out.jsonl", map(asdict, left_out))
-    print(left_out_table(left_out, out / "left_out.jsonl"))
+    left_out = [*left_out, *(line for task in tasks for line in task.left_out)]
+    write_jsonl(out / LEFT_OUT, left_out)
+    sets = {name: [task for task in tasks if task.set == name] for name in (TRAIN, *(t.split for t in tasks), HARD)}
     if not sets[TRAIN]:
-        raise ConfigError(
-            f"no training task has a usable demonstration: see {out / 'left_out.jsonl'}, or name another source"
-        )
-    for name, rows in sets.items():
-        if not rows and name != HARD:
-            raise ConfigError(f"no task of {name} can be played: see {out / 'left_out.jsonl'}")
-    for name, rows in sets.items():
-        write_jsonl(out / f"{name}.jsonl", rows)
-    print(sets_table(sets))
-    print(lengths_table(sets[TRAIN]))
-    used = Counter(entry.source for entry in checked if entry.demo)
+        print(left_out_table(left_out))
+        raise ConfigError(f"no training task has a usable demonstration: see {out / LEFT_OUT}, or name another source")
+    for name, members in sets.items():
+        if not members and name != HARD:
+            raise ConfigError(f"no task of {name} can be played: see {out / LEFT_OUT}")
+    for name, members in sets.items():
+        write_jsonl(out / f"{name}.jsonl", [task.row() for task in members])
+    used = Counter(task.source for task in sets[TRAIN])
+    print(left_out_table(left_out), sets_table(sets), sep="\n")
     print("demonstrations by source: " + ", ".join(f"{source} {count}" for source, count in used.most_common()))
     print(f"written to {out}")
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Whole or not at all; a set without rows has no file, since slime refuses an empty one."""
-    lines = [json.dumps(row) + "\n" for row in rows]
-    if not lines:
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Whole or not at all; a set without rows has no file, since slime refuses an empty one. Raises OSError."""
+    if not rows:
         path.unlink(missing_ok=True)
         return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(lines))
-    partial.replace(path)
+    with result_file(path) as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-# ------------------------------------------------------------------------------------------------------- the report
+def sets_table(sets: dict[str, list[Task]]) -> str:
+    """Tasks by type and set, and how many actions the demonstrations have."""
+    lines = [("tasks", *sets, "actions: shortest", "median", "mean", "longest")]
+    labels = {task.label for members in sets.values() for task in members}
+    for name, chosen in [*((label, {label}) for label in sorted(labels)), ("all", labels)]:
+        counts = [sum(task.label in chosen for task in members) for members in sets.values()]
+        lengths = [len(task.demo.actions) for task in sets[TRAIN] if task.label in chosen]
+        shown = (min(lengths), f"{median(lengths):g}", f"{mean(lengths):.1f}", max(lengths)) if lengths else "----"
+        lines.append((name, *counts, *shown))
+    return table(lines)
 
 
-def sets_table(sets: dict[str, list[dict[str, Any]]]) -> str:
-    counts = {name: Counter(row["label"] for row in rows) for name, rows in sets.items()}
-    labels = sorted(set().union(*counts.values()))
-    width = max(map(len, labels)) + 2
-    lines = [f"{'tasks':<{width}}" + "".join(f"{name:>14}" for name in sets)]
-    lines += [f"{label:<{width}}" + "".join(f"{counts[name][label]:>14}" for name in sets) for label in labels]
-    lines.append(f"{'all':<{width}}" + "".join(f"{len(rows):>14}" for rows in sets.values()))
-    return "\n".join(lines)
-
-
-def lengths_table(rows: Sequence[dict[str, Any]]) -> str:
-    labels = sorted({row["label"] for row in rows})
-    width = max(len(name) for name in (*labels, "demonstrations, in actions")) + 2
-    lines = [f"{'demonstrations, in actions':<{width}}{'shortest':>14}{'median':>14}{'mean':>14}{'longest':>14}"]
-    for label in (*labels, "all"):
-        lengths = [len(row["metadata"]["demo"]["actions"]) for row in rows if label in (row["label"], "all")]
-        lines.append(
-            f"{label:<{width}}{min(lengths):>14}{median(lengths):>14.0f}{mean(lengths):>14.1f}{max(lengths):>14}"
-        )
-    return "\n".join(lines)
-
-
-def left_out_table(left_out: Sequence[LeftOut], path: Path) -> str:
-    if not left_out:
-        return "nothing is left out"
-    lines = [f"left out, see {path}:"]
-    examples = {(entry.source, entry.reason): entry for entry in reversed(left_out)}
-    for (source, reason), count in Counter((entry.source, entry.reason) for entry in left_out).most_common():
-        example = examples[source, reason]
-        what = f"demonstrations of {source}" if source else "tasks"
-        lines.append(f"{count:>6} {what}: {reason}, as {json.dumps(example.task)}: {example.detail}")
+def left_out_table(left_out: Sequence[dict[str, Any]]) -> str:
+    """How much was left out for what reason, each with an example."""
+    lines = [f"left out, see {LEFT_OUT}:" if left_out else "nothing is left out"]
+    examples = {(line["source"], line["reason"]): line for line in reversed(left_out)}
+    for (source, reason), count in Counter((line["source"], line["reason"]) for line in left_out).most_common():
+        example, what = examples[source, reason], f"demonstrations of {source}" if source else "tasks"
+        lines.append(f"{count:>6} {what}: {reason}, as {json.dumps(example['task'])}: {example['detail']}")
     return "\n".join(lines)
 
 
 # --------------------------------------------------------------------------------------------------- the command line
 
 
-def option_parser(description: str, config: str) -> argparse.ArgumentParser:
+def option_parser(module_doc: str, config: str) -> argparse.ArgumentParser:
     """The options that every prepare tool has; `config` is the default one's name."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(module_doc)
+    settings = {"type": Path, "default": CONFIGS / config, "help": "YAML of tcod_* settings, default: %(default)s"}
+    parser.add_argument("--config", **settings)
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the JSONL files")
-    parser.add_argument("--processes", type=int, help="engines that check tasks at once, default: one per core")
     parser.add_argument(
-        "--config",
-        type=Path,
-        default=CONFIGS / config,
-        help="YAML of tcod_* settings, as in training, default: %(default)s",
+        "--processes", type=at_least(1), default=os.cpu_count(), help="engines that check tasks at once"
     )
     return parser
 
 
 def run(name: str, prepare: Callable[[argparse.Namespace, TcodConfig], None], options: argparse.Namespace) -> None:
     """Call a prepare tool's function; what it refuses is one sentence and exit status 1."""
-    try:
-        prepare(options, TcodConfig.read(options.config))
-    except ConfigError as error:
-        sys.exit(f"{name}: {error}")
+    with one_sentence(name, options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=options.out) as file:  # before the engines take their time
+            file.write(bytes(2**16))
+        config = TcodConfig.read(options.config)
+        check_environment_class(config)
+        prepare(options, config)

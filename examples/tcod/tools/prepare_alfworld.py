@@ -9,7 +9,8 @@ training games, best first:
     walkthrough   the planner's own solution, out of the game file: short, and made with knowledge of the whole room
     FILE          JSONL with the actions of a teacher: TCOD's published lists, or what collect_demos.py wrote
 
-prepare.py opens the games, replays the demonstrations, and says what becomes of them.
+prepare.py opens the games, replays the demonstrations, and says what becomes of them. Beyond slime's container this
+needs the package alfworld.
 """
 
 import json
@@ -22,31 +23,13 @@ from typing import Any
 from .. import ConfigError, Failure, words
 from ..environments.protocol import Observation
 from ..episode.demonstration import Demonstration
+from ..episode.jsonl import read_lines
 from ..settings.config import TcodConfig
-from .prepare import TRAIN, Candidate, LeftOut, Task, check_tasks, option_parser, run, write_sets
+from .prepare import TRAIN, Task, check_tasks, left_out_line, option_parser, run, write_sets
 
 DATA_VERSION = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen")
 WALKTHROUGH = "walkthrough"
-TASK_TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
-
-# ------------------------------------------------------------------------------------------- games and their sources
-
-
-def split_of(game_file: str) -> str:
-    return game_file.split("/")[1]
-
-
-def task_type(game_file: str) -> str:
-    """The task type begins the name of a task's folder: pick_and_place_simple-Mug-None-Desk-308."""
-    return game_file.split("/")[2].split("-")[0]
 
 
 def find_games(root: Path) -> list[str]:
@@ -79,7 +62,7 @@ def rebase(game_file: str) -> str:
     return "/".join(parts)
 
 
-def read_source(path: str) -> tuple[dict[str, Demonstration], list[LeftOut]]:
+def read_source(path: str) -> tuple[dict[str, Demonstration], list[dict[str, Any]]]:
     """Demonstrations by game file out of published lists or this recipe's rows, and the repeated ones.
 
     A game that is only named, with no "actions" and no "demo", has none.
@@ -89,23 +72,16 @@ def read_source(path: str) -> tuple[dict[str, Demonstration], list[LeftOut]]:
     """
     demos: dict[str, Demonstration | None] = {}
     repeated = []
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(
-            f"--demos {path} cannot be read ({error.strerror}): name a JSONL file, or walkthrough"
-        ) from error
-    for number, line in enumerate(lines, 1):
+    for number, row in read_lines(Path(path)):
         try:
-            row = json.loads(line)
             row = row.get("metadata", row)  # the published lists have no metadata
             game_file = rebase(row["game_file"])
             demo = _demo(row.get("demo", row))
         except (Failure, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"line {number} of {path} is no row with a game_file and actions ({error!r})") from error
         if game_file in demos:
-            detail = f"line {number} repeats the game, the first one counts"
-            repeated.append(LeftOut({"game_file": game_file}, path, "duplicate", detail))
+            failure = Failure("duplicate", f"line {number} repeats the game, the first one counts")
+            repeated.append(left_out_line({"game_file": game_file}, path, failure))
         else:
             demos[game_file] = demo
     return {game_file: demo for game_file, demo in demos.items() if demo is not None}, repeated
@@ -115,27 +91,22 @@ def _demo(fields: dict[str, Any]) -> Demonstration | None:
     """The demonstration of a line, or None where it has no actions at all. Raises Failure: demo_malformed."""
     if "actions" not in fields:
         return None
-    if fields["actions"] is None:  # not the same as an empty list, which says that the game was never solved
-        raise Failure("demo_malformed", "its actions are null")
     demo = Demonstration.of({"demo": fields})
     # The planner's spelling has stray double spaces; the engine wants its own.
     return replace(demo, actions=tuple(" ".join(action.split()) for action in demo.actions))
 
 
-# --------------------------------------------------------------------------------------------------------- the tasks
-
-
-def open_game(root: Path, game_file: str) -> Demonstration | Failure:
-    """The walkthrough in a game file.
+def walkthrough_of(root: Path, game_file: str) -> Demonstration | Failure:
+    """The planner's solution in a game file.
 
     Raises:
-        Failure: unsupported, unsolvable or damaged.
+        Failure: the game cannot be played: unsupported, unsolvable or damaged.
         ConfigError: the game is of an ALFWorld before 0.4.
     """
-    if task_type(game_file) not in TASK_TYPES or "Sliced" in game_file:
+    if "movable" in game_file or "Sliced" in game_file:
         raise Failure("unsupported", "ALFWorld's engine does not play sliced objects and movable receptacles")
     try:
-        game = json.loads((root / game_file).read_text())
+        game = json.loads((root / game_file).read_text(encoding="utf-8"))
         solvable, grammar, walkthrough = game.get("solvable"), game["grammar"], game.get("walkthrough")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Failure("damaged", f"the game file cannot be read: {words(error)}") from error
@@ -153,16 +124,18 @@ def open_game(root: Path, game_file: str) -> Demonstration | Failure:
 
 def make_task(root: Path, game_file: str, sources: Sequence[str], listed: dict[str, dict[str, Demonstration]]) -> Task:
     """The task of a game, with its demonstrations where it is a training game. Raises ConfigError."""
-    metadata = {"game_file": game_file, "task_type": task_type(game_file)}
-    task = Task(split_of(game_file), metadata["task_type"], metadata)
+    _, split, name, *_ = game_file.split("/")
+    task_type = name.split("-")[0]  # of pick_and_place_simple-Mug-None-Desk-308
+    task = Task(split, task_type, {"game_file": game_file, "task_type": task_type})
     try:
-        walkthrough = open_game(root, game_file)
+        walkthrough = walkthrough_of(root, game_file)
     except Failure as failure:
-        return replace(task, fault=failure)
-    if task.split != TRAIN:
+        task.leave_out("", failure)
         return task
-    found = {source: listed[source].get(game_file) if source in listed else walkthrough for source in sources}
-    return replace(task, candidates=[Candidate(source, demo) for source, demo in found.items() if demo is not None])
+    if split == TRAIN:
+        found = ((source, listed[source].get(game_file) if source in listed else walkthrough) for source in sources)
+        task.candidates = [(source, demo) for source, demo in found if demo is not None]
+    return task
 
 
 def goal(first: Observation) -> str:
@@ -175,6 +148,7 @@ def prepare(options: Namespace, config: TcodConfig) -> None:
 
     Raises:
         ConfigError: the data cannot be used, or no set that could be trained on would come of it.
+        OSError: a file cannot be written.
     """
     root = Path(config.tcod_data_root)
     games = find_games(root)
@@ -184,18 +158,14 @@ def prepare(options: Namespace, config: TcodConfig) -> None:
             listed[source], repeated = read_source(source)
             left_out += repeated
             for game_file in sorted(listed[source].keys() - set(games)):
-                task, detail = {"game_file": game_file}, f"there is no such game below {root}"
-                left_out.append(LeftOut(task, source, "missing", detail))
+                failure = Failure("missing", f"there is no such game below {root}")
+                left_out.append(left_out_line({"game_file": game_file}, source, failure))
     tasks = [make_task(root, game_file, options.demos, listed) for game_file in games]
-    checked = check_tasks(config, tasks, goal, options.processes)
-    for entry in checked:
-        entry.left_out = [_with_hint(line) for line in entry.left_out]
-    write_sets(options.out, checked, left_out)
-
-
-def _with_hint(line: LeftOut) -> LeftOut:
-    is_old = line.reason == "demo_inadmissible" and "'put " in line.detail
-    return replace(line, detail=f"{line.detail}: this ALFWorld says 'move X to Y'") if is_old else line
+    check_tasks(config, tasks, goal, options.processes)
+    for line in (line for task in tasks for line in task.left_out):
+        if line["reason"] == "demo_inadmissible" and "'put " in line["detail"]:
+            line["detail"] += ": this ALFWorld says 'move X to Y'"
+    write_sets(options.out, tasks, left_out)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 
 Nothing is downloaded: tasks and variations are in the package scienceworld, and the training set's demonstrations are
 the engine's own solutions, cut at the success. prepare.py replays them, and says what becomes of them. Those longer
-than the horizon are left out.
+than the horizon are left out. Beyond slime's container this needs the package scienceworld, and Java.
 """
 
 import threading
@@ -22,7 +22,8 @@ from ..env_scienceworld import ScienceworldEnvironment
 from ..environments.protocol import Observation
 from ..episode.demonstration import Demonstration
 from ..settings.config import TcodConfig
-from .prepare import TRAIN, Candidate, Task, check_tasks, option_parser, run, write_sets
+from .command import at_least
+from .prepare import TRAIN, Task, check_tasks, option_parser, run, write_sets
 
 GOLD = "gold"
 
@@ -70,37 +71,36 @@ def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
 
     def game() -> Any:
         if not hasattr(engines, "own"):
-            engines.own = started.enter_context(
-                closing(ScienceworldEnvironment(config.tcod_data_root, **config.tcod_env_args))
-            )
-        return engines.own.game
+            environment = ScienceworldEnvironment(config.tcod_data_root, **config.tcod_env_args)
+            engines.own = started.enter_context(closing(environment)).game
+        return engines.own
 
     def make_task(found: tuple[str, dict[str, Any]]) -> Task:
         split, metadata = found
-        candidates = [Candidate(GOLD, gold(game(), metadata), cut=True)] if split == TRAIN else []
-        return Task(split, metadata["task"], metadata, candidates)
+        candidates = [(GOLD, gold(game(), metadata))] if split == TRAIN else []
+        return Task(split, metadata["task"], metadata, candidates, cut=True)
 
     with ExitStack() as started:
         try:
             found = list(list_tasks(game(), options.tasks, options.variations, options.simplifications))
-        except ConfigError:
-            raise
-        except (ImportError, OSError, ValueError) as error:
+        except (ImportError, OSError) as error:
             raise ConfigError(f"ScienceWorld does not start: {words(error)}") from error
         with ThreadPoolExecutor(options.processes) as threads:
             return list(tqdm(threads.map(make_task, found), total=len(found), desc="gold sequences", unit="task"))
 
 
 def prepare(options: Namespace, config: TcodConfig) -> None:
-    """Find the tasks, check everything, and write the JSONL files. Raises ConfigError."""
-    write_sets(options.out, check_tasks(config, find_tasks(options, config), goal, options.processes))
+    """Find the tasks, check everything, and write the JSONL files. Raises ConfigError, OSError."""
+    tasks = find_tasks(options, config)
+    check_tasks(config, tasks, goal, options.processes)
+    write_sets(options.out, tasks)
 
 
 def main() -> None:
     parser = option_parser(__doc__, "scienceworld_opd.yaml")
     parser.add_argument("--tasks", nargs="+", default=[], help="names of tasks, default: all 30")
     parser.add_argument(
-        "--variations", type=int, default=10, help="of each task and split, 0: all, default: %(default)s"
+        "--variations", type=at_least(0), default=10, help="of each task and split, 0: all, default: 10"
     )
     parser.add_argument("--simplifications", default="easy", help="of ScienceWorld's worlds, default: %(default)s")
     run("prepare_scienceworld", prepare, parser.parse_args())

@@ -1,0 +1,60 @@
+"""The one reader of JSONL files: data sets, journals, metrics and saved episodes.
+
+It takes the lines that slime's own reader takes: in UTF-8, ended by line feeds, blank ones left out. U+2028 and U+0085
+are characters of a text. What slime would leave out, with a word in its log, is refused.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import ConfigError
+
+BYTE_ORDER_MARK = "\ufeff"
+
+
+def read_lines(
+    path: Path,
+    kind: str = "JSON object",
+    leave_out: Callable[[int, Exception], None] | None = None,
+    encoding: str = "utf-8-sig",
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(its number in the file, from 1; the object) of each line.
+
+    Args:
+        kind: what a line has to be, for the message.
+        leave_out: is told of each line that is no JSON object, its number and why. The others are read all the same.
+        encoding: "utf-8" for what slime reads, too: it leaves out a line behind a byte order mark.
+
+    Raises:
+        ConfigError: the file cannot be read; or a line is no JSON object, and there is no `leave_out`.
+    """
+    try:
+        with path.open(encoding=encoding, errors="surrogateescape") as file:
+            for number, line in enumerate(file, 1):
+                if not (text := line.strip()):
+                    continue
+                try:
+                    value = _parse(text)
+                except (ValueError, RecursionError) as error:
+                    if leave_out is None:
+                        raise ConfigError(f"line {number} of {path} is no {kind}: {error}") from error
+                    leave_out(number, error)
+                else:
+                    yield number, value
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): name a JSONL file") from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    if text.startswith(BYTE_ORDER_MARK):
+        raise ValueError("it begins with a byte order mark, and slime would leave it out: save the file without one")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("it is not in UTF-8") from error
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is {text[:80]}")
+    return value

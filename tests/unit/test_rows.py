@@ -1,0 +1,93 @@
+"""Lines of JSONL files, rows, and what makes a row playable."""
+
+import json
+import re
+
+import pytest
+
+from examples.tcod import ConfigError, Failure
+from examples.tcod.episode.demonstration import Demonstration
+from examples.tcod.episode.jsonl import read_lines
+from examples.tcod.episode.rows import check_rows, read_rows
+from tests.support.corridor import Corridor
+
+NUM_GPUS = 0
+SEPARATORS = "a\u2028b\u2029c\u0085d\x0be\x1cf"  # str.splitlines ends a line at each of them
+ROW = {"prompt": SEPARATORS, "label": "", "metadata": {"goal": 1}}
+
+
+def line(**changes: object) -> str:
+    return json.dumps({**ROW, **changes}, ensure_ascii=False)
+
+
+def test_lines_are_those_that_slime_reads(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(f"\n  \n{line()}\r\n\n\u00a0\n{line(label='é')}".encode())
+    rows = read_rows(path)
+    assert [(row.prompt, row.label, row.line) for row in rows] == [(SEPARATORS, "", 3), (SEPARATORS, "é", 6)]
+    check_rows(rows, str(path), Corridor, "")
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (line(label=None).encode(), "its label is null"),
+        (line(label=["x"]).encode(), 'its label is ["x"]'),
+        (line(label=3).encode(), "its label is 3"),
+        (line(prompt=[{"role": "user", "content": "x"}]).encode(), "its prompt is [{"),
+        (line(metadata="{}").encode(), 'its metadata is "{}"'),
+        (b'{"label": "", "metadata": {}}', "its prompt is missing"),
+        (b"[]", "it is []"),
+        (b'{"prompt": ', "Expecting value"),
+        (b"[" * 100_000, "recursion"),
+        (line(metadata={"goal": float("nan")}).encode(), "Out of range float values"),
+        (line().replace("1}", "1e999}").encode(), "Out of range float values"),
+        (json.dumps({**ROW, "label": "\ud800"}).encode(), "surrogates not allowed"),
+        (line(label="é").encode("latin-1", "replace"), "it is not in UTF-8"),
+        (b"\xef\xbb\xbf" + line().encode(), "byte order mark, and slime would leave it out"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named_with_what_a_row_needs(tmp_path, content, says):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n" + content + b"\n")
+    kind = f'line 2 of {path} is no row {{"prompt": text, "label": text, "metadata": {{..}}}}: '
+    with pytest.raises(ConfigError, match="^" + re.escape(kind) + ".*" + re.escape(says)) as error:
+        read_rows(path)
+    assert "\n" not in str(error.value)
+
+
+def test_lines_that_are_no_objects_are_left_out_on_request(tmp_path):
+    path, left_out = tmp_path / "metrics.jsonl", {}
+    path.write_text('\ufeff{"n": 1}\nNaN\n{"n": NaN}\n{"n": ', "utf-8")
+    assert [number for number, _ in read_lines(path, leave_out=left_out.__setitem__)] == [1, 3]
+    assert [(number, str(error)[:9]) for number, error in left_out.items()] == [(2, "it is NaN"), (4, "Expecting")]
+    with pytest.raises(ConfigError, match="nowhere cannot be read .No such file"):
+        list(read_lines(tmp_path / "nowhere"))
+
+
+def test_one_check_says_which_line_has_no_usable_demonstration(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    demos = [["right"], None, ["right"] * 4]
+    rows = [{**ROW, "metadata": {"goal": goal, "demo": demo and {"actions": demo}}} for goal, demo in enumerate(demos)]
+    path.write_text("".join("\n" + json.dumps(row) + "\n" for row in rows))
+    rows = read_rows(path)
+    check_rows(rows, "f", Corridor, "")
+    reasons = re.escape(
+        "2 of 3 rows have no usable demonstration {'demo_missing': 1, 'demo_too_long': 1}, the first is"
+    )
+    with pytest.raises(ConfigError, match=f"^{reasons} line 4 of f: it has none.*b2f needs one of 1 to 3 "):
+        check_rows(rows, "f", Corridor, "", "b2f", 3)
+    with pytest.raises(ConfigError, match=r"^row \{'demo': 3\} of f cannot be played: its metadata has no goal"):
+        check_rows([type("Sample", (), {"metadata": {"demo": 3}})], "f", Corridor, "")
+
+
+@pytest.mark.parametrize("demo", ["right", [], False, {"actions": None}, {"actions": "right"}, {"responses": [1]}])
+def test_a_demonstration_of_another_form_is_malformed(demo):
+    with pytest.raises(Failure, match="of its demo is no list|its demo is no JSON object"):
+        Demonstration.of({"demo": demo})
+
+
+def test_the_first_turns_of_a_demonstration_are_those_of_all_its_parts():
+    demo = Demonstration(("a", "b"), ("A", "B"), ([1], [2]), "v")
+    assert demo.first(1) == Demonstration(("a",), ("A",), ([1],), "v")
+    assert Demonstration(("a", "b")).first(1) == Demonstration(("a",))
