@@ -144,6 +144,9 @@ def _planner_environment():
     from textworld.envs import PddlEnv
     from textworld.logic import Rule
 
+    from examples.tcod.environments.textworld_speedup import mend_textworld
+
+    mend_textworld()
     # Nearly all the time goes into parsing the same texts and translating the same problem (at load and at reset).
     parse = functools.cache(textgen._parse_and_convert)
     textgen._parse_and_convert = lambda *args, **kwargs: textgen.deepcopy(parse(*args, **kwargs))

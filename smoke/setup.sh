@@ -15,25 +15,27 @@ _fail() {
 }
 
 _base_python() {
-  local name
-  for name in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
-    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  local names=(python3.11 python3.12 python3.13 python3) name
+  if [[ -n ${PYTHON:-} ]]; then names=("$PYTHON"); fi
+  for name in "${names[@]}"; do
+    if "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
       echo "$name"
       return
     fi
   done
-  _fail "no Python 3.11 or newer found: install one, or name it: PYTHON=/path/to/python3.11 bash $0"
+  _fail "no Python from 3.11 to 3.13 among ${names[*]}: install one, or name it: PYTHON=/path/to/python3.12 bash $0"
 }
 
 # ALFWorld's planner is built from source; Debian's Python comes without venv and headers.
 _system_packages() {
-  local missing=() tool
+  local missing=() tool version
+  version=$("$1" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
   for tool in cmake make g++; do
     command -v "$tool" >/dev/null || missing+=("$tool")
   done
-  "$1" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+  "$1" -c 'import ensurepip, venv' 2>/dev/null || missing+=("$version-venv")
   "$1" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' ||
-    missing+=(python3-dev)
+    missing+=("$version-dev")
   if ((${#missing[@]} == 0)); then return; fi
   if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
     _fail "missing: ${missing[*]}; install them first, on Debian or Ubuntu: sudo apt-get install -y ${missing[*]}"
@@ -52,7 +54,7 @@ if [[ $(cat "$_venv/.installed" 2>/dev/null) != "$_stamp"* ]]; then
   _system_packages "$_base"
   "$_base" -m venv "$_venv"
   # --no-compile: most of these files are never imported here.
-  _pip=("$python" -m pip --disable-pip-version-check install --quiet --no-compile)
+  _pip=("$python" -m pip --disable-pip-version-check install --no-user --quiet --no-compile)
   # The default Linux build of PyTorch brings several GB of CUDA libraries. The smoke run needs none of them: point
   # PIP_EXTRA_INDEX_URL at PyTorch's CPU wheels to do without.
   "${_pip[@]}" torch==2.13.0
@@ -71,4 +73,9 @@ fi
 # The root is the one place that our packages are imported from. It is the working directory too, because Python and
 # Ray's workers look there first, and a checkout of slime has a package `examples` of its own.
 cd "$_root"
-export PYTHONPATH=$_root${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONUTF8=1 PYTHONPATH=$_root${PYTHONPATH:+:$PYTHONPATH}
+
+# Nothing that talks to this machine itself may go by a proxy. Some programs read one spelling first, some the other.
+no_proxy=$(echo localhost 127.0.0.1 ::1 "$(hostname -I 2>/dev/null)" "${no_proxy:-}" "${NO_PROXY:-}" | tr -s ', ' '\n')
+no_proxy=$(sort -u <<<"$no_proxy" | paste -sd,)
+export no_proxy NO_PROXY=$no_proxy

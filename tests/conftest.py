@@ -15,8 +15,36 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 collect_ignore_glob = ["test_qwen*"]
 
 
+# What not every machine has: its slow tests, or all in a folder, and what they need beside `-m slow`.
+PARTS = {
+    "slime": ("tests/slime/", "SLIME_DIR and MEGATRON_DIR, set or in ~/.config/tcod/tests.env"),
+    "SGLang": ("tests/engine/test_sglang_contract.py", "-m slow"),
+    "ScienceWorld": ("tests/engine/test_env_scienceworld.py", "-m slow and Java"),
+    "page in a browser": ("tests/tools/test_show_rollouts.py", "-m slow and Chromium"),
+}
+
+
 def pytest_report_header() -> str:
     return f"slime: {SLIME}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """After a run of all tests: which parts ran, and which did not for want of what."""
+    if terminalreporter.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    terminalreporter.section(f"on {SLIME}")
+    for part, (path, needs) in PARTS.items():
+        ran = [report for report in reports if report.nodeid.startswith(path)]
+        ran = [report for report in ran if path.endswith("/") or "slow" in report.keywords]
+        terminalreporter.line(f"{part}: {f'{len(ran)} tests ran' if ran else f'did not run, needs {needs}'}")
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +60,16 @@ def tokenizer(checkpoint):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def real_ray():
+    """Ray on this machine. The modules of a process share it: to start it takes 10 s of computing."""
+    import ray
+
+    if not ray.is_initialized():
+        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        ray.init(address="local", num_cpus=64, num_gpus=0, object_store_memory=80 * 2**20, **options)
 
 
 @pytest.fixture

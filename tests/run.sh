@@ -2,11 +2,13 @@
 # All tests but the slow ones: `bash tests/run.sh [pytest's arguments]`. Sets up everything they need, see README.md.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+# Where this machine has checkouts: lines SLIME_DIR=/path and MEGATRON_DIR=/path. Nothing of the file is executed.
+settings=${HOME:-}/.config/tcod/tests.env
+if [[ -r $settings ]]; then
+  while IFS='=' read -r name value || [[ -n $name ]]; do
+    if [[ $name =~ ^(SLIME_DIR|MEGATRON_DIR)$ && -z ${!name+set} ]]; then export "$name=$value"; fi
+  done <"$settings"
+fi
 # shellcheck source=smoke/setup.sh
 source "$here/../smoke/setup.sh"
-# The page of episodes is tried in a real browser where there is one, or root can install it; elsewhere not. Asked once.
-if ! command -v chromium >/dev/null && [[ $(id -u) == 0 && ! -e $_venv/.no-chromium ]] && command -v apt-get >/dev/null; then
-  { apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } >"$_venv/chromium.log" 2>&1 ||
-    echo "no Chromium can be installed, see $_venv/chromium.log: tests of the page are skipped" | tee "$_venv/.no-chromium"
-fi
-exec "$python" -m pytest "$@"
+exec "$python" -m pytest -n auto --maxprocesses=4 --dist loadgroup "$@"

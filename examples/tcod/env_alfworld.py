@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from .environments.protocol import Environment, Observation
-from .environments.textworld_speedup import speed_up_textworld
+from .environments.textworld_speedup import mend_textworld, speed_up_textworld
 
 MAX_ACTION_CHARS = 200
 _BANNER = "-= Welcome to TextWorld, ALFRED! =-"
@@ -28,6 +28,7 @@ class AlfworldEnvironment(Environment):
 
     def __init__(self, data_root: str) -> None:
         super().__init__(data_root)
+        mend_textworld()
         speed_up_textworld()
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler

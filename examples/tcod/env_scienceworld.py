@@ -15,6 +15,9 @@ from .environments.protocol import Environment, Observation
 MAX_ACTION_CHARS = 200
 _UNKNOWN = "No known action matches that input."
 _TELEPORT = ("easy", "teleportAction")
+_USERS_JAVA_OPTIONS = os.environ.get("JAVA_TOOL_OPTIONS", "")
+# In a Turkish locale Java makes "ınventory" of "INVENTORY", which is no action; in an Arabic one, other digits.
+_JAVA_LOCALE = "-Duser.language=en -Duser.country=US"
 
 # Hundreds of actions are valid at a time, and others are too: the forms stand here, a turn lists what can be named.
 _SYSTEM_PROMPT = (
@@ -31,7 +34,8 @@ class ScienceworldEnvironment(Environment):
     """One ScienceWorld engine: a Java process of about 200 MB, which ends with its worker.
 
     Args:
-        java_options: for all Java of the worker. Without a bound on its heap the process can reach 1.4 GB.
+        java_options: for all Java of the worker; what JAVA_TOOL_OPTIONS has comes behind them. Without a bound on its
+            heap the process can reach 1.4 GB.
     """
 
     lists_all_actions = False
@@ -40,7 +44,7 @@ class ScienceworldEnvironment(Environment):
         super().__init__(data_root)
         if shutil.which("java") is None:
             raise OSError("ScienceWorld needs Java, and there is no program `java`: install a Java runtime")
-        os.environ["JAVA_TOOL_OPTIONS"] = java_options
+        os.environ["JAVA_TOOL_OPTIONS"] = f"{java_options} {_USERS_JAVA_OPTIONS} {_JAVA_LOCALE}"
         from scienceworld import ScienceWorldEnv
 
         self.game = ScienceWorldEnv("")
@@ -51,6 +55,8 @@ class ScienceworldEnvironment(Environment):
         self.game.load(metadata["task"], metadata["variation"], metadata["simplifications"])
         self.game.server.reset()
         first = self.step("look around")
+        if first.text.startswith("ERROR:"):  # its answer to everything, where there is no such variation for example
+            raise ValueError(f"ScienceWorld cannot play {metadata}: {first.text}")
         goal = self.game.get_task_description().removeprefix("Task Description:\n")
         return Observation(f"{first.text}\n\n{goal}", admissible=first.admissible, reward=first.reward)
 
@@ -71,10 +77,14 @@ class ScienceworldEnvironment(Environment):
 
     @staticmethod
     def check_row(metadata: dict[str, Any], data_root: str) -> None:
-        """Raise ValueError if the row has not the three keys; that they exist is the engine's to say."""
+        """Raise ValueError if the row has not the three keys; whether there is such a variation, the engine says."""
         for key, kind in {"task": str, "variation": int, "simplifications": str}.items():
-            if not isinstance(metadata.get(key), kind):
+            if type(metadata.get(key)) is not kind:  # a bool is an int, too
                 raise ValueError(f"its metadata has no {key} of type {kind.__name__}")
+        if metadata["variation"] < 0:
+            raise ValueError(f"its variation {metadata['variation']} is negative: they count from 0")
+        if "easy" in (names := metadata["simplifications"].split(",")) and len(names) > 1:
+            raise ValueError(f"its simplifications {metadata['simplifications']!r} have more than easy, which is all")
 
     @staticmethod
     def system_prompt(metadata: dict[str, Any]) -> str:

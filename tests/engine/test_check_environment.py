@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
 
 from examples.tcod import ConfigError
 from examples.tcod.episode.rows import Row
@@ -20,19 +19,9 @@ from smoke import hooks
 from tests.support import faulty_environments
 
 NUM_GPUS = 0
+pytestmark = pytest.mark.usefixtures("real_ray")
 FAULTY = faulty_environments.__name__
 ROWS = [Row("say", "say", {"n": n, "tcod": {}, "demo": {"actions": ["no", "yes"]}}, line=n) for n in (5, 7)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    if ray.is_initialized():
-        yield
-        return
-    options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 80 * 2**20}
-    ray.init(address="local", num_cpus=64, num_gpus=0, **options)
-    yield
-    ray.shutdown()
 
 
 def config(name: str, **more) -> TcodConfig:
@@ -64,12 +53,20 @@ def test_numpys_bools_are_bools():
     [
         ("TextFromReset", "env_error: TextFromReset.reset must return an Observation, not str 'Say yes.'"),
         ("TupleFromStep", "env_error: TupleFromStep.step must return an Observation, not tuple "),
-        ("NoText", "env_error: the text of NoText.reset's Observation must be a str, not None"),
-        ("HalfASuccess", "env_error: the won of HalfASuccess.step's Observation must be a bool, not 0.5"),
+        ("NoText", "env_error: the text of NoText.reset's Observation is None: Input should be a valid string"),
+        (
+            "HalfASuccess",
+            "env_error: the won of HalfASuccess.step's Observation is 0.5: Input should be a valid boolean",
+        ),
+        (
+            "HalfAnEmoji",
+            "the text of HalfAnEmoji.reset's Observation is 'Say \\ud83d.': Value error, 'utf-8' codec can't encode",
+        ),
         (
             "ListInOneString",
-            "the admissible of ListInOneString.reset's Observation must be a list or tuple of str, not",
+            "the admissible of ListInOneString.reset's Observation is 'yes, no': Input should be a valid ",
         ),
+        ("AsyncReset", "AsyncReset.reset must return an Observation, not coroutine <coroutine object"),
         ("StringFromParse", "StringFromParse.parse_action must return a pair (action: str, valid: bool), not 'ok'"),
         ("LosesActions", "it must be ('yes', True)"),
         (
@@ -138,9 +135,8 @@ def test_what_training_refuses_is_refused(tmp_path, monkeypatch, capsys, metadat
     "name, said",
     [
         ("NoStaticMethod", "has a render that is no @staticmethod"),
-        ("AsyncReset", "has an async reset: write a plain function"),
         ("NoCheckRow", "lacks check_row"),
-        ("NoEnvironment", "lacks lists_all_actions, finish, close, check_row, "),
+        ("NoEnvironment", "is no class derived from examples.tcod.environments.protocol.Environment"),
         ("Missing", "cannot be imported (AttributeError: "),
     ],
 )

@@ -10,22 +10,32 @@ from pathlib import Path
 
 import pytest
 
+from examples.tcod import env_scienceworld
 from examples.tcod.env_scienceworld import ScienceworldEnvironment
 from examples.tcod.environments.protocol import checked_observation
 from smoke import hooks
 
 NUM_GPUS = 0
-pytestmark = pytest.mark.skipif(
-    shutil.which("java") is None, reason="ScienceWorld needs Java: install a runtime, such as default-jre-headless"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("java") is None, reason="needs Java, such as default-jre-headless"),
+]
 TASK = {"task": "find-animal", "variation": 0, "simplifications": "easy"}
 
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[ScienceworldEnvironment]:
-    engine = ScienceworldEnvironment()
+    with pytest.MonkeyPatch.context() as patch:  # a Turkish user's
+        patch.setattr(env_scienceworld, "_USERS_JAVA_OPTIONS", "-Duser.language=tr -Dmine=kept")
+        engine = ScienceworldEnvironment()
     yield engine
     engine.close()
+
+
+def test_the_locale_is_pinned_and_the_users_options_are_kept(environment):
+    assert " -Dmine=kept " in os.environ["JAVA_TOOL_OPTIONS"]
+    environment.reset(TASK)
+    assert environment.step("INVENTORY").text.startswith("In your inventory, you see:")
 
 
 def test_the_first_observation_has_room_and_task(environment):
@@ -54,38 +64,32 @@ def test_success_is_the_full_score_and_a_wrong_focus_the_end(environment):
     assert not environment.reset(TASK).done
 
 
-@pytest.mark.parametrize("text", ["", "fly to the moon", "look " * 5000, "żółw 龟 🐢", "{OBJ}", "\x00"])
-def test_what_is_no_action_is_refused(environment, text):
+def test_what_is_no_action_is_refused_and_an_ambiguous_one_asked_back(environment):
     environment.reset(TASK)
-    observation = environment.step(text)
-    assert observation.refused and observation.text == "No known action matches that input."
-    assert not environment.step("look around").refused
-
-
-def test_an_ambiguous_action_asks_back(environment):
-    environment.reset(TASK)
-    environment.step("go to kitchen")
+    for text in ["", "fly to the moon", "look " * 5000, "żółw 龟 🐢", "{OBJ}", "\x00"]:
+        observation = environment.step(text)
+        assert observation.refused and observation.text == "No known action matches that input."
+    assert not environment.step("go to kitchen").refused
     asked = environment.step("open door")
     assert asked.text.startswith("Ambiguous request") and not asked.refused
     assert environment.step("0").text == "The door is already open."
 
 
-def test_texts():
-    prompt = ScienceworldEnvironment.system_prompt(TASK)
-    assert "teleport" in prompt and "teleport" not in ScienceworldEnvironment.system_prompt(
-        {**TASK, "simplifications": ""}
-    )
-    assert ScienceworldEnvironment.parse_action(prompt) == ("open door to kitchen", True)
-    ScienceworldEnvironment.check_row(TASK, "")
-    with pytest.raises(ValueError, match="no variation of type int"):
-        ScienceworldEnvironment.check_row({**TASK, "variation": "0"}, "")
+@pytest.mark.parametrize(
+    "task, said",
+    [
+        ({"task": "use-thermometer", "variation": 540}, r"variation \(540\) exceeds the total number of variations"),
+        ({"simplifications": "openDoors,easy"}, "Unknown simplification label: easy"),
+    ],
+)
+def test_an_error_of_the_engines_is_no_observation(environment, task, said):
+    with pytest.raises(ValueError, match=said):
+        environment.reset({**TASK, **task})
+    assert "Your task is to find a" in environment.reset(TASK).text
 
 
 def test_rows_are_made_of_variations_and_gold_sequences(tmp_path):
-    command = [sys.executable, "-m", "examples.tcod.tools.prepare_scienceworld", "--out", str(tmp_path)]
-    command += ["--tasks", "lifespan-longest-lived", "--variations", "2", "--processes", "1"]
-    env = {**os.environ, "PYTHONPATH": str(hooks.ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    done = _prepare(tmp_path, "--tasks", "lifespan-longest-lived", "--variations", "2", "--processes", "1")
     assert done.returncode == 0, done.stderr
     assert "demonstrations by source: gold 2" in done.stdout and "nothing is left out" in done.stdout
     rows = {name: _rows(tmp_path / f"{name}.jsonl") for name in ("train", "dev", "test")}
@@ -98,13 +102,15 @@ def test_rows_are_made_of_variations_and_gold_sequences(tmp_path):
 
 
 def test_an_unknown_task_is_named(tmp_path):
-    command = [sys.executable, "-m", "examples.tcod.tools.prepare_scienceworld", "--out", str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": str(hooks.ROOT)}
-    done = subprocess.run([*command, "--tasks", "fly"], env=env, capture_output=True, text=True, timeout=100)
+    done = _prepare(tmp_path, "--tasks", "fly")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
-        "prepare_scienceworld: ScienceWorld has no task fly: --tasks are among boil, "
-    )
+    said = "prepare_scienceworld: ScienceWorld has no task fly: --tasks are among boil, "
+    assert done.stderr.splitlines()[-1].startswith(said)
+
+
+def _prepare(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "examples.tcod.tools.prepare_scienceworld", "--out", folder, *flags]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(hooks.ROOT)}, capture_output=True, text=True)
 
 
 def _rows(path: Path) -> list[dict]:

@@ -18,6 +18,7 @@ from smoke.servers import SGLangServer
 from tests.support.real_tokenizers import Unavailable, smollm2_model
 
 NUM_GPUS = 0
+pytestmark = pytest.mark.slow
 SETTINGS = {
     **{"tcod_horizon": 8, "tcod_k_start": 2, "tcod_eta": 1, "tcod_admissible": "turn", "tcod_env_workers": 1},
     **{"tcod_data_root": "$SMOKE_GAMES", "tcod_eval_kl": True},

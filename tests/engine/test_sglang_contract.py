@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 
 import pytest
-import ray
 import requests
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,6 +29,7 @@ from smoke.train_arm import push_weights
 from smoke.trainer import Trainer, response_log_probs
 
 NUM_GPUS = 0
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("real_ray")]
 MODEL = make_models.SHIPPED
 CONTEXT = 1100
 VOCABULARY = len(AutoTokenizer.from_pretrained(MODEL))
@@ -50,13 +50,6 @@ def data(tmp_path_factory):
     rows = [make_games.make_game(root, "train", "pick_and_place_simple", i, 900 + i) for i in range(3)]
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 import asyncio
 
-import pytest
-import ray
-
 from examples.tcod import tcod_rollout
 from examples.tcod.environments.pool import EnvironmentPool
 from examples.tcod.episode.record import Episode, EpisodeRecord
@@ -18,14 +15,7 @@ from tests.support.rig import UNTEMPERED
 NUM_GPUS = 0
 
 
-@pytest.fixture(scope="module")
-def ray_session():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
-
-
-def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, ray_session, monkeypatch):
+def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, real_ray, monkeypatch):
     monkeypatch.setattr(build, "EnvironmentPool", EnvironmentPool)
     args = rig.args([{"goal": 9}], tcod_environment="tests.support.corridor.SlowCorridor")
     SingletonMeta._instances.clear()

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-import ray
 
 from examples.tcod import ConfigError
 from examples.tcod.environments.pool import EnvironmentPool
@@ -28,9 +27,8 @@ NUM_GPUS = 0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_leaks(tmp_path_factory):
+def nothing_leaks(real_ray, tmp_path_factory):
     """Far fewer file descriptors, threads and ports are left over than cases were played, and no temporary file."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     folder = tmp_path_factory.mktemp("temporary")
     before = used()
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +36,6 @@ def nothing_leaks(tmp_path_factory):
         yield
     assert list(folder.iterdir()) == []
     assert {name: count - before[name] for name, count in used().items() if count - before[name] > SPARE} == {}
-    ray.shutdown()
 
 
 SPARE = 15  # threads and connections that slime, Ray and the event loop keep for good

@@ -1,8 +1,12 @@
-"""What the smoke run makes of other installations than its own: another torchvision, another device."""
+"""What the smoke run makes of other machines than its own: Python, proxies, locale, torchvision, device."""
 
 import os
 import subprocess
 import sys
+
+import pytest
+
+from smoke.hooks import ROOT
 
 NUM_GPUS = 0
 
@@ -29,3 +33,42 @@ def test_a_torchvision_that_fits_keeps_its_operators(tmp_path):
 def test_an_unknown_device_is_refused():
     done = run("from smoke import servers", SMOKE_DEVICE="gpu")
     assert (done.returncode, done.stderr) == (1, "SMOKE_DEVICE must be cpu or cuda, not gpu\n")
+
+
+def source(tmp_path, say, installed=True, **env):
+    """What bash says with smoke/setup.sh sourced, where everything is installed or nothing."""
+    venv = tmp_path / "its venv"
+    if installed:
+        venv.mkdir()
+        stamp = subprocess.run(["sha256sum", "requirements.txt"], cwd=ROOT / "smoke", capture_output=True, text=True)
+        (venv / ".installed").write_text(stamp.stdout)
+    code = f"set -euo pipefail; source smoke/setup.sh; {say}"
+    env = {"PATH": os.environ["PATH"], "TCOD_VENV": str(venv), **env}
+    done = subprocess.run(["bash", "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert venv.exists() == installed, done.stdout
+    return done
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 14)])
+def test_a_python_that_is_not_supported_is_refused_before_anything_is_installed(tmp_path, version):
+    python = tmp_path / "a python"
+    says = f"import sys; sys.version_info = {(*version, 0, 'final', 0)}; exec(sys.argv[1])"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{says}" "$2"\n')
+    python.chmod(0o755)
+    done = source(tmp_path, "true", installed=False, PYTHON=str(python))
+    said = (
+        f"no Python from 3.11 to 3.13 among {python}: install one, or name it: PYTHON=/path/to/python3.12 bash bash\n"
+    )
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize(
+    "name, theirs", [("no_proxy", ""), ("NO_PROXY", "my.site,10.0.0.1"), ("no_proxy", ".my.site, 10.0.0.1,")]
+)
+def test_no_proxy_is_asked_for_this_machine(tmp_path, name, theirs):
+    done = source(tmp_path, "printenv no_proxy NO_PROXY PYTHONUTF8", http_proxy="http://127.0.0.1:9", **{name: theirs})
+    lower, upper, utf8 = done.stdout.splitlines()
+    assert lower == upper and utf8 == "1"
+    names = lower.split(",")
+    assert {"localhost", "127.0.0.1", "::1", *filter(None, theirs.replace(" ", "").split(","))} <= set(names)
+    assert all(names) and len(set(names)) == len(names)

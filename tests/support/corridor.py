@@ -47,16 +47,6 @@ class Corridor(Environment):
     def render(observation: Observation, first: bool, admissible: bool) -> str:
         return observation.text + (f" Actions: {', '.join(observation.admissible)}" if admissible else "")
 
-    @staticmethod
-    def parse_action(response: str) -> tuple[str, bool]:
-        action, closed, _ = response.rpartition("<action>")[2].partition("</action>")
-        valid = "<action>" in response and bool(closed)
-        return (action.strip(), True) if valid else (response.strip(), False)
-
-    @staticmethod
-    def format_action(action: str) -> str:
-        return f"<action>{action}</action>"
-
 
 class SlowCorridor(Corridor):
     def step(self, action: str) -> Observation:

@@ -5,11 +5,13 @@ import sys
 import time
 from typing import Any
 
+import numpy
+
 from examples.tcod.environments.protocol import Environment, Observation
 
 
 class Good(Environment):
-    """Say "yes". The other classes differ from it in one place."""
+    """Say "yes". The others differ from it in one place."""
 
     def __init__(self, data_root: str = "", word: str = "yes") -> None:
         super().__init__(data_root)
@@ -32,56 +34,6 @@ class Good(Environment):
         return "Do as you are told, like this: <action>no</action>"
 
 
-class NumpyBools(Good):
-    def step(self, action: str) -> Observation:
-        import numpy
-
-        won = numpy.array([action == self.word])[0]
-        return Observation("Well said.", won, won, reward=numpy.float32(0.5))
-
-
-class TextFromReset(Good):
-    def reset(self, metadata: dict[str, Any]) -> str:
-        return "Say yes."
-
-
-class TupleFromStep(Good):
-    def step(self, action: str) -> tuple[str, float, bool, dict]:
-        return "Well said.", 1.0, True, {}
-
-
-class NoText(Good):
-    def reset(self, metadata: dict[str, Any]) -> Observation:
-        return Observation(None)
-
-
-class HalfASuccess(Good):
-    def step(self, action: str) -> Observation:
-        return Observation("Nearly.", won=0.5)
-
-
-class ListInOneString(Good):
-    def reset(self, metadata: dict[str, Any]) -> Observation:
-        return Observation("Say yes.", admissible="yes, no")
-
-
-class StringFromParse(Good):
-    @staticmethod
-    def parse_action(response: str) -> str:
-        return "ok"
-
-
-class LosesActions(Good):
-    @staticmethod
-    def parse_action(response: str) -> tuple[str, bool]:
-        return response, True
-
-
-class NotInstalled(Good):
-    def __init__(self, data_root: str = "") -> None:
-        import no_such_engine  # noqa: F401
-
-
 class Exits(Good):
     def reset(self, metadata: dict[str, Any]) -> Observation:
         print("cannot read the game")
@@ -93,30 +45,15 @@ class Interrupts(Good):
         raise KeyboardInterrupt
 
 
-class Dies(Good):
-    def step(self, action: str) -> Observation:
-        os._exit(1)
-
-
-class Blocks(Good):
-    def step(self, action: str) -> Observation:
-        time.sleep(3600)
-
-
 class Prints(Good):
     def step(self, action: str) -> Observation:
         print(f"DEBUG {action}")
         return super().step(action)
 
 
-class Raises(Good):
-    def step(self, action: str) -> Observation:
-        return {"yes": Observation("Well said.", True, True)}[action]
-
-
-class NoStaticMethod(Good):
-    def render(observation: Observation, first: bool, admissible: bool) -> str:
-        return observation.text
+class NotInstalled(Good):
+    def __init__(self, data_root: str = "") -> None:
+        import no_such_engine  # noqa: F401
 
 
 class AsyncReset(Good):
@@ -130,3 +67,27 @@ class NoCheckRow(Environment):
 
 class NoEnvironment:
     reset, step = Good.reset, Good.step
+
+
+def good_but(name: str, **methods: Any) -> type[Good]:
+    return type(name, (Good,), methods)
+
+
+NumpyBools = good_but(
+    "NumpyBools",
+    step=lambda self, action: Observation(
+        "Well said.", *numpy.array([action == self.word] * 2), reward=numpy.float32(0.5)
+    ),
+)
+TextFromReset = good_but("TextFromReset", reset=lambda self, metadata: "Say yes.")
+TupleFromStep = good_but("TupleFromStep", step=lambda self, action: ("Well said.", 1.0, True, {}))
+NoText = good_but("NoText", reset=lambda self, metadata: Observation(None))
+HalfASuccess = good_but("HalfASuccess", step=lambda self, action: Observation("Nearly.", won=0.5))
+HalfAnEmoji = good_but("HalfAnEmoji", reset=lambda self, metadata: Observation("Say \ud83d."))
+ListInOneString = good_but("ListInOneString", reset=lambda self, metadata: Observation("Say", admissible="yes, no"))
+StringFromParse = good_but("StringFromParse", parse_action=staticmethod(lambda response: "ok"))
+LosesActions = good_but("LosesActions", parse_action=staticmethod(lambda response: (response, True)))
+NoStaticMethod = good_but("NoStaticMethod", render=lambda observation, first, admissible: observation.text)
+Dies = good_but("Dies", step=lambda self, action: os._exit(1))
+Blocks = good_but("Blocks", step=lambda self, action: time.sleep(3600))
+Raises = good_but("Raises", step=lambda self, action: {"yes": Observation("Well said.", True, True)}[action])

@@ -54,32 +54,18 @@ HAZARDS = {
 }
 TEACHER = {
     "teacher resets": "teacher_unavailable",
-    "teacher truncates": "teacher_unavailable",
     "teacher resets once": None,
-    "teacher is busy": "teacher_unavailable",
-    "teacher is busy once": None,
     "teacher refuses": "teacher_refused",
     "teacher says NaN": "teacher_invalid",
-    "teacher says null": "teacher_invalid",
-    "teacher says too little": "teacher_invalid",
-    "teacher says another's": "teacher_invalid",
 }
 ENGINE = {
     "engine resets once": None,
-    "engine truncates": "engine_unavailable",
     "engine aborts": "engine_aborted",
     "engine says nothing": "nothing_sampled",
     "engine says inf": "engine_invalid",
     "engine hangs": "engine_timeout",
 }
 OUTCOMES = {**HAZARDS, **TEACHER, **ENGINE}
-WIRE = {
-    "teacher resets": "reset",
-    "teacher resets once": "reset",
-    "teacher truncates": "truncated",
-    "engine resets once": "reset",
-    "engine truncates": "truncated",
-}
 # A worker process that dies takes the episodes on its other engines with it.
 COLLATERAL = "env_worker_died"
 
@@ -117,35 +103,28 @@ class Soak:
         return fault if first else None
 
     def on_the_wire(self, among: Collection[str], body: bytes) -> str | None:
-        return WIRE.get(self.fault(json.loads(body), among & WIRE.keys()))
+        among = {fault for fault in among if " resets" in fault}
+        return "reset" if self.fault(json.loads(body), among) else None
 
     def teacher_reply(self, payload: dict) -> Any:
-        fault, reply = self.fault(payload, TEACHER.keys() - WIRE.keys()), scored(payload, teacher_value)
-        entries = reply["meta_info"]["input_token_logprobs"]
-        if fault in ("teacher is busy", "teacher is busy once"):
-            return web.Response(status=503)
-        if fault == "teacher refuses":
-            return web.Response(status=400)
-        if fault == "teacher says NaN":
-            entries[-1][0] = math.nan
-        if fault == "teacher says null":
-            entries[-1][0] = None
-        if fault == "teacher says too little":
-            entries.pop()
-        if fault == "teacher says another's":
-            entries[-1][1] ^= 1
+        reply = scored(payload, teacher_value)
+        match self.fault(payload, {"teacher refuses", "teacher says NaN"}):
+            case "teacher refuses":
+                return web.Response(status=400)
+            case "teacher says NaN":
+                reply["meta_info"]["input_token_logprobs"][-1][0] = math.nan
         return reply
 
     def engine_reply(self, payload: dict) -> Any:
-        fault = self.fault(payload, ENGINE.keys() - WIRE.keys())
-        if fault == "engine hangs":
-            return hold()
-        if fault == "engine aborts":
-            return generated([], [], finish="abort")
-        if fault == "engine says nothing":
-            return generated([], [])
-        if fault == "engine says inf":
-            return generated([5], [-math.inf])
+        match self.fault(payload, ENGINE.keys() - {"engine resets once"}):
+            case "engine hangs":
+                return hold()
+            case "engine aborts":
+                return generated([], [], finish="abort")
+            case "engine says nothing":
+                return generated([], [])
+            case "engine says inf":
+                return generated([5], [-math.inf])
         return self.rig.student_reply(payload)
 
     def enter(self, drawn: list[Sample], metrics: dict[str, float]) -> None:
@@ -221,24 +200,23 @@ def soak(episodes: int, folder: Path) -> dict[str, Any]:
                 break
     assert sorted(run.outcomes) == list(range(len(run.outcomes))), "a task was skipped"
     warm = samples[len(samples) // 3 :]
-    drawn = [sample["episodes"] for sample in warm]
+    slope = linear_regression([sample["episodes"] for sample in warm], [sample["memory_mb"] for sample in warm]).slope
     return {
         "episodes": len(run.outcomes),
         "rollouts": len(samples),
         "seconds": round(time.monotonic() - started, 1),
         "outcomes": dict(Counter(run.outcomes.values()).most_common()),
         "taken along by a dying worker": taken,
-        "memory in MB, warm and at the end": [round(warm[0]["memory_mb"]), round(warm[-1]["memory_mb"])],
-        "memory slope in MB per 1,000 episodes": round(
-            1000 * linear_regression(drawn, [sample["memory_mb"] for sample in warm]).slope, 2
-        ),
-        "file descriptors, warm and at the end": [warm[0]["files"], warm[-1]["files"]],
-        "threads, warm and at the end": [warm[0]["threads"], warm[-1]["threads"]],
+        **{
+            f"{name}, warm and at the end": [warm[0][name], warm[-1][name]]
+            for name in ("memory_mb", "files", "threads")
+        },
+        "memory slope in MB per 1,000 episodes": round(1000 * slope, 2),
         "worker processes at the end": len(alive(folder)),
     }
 
 
 def resources() -> dict[str, float]:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    memory_mb = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    memory_mb = round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
     return {"memory_mb": memory_mb, "files": len(os.listdir("/proc/self/fd")), "threads": threading.active_count()}

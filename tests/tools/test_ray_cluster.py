@@ -46,6 +46,7 @@ def test_slime_finds_the_nodes_of_the_engines(nodes, actor, rollout, engine, nod
 def cluster(tmp_path, monkeypatch):
     """preflight(*flags) -> (exit status, what it says), with a Ray of four GPUs up."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    ray.shutdown()  # that of other modules
     context = ray.init(address="local", num_cpus=1, num_gpus=4, include_dashboard=False, log_to_driver=False)
     row = {"prompt": "walk", "label": "walk", "metadata": {"goal": 2}}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))

@@ -2,33 +2,45 @@
 
 A new one is a file with a class derived from `Environment`. README.md shows a small one; env_alfworld.py and
 env_scienceworld.py are real ones. The text side is static and runs in the rollout process. Engines run in worker
-processes, see environment_pool.py.
+processes, see pool.py.
 """
 
 import importlib
 import inspect
-import math
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from numbers import Real
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from .. import PACKAGE, ConfigError, Failure, words
+
+
+def _in_unicode(text: str) -> str:
+    text.encode()  # raises on half of a surrogate pair, which no tokenizer takes
+    return text
+
+
+Text = Annotated[str, AfterValidator(_in_unicode)]
+Flag = Annotated[bool, BeforeValidator(lambda value: value.item() if hasattr(value, "item") else value)]  # numpy's too
+Texts = Annotated[tuple[Text, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
 @dataclass(frozen=True)
 class Observation:
     """What the environment says after a reset or a step."""
 
-    text: str
-    won: bool = False
+    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False, revalidate_instances="always")
+
+    text: Text
+    won: Flag = False
     """The task is solved. This alone is success."""
-    done: bool = False
+    done: Flag = False
     """The episode is over, solved or not."""
-    admissible: tuple[str, ...] = ()
+    admissible: Texts = ()
     """What is listed for the student: the actions that are possible now, see Environment.lists_all_actions."""
-    refused: bool = False
+    refused: Flag = False
     """The engine did not execute the last action, because it knows no such action or the action is impossible."""
     reward: float | None = None
     """A grade of the episode so far, for the metrics alone."""
@@ -98,18 +110,12 @@ class Environment(ABC):
 
 
 _ACTION_TAG = re.compile(r"<\s*action\s*>((?:(?!<\s*action\s*>).)*?)<\s*/\s*action\s*>", re.IGNORECASE | re.DOTALL)
-_ENGINE_SIDE = ("reset", "step", "finish", "close")
 _TEXT_SIDE = ("check_row", "system_prompt", "render", "parse_action", "format_action")
-
-# ------------------------------------------------------------------------------------------------ loading and checking
+_OBSERVATION, _TEXT, _PAIR = map(TypeAdapter, (Observation, Text, tuple[Text, Flag]))
 
 
 def load_environment(path: str) -> type[Environment]:
-    """The environment class named "module.Class"; ".module.Class" is a module of this package.
-
-    Raises:
-        ConfigError: it cannot be imported, or is no environment.
-    """
+    """The environment class named "module.Class"; ".module.Class" is a module of this package. Raises ConfigError."""
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module, package=PACKAGE), name)
@@ -117,90 +123,44 @@ def load_environment(path: str) -> type[Environment]:
         raise ConfigError(
             f"tcod_environment {path} cannot be imported ({words(error)}): name an importable module.Class"
         ) from error
-    if fault := _fault(found):
-        raise ConfigError(f"tcod_environment {path} {fault}, see environment.py")
+    if not (isinstance(found, type) and issubclass(found, Environment)):
+        raise ConfigError(f"tcod_environment {path} is no class derived from {__name__}.Environment: derive it")
+    if missing := sorted(found.__abstractmethods__):
+        raise ConfigError(f"tcod_environment {path} lacks {', '.join(missing)}: write what {__name__} asks for")
+    for method in _TEXT_SIDE:
+        if not isinstance(inspect.getattr_static(found, method), staticmethod):
+            raise ConfigError(f"tcod_environment {path} has a {method} that is no @staticmethod: make it one")
     return found
 
 
-def _fault(found: Any) -> str:
-    """What keeps something from being an environment; "" if nothing does.
-
-    It may be derived from the Environment of another copy of this package, so its methods are asked, not its bases.
-    """
-    if not isinstance(found, type):
-        return "is no class"
-    needed = ("lists_all_actions", *_ENGINE_SIDE, *_TEXT_SIDE)
-    missing = [name for name in needed if not hasattr(found, name)] + sorted(getattr(found, "__abstractmethods__", ()))
-    if missing:
-        return f"lacks {', '.join(missing)}: derive it from Environment and write them"
-    for name in _TEXT_SIDE:
-        if not isinstance(inspect.getattr_static(found, name), staticmethod):
-            return f"has a {name} that is no @staticmethod"
-    for name in (*_ENGINE_SIDE, *_TEXT_SIDE):
-        if inspect.iscoroutinefunction(getattr(found, name)):
-            return f"has an async {name}: write a plain function, engines may block"
-    return ""
-
-
 def ask(environment: type[Environment], method: str, *args: Any) -> Any:
-    """What a method of the text side returns.
-
-    Raises:
-        Failure: env_error, where it raises or returns something else than it must.
-    """
+    """What a method of the text side returns. Raises Failure (env_error) where it raises, or returns a wrong type."""
+    source = f"{environment.__name__}.{method}"
     try:
         value = getattr(environment, method)(*args)
     except Exception as error:
-        raise Failure("env_error", f"{environment.__name__}.{method} raised {words(error)}") from error
-    if method == "parse_action":
-        wanted = "a pair (action: str, valid: bool)"
-        right = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and is_bool(value[1])
-    else:
-        wanted, right = "a str", isinstance(value, str)
-    if not right:
-        raise Failure("env_error", f"{environment.__name__}.{method} must return {wanted}, not {str(value)[:80]!r}")
-    return value
+        raise Failure("env_error", f"{source} raised {words(error)}") from error
+    try:
+        return (_PAIR if method == "parse_action" else _TEXT).validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = "a pair (action: str, valid: bool)" if method == "parse_action" else "a str in valid Unicode"
+        raise Failure("env_error", f"{source} must return {wanted}, not {value!r:.80}") from error
 
 
 def checked_observation(value: Any, source: str) -> Observation:
-    """An engine's observation in plain types: numpy's bools and numbers become Python's.
-
-    Args:
-        source: the method that returned it, for the message.
+    """What an engine's method, the `source`, returned, with Python's own types in place of numpy's.
 
     Raises:
-        TypeError: it is none, or one of its fields is of another type; one sentence.
+        TypeError: it is no Observation, or one of its fields is of another type; one sentence.
     """
-    names = [field.name for field in fields(Observation)]
-    if not all(hasattr(value, name) for name in names):
-        raise TypeError(f"{source} must return an Observation, not {type(value).__name__} {str(value)[:80]!r}")
-    listed = value.admissible
-    is_list = isinstance(listed, list | tuple) and all(isinstance(action, str) for action in listed)
-    is_number = isinstance(value.reward, Real) and math.isfinite(value.reward)
-    wanted = {
-        "text": ("a str", isinstance(value.text, str)),
-        "won": ("a bool", is_bool(value.won)),
-        "done": ("a bool", is_bool(value.done)),
-        "admissible": ("a list or tuple of str", is_list),
-        "refused": ("a bool", is_bool(value.refused)),
-        "reward": ("None or a finite number", value.reward is None or is_number),
-    }
-    for name, (kind, right) in wanted.items():
-        if not right:
-            raise TypeError(f"the {name} of {source}'s Observation must be {kind}, not {getattr(value, name)!r:.80}")
-    reward = None if value.reward is None else float(value.reward)
-    return Observation(str(value.text), bool(value.won), bool(value.done), tuple(listed), bool(value.refused), reward)
-
-
-def is_bool(value: Any) -> bool:
-    """Whether it is Python's bool or numpy's. 0.5 is not half a success."""
-    return isinstance(value, bool) or (type(value).__module__, type(value).__name__) in (
-        ("numpy", "bool"),
-        ("numpy", "bool_"),
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------- actions
+    if not isinstance(value, Observation):
+        raise TypeError(f"{source} must return an Observation, not {type(value).__name__} {value!r:.80}")
+    try:
+        return _OBSERVATION.validate_python(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name, said = fault["loc"][0], fault["msg"]
+        raise TypeError(f"the {name} of {source}'s Observation is {fault['input']!r:.80}: {said}") from None
 
 
 def is_admissible(action: str, observation: Observation, environment: type[Environment]) -> bool:
