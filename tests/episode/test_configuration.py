@@ -57,8 +57,8 @@ def test_a_value_of_another_type_is_named_with_its_file(key, values, should):
         ("tcod_eta: 3\nrollout_batch_size: 3", "sets rollout_batch_size: .*command line"),
         ("1: 2", "sets 1: .*command line"),
         ("- tcod_eta", "is no mapping: write one `tcod_key: value` a line"),
-        ("tcod_eta: [", "cannot be read .*: give a YAML file"),
-        ("tcod_data_root: \udce9", "cannot be read .*: give a YAML file"),  # Latin-1
+        ("tcod_eta: [", "cannot be read .*: name a YAML file"),
+        ("tcod_data_root: \udce9", "cannot be read .*: name a YAML file"),  # Latin-1
     ],
 )
 def test_a_yaml_that_is_read_otherwise_than_it_looks_is_refused(tmp_path, text, says):
@@ -99,8 +99,8 @@ WRONG = [
     ({"tcod_variant": "reopd"}, "tcod_variant reopd needs one of 1 to 4 (tcod_horizon) actions"),
     ({"tcod_variant": "reopd", "tcod_reopd_gamma": float("nan")}, "tcod_reopd_gamma must be above 0"),
     ({"tcod_data_root": "/nowhere"}, "tcod.yaml: tcod_data_root /nowhere is not a folder"),
-    ({"tcod_data_root": "$TCOD_UNSET/x"}, "tcod_data_root $TCOD_UNSET/x is not a folder"),
-    ({"tcod_data_root": "$TCOD_EMPTY"}, "tcod_data_root $TCOD_EMPTY is not a folder"),
+    ({"tcod_data_root": "$TCOD_UNSET/x"}, "tcod_data_root is $TCOD_UNSET/x, but that variable is not set"),
+    ({"tcod_data_root": "$TCOD_EMPTY"}, "tcod_data_root is $TCOD_EMPTY, but that variable is not set"),
     ({"tcod_window": 2}, "tcod_window is for tcod_history turns"),
     ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
     ({"tcod_env_args": {"seed": 1}}, "tcod_env_args {'seed': 1} do not fit Corridor.__init__"),

@@ -181,10 +181,8 @@ def test_slime_weighs_an_episode_once(rig):
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"use_dynamic_batch_size": False}, "--use-dynamic-batch-size is missing"),
         ({"log_passrate": True}, "--log-passrate"),
         ({"tcod_history": "append", "tcod_window": 3}, "tcod_window is for tcod_history turns"),
-        ({"tcod_window": 0}, "tcod_window in .* should be greater than or equal to 1"),
         ({"tcod_thoughts": "keep"}, "switch thinking on in --apply-chat-template-kwargs, or set tcod_thoughts: none"),
     ],
 )

@@ -82,8 +82,10 @@ class TcodConfig(BaseModel):
     @classmethod
     def _expand(cls, root: str) -> str:
         expanded = os.path.expanduser(os.path.expandvars(root))
+        if "$" in expanded or (root and not expanded):
+            raise ValueError(f"tcod_data_root is {root}, but that variable is not set: export it or write the path")
         if root and not os.path.isdir(expanded):
-            raise ValueError(f"tcod_data_root {root} is not a folder ({expanded}): set it, or the variable in it")
+            raise ValueError(f"tcod_data_root {expanded} is not a folder: set it to the game data's root")
         return os.path.abspath(expanded) if root else root  # workers have other current folders
 
     @model_validator(mode="after")
@@ -135,7 +137,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_bytes(), _UniqueKeys) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read ({reason}): give a YAML file of tcod_* settings") from error
+        raise ConfigError(f"{path} cannot be read ({reason}): name a YAML file of tcod_* settings") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is no mapping: write one `tcod_key: value` a line")
     if foreign := [str(key) for key in values if not str(key).startswith("tcod_")]:
