@@ -35,7 +35,17 @@ def run(folder: Path, command: list[str]) -> str:
     env = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+    # Every process that the command starts has this PYTHONPATH.
+    environments = [process / "environ" for process in Path("/proc").glob("[0-9]*")]
+    assert not [path for path in environments if f"PYTHONPATH={folder}".encode() in read_bytes(path)]
     return done.stdout
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended, or is another user's
+        return b""
 
 
 def test_the_example_is_played_as_printed(blocks, tmp_path):

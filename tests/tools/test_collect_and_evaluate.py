@@ -307,22 +307,17 @@ def test_another_server_is_refused(rig, reply, says):
 
 
 @pytest.mark.parametrize("script", [collect_demos, evaluate])
-@pytest.mark.parametrize(
-    "rows, says",
-    [
-        ([{"prompt": "", "label": None, "metadata": {"goal": 1}}], "rows.jsonl is no row {"),
-        ([{"prompt": "", "label": "", "metadata": {}}], "rows.jsonl cannot be played: its metadata has no goal"),
-        (
-            [{"prompt": "", "label": "", "metadata": {"goal": 1, "demo": {"x": n}}} for n in (1, 2)],
-            "lines 1 and 2 of ",
-        ),
+def test_rows_that_cannot_be_played_are_named(rig, script):
+    row = {"prompt": "", "label": "", "metadata": {"goal": 1}}
+    for rows, says in (
+        ([{**row, "label": None}], "rows.jsonl is no row {"),
+        ([{**row, "metadata": {}}], "rows.jsonl cannot be played: its metadata has no goal"),
+        ([row, {**row, "metadata": {"goal": 1, "demo": {"actions": []}}}], "lines 1 and 2 of "),
         ([], "has no rows"),
-    ],
-)
-def test_rows_that_cannot_be_played_are_named(rig, script, rows, says):
-    path = rig.rows()
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert says in rig.refusal(script, path, "result.json")
+    ):
+        path = rig.folder / "rows.jsonl"
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        assert says in rig.refusal(script, path, "result.json")
     assert not rig.server.requests
 
 
