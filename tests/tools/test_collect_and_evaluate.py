@@ -282,11 +282,11 @@ def test_an_evaluation_saves_its_episodes_for_the_page(in_process, rig, monkeypa
         file.write(json.dumps({"prompt": "", "label": "x", "metadata": {"goal": 3, "explode": 2}}) + "\n")
     rig.run(evaluate, monkeypatch, path, "result.json", "--episodes", str(rig.folder))
     [run] = show_rollouts.read_runs([rig.folder])
-    won, lost, failed = sorted(run.episodes, key=lambda episode: episode.index)
-    assert (won.won, lost.won, failed.failure) == (True, False, "env_error")
-    assert won.dataset == "rows" and won.arm == rig.checkpoint.name and won.kl is None
-    assert "".join(won.turns[1].tokens) == f"{RIGHT}<|im_end|>" and won.turns[0].student[0] == -0.1
-    assert [(turn.action, turn.tokens) for turn in failed.turns] == [("right", None)] * 2
+    won, lost, failed = sorted(run.episodes, key=lambda episode: episode["index"])
+    assert (won["won"], lost["won"], failed["failure"]) == (True, False, "env_error")
+    assert won["dataset"] == "rows" and won["arm"] == rig.checkpoint.name and won["kl"] is None
+    assert "".join(won["turns"][1]["tokens"]) == f"{RIGHT}<|im_end|>" and won["turns"][0]["student"][0] == -0.1
+    assert [(turn["action"], "tokens" in turn) for turn in failed["turns"]] == [("right", False)] * 2
 
 
 def test_nothing_is_written_where_all_failed(in_process, rig, monkeypatch):
@@ -386,7 +386,7 @@ def test_an_evaluation_of_turns_saves_what_each_turn_was_shown(in_process, think
     rig.run(evaluate, monkeypatch, rig.rows(2), "result.json", "--episodes", str(rig.folder))
     [run] = show_rollouts.read_runs([rig.folder])
     [won] = run.episodes
-    said = ["".join(turn.tokens) for turn in won.turns]
-    assert won.won and said == [f"{THOUGHT}{RIGHT}<|im_end|>", f"{RIGHT}<|im_end|>"]
-    assert won.turns[1].context[0].startswith("<|im_start|>system")
-    assert "You are at door 1." in won.turns[1].observation
+    said = ["".join(turn["tokens"]) for turn in won["turns"]]
+    assert won["won"] and said == [f"{THOUGHT}{RIGHT}<|im_end|>", f"{RIGHT}<|im_end|>"]
+    assert won["turns"][1]["context"][0].startswith("<|im_start|>system")
+    assert "You are at door 1." in won["turns"][1]["observation"]

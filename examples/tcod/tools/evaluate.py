@@ -63,7 +63,7 @@ async def evaluate(
 def episode_line(player: Player, name: str, index: int, row: Row, episode: Episode) -> str:
     """An episode as those of a training run are saved, with the model's name in the place of the arm."""
     about = {"arm": Path(player.settings["model"]).name, "dataset": name, "n": 0, "index": index}
-    return transcript(episode, row, player.player.chat.tokenizer, **about).line()
+    return json.dumps(transcript(episode, row, player.player.chat.tokenizer, **about)) + "\n"
 
 
 def saver(options: Namespace, player: Player, rows: list[Row], stack: ExitStack) -> Callable[[int, Episode], None]:

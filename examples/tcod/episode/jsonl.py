@@ -1,0 +1,57 @@
+"""The one reader of JSONL files: data sets, journals, metrics and saved episodes.
+
+It takes the lines that slime's own reader takes: in UTF-8, ended by line feeds, blank ones left out. U+2028 and U+0085
+are characters of a text. Where slime would leave a line out with a word in its log, this one refuses it.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import ConfigError
+
+BYTE_ORDER_MARK = "\ufeff"
+
+
+def read_lines(
+    path: Path, kind: str = "JSON object", leave_out: Callable[[str], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(its number in the file, from 1; the object) of each line.
+
+    Args:
+        kind: what a line has to be, for the message.
+        leave_out: is told of each line that is no JSON object, and the others are read all the same.
+
+    Raises:
+        ConfigError: the file cannot be read; or a line is no JSON object, and there is no `leave_out`.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            for number, line in enumerate(file, 1):
+                if not (text := line.strip()):
+                    continue
+                try:
+                    value = _parse(text)
+                except (ValueError, RecursionError) as error:
+                    sentence = f"line {number} of {path} is no {kind}: {error}"
+                    if leave_out is None:
+                        raise ConfigError(sentence) from error
+                    leave_out(sentence)
+                else:
+                    yield number, value
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): name a JSONL file") from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    if text.startswith(BYTE_ORDER_MARK):
+        raise ValueError("it begins with a byte order mark, and slime would leave it out: save the file without one")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("it is not in UTF-8") from error
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is {text[:80]}")
+    return value
