@@ -109,7 +109,6 @@ def test_the_choice_prefers_the_same_tasks_and_takes_every_ending():
 
 def test_nothing_is_saved_without_a_run_directory_or_where_none_is_wanted(rig, folder, monkeypatch):
     rig.rollout([{"goal": 2}], tcod_save_episodes=0)
-    assert not (folder / "rollouts").exists()
     monkeypatch.delenv("TCOD_RUN_DIR")
     _, metrics = rig.rollout([{"goal": 2}])
     assert not (folder / "rollouts").exists() and metrics["rollout/tcod/unsaved_episodes"] == 0
@@ -208,5 +207,6 @@ def test_every_launch_adds_its_commits_and_versions(rig, folder):
     (folder / "about.json").write_text("{torn")
     for _ in range(2):
         rig.rollout([{"goal": 2}])
-    first, second = json.loads((folder / "about.json").read_text())["launches"]
-    assert second["versions"]["python"] and second["versions"]["torch"] and len(second["recipe"].split("-")[0]) == 40
+    _, launch = json.loads((folder / "about.json").read_text())["launches"]
+    assert launch["versions"]["python"] and launch["versions"]["torch"] and "slime" in launch
+    assert launch["recipe"].split("-")[0] == subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
