@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import study_report
 from benchmarks.study_report import Arms, Result, final, mean_text, paired, table
-from examples.tcod.tools.plotting import draw_curve, finish, styles
+from examples.tcod.tools.plot_runs import draw_curve, finish, styles
 
 FIGURE = study_report.FIGURE.with_name("study_losses.png")
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from examples.tcod.tools.plot_runs import by_turn
-from examples.tcod.tools.plotting import BEFORE, draw_curve, finish, styles
+from examples.tcod.tools.plot_runs import BEFORE, by_turn, draw_curve, finish, styles
 
 HERE = Path(__file__).resolve().parent
 FIGURE = HERE.parent / "docs" / "study.png"

@@ -21,7 +21,6 @@ import transformers
 from tqdm import tqdm
 
 from examples.tcod.tools import show_rollouts
-from examples.tcod.tools.rollout_text import printable, rollout_text, shortest_won
 from smoke import hooks, make_models
 from smoke.figure import KL, SUCCESS, draw
 from smoke.plays import choose
@@ -104,7 +103,8 @@ def digest(checkpoint: Path) -> str:
 def show(results: dict[str, list[dict[str, Any]]], options: Namespace) -> None:
     """Print one trajectory; write the page of all of them, and the figure."""
     runs = show_rollouts.read_runs([run_dir(options, arm) for arm in options.arms])
-    print(printable(rollout_text(shortest_won(runs[-1].episodes))))
+    shown = show_rollouts.shortest_won(runs[-1].episodes)
+    print(show_rollouts.printable(show_rollouts.rollout_text(shown)))
     page = options.out / f"rollouts-{options.seed}.html"
     page.write_text(show_rollouts.make_page(runs))
     picture = options.out / f"smoke-{options.seed}.png"

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from examples.tcod.episode.record import Episode, EpisodeRecord, ReplayedTurn, Span, TokenSequence, TurnRecord
 from examples.tcod.model.student import Response
 from examples.tcod.records import run_folder, saved_episodes
-from examples.tcod.records.saved_episodes import MAX_TEXT, MAX_TOKENS, Transcript, clip, token_texts, transcript
+from examples.tcod.records.saved_episodes import MAX_TEXT, MAX_TOKENS, choose, clip, token_texts, transcript
 from tests.episode.test_evaluation import evaluation
 from tests.support.fake_sglang import generated, scored
 from tests.support.rig import LEFT, RIGHT, teacher_value
@@ -27,9 +28,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def saved(folder, name):
-    return [
-        Transcript.of(json.loads(line)) for line in (folder / "rollouts" / f"{name}.jsonl").read_text().splitlines()
-    ]
+    lines = (folder / "rollouts" / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line, object_hook=lambda fields: SimpleNamespace(**fields)) for line in lines]
 
 
 def test_a_rollout_saves_what_was_shown_said_and_done_with_its_numbers(rig, folder):
@@ -45,7 +45,7 @@ def test_a_rollout_saves_what_was_shown_said_and_done_with_its_numbers(rig, fold
     assert [turn.role for turn in line.turns] == ["replayed"] * 2 + ["student"] * 2
     replayed, _, first, second = line.turns
     assert (replayed.observation, replayed.action) == ("Goal: door 3. You are at door 0.", "right")
-    assert replayed.response == f"{RIGHT}<|im_end|>" and replayed.kl is None
+    assert replayed.response == f"{RIGHT}<|im_end|>" and not hasattr(replayed, "kl")
     assert ("".join(first.tokens), first.action, first.valid) == (f"{LEFT}<|im_end|>", "left", True)
     assert ("".join(second.tokens), second.action, second.valid) == ("hm<|im_end|>", "hm", False)
     whole = [(turn.observation.join(turn.context), turn.response or "".join(turn.tokens)) for turn in line.turns]
@@ -67,7 +67,7 @@ def test_won_lost_and_failed_episodes_are_saved_with_their_reasons(rig, folder, 
     won, lost, broken, unscored = saved(folder, "train_000003")
     assert (won.won, lost.won, lost.failure) == (True, False, None)
     assert broken.failure == "env_error" and "collapsed" in broken.detail
-    assert [(turn.action, turn.context, turn.tokens) for turn in broken.turns] == [("right", [], None)] * 2
+    assert [turn.action for turn in broken.turns] == ["right"] * 2 and not hasattr(broken.turns[0], "tokens")
     assert unscored.failure == "teacher_invalid" and unscored.kl is None
     assert unscored.turns[0].tokens and unscored.turns[0].teacher is None
 
@@ -94,7 +94,6 @@ def sample_of(goal, ending="lost", index=0):
 
 
 def test_the_choice_prefers_the_same_tasks_and_takes_every_ending():
-    choose = saved_episodes.choose
     steps = [[sample_of(goal) for goal in order] for order in (range(50), range(49, -1, -1))]
     first, second = ([sample.metadata["goal"] for sample in choose(step, 8)] for step in steps)
     assert first == second and len(set(first)) == 8
@@ -104,13 +103,12 @@ def test_the_choice_prefers_the_same_tasks_and_takes_every_ending():
     assert {sample.metadata["goal"] for sample in chosen[2:]} == {52, *first[1:6]}
     group = [sample_of(1, index=i) for i in range(4)] + [sample_of(2)]
     assert {sample.metadata["goal"] for sample in choose(group, 2)} == {1, 2}
-    assert len(choose(group, "all")) == 5
+    assert len(choose(group, sys.maxsize)) == 5
     assert choose([SimpleNamespace(metadata={})], 8) == []
 
 
 def test_nothing_is_saved_without_a_run_directory_or_where_none_is_wanted(rig, folder, monkeypatch):
     rig.rollout([{"goal": 2}], tcod_save_episodes=0)
-    assert not (folder / "rollouts").exists()
     monkeypatch.delenv("TCOD_RUN_DIR")
     _, metrics = rig.rollout([{"goal": 2}])
     assert not (folder / "rollouts").exists() and metrics["rollout/tcod/unsaved_episodes"] == 0
@@ -142,19 +140,18 @@ def made_of(text, turns, tokens, score):
 
 def test_any_text_and_any_number_gives_a_line_that_can_be_read():
     text = "</script><!-- \u2028 \ud800 \x1b[31m 🐢"
-    line = made_of(text, turns=2, tokens=5, score=float("nan")).line()
-    assert line.isascii()
-    one = Transcript.of(json.loads(line))
-    assert (one.kl, one.reward, one.turns[1].student, one.turns[1].refused) == (None, None, [None] * 5, True)
-    assert one.goal == one.outcome == one.turns[0].response == text.replace("\ud800", "\\ud800")
-    assert json.loads(one.task)["key"] == text
+    one = made_of(text, turns=2, tokens=5, score=float("nan"))
+    assert json.loads(json.dumps(one, allow_nan=False)) == one
+    assert (one["kl"], one["reward"], one["turns"][1]["student"]) == (None, None, [None] * 5)
+    assert one["goal"] == one["outcome"] == one["turns"][0]["response"] == text.replace("\ud800", "\\ud800")
+    assert json.loads(one["task"])["key"] == text
 
 
 def test_how_long_a_line_gets_is_bounded():
     one = made_of("a" * 9000 + "z", turns=30, tokens=200, score=-12.3456)
-    assert sum(len(turn.tokens or ()) for turn in one.turns) == MAX_TOKENS // 200 * 200
-    assert one.turns[-1].response == "x" * 200 and one.turns[-1].kl == pytest.approx(-11.3456 * 200)
-    assert len(one.line()) < 0.8e6
+    assert sum(len(turn.get("tokens", ())) for turn in one["turns"]) == MAX_TOKENS // 200 * 200
+    assert one["turns"][-1]["response"] == "x" * 200 and one["turns"][-1]["kl"] == pytest.approx(-11.3456 * 200)
+    assert len(json.dumps(one)) < 0.8e6
 
 
 def test_long_texts_are_cut_in_the_middle_and_characters_stand_at_their_last_token(tokenizer):
@@ -210,5 +207,6 @@ def test_every_launch_adds_its_commits_and_versions(rig, folder):
     (folder / "about.json").write_text("{torn")
     for _ in range(2):
         rig.rollout([{"goal": 2}])
-    first, second = json.loads((folder / "about.json").read_text())["launches"]
-    assert second["versions"]["python"] and second["versions"]["torch"] and len(second["recipe"].split("-")[0]) == 40
+    _, launch = json.loads((folder / "about.json").read_text())["launches"]
+    assert launch["versions"]["python"] and launch["versions"]["torch"] and "slime" in launch
+    assert launch["recipe"].split("-")[0] == subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()

@@ -253,11 +253,11 @@ def test_an_evaluation_counts_success_and_turns_by_task_type(rig, capsys):
     payload = next(payload for payload in rig.server.payloads() if "input_ids" in payload)
     assert payload["sampling_params"]["temperature"] == 0.4 and payload["sampling_params"]["top_p"] == 1.0
     [run] = show_rollouts.read_runs([rig.folder])
-    won, lost, _, failed = sorted(run.episodes, key=lambda episode: episode.index)
-    assert (won.won, lost.won, failed.failure) == (True, False, "env_error")
-    assert won.dataset == "rows" and won.arm == rig.checkpoint.name and won.kl is None and won.index == 2
-    assert "".join(won.turns[0].tokens) == f"{RIGHT}<|im_end|>" and won.turns[0].student[0] == -0.1
-    assert [(turn.action, turn.tokens) for turn in failed.turns] == [("right", None)] * 2
+    won, lost, _, failed = sorted(run.episodes, key=lambda episode: episode["index"])
+    assert (won["won"], lost["won"], failed["failure"]) == (True, False, "env_error")
+    assert won["dataset"] == "rows" and won["arm"] == rig.checkpoint.name and won["kl"] is None and won["index"] == 2
+    assert "".join(won["turns"][0]["tokens"]) == f"{RIGHT}<|im_end|>" and won["turns"][0]["student"][0] == -0.1
+    assert [(turn["action"], "tokens" in turn) for turn in failed["turns"]] == [("right", False)] * 2
 
 
 def test_episodes_that_the_context_ends_count_and_failed_ones_do_not(rig, capsys):
@@ -337,7 +337,7 @@ def test_a_student_that_thinks_in_turns(rig):
     assert (settings["history"], settings["thoughts"], settings["window"]) == ("turns", "keep", None)
     rig.run(evaluate, rig.rows(2), "result.json", "--episodes", str(rig.folder))
     [won] = show_rollouts.read_runs([rig.folder])[0].episodes
-    said = ["".join(turn.tokens) for turn in won.turns]
+    said = ["".join(turn["tokens"]) for turn in won["turns"]]
     assert said == [f"{THOUGHT}{RIGHT}<|im_end|>", f"{RIGHT}<|im_end|>"]
-    assert won.turns[1].context[0].startswith("<|im_start|>system")
-    assert "You are at door 1." in won.turns[1].observation
+    assert won["turns"][1]["context"][0].startswith("<|im_start|>system")
+    assert "You are at door 1." in won["turns"][1]["observation"]

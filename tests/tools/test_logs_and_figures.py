@@ -8,8 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from examples.tcod import tcod_rollout
+from examples.tcod.episode.jsonl import read_lines
 from examples.tcod.records import run_folder
-from examples.tcod.tools import plot_runs, plotting
+from examples.tcod.tools import plot_runs
 
 NUM_GPUS = 0
 
@@ -31,13 +32,14 @@ def log(tmp_path, monkeypatch):
 
 
 def written(folder):
-    return [line for _, line in run_folder.parse_lines(folder / "metrics.jsonl", dict)]
+    return [line for _, line in read_lines(folder / "metrics.jsonl", leave_out=lambda line: None)]
 
 
 def test_each_rollout_and_evaluation_is_a_line(log, tmp_path):
     args = Namespace()
     (tmp_path / "metrics.jsonl").write_text('{"kind": "ro')  # a crash has left half a line
     assert log(9).log_eval(0, args, {}, {"eval/tcod/eval_s": 4.0}) is False  # slime logs too
+    run_folder.note_rollout()
     assert log(5).log_rollout(0, args, [], {"rollout/tcod/k": 1}, 5.0) is False
     log(10).log_eval(0, args, {}, {"eval/tcod/eval_s": 4.0})
     log(6).log_rollout(1, args, [], None, 5.0)
@@ -89,40 +91,31 @@ def test_of_lines_written_twice_the_last_counts_and_odd_ones_are_named(tmp_path,
     assert plot_runs.curve(lines, "eval/tcod/seen/success") == {1: 0.0, 2: 1 / 3, 3: 2 / 3}
     assert plot_runs.by_turn(lines[-1], "eval/tcod/seen/kl_by_turn/") == {4: 2}
     assert plot_runs.work_minutes(lines) == {"rollouts": 2.0, "training": 1.0, "evaluation": 1.5}
-    left_out = [f"line {number} of {folder / 'metrics.jsonl'} is left out: " for number in (8, 9, 10, 11)]
+    left_out = [f"line {number} of {folder / 'metrics.jsonl'} is no line of metrics: " for number in (8, 9, 10, 11)]
     assert [message[: len(words)] for message, words in zip(caplog.messages, left_out, strict=True)] == left_out
 
 
-def test_a_band_reaches_from_the_lowest_to_the_highest_seed():
-    axes = Figure().subplots()
-    plotting.draw_curve(axes, [{0: seed, 1: 1 + seed} for seed in (1, 2, 6)], plotting.styles({"f2b": "123"})["f2b"])
-    plotting.finish(axes, ylabel="KL")
-    [line], [band] = axes.lines, axes.collections
-    assert list(line.get_xdata()) == [0, 1] and list(line.get_ydata()) == [3, 4]
-    assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(0, 1), (0, 6), (1, 2), (1, 7)}
-    assert axes.get_legend_handles_labels()[1] == ["F2B, 3 seeds"]
-    assert all(tick == int(tick) for tick in axes.get_xticks())
-
-
 def test_an_arm_looks_the_same_in_every_figure():
-    few, many = (plotting.styles(dict.fromkeys(names, "1")) for names in (["b2f", "f2b"], ["x", "b2f", "y", "opd"]))
+    few, many = (plot_runs.styles(dict.fromkeys(names, "1")) for names in (["b2f", "f2b"], ["x", "b2f", "y", "opd"]))
     assert list(few) == ["f2b", "b2f"] and list(many) == ["opd", "b2f", "x", "y"]
     assert few["b2f"] == many["b2f"]
     for part in ("color", "marker", "linestyle", "label"):
         assert len({style[part] for style in many.values()}) == 4
 
 
-def test_training_episodes_are_thin_lines_beside_the_evaluations(tmp_path):
-    runs = {"opd": [plot_runs.read_run(run_dir(tmp_path / str(seed), seed)) for seed in (1, 2)]}
+def test_seeds_are_a_mean_with_a_band_and_training_episodes_are_thin_lines(tmp_path):
+    runs = {"opd": [plot_runs.read_run(run_dir(tmp_path / str(seed), seed)) for seed in (1, 2, 6)]}
     axes = Figure().subplots()
     plot_runs.draw_metric(axes, runs, "kl/trajectory", "seen")
-    evaluated, trained, entry = axes.lines
-    assert list(evaluated.get_ydata()) == [0, 1.5, 3] and list(trained.get_ydata()) == [1.5, 2.5, 3.5]
-    assert trained.get_linewidth() < evaluated.get_linewidth() and len(axes.collections) == 1
-    assert axes.get_legend_handles_labels()[1] == ["OPD, 2 seeds", entry.get_label()]
+    (evaluated, trained, entry), [band] = axes.lines, axes.collections
+    assert list(evaluated.get_xdata()) == [1, 2, 3] and list(evaluated.get_ydata()) == [0, 3, 6]
+    assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(2, 1), (2, 6), (3, 2), (3, 12)}
+    assert list(trained.get_ydata()) == [3, 4, 5] and trained.get_linewidth() < evaluated.get_linewidth()
+    assert axes.get_legend_handles_labels()[1] == ["OPD, 3 seeds", entry.get_label()]
+    assert all(tick == int(tick) for tick in axes.get_xticks())
     axes = Figure().subplots()
     plot_runs.draw_metric(axes, runs, "kl/trajectory", None)
-    assert axes.get_legend_handles_labels()[1] == ["OPD, 2 seeds"] and len(axes.collections) == 1
+    assert axes.get_legend_handles_labels()[1] == ["OPD, 3 seeds"] and len(axes.collections) == 1
 
 
 def test_kl_by_turn_is_shown_before_and_after_training(tmp_path):
@@ -155,7 +148,7 @@ def test_the_command_draws_all_arms(tmp_path, monkeypatch):
     "figure, runs, why",
     [
         ("x.png", ["f2b={0}"], "is not ARM=DIR with metrics in DIR/metrics.jsonl: name a run directory"),
-        ("x.png", ["f2b={0}/torn"], "is not ARM=DIR with metrics"),
+        ("x.png", ["f2b={0}/torn"], "/torn is not ARM=DIR with metrics"),
         ("x.png", [f"{name}={{0}}/a" for name in "abcd"], "at most 3 arms can be told apart: name fewer"),
         ("none/x.png", ["f2b={0}/a"], "No such file or directory: 'none/x.png'"),
         ("x.doc", ["f2b={0}/a"], "'doc' is not supported"),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from examples.tcod.tools import show_rollouts
-from examples.tcod.tools.rollout_text import printable, rollout_text, shortest_won
+from examples.tcod.tools.show_rollouts import printable, rollout_text, shortest_won
 from tests.support.episodes import HOSTILE, made_up, save
 
 NUM_GPUS = 0
@@ -29,15 +29,15 @@ def test_the_page_has_a_row_for_each_episode_and_all_of_its_data(tmp_path):
     failed = made_up(2, failure="env_timeout", detail="no reply in 120 s", kl=None)
     save(tmp_path / "b2f-1", [made_up(0, turns=2), lost], "train_000001")
     (tmp_path / "b2f-1" / "about.json").write_text('{"launches": [{"recipe": "4f<2a"}]}')
-    page = show_rollouts.make_page(read(tmp_path / "b2f-1", save(tmp_path / "f2b-1", [failed])))
+    runs = read(tmp_path / "b2f-1", save(tmp_path / "b" / "b2f-1", [failed]))
+    assert [(run.name, len(run.episodes)) for run in runs] == [("b2f-1", 2), ("b/b2f-1", 1)]  # told apart
+    page = show_rollouts.make_page(runs)
     first, second, third = embedded(page, "index")
     row = {"run": "b2f-1", "arm": "b2f", "dataset": "train", "n": 1, "k": 3, "replayed": 1, "kl": lost["kl"]}
     row |= {"reward": 0.25, "ending": "lost", "turns": 3, "task": "game_file: games/1.tw-pddl", "task_type": "heat"}
     assert second == {**row, "goal": lost["goal"]}
     assert (first["ending"], first["reward"], third["ending"]) == ("won", None, "failed: env_timeout")
-    episode = embedded(page, "e1")
-    assert [turn["refused"] for turn in episode["turns"]] == [False, False, True, False]
-    assert (episode["task"], episode["source"]) == (lost["task"], "train_000001:2")
+    assert embedded(page, "e1") == {**lost, "source": "train_000001:2"}
     assert "4f&lt;2a" in page and page.count("It has no about.json.") == 1
 
 
@@ -57,43 +57,31 @@ def test_nothing_in_a_text_is_markup(tmp_path):
     hostile["turns"][0] |= {"observation": HOSTILE, "action": HOSTILE}
     page = show_rollouts.make_page(read(save(tmp_path, [hostile])))
     assert page.isascii() and page.count("</script>") == 3 and "<img" not in page
-    assert embedded(page, "e0")["goal"] == HOSTILE.replace("\ud800", "\\ud800")
-
-
-def changed(**changes):
-    return json.dumps({key: value for key, value in {**made_up(0), **changes}.items() if value != "left out"})
+    assert embedded(page, "e0")["goal"] == HOSTILE.replace("\ud800", "?")
 
 
 @pytest.mark.parametrize(
-    "line, why",
+    "change, why",
     [
-        ('{"half": ', "JSONDecodeError"),
-        (changed(n="left out"), "n: Field required"),
-        (changed(kl="left out"), "kl: Field required"),
-        (changed(kl=float("nan")), "kl: Input should be a finite number"),
-        (changed(n="two"), "n: Input should be a valid integer"),
-        (
-            changed(turns=[{"turn": 0, "role": "student", "response": "..", "action": ".."}]),
-            "turns.0.observation: Field",
-        ),
-        (changed(kl="KL").replace('"KL"', "1e999"), "kl: Input should be a finite number"),
-        ("[17]", "it is [17]"),
+        ('{"half": ', "is no transcript: Expecting value"),
+        ("[17]", "is no transcript: it is [17]"),
+        ({"n": None}, "TypeError"),
+        ({"kl": float("nan")}, "ValueError: Out of range float values are not JSON compliant"),
+        ({"kl": "KL"}, "ValueError: "),
+        ({"goal": 17}, "ValueError: "),
+        ({"turns": [{"turn": 0, "role": "student", "action": "go"}]}, "KeyError: 'observation'"),
     ],
 )
-def test_a_line_that_is_no_transcript_is_left_out_and_named(tmp_path, caplog, line, why):
+def test_a_line_that_is_no_transcript_is_left_out_and_named(tmp_path, caplog, change, why):
+    line = change if isinstance(change, str) else json.dumps({**made_up(2), **change})
     save(tmp_path, [made_up(0), made_up(1)])
     file = tmp_path / "rollouts" / "train_000000.jsonl"
     first, second, _ = file.read_text().split("\n")
     file.write_text("\n".join([first, "", line, second]))
     [run] = read(tmp_path)
-    assert [episode.source for episode in run.episodes] == ["train_000000:1", "train_000000:4"]
+    assert [episode["source"] for episode in run.episodes] == ["train_000000:1", "train_000000:4"]
     [message] = caplog.messages
-    assert message.startswith(f"line 3 of {file} is left out: ") and why in message
-
-
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
-    runs = [save(tmp_path / name / "run", [made_up(i) for i in range(2)]) for name in ("a", "b")]
-    assert [(run.name, len(run.episodes)) for run in read(*runs)] == [("a/run", 2), ("b/run", 2)]
+    assert message.startswith(f"line 3 of {file} is no transcript: ") and why in message
 
 
 def test_the_command_writes_the_page_or_prints_an_episode(tmp_path, monkeypatch, capsys):
@@ -121,7 +109,7 @@ def test_the_command_writes_the_page_or_prints_an_episode(tmp_path, monkeypatch,
 def test_files_are_utf_8_whatever_the_locale(tmp_path):
     folder = save(tmp_path, [])
     line = json.dumps(made_up(0, goal="put the \N{TURTLE} in"), ensure_ascii=False)
-    (folder / "rollouts" / "train_000000.jsonl").write_text(f"\ufeff{line}\n", "utf-8")
+    (folder / "rollouts" / "train_000000.jsonl").write_text(f"{line}\n", "utf-8")
     (folder / "about.json").write_text('{"recipe": "\N{TURTLE}"}', "utf-8")
     env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for options in (["--text"], []):
@@ -132,25 +120,27 @@ def test_files_are_utf_8_whatever_the_locale(tmp_path):
 
 
 def test_the_text_shows_every_turn_with_its_numbers():
-    episode = show_rollouts.Transcript.of(made_up(0, turns=2, replayed=1, reward=0.5))
-    replayed, played = episode.turns
-    played.valid, played.refused, played.cut = False, True, True
+    episode = made_up(0, turns=2, replayed=1, reward=0.5)
+    replayed, played = episode["turns"]
+    played |= {"valid": False, "refused": True, "cut": True}
     text = rollout_text(episode)
     assert text.startswith(
         "f2b, train, step 0, depth k = 1: put a clean plate in cabinet 1 (0).\n"
         '{"game_file": "games/0.tw-pddl"}\n'
         "1 turns replayed, 1 of at most 1 played, won, reward 0.5\n"
-        f"--- context, 40 tokens, not trained\n<|im_start|>system\nYou are in a house.<|im_end|>\n<|im_start|>user\n"
-        f"{replayed.observation}<|im_end|>\n<|im_start|>assistant\n\n--- replayed, turn 1, 4 tokens, not trained\n"
+        "--- context, 40 tokens, not trained\n<|im_start|>system\nYou are in a house.<|im_end|>\n<|im_start|>user\n"
+        f"{replayed['observation']}<|im_end|>\n<|im_start|>assistant\n\n--- replayed, turn 1, 4 tokens, not trained\n"
     )
+    kl = f"KL {played['kl']:+.2f} nats"
     assert (
-        f"\n--- student, turn 2, 4 tokens sampled, KL {played.kl:+.2f} nats, no valid format, refused by the" in text
+        f"\n--- student, turn 2, 4 tokens sampled, {kl}, no valid format, refused by the environment, cut by" in text
     )
-    assert text.endswith(f"--- 4 of 88 tokens sampled, trajectory KL {played.kl:+.2f} nats\n")
-    nothing = {"context": [], "context_tokens": 0, "response_tokens": 0, "tokens": None, "response": ""}
-    broken = [turn.model_copy(update=nothing) for turn in episode.turns]
-    failed = episode.model_copy(update={"failure": "env_timeout", "detail": "no reply", "kl": None, "turns": broken})
-    assert "failed, env_timeout: no reply" in rollout_text(failed) and f"> {replayed.action}\n" in rollout_text(failed)
+    assert text.endswith(f"--- 4 of 88 tokens sampled, trajectory {kl}\n")
+    kept = ("turn", "role", "observation", "action")
+    broken = [{name: turn[name] for name in kept} for turn in episode["turns"]]
+    failed = {**episode, "failure": "env_timeout", "detail": "no reply", "kl": None, "turns": broken}
+    text = rollout_text(failed)
+    assert "failed: env_timeout: no reply" in text and f"> {replayed['action']}\n" in text
     assert shortest_won([failed, episode]) is episode and shortest_won([failed]) is failed
 
 

@@ -17,14 +17,14 @@ BYTE_ORDER_MARK = "\ufeff"
 def read_lines(
     path: Path,
     kind: str = "JSON object",
-    leave_out: Callable[[int, Exception], None] | None = None,
+    leave_out: Callable[[str], None] | None = None,
     encoding: str = "utf-8-sig",
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(its number in the file, from 1; the object) of each line.
 
     Args:
         kind: what a line has to be, for the message.
-        leave_out: is told of each line that is no JSON object, its number and why. The others are read all the same.
+        leave_out: is told of each line that is no JSON object, in a sentence. The others are read all the same.
         encoding: "utf-8" for what slime reads, too: it leaves out a line behind a byte order mark.
 
     Raises:
@@ -38,9 +38,10 @@ def read_lines(
                 try:
                     value = _parse(text)
                 except (ValueError, RecursionError) as error:
+                    sentence = f"line {number} of {path} is no {kind}: {error}"
                     if leave_out is None:
-                        raise ConfigError(f"line {number} of {path} is no {kind}: {error}") from error
-                    leave_out(number, error)
+                        raise ConfigError(sentence) from error
+                    leave_out(sentence)
                 else:
                     yield number, value
     except OSError as error:

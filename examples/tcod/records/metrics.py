@@ -5,7 +5,7 @@ Megatron's own unless --use-rollout-logprobs). Its sum over a trajectory's sampl
 the reverse KL between the two policies over whole episodes, in nats.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
@@ -28,19 +28,11 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     # One depth for all, unless a fully asynchronous rollout spans a change of it.
     metrics = {"k": fmean(record.k for record in records)}
     metrics |= {**_episodes(records), **_kl(episodes), **_failures(drawn)}
-    won_by_start = defaultdict(list)
-    for record in records:
-        won_by_start[record.replayed].append(record.won)
-    for start, won in sorted(won_by_start.items()):
-        metrics[f"success_by_start/{start:02d}"] = fmean(won)
-        metrics[f"success_by_start_count/{start:02d}"] = len(won)
+    metrics |= _by_index("success_by_start", ((record.replayed, record.won) for record in records))
     sequences = [sequence for episode in episodes for sequence in episode.sequences]
-    behind = [sum(len(span.ids) for span in sequence.behind_prompt) for sequence in sequences]
-    metrics["tokens/scored"] = sum(
-        length for sequence, length in zip(sequences, behind, strict=True) if sequence.teacher_log_probs is not None
-    )
+    metrics["tokens/scored"] = sum(len(sequence.teacher_log_probs or ()) for sequence in sequences)
     metrics["tokens/trained"] = _sampled_tokens(episodes)
-    metrics["tokens/total"] = sum(len(span.ids) for sequence in sequences for span in sequence.spans)
+    metrics["tokens/total"] = sum(len(sequence.tokens) for sequence in sequences)
     metrics["samples"] = len(sequences)
     if replayed := [turn.as_sampled for record in records for turn in record.demonstration]:
         metrics["replayed_as_sampled"] = fmean(replayed)
@@ -104,19 +96,24 @@ def _kl(episodes: Sequence[Episode]) -> Metrics:
     scored = [episode for episode in episodes if episode.is_scored]
     if not scored:
         return {}
-    by_turn = defaultdict(list)
-    for episode in scored:
-        for turn, kl in turn_kl(episode).items():
-            by_turn[turn].append(kl)
-    total = sum(sum(kls) for kls in by_turn.values())
-    metrics = {
+    by_turn = [pair for episode in scored for pair in turn_kl(episode).items()]
+    total = sum(kl for _, kl in by_turn)
+    return {
         "kl/trajectory": total / len(scored),
         "kl/token": total / _sampled_tokens(scored),
         "kl/episodes": len(scored),
+        **_by_index("kl_by_turn", by_turn),
     }
-    for turn, kls in sorted(by_turn.items()):
-        metrics[f"kl_by_turn/{turn:02d}"] = fmean(kls)
-        metrics[f"kl_by_turn_count/{turn:02d}"] = len(kls)
+
+
+def _by_index(name: str, pairs: Iterable[tuple[int, float]]) -> Metrics:
+    """Mean and count of the values of each index."""
+    groups = defaultdict(list)
+    for index, value in pairs:
+        groups[index].append(value)
+    metrics: Metrics = {}
+    for index, values in sorted(groups.items()):
+        metrics |= {f"{name}/{index:02d}": fmean(values), f"{name}_count/{index:02d}": len(values)}
     return metrics
 
 
@@ -125,14 +122,12 @@ def _sampled_tokens(episodes: Sequence[Episode]) -> int:
 
 
 def _failures(samples: Iterable[Any]) -> Metrics:
-    counts: Metrics = {"failed": 0, "aborted": 0}
+    counts = Counter(failed=0, aborted=0)
     for sample in samples:
-        if sample.status.value == "aborted":
-            counts["aborted"] += 1
         record = Episode.of(sample).record
-        if reason := record.failure:
-            counts["failed"] += 1
-            counts[f"failed/{reason}"] = counts.get(f"failed/{reason}", 0) + 1
-        if reason := record.unscored:
-            counts[f"unscored/{reason}"] = counts.get(f"unscored/{reason}", 0) + 1
-    return counts
+        counts["aborted"] += sample.status.value == "aborted"
+        if record.failure:
+            counts.update(["failed", f"failed/{record.failure}"])
+        if record.unscored:
+            counts[f"unscored/{record.unscored}"] += 1
+    return dict(counts)

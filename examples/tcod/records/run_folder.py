@@ -13,32 +13,24 @@ line before, that was neither rollout nor evaluation: training, weights and chec
 rollouts after its last checkpoint again, so the last line of a kind and n is the one that counts.
 """
 
-import contextlib
-import datetime
-import errno
 import importlib.metadata
 import importlib.util
 import json
 import logging
 import os
-import platform
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-
-from .. import words
-from ..episode.jsonl import read_lines
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("slime", "sglang", "megatron-core", "torch", "transformers", "ray")
-T = TypeVar("T")
 
-_warned: set[str] = set()
+_warned: set[str] = set()  # kinds of files
 _last_line_at: float | None = None  # time.monotonic()
-_unsaved = 0
+_unsaved = 0  # lines of metrics.jsonl
 _rollout_played = False
 
 
@@ -48,7 +40,7 @@ def run_dir() -> Path | None:
 
 
 def write(name: str, text: str, kind: str, append: bool = False) -> bool:
-    """Write a file of the run directory, all of the text or nothing. Returns whether it is there now.
+    """Write a file of the run directory, all of the text or nothing. Returns False where that was not possible.
 
     Args:
         name: its path below the run directory.
@@ -56,12 +48,12 @@ def write(name: str, text: str, kind: str, append: bool = False) -> bool:
         kind: what the file holds, for the warning.
         append: add to the file, instead of replacing it.
     """
-    folder = run_dir()
-    if folder is None:
-        return False
+    if (folder := run_dir()) is None:
+        return True
+    path = folder / name
     try:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (_append if append else _replace)(folder / name, text.encode("ascii"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (_append if append else _replace)(path, text)
         return True
     except OSError as error:
         if kind not in _warned:
@@ -70,62 +62,35 @@ def write(name: str, text: str, kind: str, append: bool = False) -> bool:
         return False
 
 
-def _append(path: Path, data: bytes) -> None:
-    with path.open("ab+", buffering=0) as file:
-        before = file.seek(0, os.SEEK_END)
-        if before:
-            file.seek(before - 1)
-            data = data if file.read() == b"\n" else b"\n" + data  # behind half a line that a crash has left
-        try:
-            if file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            file.truncate(before)  # half a line would spoil the file
-            raise
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
+def _append(path: Path, text: str) -> None:
+    before = path.read_bytes() if path.exists() else b""
+    gap = "\n" if before and not before.endswith(b"\n") else ""  # behind half a line that a crash has left
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(gap + text)
     except OSError:
-        partial.unlink(missing_ok=True)
+        if path.exists():
+            os.truncate(path, len(before))  # half a line would spoil the file
         raise
 
 
-def parse_lines(path: Path, parse: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
-    """(number, from 1; what `parse` makes of its JSON) of each line of a file that is not blank.
-
-    A line that is no JSON, or that `parse` refuses, is left out with a warning: a run that was killed may have left
-    half a line at the end.
-    """
-
-    def leave_out(number: int, error: Exception) -> None:
-        logger.warning("line %d of %s is left out: %s", number, path, words(error))
-
-    for number, line in read_lines(path, leave_out=leave_out):
-        try:
-            yield number, parse(line)
-        except (ValueError, KeyError, TypeError) as error:
-            leave_out(number, error)
-
-
-# --------------------------------------------------------------------------------------------------- metrics.jsonl
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def log_rollout(n: int, args: Any, samples: list[Any], metrics: dict[str, Any] | None, seconds: float) -> bool:
     """The metrics that generate_rollout returned, and train_s. False: slime logs as well."""
-    note_rollout()
-    _log("rollout", n, {} if metrics is None else metrics, seconds)
-    return False
+    return _log("rollout", n, metrics, seconds)
 
 
 def log_eval(evaluation_id: int, args: Any, data: dict[str, Any], metrics: dict[str, Any] | None) -> bool:
     """An evaluation's metrics, and train_s. False: slime logs as well."""
-    metrics = {} if metrics is None else metrics
-    _log("eval", rollouts_before(evaluation_id), metrics, metrics.get("eval/tcod/eval_s", 0.0))
-    return False
+    return _log("eval", rollouts_before(evaluation_id), metrics, (metrics or {}).get("eval/tcod/eval_s", 0.0))
 
 
 def note_rollout() -> None:
@@ -143,47 +108,41 @@ def rollouts_before(evaluation_id: int) -> int:
     return evaluation_id + 1 if _rollout_played else 0
 
 
-def _log(kind: str, n: int, metrics: dict[str, Any], seconds: float) -> None:
+def _log(kind: str, n: int, metrics: dict[str, Any] | None, seconds: float) -> bool:
     """Append a line. One that cannot be written is counted in the next ones, as rollout/tcod/unsaved_lines so far."""
     global _last_line_at, _unsaved
     now = time.monotonic()
     train_s = 0.0 if _last_line_at is None else max(now - _last_line_at - seconds, 0.0)
     _last_line_at = now
+    metrics = {} if metrics is None else metrics
     if _unsaved:
         metrics["rollout/tcod/unsaved_lines"] = _unsaved  # slime logs these metrics afterwards
     line = json.dumps({"kind": kind, "n": n, "train_s": train_s, **metrics}) + "\n"
-    if not write("metrics.jsonl", line, "metrics", append=True) and run_dir():
-        _unsaved += 1
-
-
-# ------------------------------------------------------------------------------------------------------ about.json
+    _unsaved += not write("metrics.jsonl", line, "metrics", append=True)
+    return False
 
 
 def write_about() -> None:
     """Add this launch to about.json: a resumed run has several."""
     if (folder := run_dir()) is None:
         return
-    launches: list[Any] = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        launches = list(json.loads((folder / "about.json").read_text(encoding="utf-8"))["launches"])
-    slime, versions = importlib.util.find_spec("slime"), {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    launches.append(
-        {
-            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "recipe": _commit(Path(__file__).parent),
-            "slime": _commit(Path(slime.origin).parent) if slime and slime.origin else None,
-            "versions": versions,
-        }
-    )
+    try:
+        launches = [*json.loads((folder / "about.json").read_bytes())["launches"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        launches = []
+    about: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())}
+    for name, module in {"recipe": __package__, "slime": "slime"}.items():
+        spec = importlib.util.find_spec(module)
+        about[name] = _commit(spec.submodule_search_locations[0]) if spec else None
+    installed = {one.name: one.version for one in importlib.metadata.distributions() if one.name in PACKAGES}
+    launches.append({**about, "versions": {"python": sys.version.split()[0], **installed}})
     write("about.json", json.dumps({"launches": launches}, indent=1) + "\n", "facts about the run")
 
 
-def _commit(folder: Path) -> str | None:
+def _commit(folder: str) -> str | None:
     """Of the git checkout that the folder is in, "-dirty" behind it where tracked files are changed."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip() or None
-    return None
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import sys
 import weakref
 from argparse import Namespace
 from collections.abc import Callable
@@ -89,7 +90,8 @@ def run_of(args: Namespace) -> Run:
             chat = ChatTokens(tokenizer, args.apply_chat_template_kwargs, eos_ids, **config.chat_choices)
         except ValueError as error:
             raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
-        log = EpisodeLog(config.tcod_variant, config.tcod_save_episodes, tokenizer)
+        limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
+        log = EpisodeLog(config.tcod_variant, limit, tokenizer)
         _run = Run(args, config, chat, log)
     return _run
 

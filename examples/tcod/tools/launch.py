@@ -29,10 +29,10 @@ import requests
 import yaml
 
 from .. import PACKAGE
-from ..records.secrets import without_secrets
 from .launch_machine import check_files, check_machine, check_space, last_checkpoint, lock, output, visible_gpus
 from .launch_settings import Settings, check_settings, recipe_settings, refuse, require
 from .processes import Process, Supervisor, tail
+from .secrets import without_secrets
 
 # What slime's processes need on every node, beside WORKER_ENV and all of NCCL_*, GLOO_* and WANDB_*.
 WORKER_VARIABLES = (

@@ -7,20 +7,31 @@ highest. Each directory holds the metrics.jsonl of a run.
 """
 
 import argparse
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from ..records.run_folder import parse_lines
-from .plotting import BEFORE, THIN, Curve, draw_curve, finish, styles
+from ..episode.jsonl import read_lines
+
+logger = logging.getLogger(__name__)
 
 Line = dict[str, Any]  # of metrics.jsonl
 Arms = dict[str, list[list[Line]]]  # {arm: lines of each of its runs}
+Curve = Mapping[float, float]
+Style = dict[str, Any]
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes say the same without colour.
+ARMS = {"opd": ("#0072B2", "o", "-"), "f2b": ("#D55E00", "s", "--"), "b2f": ("#009E73", "^", ":")}
+OTHERS = [("#CC79A7", "D", "-."), ("#E69F00", "v", (0, (6, 1, 1, 1, 1, 1))), ("#56B4E9", "P", (0, (1, 3)))]
+BEFORE = {"color": "#555555", "marker": "x", "label": "before training"}
+THIN = {"marker": "", "linewidth": 1, "alpha": 0.6}
 
 AXES = {
     "success": {"ylabel": "success", "ylim": (-0.03, 1.03)},
@@ -34,15 +45,18 @@ WORK = {  # what the wall time is spent on: its metric in seconds, and the look 
 
 
 def read_run(folder: Path) -> list[Line]:
-    """The lines that count: of those with the same kind and n, the last."""
-    lines = [line for _, line in parse_lines(folder / "metrics.jsonl", _checked)]
-    return list({(line["kind"], line["n"]): line for line in lines}.values())
+    """The lines that count: of those with the same kind and n, the last. Raises ConfigError.
 
-
-def _checked(line: Line) -> Line:
-    if not (isinstance(line["kind"], str) and isinstance(line["n"], int)):
-        raise ValueError(f"its kind is {line['kind']!r} and its n {line['n']!r}")
-    return line
+    A line that is none of metrics is left out, with a warning.
+    """
+    path, lines = folder / "metrics.jsonl", {}
+    for number, line in read_lines(path, "line of metrics", logger.warning):
+        kind, n = line.get("kind"), line.get("n")
+        if isinstance(kind, str) and isinstance(n, int):
+            lines[kind, n] = line
+        else:
+            logger.warning("line %d of %s is no line of metrics: its kind is %r and its n %r", number, path, kind, n)
+    return list(lines.values())
 
 
 def curve(lines: Iterable[Line], metric: str) -> Curve:
@@ -65,6 +79,45 @@ def datasets(arms: Arms, metric: str) -> list[str] | list[None]:
     keys = dict.fromkeys(key for runs in arms.values() for lines in runs for line in lines for key in line)
     found = [key.removeprefix("eval/tcod/").removesuffix(f"/{metric}") for key in keys if key.startswith("eval/tcod/")]
     return [name for name in found if f"eval/tcod/{name}/{metric}" in keys] or [None]
+
+
+def styles(arms: Mapping[str, Sized]) -> dict[str, Style]:
+    """{arm: style of its lines} for {arm: its runs}: OPD, F2B and B2F, then other names in the order given.
+
+    Raises:
+        ValueError: there are more other names than can be told apart.
+    """
+    others = [name for name in arms if name not in ARMS]
+    if len(others) > len(OTHERS):
+        raise ValueError(f"besides {', '.join(ARMS)} at most {len(OTHERS)} arms can be told apart: name fewer")
+    found = {}
+    for name, (color, marker, line) in {**ARMS, **dict(zip(others, OTHERS, strict=False))}.items():
+        if name in arms:
+            label = name.upper() if name in ARMS else name
+            label += f", {len(arms[name])} seeds" if len(arms[name]) > 1 else ""
+            found[name] = {"color": color, "marker": marker, "linestyle": line, "markersize": 4, "label": label}
+    return found
+
+
+def draw_curve(axes: Axes, curves: Sequence[Curve], style: Style, band: bool = True) -> None:
+    """The mean of the curves at each x, and the band from the lowest to the highest."""
+    xs = sorted({x for curve in curves for x in curve})
+    values = [[curve[x] for curve in curves if x in curve] for x in xs]
+    if xs:
+        axes.plot(xs, list(map(fmean, values)), markevery=max(len(xs) // 20, 1), **style)
+    if xs and len(curves) > 1 and band:
+        low, high = list(map(min, values)), list(map(max, values))
+        axes.fill_between(xs, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def finish(axes: Axes, **texts: Any) -> None:
+    """Grid, legend, whole numbers on the x axis (updates, turns) and what Axes.set takes."""
+    axes.grid(alpha=0.3)
+    if isinstance(locator := axes.xaxis.get_major_locator(), MaxNLocator):  # not that of an axis of names
+        locator.set_params(integer=True)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+    axes.set(**texts)
 
 
 def draw_metric(axes: Axes, arms: Arms, metric: str, dataset: str | None) -> None:
@@ -131,13 +184,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="ARM=DIR", help="several of the same name are seeds of one arm")
     options = parser.parse_args()
     arms: Arms = {}
-    for run in options.runs:
-        name, equals, folder = run.partition("=")
-        lines = read_run(Path(folder)) if equals and (Path(folder) / "metrics.jsonl").is_file() else []
-        if not lines:
-            parser.error(f"{run} is not ARM=DIR with metrics in DIR/metrics.jsonl: name a run directory")
-        arms.setdefault(name, []).append(lines)
     try:
+        for run in options.runs:
+            name, equals, folder = run.partition("=")
+            lines = read_run(Path(folder)) if equals and (Path(folder) / "metrics.jsonl").is_file() else []
+            if not lines:
+                raise ValueError(f"{run} is not ARM=DIR with metrics in DIR/metrics.jsonl: name a run directory")
+            arms.setdefault(name, []).append(lines)
         draw(arms, options.figure)
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -76,7 +76,7 @@ function foldable(tag, attributes, text) {
 }
 
 function number(value, digits = 2) {
-  if (value === null) return "";
+  if (value == null) return "";
   const text = value.toFixed(digits);
   return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "\u2212");
 }
@@ -202,24 +202,24 @@ function heading(row, episode) {
     fact("KL", number(episode.kl)), episode.task_type, episode.source, fact("not scored:", episode.unscored)];
   return element("div", {}, foldable("h2", {}, episode.goal), foldable("p", { class: "metadata text" }, episode.task),
     element("p", { class: "facts" }, ending(row), facts.filter((one) => one).map((one) => " \u00b7 " + one)),
-    foldable("p", { class: "text" }, episode.detail));
+    foldable("p", { class: "text" }, episode.detail ?? ""));
 }
 
 function fact(name, value) {
-  return value === null || value === "" ? null : name + " " + value;
+  return value == null || value === "" ? null : name + " " + value;
 }
 
 function chart(episode) {
   const top = Math.max(0.1, ...episode.turns.map((turn) => Math.abs(turn.kl ?? 0)));
-  if (episode.turns.every((turn) => turn.kl === null)) {
+  if (episode.turns.every((turn) => turn.kl == null)) {
     return element("p", { class: "facts" }, "No KL: the teacher did not score this episode.");
   }
   const column = (turn) => {
     const without = turn.role === "replayed" ? "replayed" : "unscored";
-    const type = turn.kl === null ? without : turn.kl < 0 ? "below" : "above";
+    const type = turn.kl == null ? without : turn.kl < 0 ? "below" : "above";
     const bar = element("i");
-    if (turn.kl !== null) bar.style.height = (80 * Math.abs(turn.kl)) / top + "px";
-    const title = "turn " + (turn.turn + 1) + ": " + (turn.kl === null ? without : number(turn.kl) + " nats");
+    if (turn.kl != null) bar.style.height = (80 * Math.abs(turn.kl)) / top + "px";
+    const title = "turn " + (turn.turn + 1) + ": " + (turn.kl == null ? without : number(turn.kl) + " nats");
     return button({ class: type, title, onclick: () => jump(turn.turn) }, number(turn.kl, 1), bar, turn.turn + 1);
   };
   return element("section", {}, element("h3", {}, "KL by turn, nats"),
@@ -242,11 +242,12 @@ function conversation(episode) {
 function oneTurn(turn) {
   const who = turn.role === "replayed" ? "replayed from the demonstration, not trained"
     : "student" + (turn.response_tokens ? ", " + counted(turn.response_tokens, "token") : "");
-  const notes = [turn.valid ? null : "no valid format", turn.admissible ? null : "not an admissible action",
+  const notes = [turn.valid === false ? "no valid format" : null,
+    turn.admissible === false ? "not an admissible action" : null,
     turn.refused ? "refused by the environment" : null, turn.cut ? "\u2702 cut by the length limit" : null];
   return element("div", { class: "turn " + turn.role, id: "turn-" + turn.turn }, observation(turn.observation),
     element("div", { class: "label" }, "turn " + (turn.turn + 1) + ", " + who,
-      turn.kl === null ? null : ", KL " + number(turn.kl) + " nats"),
+      turn.kl == null ? null : ", KL " + number(turn.kl) + " nats"),
     element("div", { class: "text response" }, turn.tokens ? tokens(turn) : turn.response),
     element("div", { class: "text action" }, turn.action,
       notes.map((note) => note && element("span", { class: "note" }, note))));
