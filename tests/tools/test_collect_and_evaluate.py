@@ -202,7 +202,7 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(rig, caplog):
     assert [episode["turns"] for episode in json.loads(result.read_text())["episodes"]] == [1, 2, 3, 4]
     assert not journal.exists() and f"3 of 4 episodes are in {journal}: remove it to play all anew" in caplog.text
     [run] = show_rollouts.read_runs([rig.folder])
-    assert sorted(episode.index for episode in run.episodes if not episode.failure) == [1, 2, 3, 4]
+    assert sorted(episode["index"] for episode in run.episodes if not episode["failure"]) == [1, 2, 3, 4]
     rig.run(evaluate, rows, "f2b.json", *more)  # what is in a result is played anew
     assert rig.begun.total() == 8
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-import ray
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from .. import Failure, words
 from .protocol import Environment, Observation, checked_observation, load_environment
@@ -44,7 +42,6 @@ class _Printed(io.RawIOBase):
         return 1
 
 
-@ray.remote
 class _EngineHost:
     """Body of a worker process: engines by slot. Runs one call at a time, in the order in which they were made."""
 
@@ -81,6 +78,13 @@ class _EngineHost:
                 engine.close()
 
 
+@functools.cache  # Ray exports and keeps every class that it is given
+def _actor_class() -> Any:
+    import ray  # here, so that importing the recipe's hooks needs no Ray
+
+    return ray.remote(_EngineHost)
+
+
 class _Worker:
     """A worker process as the pool sees it. `broken`: no more episodes are begun on it."""
 
@@ -101,12 +105,14 @@ class _Worker:
         # A worker imports this module and the environment's from where this process found them.
         path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
         env = {"env_vars": {"PYTHONPATH": path}}
-        host = _EngineHost.options(num_cpus=WORKER_CPUS, scheduling_strategy="SPREAD", runtime_env=env)
+        host = _actor_class().options(num_cpus=WORKER_CPUS, scheduling_strategy="SPREAD", runtime_env=env)
         self.actor = await asyncio.to_thread(host.remote, *self._arguments)
         return self.actor.__ray_ready__.remote()
 
     async def end(self, close: bool = True) -> None:
         """End the process, if it started; `close` its engines before."""
+        import ray
+
         if self.actor is None:
             return
         if close:
@@ -141,6 +147,8 @@ class BorrowedEnvironment:
         return await self._worker.actor.inspect.remote()
 
     async def _call(self, method: str, argument: Any) -> Observation:
+        from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
         began, worker = time.perf_counter(), self._worker
         doing, limit_s = f"the start of a worker, which needs {WORKER_CPUS} CPU that Ray has left,", START_TIMEOUT_S
         try:
