@@ -204,8 +204,8 @@ def test_a_teacher_that_puts_a_bos_before_a_text_scores_the_same_ids(rig, monkey
 
 @pytest.mark.parametrize("status", [400, 401, 404])
 def test_what_a_teacher_refuses_with_is_told(rig, status):
-    rig.teacher.reply = lambda payload: web.Response(status=status, text="no")
-    refused(rig.args([{"goal": 2}]), f"does not score .HTTP {status} no.: .*TCOD_TEACHER_API_KEY")
+    rig.teacher.reply = lambda payload: web.Response(status=status, text="no\nway")
+    refused(rig.args([{"goal": 2}]), f"does not score .HTTP {status} no way.: .*TCOD_TEACHER_API_KEY")
 
 
 def test_a_teacher_behind_a_router_scores(rig):

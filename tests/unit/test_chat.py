@@ -40,14 +40,10 @@ LAST_USER = (  # Mistral's shape
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return toys.save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 @pytest.fixture
-def tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder)
+def tokenizer(checkpoint):
+    """One of its own for every test, which may change it."""
+    return AutoTokenizer.from_pretrained(checkpoint)
 
 
 def chat_with(tokenizer, template, kwargs=None, **more):
@@ -85,9 +81,9 @@ USABLE = {
 @pytest.mark.parametrize("name", USABLE)
 @settings(max_examples=60, deadline=None)
 @given(system=texts, user=texts, later=st.lists(st.tuples(texts.map(str.strip), texts), max_size=3))
-def test_the_spans_are_the_templates_own_rendering(name, folder, system, user, later):
+def test_the_spans_are_the_templates_own_rendering(name, checkpoint, system, user, later):
     template, kwargs, system_role, block = USABLE[name]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     chat = chat_with(tokenizer, template, kwargs)
     ids = chat.prompt(system, user)
     for answer, after in later:
@@ -180,8 +176,17 @@ def test_an_end_of_turn_is_special_by_its_flag(tokenizer):
     assert "<|end|>" not in tokenizer.all_special_tokens
     chat = chat_with(tokenizer, PLAIN.replace("<|im_end|>", "<|end|>"))
     assert chat.end_of_turn == tokenizer.convert_tokens_to_ids("<|end|>")
-    with pytest.raises(ValueError, match="not a special token"):
+    with pytest.raises(ValueError, match="not a special token.*that ends turns with one"):
         chat_with(tokenizer, PLAIN.replace("<|im_end|>", "<|stop|>"))
+
+
+def test_a_tokenizer_that_changes_text_is_refused(tokenizer):
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True, lstrip=True)])
+    with pytest.raises(ValueError, match="use a model whose tokenizer keeps text"):
+        chat_with(tokenizer, PLAIN.replace("<|im_end|>", "<|end|>"), history="turns")  # no white space before it
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(ValueError, match="use a model whose tokenizer keeps text"):
+        chat_with(tokenizer, PLAIN, history="turns")
 
 
 def test_every_end_of_the_engine_ends_a_turn(tokenizer):
@@ -221,8 +226,8 @@ ADDED = (
         st.sampled_from([*map(str, ADDED), "<|im_end|>", "<|endoftext|>", " ", "\n", "a", "é", "\ue0002\ue001"])
     )
 )
-def test_text_never_becomes_an_added_token(folder, parts):
-    tokenizer, text = AutoTokenizer.from_pretrained(folder), "".join(parts)
+def test_text_never_becomes_an_added_token(checkpoint, parts):
+    tokenizer, text = AutoTokenizer.from_pretrained(checkpoint), "".join(parts)
     tokenizer.add_tokens(list(ADDED))
     chat = chat_with(tokenizer, PLAIN)
     ids = list(text.encode())

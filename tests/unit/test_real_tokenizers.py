@@ -188,10 +188,8 @@ def test_qwen3_thinks_where_the_settings_say_so_or_is_refused(template, kwargs, 
 
 def test_a_thinking_model_is_appended_to_where_thoughts_are_kept():
     chat = chat_with("qwen3", THINKING_ONLY, {}, thoughts="keep")
-    assert chat.tokenizer.decode(chat.prompt("S", "U")).endswith("<|im_start|>assistant\n<think>\n")
+    assert chat.tokenizer.decode(chat.user("U")).endswith("<|im_start|>assistant\n<think>\n")
     assert chat.tokenizer.decode(chat.assistant("look")) == "\n</think>\n\nlook<|im_end|>"
-    for begun in ("<think>\nhm", "<think>hm", "hm"):
-        assert chat.tokenizer.decode(chat.assistant(f"{begun}</think>look")) == "hm</think>look<|im_end|>"
 
 
 # name: tokenizer, another template than its own, keyword arguments, tcod_thoughts, what the template opens

@@ -243,9 +243,10 @@ class ChatTokens:
         kept = ours in (expected, self._decode(self._template_ids(expected)))
         lossless = self._decode(self._text_ids(texts[1])) == texts[1]
         if not (kept and lossless and self.context(plain) == self._template_ids(template.render(plain))):
+            lost = "" if ours == expected else f", it gives back {difference(ours, expected)}"
             raise ValueError(
-                "the tokenizer, as transformers loads it, changes text that is encoded in parts, it gives back "
-                f"{difference(ours, expected)}: use a model whose tokenizer keeps text"
+                f"the tokenizer, as transformers loads it, changes text that is encoded in parts{lost}: "
+                "use a model whose tokenizer keeps text"
             )
 
 

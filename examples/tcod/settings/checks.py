@@ -23,7 +23,7 @@ HOOKS = {
     "dynamic_sampling_filter_path": "tcod_rollout.drop_failed",
 }
 NEEDED = {
-    "use_opd": "without it slime trains on the zero rewards alone",
+    "use_opd": "without it slime trains on the zero rewards alone, so set it",
     "rollout_max_context_len": "set the largest length of a sequence in tokens",
 }
 FORBIDDEN = {
@@ -57,7 +57,7 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConf
         read_yaml(Path(args.custom_config_path))  # slime takes any key in it
     config = TcodConfig.from_args(args)
     check_environment_class(config)
-    for sentence in _refusals(args, config):
+    if sentence := next(_refusals(args, config), None):
         raise ConfigError(sentence)
     if rows is not None:
         check_training_rows(config, rows, "--prompt-data")
@@ -90,7 +90,7 @@ def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
     if args.opd_type == "sglang":
         needed["rm_url"] = "set it to the teacher's http://HOST:PORT/generate"
     if config.tcod_history == "turns":
-        needed["use_dynamic_batch_size"] = "a step of tcod_history turns has any number of samples"
+        needed["use_dynamic_batch_size"] = "tcod_history turns makes any number of samples, so set it"
     for name, function in hooks.items():
         if getattr(args, name) != (path := f"{PACKAGE}.{function}"):
             yield f"{_flag(name)} must be {path}, as --rollout-function-path is of {PACKAGE}: TCOD needs all its hooks"

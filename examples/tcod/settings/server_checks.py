@@ -91,13 +91,15 @@ def probe(server: str, chat: ChatTokens, headers: dict[str, str] | None = None) 
     text = tokenizer.decode(chat.context(["Rules.", "Go to cabinet 1: żółw, 龟, 🐢."]))
     text += tokenizer.decode(list(range(0, len(tokenizer), every)), skip_special_tokens=True)
     ids = tokenizer.encode(text, add_special_tokens=False)
+    longest = _longest_sequence(server, headers)
     reply = _ask(f"{server}/generate", headers, scoring_request(0, text=text))
     # SGLang and transformers may differ in putting a bos before a text; before ids, which episodes are, none is put.
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     with contextlib.suppress(Failure):
-        check_scores(reply, [tokenizer.bos_token_id, *ids], 0, len(tokenizer))
-        return _longest_sequence(server, headers)
+        check_scores(reply, [*bos, *ids], 0, len(tokenizer))
+        return longest
     check_scores(reply, ids, 0, len(tokenizer))
-    return _longest_sequence(server, headers)
+    return longest
 
 
 def _longest_sequence(server: str, headers: dict[str, str] | None = None) -> float:
@@ -120,7 +122,7 @@ def _ask(url: str, headers: dict[str, str] | None = None, payload: dict[str, Any
     if reply.status_code == 404 and not payload:
         return {}
     if reply.is_error:
-        raise ValueError(f"HTTP {reply.status_code} {reply.text[:200]}".strip())
+        raise ValueError(" ".join(f"HTTP {reply.status_code} {reply.text[:200]}".split()))
     if not isinstance(answer := reply.json(), dict):
         raise ValueError(f"{url} answers with {str(answer)[:200]}")
     return answer
