@@ -7,7 +7,7 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
     --custom-rm-path                  examples.tcod.tcod_rollout.reward_func
     --custom-reward-post-process-path examples.tcod.tcod_rollout.post_process_rewards
     --dynamic-sampling-filter-path    examples.tcod.tcod_rollout.drop_failed
-    --custom-config-path              examples/tcod/configs/alfworld_{opd,f2b,b2f,reopd}.yaml
+    --custom-config-path              examples/tcod/configs/alfworld.yaml
 
 slime's train_async.py takes the rollout function of fully_async_rollout.py, and the other hooks.
 

@@ -24,7 +24,7 @@ FORBIDDEN_MODULES = {
     "torch",
 }
 # Start SGLang and slime, or ask git for a commit: lists of arguments, no shell.
-STARTERS = {"launch_settings.py", "launch_machine.py", "processes.py", "about.py"}
+STARTERS = {"launch_settings.py", "processes.py", "about.py"}
 # The tools are commands, whose files their options name. No other module handles a file but these.
 ALLOWED = {
     ("environment.py", "load_environment", "import_module"),  # the environment that the settings name

@@ -15,7 +15,6 @@ import importlib.util
 import json
 import logging
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -25,14 +24,12 @@ from typing import Any
 
 from ..settings.config import TcodConfig
 from .run_dir import run_dir, write
+from .secrets import without_secrets
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("slime", "sglang", "megatron-core", "torch", "transformers", "ray")
 HERE = Path(__file__).resolve().parents[1]  # the recipe
-_SECRET_NAME = re.compile(r"(wandb|api|access|auth|hf|hub).*(key|token)|secret|password", re.IGNORECASE)
-_OPTION = re.compile(r"""(--\S+?[ =])(?!--)('[^']*'|\S+)""")
-_LOGIN = re.compile(r"(?<=://)[^/@\s\"]+(?=@)")
 
 
 def write_about(args: Namespace) -> None:
@@ -50,8 +47,8 @@ def _write_about(args: Namespace) -> None:
     launches: list[Any] = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         launches = list(json.loads((folder / "about.json").read_text())["launches"])
-    text = json.dumps({"launches": [*launches, describe(args)]}, indent=1, default=str)
-    write("about.json", _LOGIN.sub("SECRET", text) + "\n", "facts about the run")
+    text = json.dumps({"launches": [*launches, describe(args)]}, indent=1, default=lambda it: without_secrets(str(it)))
+    write("about.json", text + "\n", "facts about the run")
 
 
 def describe(args: Namespace) -> dict[str, Any]:
@@ -60,36 +57,13 @@ def describe(args: Namespace) -> dict[str, Any]:
     slime_folder = Path(slime.origin).parent if slime and slime.origin else None
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": without_secrets(_command()),
-        "settings": _public(TcodConfig.from_args(args).model_dump()),
-        "slime_arguments": _public({k: v for k, v in sorted(vars(args).items()) if not k.startswith("tcod_")}),
+        "command": shlex.join(without_secrets(shlex.split(_command()))),
+        "settings": without_secrets(TcodConfig.from_args(args).model_dump()),
+        "slime_arguments": without_secrets({k: v for k, v in sorted(vars(args).items()) if not k.startswith("tcod_")}),
         "recipe": {"commit": _commit(HERE), "sha256": _digest(HERE)},
         "slime": {"commit": _commit(slime_folder) if slime_folder else None},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
-
-
-def without_secrets(command: str) -> str:
-    """A command line in which options with a secret name, `--name VALUE` or `--name=VALUE`, have no value."""
-    return _OPTION.sub(_without_secret, command)
-
-
-def _public(value: Any) -> Any:
-    """Arguments without the values of secret names, however deep; JSON in a text is looked into, too."""
-    if isinstance(value, dict):
-        return {str(k): "SECRET" if v and _SECRET_NAME.search(str(k)) else _public(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_public(one) for one in value]
-    if isinstance(value, str) and value.startswith("{"):
-        with contextlib.suppress(ValueError):
-            return json.dumps(_public(json.loads(value)))
-    return value
-
-
-def _without_secret(option: re.Match[str]) -> str:
-    """An option of a secret name; a JSON object is hidden whole if it holds one."""
-    named = option[0] if option[2].startswith("'{") else option[1]
-    return f"{option[1]}SECRET" if _SECRET_NAME.search(named) else option[0]
 
 
 def _command() -> str:

@@ -23,7 +23,7 @@ class TcodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    tcod_variant: Literal["opd", "f2b", "b2f", "reopd"]
+    tcod_variant: Literal["opd", "f2b", "b2f", "reopd"] = "opd"
     """The arm, see curriculum.py."""
     tcod_horizon: int
     """T: the largest number of turns of an episode, replayed ones included."""
@@ -196,7 +196,7 @@ def _sentence(error: ErrorDetails, source: str) -> str:
             known = ", ".join(TcodConfig.model_fields)
             return f"unknown setting {key} in {source}: the settings are {known}"
         case "missing":
-            return f"{key} is missing in {source}: add it, see configs/alfworld_f2b.yaml"
+            return f"{key} is missing in {source}: add it, see configs/alfworld.yaml"
         case "value_error":
             return str(context["error"])
         case "literal_error":

@@ -80,7 +80,7 @@ def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     parser.add_argument(
         "--config",
         type=Path,
-        default=HERE.parent / "configs" / "alfworld_opd.yaml",
+        default=HERE.parent / "configs" / "alfworld.yaml",
         help="YAML of tcod_* settings (horizon, environment, ...; the curriculum plays no part), default: %(default)s",
     )
 

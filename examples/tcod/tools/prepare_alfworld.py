@@ -199,7 +199,7 @@ def _with_hint(line: LeftOut) -> LeftOut:
 
 
 def main() -> None:
-    parser = option_parser(__doc__, "alfworld_opd.yaml")
+    parser = option_parser(__doc__, "alfworld.yaml")
     parser.add_argument("--demos", nargs="+", default=[WALKTHROUGH], help="sources, best first, default: walkthrough")
     run("prepare_alfworld", prepare, parser.parse_args())
 
