@@ -33,7 +33,7 @@ WRONG = [
     ({"tcod_b2f_budget": "all"}, "tcod_b2f_budget must be one of slack, horizon"),
     ({"tcod_eval_kl": 1}, "tcod_eval_kl must be of type bool"),
     ({"tcod_variant": "fb2"}, "tcod_variant must be one of"),
-    ({"tcod_variant": None}, "tcod_variant is missing"),
+    ({"tcod_horizon": None}, "tcod_horizon is missing"),
     ({"tcod_admissible": "always"}, "tcod_admissible must be one of turn, never"),
     ({"tcod_data_root": "/nowhere"}, "tcod_data_root /nowhere is not a folder"),
     ({"tcod_data_root": "$TCOD_UNSET/x"}, "that variable is not set"),
