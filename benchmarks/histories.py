@@ -39,7 +39,7 @@ from benchmarks.tokens import score
 from examples.tcod import tcod_rollout
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.episode.history import AppendHistory, History, TurnHistory
-from examples.tcod.episode.loop import EpisodeRecord
+from examples.tcod.episode.record import EpisodeRecord
 from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.model.student import Response
 from examples.tcod.model.teacher import scoring_request

@@ -60,7 +60,7 @@ def over_sampling(monkeypatch):
 @pytest.fixture
 def local_pool(monkeypatch):
     """Episodes without worker processes; the pool has tests of its own."""
-    from examples.tcod.episode import loop as episode
+    from examples.tcod.settings import build
     from tests.support.toys import LocalPool
 
-    monkeypatch.setattr(episode, "EnvironmentPool", LocalPool)
+    monkeypatch.setattr(build, "EnvironmentPool", LocalPool)

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.tcod.curriculum import Curriculum, DepthState, EpisodePlan, KlSchedule, depth
+from examples.tcod.curriculum import Curriculum, EpisodePlan, depth
 
 NUM_GPUS = 0
 
@@ -132,7 +132,7 @@ def test_every_plan_fits_the_horizon(variant):
             assert plan.replayed >= 0 and plan.budget >= 1
             assert plan.replayed + plan.budget <= curriculum.horizon
             if plan.replayed:
-                assert curriculum.replays and plan.replayed < length
+                assert curriculum.needs_demonstration and plan.replayed < length
 
 
 @pytest.mark.parametrize("variant", ["opd", "f2b", "b2f"])
@@ -151,90 +151,3 @@ def test_b2f_never_replays_more_as_training_goes_on():
         for length in range(1, curriculum.horizon + 1):
             replayed = [curriculum.plan(k, length).replayed for k in sorted(set(depths))]
             assert replayed == sorted(replayed, reverse=True)
-
-
-# ------------------------------------------------------------------------------------- the depth that follows the KL
-
-
-def played(schedule, kls):
-    """The states before each rollout of a run, and after the last one."""
-    states = [schedule.start()]
-    for kl in kls:
-        states.append(schedule.update(states[-1], kl))
-    return states
-
-
-def test_depth_grows_once_the_average_kl_is_half_of_what_it_was():
-    # weight 1/2, by hand: the averages at depth 1 are 0.8, 0.6 and 0.4, the mark is 0.4; at depth 2 it starts anew.
-    schedule = KlSchedule(k_start=1, k_max=9, share=0.5, weight=0.5, shortest=1, longest=100)
-    states = played(schedule, [0.8, 0.4, 0.2, 2.0, 1.2])
-    assert [state.k for state in states] == [1, 1, 1, 2, 2, 2]
-    assert [state.average for state in states[1:3]] == pytest.approx([0.8, 0.6])
-    assert states[3] == DepthState(k=2)
-    assert states[5] == DepthState(2, rollouts=2, reached=2.0, average=pytest.approx(1.6))
-
-
-def test_no_depth_is_shorter_than_the_smallest_or_longer_than_the_largest_number_of_rollouts():
-    schedule = KlSchedule(k_start=1, k_max=4, shortest=2, longest=5)
-    assert [state.k for state in played(schedule, [-1.0] * 8)] == [1, 1, 2, 2, 3, 3, 4, 4, 4]
-    assert [state.k for state in played(schedule, [1.0] * 12)] == [1] * 5 + [2] * 5 + [3] * 3
-    assert [state.k for state in played(schedule, [None] * 12)] == [1] * 5 + [2] * 5 + [3] * 3
-
-
-def test_a_rollout_that_does_not_reach_the_deepest_turns_leaves_the_average_alone():
-    schedule = KlSchedule(k_start=1, k_max=4, weight=0.5, shortest=1, longest=100)
-    states = played(schedule, [None, 1.0, None, 0.6])
-    assert states[1] == DepthState(1, rollouts=1)
-    assert states[3] == DepthState(1, rollouts=3, reached=1.0, average=1.0)
-    assert states[4].average == pytest.approx(0.8)
-
-
-@pytest.mark.parametrize("reached", [0.0, -0.1])
-def test_a_student_that_agrees_with_the_teacher_goes_on(reached):
-    schedule = KlSchedule(k_start=1, k_max=4, weight=1.0, shortest=1, longest=100)
-    assert schedule.update(schedule.start(), reached) == DepthState(k=2)
-    # Noise around zero does not: it would have to be at most zero.
-    assert schedule.update(DepthState(1, 1, reached, reached), 0.01).k == 1
-
-
-def test_every_run_of_the_schedule_obeys_its_rules():
-    """All sequences of six rollouts with these KLs, under all combinations of these settings."""
-    values = (None, -0.5, 0.1, 1.0)
-    for share, weight, (shortest, longest) in itertools.product((0.2, 0.9), (0.3, 1.0), ((1, 1), (1, 3), (2, 4))):
-        schedule = KlSchedule(2, 4, share, weight, shortest, longest)
-        for kls in itertools.product(values, repeat=6):
-            states = played(schedule, kls)
-            since = 0
-            for before, after, kl in zip(states[:-1], states[1:], kls, strict=True):
-                since += 1
-                assert 2 <= before.k <= after.k <= min(before.k + 1, 4)
-                if after.k > before.k:
-                    assert shortest <= since <= longest and after == DepthState(after.k)
-                    since = 0
-                else:
-                    assert after.rollouts == since and (since < longest or after.k == 4)
-                    assert (after.average is None) == (after.reached is None)
-                    if kl is None:
-                        assert (after.reached, after.average) == (before.reached, before.average)
-                    if after.k < 4 and since >= shortest and after.average is not None:
-                        assert after.average > share * max(after.reached, 0)
-
-
-@pytest.mark.parametrize(
-    "change, names",
-    [
-        ({"share": 0.0}, "tcod_kl_share"),
-        ({"share": 1.0}, "tcod_kl_share"),
-        ({"weight": 0.0}, "tcod_kl_weight"),
-        ({"weight": 1.1}, "tcod_kl_weight"),
-        ({"shortest": 0}, "tcod_kl_min_rollouts"),
-        ({"shortest": 9}, "tcod_kl_max_rollouts"),
-    ],
-)
-def test_a_bad_setting_of_the_kl_schedule_is_refused_by_name(change, names):
-    with pytest.raises(ValueError, match=names):
-        KlSchedule(1, 30, **change)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

@@ -7,8 +7,6 @@ environment's answer to it. The arms differ in nothing but the plan this module 
     f2b    forward to backward: the student plays the first k turns only;
     b2f    backward to forward: a demonstration of L turns is replayed up to turn L - k, then the student plays;
     reopd  one-step replay (arXiv 2607.04763): a random number of turns is replayed, then the student plays one.
-
-The depth k grows with n (`depth`), or with what the student has learned (`KlSchedule`).
 """
 
 import random
@@ -92,7 +90,7 @@ class Curriculum:
         self.depth(0)
 
     @property
-    def replays(self) -> bool:
+    def needs_demonstration(self) -> bool:
         """Whether every task needs a demonstration."""
         return self.variant in ("b2f", "reopd")
 
@@ -118,7 +116,7 @@ class Curriculum:
         Raises:
             ValueError: a demonstration is needed and there is none, or it is longer than the horizon.
         """
-        if not self.replays:
+        if not self.needs_demonstration:
             return EpisodePlan(replayed=0, budget=min(k, self.horizon))
         if demo_length < 1:
             raise ValueError(f"{self.variant} needs a demonstration for every task: this one has no actions")
@@ -137,65 +135,3 @@ class Curriculum:
     def full_plan(self) -> EpisodePlan:
         """The plan of an evaluation episode: the full horizon, no curriculum."""
         return EpisodePlan(replayed=0, budget=self.horizon)
-
-
-@dataclass(frozen=True)
-class DepthState:
-    """Where a KlSchedule stands before a rollout. KLs are means per token at the deepest turns, in nats."""
-
-    k: int
-    """Depth of the rollout, in turns."""
-    rollouts: int = 0
-    """Rollouts counted at this depth."""
-    reached: float | None = None
-    """KL of the first of them that reached the deepest turns."""
-    average: float | None = None
-    """Moving average of the KL since then."""
-
-
-@dataclass(frozen=True)
-class KlSchedule:
-    """A depth that follows the KL, what the paper names as future work: k grows by one turn when the student has
-    learned the deepest ones, however many training steps that takes.
-
-    Args:
-        k_start, k_max: first and last depth, in turns.
-        share: k grows once the average KL is at most this share of what it was when the depth was reached.
-        weight: of the newest rollout in the average; the one before weighs (1 - weight) times as much.
-        shortest, longest: rollouts at one depth, at least and at most.
-
-    Raises:
-        ValueError: a setting is out of range; the message names it.
-    """
-
-    k_start: int
-    k_max: int
-    share: float = 0.5
-    weight: float = 0.3
-    shortest: int = 2
-    longest: int = 8
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"tcod_kl_share must be between 0 and 1, got {self.share:g}")
-        if not 0 < self.weight <= 1:
-            raise ValueError(f"tcod_kl_weight must be above 0 and at most 1, got {self.weight:g}")
-        if not 1 <= self.shortest <= self.longest:
-            raise ValueError(
-                f"tcod_kl_min_rollouts {self.shortest} must be >= 1 and at most tcod_kl_max_rollouts {self.longest}"
-            )
-
-    def start(self) -> DepthState:
-        return DepthState(k=self.k_start)
-
-    def update(self, state: DepthState, kl: float | None) -> DepthState:
-        """The state after a rollout whose mean KL per token at the deepest turns was `kl`; None if no episode got
-        there. A one-sample estimate of a KL may be negative: the student then agrees with the teacher."""
-        rollouts, reached, average = state.rollouts + 1, state.reached, state.average
-        if kl is not None:
-            reached = kl if reached is None else reached
-            average = kl if average is None else (1 - self.weight) * average + self.weight * kl
-        learned = average is not None and average <= self.share * max(reached, 0.0)
-        if state.k < self.k_max and (rollouts >= self.longest or (learned and rollouts >= self.shortest)):
-            return DepthState(k=state.k + 1)
-        return DepthState(state.k, rollouts, reached, average)

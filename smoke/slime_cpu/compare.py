@@ -17,6 +17,7 @@ import itertools
 import math
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ def check_samples(samples: list[Any]) -> None:
         assert 0 < count < len(sample.tokens)
         for values in (sample.loss_mask, sample.rollout_log_probs, sample.teacher_log_probs):
             assert len(values) == count and all(map(math.isfinite, values))
-        trained = {i for turn in record["turns"] for i in range(turn["start"], turn["end"])}
-        assert sample.loss_mask == [int(i in trained) for i in range(count)]
+        runs = sum(here > before == 0 for before, here in pairwise([0, *sample.loss_mask]))
+        assert runs == len(record["turns"])  # what is not sampled stands between any two
         assert len(record["turns"]) <= record["budget"] and sample.reward == float(record["won"])
 
 

@@ -17,7 +17,6 @@ from tests.support.rig import teacher_value
 
 NUM_GPUS = 0
 
-KL = {"tcod_variant": "f2b", "tcod_schedule": "kl"}
 TURN = {"custom_pg_loss_reducer_function_path": "examples.tcod.training.turn_mean.turn_mean"}
 
 # A change of working settings (None: left out), and words of the sentence.
@@ -47,11 +46,6 @@ WRONG = [
     ({"tcod_variant": "b2f"}, "of 1 rows 1 have none"),
     ({"tcod_variant": "reopd"}, "tcod_variant reopd needs a demonstration of 1 to 4 (tcod_horizon) actions"),
     ({"tcod_variant": "reopd", "tcod_reopd_gamma": 1.5}, "tcod_reopd_gamma must be above 0"),
-    ({"tcod_schedule": "cubic"}, "tcod_schedule must be one of linear, kl"),
-    ({"tcod_schedule": "kl"}, "opd has no depth to grow"),
-    ({"tcod_variant": "f2b", "tcod_schedule": "kl", "tcod_kl_share": 1.0}, "tcod_kl_share must be between 0 and 1"),
-    ({**KL, "opd_type": "megatron", "offload_train": True}, "--opd-type megatron has them in Megatron only"),
-    ({**KL, "rollout_global_dataset": False}, "--disable-rollout-global-dataset"),
     ({**TURN, "calculate_per_token_loss": True}, "--calculate-per-token-loss is the mean over tokens"),
     ({**TURN, "advantage_estimator": "ppo"}, "--advantage-estimator ppo reads the masks"),
     ({**TURN, "custom_tis_function_path": "a.b"}, "--custom-tis-function-path may change the masks"),

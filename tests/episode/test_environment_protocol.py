@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from examples.tcod.environments.protocol import Environment, Observation
+from examples.tcod.episode.record import Episode
 from slime.utils.types import Sample
 
 NUM_GPUS = 0
@@ -95,11 +96,11 @@ def test_the_engine_is_the_gate_and_the_list_where_it_is_complete(rig, environme
     rig.script = [said("look")] * 4
     demo = {"actions": [action, "look"]}
     changes = {"tcod_environment": f"{__name__}.{environment}", "tcod_variant": "b2f"}
-    sample = rig.play({"level": 1, "demo": demo}, k=1, **changes)
-    assert sample.metadata["tcod"]["failure"] == reason
+    _, sample = rig.generate({"level": 1, "demo": demo}, k=1, **changes)
+    assert Episode.of(sample).record.failure == reason
 
 
 def test_a_text_side_that_is_wrong_is_named(rig, caplog):
-    sample = rig.play({"level": 1}, k=1, tcod_environment=f"{__name__}.StringFromParse")
-    assert sample.status == Sample.Status.FAILED and sample.metadata["tcod"]["failure"] == "env_error"
+    [sample] = rig.play({"level": 1}, k=1, tcod_environment=f"{__name__}.StringFromParse")
+    assert sample.status == Sample.Status.FAILED and Episode.of(sample).record.failure == "env_error"
     assert "StringFromParse.parse_action must return a pair (action: str, valid: bool), not 'ok'" in caplog.text

@@ -1,5 +1,7 @@
 """Evaluations: the full horizon, no curriculum, and a KL only where it is defined."""
 
+import copy
+
 import pytest
 
 from examples.tcod import ConfigError, tcod_rollout
@@ -18,6 +20,10 @@ async def answer(args, sample, sampling_params):
     sample.tokens, sample.response, sample.response_length = [1, 2], "4", 1
     sample.status = Sample.Status.COMPLETED
     return sample
+
+
+async def answers(args, sample, sampling_params):
+    return [await answer(args, copy.copy(sample), sampling_params) for _ in range(2)]
 
 
 async def grade(args, sample, **kwargs):
@@ -119,6 +125,19 @@ def test_a_data_set_with_other_hooks_passes_through(rig, tmp_path, monkeypatch):
     assert output.metrics["eval/tcod/t0.4/episodes"] == 2
     ours = {name: value for name, value in output.metrics.items() if name.startswith("eval/tcod/other/")}
     assert ours == {"eval/tcod/other/unsaved_episodes": 0}
+
+
+def test_a_data_set_with_a_reward_function_of_its_own_is_asked(rig):
+    output = evaluation(rig, hooks={"custom_rm_path": f"{__name__}.grade"})
+    assert output.data["other"]["rewards"] == [0.25, 0.25] and output.data["t0.4"]["rewards"] == [1.0, 0.0]
+    assert output.metrics["eval/tcod/other/success"] == 0.5
+    sample = output.data["other"]["samples"][0]
+    assert sample.response_length == len(sample.loss_mask) > 0  # such a function may look at the tokens
+
+
+def test_a_generate_function_that_makes_several_samples_passes_through(rig):
+    hooks = {"custom_generate_function_path": f"{__name__}.answers", "custom_rm_path": f"{__name__}.grade"}
+    assert evaluation(rig, hooks=hooks).data["other"]["rewards"] == [0.25] * 4
 
 
 def test_a_data_set_that_would_have_our_reward_without_our_episodes_stops_the_run(rig):

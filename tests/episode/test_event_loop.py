@@ -7,7 +7,8 @@ import ray
 
 from examples.tcod import tcod_rollout
 from examples.tcod.environments.pool import EnvironmentPool
-from examples.tcod.episode import loop as episode
+from examples.tcod.episode.record import Episode, EpisodeRecord
+from examples.tcod.settings import build
 from slime.utils.async_utils import run
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
@@ -25,11 +26,11 @@ def ray_session():
 
 
 def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, ray_session, monkeypatch):
-    monkeypatch.setattr(episode, "EnvironmentPool", EnvironmentPool)
+    monkeypatch.setattr(build, "EnvironmentPool", EnvironmentPool)
     args = rig.args([{"goal": 9}], tcod_environment="tests.support.corridor.SlowCorridor")
     SingletonMeta._instances.clear()
     init_http_client(args)
-    sample = Sample(index=0, metadata={"goal": 9, "tcod": {"n": 0, "k": 4}})
+    sample = Sample(index=0, metadata={"goal": 9, "tcod": Episode(EpisodeRecord(n=0, k=4))})
 
     async def play():
         episode = asyncio.ensure_future(tcod_rollout.generate(args, sample, {**UNTEMPERED, "max_new_tokens": 64}))
@@ -41,4 +42,4 @@ def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, ray_ses
 
     # Four steps of 0.3 s: a loop that waited for them would tick about once per request.
     assert run(play()) > 40
-    assert sample.status == Sample.Status.COMPLETED and sample.metadata["tcod"]["env_s"] > 1.2
+    assert sample.status == Sample.Status.COMPLETED and Episode.of(sample).record.env_s > 1.2

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from examples.tcod import ConfigError
+from examples.tcod import ConfigError, tcod_rollout
+from examples.tcod.training import drawing
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
@@ -21,11 +22,10 @@ def fully_async(rig, monkeypatch):
     """rollouts(rows, count, **changes) -> the outputs of rollouts 0, 1, .. by slime's fully asynchronous worker."""
     if not hooks.find_slime().startswith("slime at"):
         pytest.skip("slime's own code: run with SLIME_DIR=/path/to/slime")
-    from examples.tcod import fully_async_rollout
     from slime.rollout.fully_async_rollout import _stop_global_worker
     from slime.utils import http_utils
 
-    monkeypatch.setattr(fully_async_rollout, "_continuous", None)
+    monkeypatch.setattr(drawing, "_of_run", None)
     monkeypatch.setattr(http_utils, "_http_client", None)  # its connections belong to the event loop of another test
 
     def rollouts(rows, count, **changes):
@@ -33,7 +33,7 @@ def fully_async(rig, monkeypatch):
         SingletonMeta._instances.clear()
         init_http_client(args)
         source = RolloutDataSourceWithBuffer(args)
-        outputs = [fully_async_rollout.generate_rollout_fully_async(args, n, source) for n in range(count)]
+        outputs = [tcod_rollout.generate_rollout_fully_async(args, n, source) for n in range(count)]
         for output in outputs:
             assert len(output.samples) == args.rollout_batch_size
             check_invariants(args, hooks.flat(output.samples))
@@ -152,7 +152,15 @@ def test_fully_async_stops_when_everything_fails(rig, fully_async):
         fully_async([{"goal": 2}] * 2, 1)
 
 
+async def broken_hook(args, sample, **kwargs):
+    raise RuntimeError("a hook of the user's")
+
+
+def test_fully_async_notices_a_group_that_slimes_worker_lost(fully_async):
+    with pytest.raises(RuntimeError, match="has lost episodes.*a hook of the user's"):
+        fully_async([{"goal": 2}] * 2, 1, rollout_sample_hook_path=[f"{__name__}.broken_hook"])
+
+
 def test_fully_async_has_no_evaluation(rig):
-    fully_async_rollout = pytest.importorskip("examples.tcod.fully_async_rollout", exc_type=ImportError)
     with pytest.raises(ConfigError, match="--eval-interval"):
-        fully_async_rollout.generate_rollout_fully_async(rig.args([{"goal": 2}]), 0, None, evaluation=True)
+        tcod_rollout.generate_rollout_fully_async(rig.args([{"goal": 2}]), 0, None, evaluation=True)

@@ -43,7 +43,7 @@ KILLS = [
 
 @pytest.fixture
 def driver(rig, tmp_path):
-    """driver(first, **settings) -> the process of a run from that rollout on."""
+    """driver(first) -> the process of a run from that rollout on."""
     rows = [{"prompt": "walk", "label": "walk", "metadata": {"goal": 5 + i}} for i in range(resume_driver.TASKS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     context = multiprocessing.get_context("forkserver")
@@ -68,17 +68,13 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
 
 
-KL_SCHEDULE = {"tcod_schedule": "kl", "tcod_kl_share": 0.95, "tcod_kl_min_rollouts": 1, "tcod_kl_max_rollouts": 4}
-
-
 def score_by_task(payload: dict) -> dict:
     """Teacher scores that depend on the task alone, so that every rollout has another KL."""
     noise = zlib.crc32(str(payload["input_ids"][:64]).encode()) / 2**32
     return scored(payload, lambda position, token: -0.5 - noise)
 
 
-@pytest.mark.parametrize("settings", [{}, KL_SCHEDULE], ids=["linear", "kl"])
-def test_a_killed_run_resumes_where_it_was(rig, driver, tmp_path, settings):
+def test_a_killed_run_resumes_where_it_was(rig, driver, tmp_path):
     rig.teacher_reply = score_by_task
     kills, victims = list(KILLS), []
 
@@ -96,7 +92,7 @@ def test_a_killed_run_resumes_where_it_was(rig, driver, tmp_path, settings):
     rig.student.reply = reply
     first = 0
     while True:
-        victims.append(driver(first, **settings))
+        victims.append(driver(first))
         victims[-1].join(timeout=120)
         if victims[-1].exitcode == 0:
             break
@@ -106,21 +102,12 @@ def test_a_killed_run_resumes_where_it_was(rig, driver, tmp_path, settings):
     assert len(victims) == 1 + len(KILLS)
 
     (tmp_path / "rollouts.jsonl").rename(tmp_path / "resumed.jsonl")
-    uninterrupted = driver(0, **settings)
+    uninterrupted = driver(0)
     uninterrupted.join(timeout=120)
     assert uninterrupted.exitcode == 0
     resumed = [json.loads(line) for line in (tmp_path / "resumed.jsonl").read_text().splitlines()]
     assert resumed == records(tmp_path)
-    depths = [record["k"] for record in resumed]
-    if not settings:
-        assert depths == [1, 1, 2, 2, 3, 3]
-    else:  # nothing but the KL makes this run deeper: no depth lasts for the largest number of rollouts
-        assert depths[0] == 1 < depths[-1] and max(record["rollout/tcod/depth/rollouts"] for record in resumed) in (
-            1,
-            2,
-            3,
-        )
-        assert all("rollout/tcod/depth/kl" in record for record in resumed)
+    assert [record["k"] for record in resumed] == [1, 1, 2, 2, 3, 3]
     drawn = [task for record in resumed for task in record["tasks"]]
     assert sorted(drawn[:10]) == sorted(drawn[10:20]) == list(range(5, 15))
 

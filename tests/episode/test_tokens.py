@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from examples.tcod.episode.record import Episode
 from examples.tcod.settings.config import TcodConfig
 from slime.utils.types import Sample
 from tests.support.fake_sglang import generated
@@ -208,11 +209,11 @@ def test_random_episodes_equal_an_independent_bookkeeping(rig, tokenizer, data):
     turns = iter(range(6))
     rig.student.reply = reply
     args = rig.args([sample_metadata], **changes)
-    sample = rig.play(sample_metadata, k, max_new_tokens=max_turn, **changes)
+    [sample] = rig.play(sample_metadata, k, max_new_tokens=max_turn, **changes)
     plan = TcodConfig.from_args(args).curriculum.plan(k, goal)
     expected = reference_episode(tokenizer, goal, plan.replayed, plan.budget, script, max_turn, max_context)
     if expected is None:
-        assert sample.metadata["tcod"]["failure"] == "prompt_too_long"
+        assert Episode.of(sample).record.failure == "prompt_too_long"
         assert_failed(sample)
         return
     prompt, response, mask, log_probs, won, truncated = expected

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 
-from examples.tcod import ConfigError, tcod_rollout
-from examples.tcod.episode.loop import EpisodeRecord
+from examples.tcod import ConfigError
 from slime.utils.types import Sample
 from smoke import hooks
 from tests.episode.test_evaluation import evaluation
@@ -54,8 +53,8 @@ def test_metrics_and_records_are_those_of_whole_episodes(rig, folder):  # noqa: 
     assert {name: turns[name] for name in same} == {name: pytest.approx(append[name]) for name in same}
     assert turns["rollout/tcod/turns/replayed"] == 0.5 and len(samples) > 4
     assert line["turns"] == appended["turns"] and line["kl"] == appended["kl"]
-    assert {span["role"] for span in line["spans"]} == {"prompt", "context", "sampled"}
-    assert [EpisodeRecord.of(sample).replayed for sample in samples][0] == 1
+    assert {span["role"] for span in line["spans"]} == {"prompt", "sampled"}
+    assert samples[0].metadata["tcod"]["replayed"] == 1
 
 
 def test_replayed_turns_are_history_only(rig):
@@ -100,13 +99,9 @@ def test_a_cut_turn_is_a_truncated_sample_and_statistics_count_once(rig):
     samples, _ = rig.rollout([{"goal": 2}], tcod_history="turns")
     truncated, completed = Sample.Status.TRUNCATED, Sample.Status.COMPLETED
     assert [sample.status for sample in samples] == [truncated, completed, completed]
-    asked = sum(len(payload["input_ids"]) for payload in rig.student.payloads())
-    assert [sample.prefix_cache_info.total_prompt_tokens for sample in samples] == [asked, 0, 0]
-
-
-def test_records_of_older_runs_are_read():
-    record = {"n": 0, "k": 1, "replay": [{"start": 3, "end": 5, "observation": "A door.", "action": "left"}]}
-    assert EpisodeRecord.of(Sample(metadata={"tcod": record})).replay[0].end == 5
+    asked = [len(payload["input_ids"]) for payload in rig.student.payloads()]
+    assert [sample.prefix_cache_info.total_prompt_tokens for sample in samples] == asked
+    assert [bool(sample.non_generation_time) for sample in samples][1:] == [False, False]
 
 
 def test_a_window_bounds_the_context(rig):
@@ -155,24 +150,14 @@ def test_an_aborted_episode_leaves_nothing(rig):
     assert len(samples) == 2 and metrics["rollout/tcod/success"] == 1.0  # the turn was asked for again
 
 
-def test_slime_gets_lists_that_share_a_rollout_id(rig, monkeypatch):
-    outputs = []
-    original = tcod_rollout.to_train
-    monkeypatch.setattr(tcod_rollout, "to_train", lambda *given: outputs.append(original(*given)) or outputs[-1])
+def test_slime_gets_lists_that_share_a_rollout_id(rig):
     rig.rollout([{"goal": 2}, {"goal": 1}], n_samples_per_prompt=2, tcod_history="turns")
-    [groups] = outputs
+    groups = rig.groups
     assert [[len(episode) for episode in group] for group in groups] == [[2, 2], [1, 1]]
     if hooks.find_slime().startswith("slime at"):
         from slime.observability.rollout_data_utils import validate_rollout_id_annotated
 
         validate_rollout_id_annotated(groups)
-
-
-def test_a_whole_episode_is_never_trained_as_one_sample(rig):
-    sample = rig.play({"goal": 2}, 4, tcod_history="turns")
-    assert len(EpisodeRecord.of(sample).prompts) == 2
-    with pytest.raises(ValueError, match="whole episode"):
-        tcod_rollout.post_process_rewards(rig.args([{"goal": 2}]), [sample])
 
 
 def test_slime_weighs_an_episode_once(rig):

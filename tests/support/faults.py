@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from examples.tcod.environments.pool import EnvironmentPool
-from examples.tcod.episode import loop as episode
 from examples.tcod.model import client as sglang_client
+from examples.tcod.settings import build
 from slime.utils.types import Sample
 from tests.support.corridor import CONTROL_TOKENS
 from tests.support.fake_sglang import generated, scored
@@ -180,7 +180,7 @@ PAUSES = {name: getattr(sglang_client, name) for name in ("FIRST_PAUSE_S", "LONG
 def in_processes(scene: Scene) -> None:
     """Environments in Ray's worker processes."""
     pool = scene.pool()
-    scene.monkeypatch.setattr(episode, "EnvironmentPool", lambda *args, **kwargs: pool)
+    scene.monkeypatch.setattr(build, "EnvironmentPool", lambda *args, **kwargs: pool)
 
 
 def cut_once(scene: Scene, payload: dict) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.tcod import tcod_rollout
-from examples.tcod.episode import loop as episode
+from examples.tcod.settings import build
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from smoke import hooks
@@ -18,7 +18,7 @@ TASKS, BATCH, ROLLOUTS = 10, 4, 6  # six batches of four: two epochs, shuffled a
 def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, first: int, **settings: Any) -> None:
     """Play from rollout `first` on; one JSON line for each finished one goes to rollouts.jsonl, errors to errors."""
     sys.stderr = (Path(folder) / "errors").open("a", buffering=1)
-    episode.EnvironmentPool = LocalPool
+    build.EnvironmentPool = LocalPool
     args = hooks.rollout_args(
         hf_checkpoint=checkpoint,
         apply_chat_template_kwargs={"enable_thinking": False},
@@ -49,8 +49,7 @@ def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, fir
     for n in range(first, ROLLOUTS):
         output = tcod_rollout.generate_rollout(args, n, source)
         tasks = [sample.metadata["goal"] for group in output.samples for sample in group]
-        depth = {name: value for name, value in output.metrics.items() if name.startswith("rollout/tcod/depth/")}
-        record = {"n": n, "k": output.metrics["rollout/tcod/k"], "tasks": tasks, **depth}
+        record = {"n": n, "k": output.metrics["rollout/tcod/k"], "tasks": tasks}
         source.save(n)
         with (Path(folder) / "rollouts.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")

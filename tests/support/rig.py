@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from examples.tcod import tcod_rollout
+from examples.tcod.episode.record import Episode, EpisodeRecord
+from examples.tcod.training.samples import to_samples
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.async_utils import run
 from slime.utils.http_utils import init_http_client
@@ -140,25 +142,28 @@ class Rig:
         source = RecordingSource(args)
         output = tcod_rollout.generate_rollout(args, n, source)
         self.drawn = source.drawn
+        self.groups = output.samples
         samples = hooks.flat(output.samples)
         check_invariants(args, samples)
         return samples, output.metrics
 
-    def play(self, metadata, k, max_new_tokens=64, sampling=None, **changes):
-        """One training sample through generate and reward_func, without slime's loop."""
+    def generate(self, metadata, k, max_new_tokens=64, **changes):
+        """(slime's arguments, one training sample) after generate alone."""
         args = self.args([metadata], **changes)
         SingletonMeta._instances.clear()
         init_http_client(args)
-        sample = Sample(index=0, prompt="walk", metadata={**metadata, "tcod": {"n": 0, "k": k}})
-        params = {**UNTEMPERED, "max_new_tokens": max_new_tokens, **(sampling or {})}
+        sample = Sample(index=0, prompt="walk", metadata={**metadata, "tcod": Episode(EpisodeRecord(n=0, k=k))})
+        params = {**UNTEMPERED, "max_new_tokens": max_new_tokens}
+        return args, run(tcod_rollout.generate(args, sample, params))
 
-        async def both():
-            played = await tcod_rollout.generate(args, sample, params)
-            if played.reward is None:
-                played.reward = await tcod_rollout.reward_func(args, played)
-            return played
-
-        return run(both())
+    def play(self, metadata, k, **changes):
+        """The samples of one training episode through generate and reward_func, without slime's loop."""
+        args, sample = self.generate(metadata, k, **changes)
+        if sample.reward is None:
+            sample.reward = run(tcod_rollout.reward_func(args, sample))
+        if sample.status in (Sample.Status.COMPLETED, Sample.Status.TRUNCATED):
+            return to_samples(args, sample, self.tokenizer)
+        return [sample]
 
 
 def check_invariants(args, samples):
@@ -169,9 +174,6 @@ def check_invariants(args, samples):
         lists = (sample.loss_mask, sample.rollout_log_probs, sample.teacher_log_probs)
         assert [len(values) for values in lists] == [sample.response_length] * 3
         assert all(math.isfinite(value) for values in lists for value in values)
-        spans = [(turn["start"], turn["end"]) for turn in sample.metadata["tcod"]["turns"]]
-        sampled = {i for start, end in spans for i in range(start, end)}
-        assert sample.loss_mask == [int(i in sampled) for i in range(sample.response_length)]
         assert type(sample.reward) is float
     raw, trained = tcod_rollout.post_process_rewards(args, samples)
     assert raw == [sample.reward for sample in samples] and trained == [0.0] * len(samples)
@@ -204,7 +206,7 @@ def assert_tokens(sample, tokenizer, prompt, *parts):
 
 
 def assert_failed(sample):
-    """Nothing of a failed sample is left that could be trained on."""
+    """Nothing of a failed sample is there that could be trained on."""
     assert sample.status == Sample.Status.FAILED and sample.reward == 0.0
     assert sample.tokens == [] and sample.response_length == 0
     assert sample.loss_mask is sample.rollout_log_probs is sample.teacher_log_probs is None

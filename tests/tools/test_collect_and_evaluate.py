@@ -23,8 +23,10 @@ from transformers import AutoTokenizer
 from examples.tcod import ConfigError, Failure
 from examples.tcod.curriculum import EpisodePlan
 from examples.tcod.episode import loop as episode
-from examples.tcod.episode.loop import Assignment, EpisodeRecord
-from examples.tcod.episode.rows import Demonstration, Row
+from examples.tcod.episode.demonstration import Demonstration
+from examples.tcod.episode.loop import Assignment
+from examples.tcod.episode.record import EpisodeRecord
+from examples.tcod.episode.rows import Row
 from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.model.client import SGLangClient
 from examples.tcod.tools import collect_demos, evaluate

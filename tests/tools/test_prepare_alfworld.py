@@ -13,7 +13,7 @@ import pytest
 
 from examples.tcod import ConfigError, Failure
 from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.episode.rows import Demonstration
+from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import prepare as prepare_module
 from examples.tcod.tools import prepare_alfworld

@@ -49,7 +49,7 @@ def chat_with(folder, template, kwargs=None, **choices):
 def said(chat, text, ended=True):
     """What an engine samples: `text`, with the think tokens that it names."""
     ids = chat.tokenizer.encode(text, add_special_tokens=False) + [chat.end_of_turn] * ended
-    return Response(ids, [-0.1] * len(ids), {"finish_reason": {"type": "stop" if ended else "length"}})
+    return Response(ids, [-0.1] * len(ids), not ended, {})
 
 
 def rendered(chat, texts, kwargs):
@@ -84,27 +84,25 @@ def test_each_turn_sees_the_templates_own_rendering(name, folder, rules, first, 
             shown = [rules, f"{first}\n\n{LEFT_OUT}", *texts[-2 * window :]]
         assert history.context == rendered(chat, shown, kwargs)
         if i < replayed:
-            assert history.replay(answer, None) is None
+            assert not history.show_replayed(answer, None)
             texts.append(answer)
         else:
             whole = f"{opening}\n{thought}\n{closing}\n\n{answer}" if thinks or opened else answer
             response = said(chat, whole.removeprefix(opened) if opened else whole)
             contexts.append(history.context)
             sampled.append(response.ids)
-            start, end = history.respond(response)
-            assert history.tokens[len(history.prompt) :][start:end] == response.ids
+            history.respond(response)
             texts.append(opened + chat.text(response.ids))
             assert chat.answer(response.ids).strip() == answer.strip()
         assert history.observe(after)
         texts.append(after)
-    # What is left are these sequences, end to end, and every sampled token once.
-    ends = [start for start, _ in history.prompts[1:]] + [len(history.tokens)]
+    # What is left are these sequences, and every sampled token once.
     sequences = [
-        (history.tokens[start:begin], history.tokens[begin:end])
-        for (start, begin), end in zip(history.prompts, ends, strict=False)
+        (one.prompt, [token for span in one.behind_prompt for token in span.ids]) for one in history.sequences
     ]
-    assert sequences[: len(sampled)] == list(zip(contexts, sampled, strict=True))
-    assert [span.ids for span in history.spans if span.sampled] == sampled
+    assert sequences == list(zip(contexts, sampled, strict=True))
+    spans = [span for one in history.sequences for span, _ in one.sampled()]
+    assert [(span.ids, span.turn) for span in spans] == list(zip(sampled, range(replayed, len(turns)), strict=False))
 
 
 @pytest.mark.parametrize("name", THINKS)
@@ -218,7 +216,7 @@ def test_a_long_conversation_is_encoded_in_parts_that_are_kept(folder, monkeypat
     history = TurnHistory(chat, 10**6)
     history.begin("Rules.", "A door.")
     for i in range(50):
-        history.respond(Response([i, chat.end_of_turn], [-0.1] * 2, {}))
+        history.respond(Response([i, chat.end_of_turn], [-0.1] * 2, False, {}))
         history.observe(f"Door {i}: " + "x" * 100)
     assert sum(lengths) < 2 * len(chat._template.render(history._texts))
     assert history.context == rendered(chat, history._texts, {})
@@ -232,16 +230,16 @@ def test_thoughts_stay_in_an_appended_context(name, folder):
     history = AppendHistory(chat, 10**6)
     history.begin("Rules.", "A door.")
     thought = f"{opening}\nwhich one\n{closing}\n\nleft"
-    assert history.replay("right", None)
+    history.show_replayed("right", None)
     history.observe("A wall.")
-    history.replay(thought, None)
+    history.show_replayed(thought, None)
     history.observe("A floor.")
-    replayed = history.context
+    replayed = list(history.context)
     history.respond(said(chat, thought.removeprefix(opened)))
     history.observe("Out.")
     text = chat.tokenizer.decode(history.context)
     assert text.count("which one") == 2 and text.count(thought) == 2
-    assert history.context[: len(replayed)] == replayed == history.prompt
+    assert history.context[: len(replayed)] == replayed == history.sequences[0].prompt
     # A replayed turn without a thought is one with an empty thought, where the template opens thoughts.
     empty = f"{opened}\n{closing}\n\nright<|im_end|>" if opened else "<|im_start|>assistant\nright<|im_end|>"
     assert text.count(empty) == 1
@@ -257,7 +255,7 @@ def test_the_last_turns_are_kept_within_the_room(folder):
         assert len(history.context) + history.room() == 150
     assert "go 18" not in chat.tokenizer.decode(history.context)
     assert history.observe("x" * 200) is False
-    assert len(history.prompts) == 20
+    assert len(history.sequences) == 20
 
 
 def test_replayed_ids_are_those_that_were_sampled(folder):
@@ -265,10 +263,10 @@ def test_replayed_ids_are_those_that_were_sampled(folder):
     history = AppendHistory(chat, 1000)
     history.begin("Rules.", "A door.")
     ids = [*chat.tokenizer.encode("left"), chat.tokenizer.pad_token_id]
-    start, end = history.replay("left", ids)
-    assert history.prompt[start:end] == ids
+    before = len(history.context)
+    assert history.show_replayed("left", ids) and history.context[before:] == ids
     history.observe("A wall.")
-    assert history.prompt[end] == chat.end_of_turn  # every turn in the context ends alike
+    assert history.context[before + len(ids)] == chat.end_of_turn  # every turn in the context ends alike
 
 
 @given(data=st.data())

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.episode.history import TurnHistory
-from examples.tcod.episode.rows import Demonstration
 from examples.tcod.model.chat_tokens import ChatTokens, load_chat
 from examples.tcod.model.student import Response
 from smoke import cpu_only
@@ -225,7 +225,7 @@ def test_each_turns_prompt_is_the_templates_own_rendering(name, data):
         if thoughts == "keep" and (opened or data.draw(st.booleans())):
             answer = f"<think>\n{data.draw(some)}\n</think>\n\n{answer}"
         ids = [*chat.tokenizer.encode(answer.removeprefix(opened), add_special_tokens=False), chat.end_of_turn]
-        history.respond(Response(ids, [-0.1] * len(ids), {}))
+        history.respond(Response(ids, [-0.1] * len(ids), False, {}))
         history.observe(after)
         said = chat.said(ids)
         assert said == opened + chat.text(ids)

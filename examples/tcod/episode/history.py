@@ -8,105 +8,70 @@ Ids that were sampled are kept as they were, and each is trained once. Replayed 
              it. Every turn is a sequence of its own: what it was shown, then what it said.
 """
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..model.chat_tokens import ChatTokens
 from ..model.student import Response
-from ..settings.config import TcodConfig
+from .record import Span, TokenSequence
 
-LEFT_OUT = "[Earlier turns are left out.]"  # behind the first user turn, where tcod_window leaves some out
-
-
-@dataclass(frozen=True)
-class Span:
-    """Tokens behind the first prompt."""
-
-    ids: list[int]
-    sampled: Response | None = None
-    """The reply that they come from; None for context, which is not trained."""
+LEFT_OUT = "[Earlier turns are left out.]"  # behind the first user turn, where a window leaves some out
 
 
 class History(ABC):
     """One episode as the student sees it.
 
-    What is left of it is its sequences laid end to end: the first prompt, then spans. A later sequence's prompt is a
-    span of context, too.
-
     Attributes:
-        context: what the student answers next.
-        prompt: ids before the first sampled one; those of replayed turns are among them.
-        spans: all behind it, in pieces.
-        prompts: (start, end) of each sequence's prompt in `tokens`; a sequence ends where the next one starts.
+        context: the ids that the student answers next.
+        sequences: what was sampled so far, behind what it was sampled from.
     """
 
     def __init__(self, chat: ChatTokens, max_context_len: int) -> None:
         self.chat, self.max_context_len = chat, max_context_len
         self.context: list[int] = []
-        self.prompt: list[int] = []
-        self.spans: list[Span] = []
-        self.prompts: list[tuple[int, int]] = []
-
-    @property
-    def tokens(self) -> list[int]:
-        """All sequences, end to end."""
-        return [*self.prompt, *(i for span in self.spans for i in span.ids)]
-
-    @property
-    def response_length(self) -> int:
-        """Tokens behind the first prompt."""
-        return sum(len(span.ids) for span in self.spans)
+        self.sequences: list[TokenSequence] = []
+        self._turns = itertools.count()  # of the demonstration and of the student
 
     @abstractmethod
     def begin(self, system: str, user: str) -> bool:
         """The rules, and the first observation; False if no response would fit behind them."""
 
     @abstractmethod
-    def replay(self, response: str, ids: Sequence[int] | None) -> tuple[int, int] | None:
-        """A demonstration's turn, as the chat turn it was; `ids` are those it was sampled with, where known.
-
-        Returns:
-            Its place, tokens[start:end], if it was appended.
-        """
+    def show_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
+        """A demonstration's turn, as the chat turn it was. Returns whether it has the ids that were recorded."""
 
     @abstractmethod
     def room(self) -> int:
         """Tokens that the next response may have."""
 
     @abstractmethod
-    def respond(self, response: Response) -> tuple[int, int]:
-        """A sampled turn: this is where tokens become trainable. Returns its place behind the first prompt."""
+    def respond(self, response: Response) -> None:
+        """A sampled turn: this is where tokens become trainable."""
 
     @abstractmethod
     def observe(self, text: str) -> bool:
         """The environment's turn; False, and nothing changes, if no further response would fit behind it."""
 
-    def _append(self, span: Span) -> tuple[int, int]:
-        start = self.response_length
-        self.spans.append(span)
-        return start, start + len(span.ids)
-
 
 class AppendHistory(History):
-    """One growing context: tokens and context are the same."""
+    """One growing context, which is the one sequence."""
 
     def begin(self, system: str, user: str) -> bool:
-        self._extend_prompt(self.chat.prompt(system, user))
+        self._spans: list[Span] = []
+        self._extend(Span("prompt", self.chat.prompt(system, user)))
         return self.room() >= 1
 
-    def replay(self, response: str, ids: Sequence[int] | None) -> tuple[int, int]:
-        start = len(self.prompt)
-        self._extend_prompt(list(ids) if ids else self.chat.assistant(response))
-        return start, len(self.prompt)
+    def show_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
+        self._extend(Span("replayed", recorded_ids or self.chat.assistant(response), next(self._turns)))
+        return bool(recorded_ids)
 
     def room(self) -> int:
         """One place is kept for the end-of-turn token of a cut response."""
         return self.max_context_len - len(self.context) - 1
 
-    def respond(self, response: Response) -> tuple[int, int]:
-        self.context = self.context + response.ids
-        return self._append(Span(response.ids, response))
+    def respond(self, response: Response) -> None:
+        self._extend(Span("sampled", response.ids, next(self._turns), response))
+        self.sequences = [TokenSequence(self._spans)]
 
     def observe(self, text: str) -> bool:
         ids = self.chat.user(text)
@@ -115,16 +80,12 @@ class AppendHistory(History):
             ids = [self.chat.end_of_turn, *ids]
         if self.room() - len(ids) < 1:
             return False
-        if self.spans:
-            self.context = self.context + ids
-            self._append(Span(ids))
-        else:  # still replaying: the turn belongs to the prompt
-            self._extend_prompt(ids)
+        self._extend(Span("context" if self.sequences else "prompt", ids))
         return True
 
-    def _extend_prompt(self, ids: list[int]) -> None:
-        self.prompt = self.context = self.context + ids
-        self.prompts = [(0, len(self.prompt))]
+    def _extend(self, span: Span) -> None:
+        self._spans.append(span)
+        self.context += span.ids
 
 
 class TurnHistory(History):
@@ -144,21 +105,18 @@ class TurnHistory(History):
         self.context = self.chat.context(self._texts)
         return self.room() >= 1
 
-    def replay(self, response: str, ids: Sequence[int] | None) -> None:
+    def show_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
         self._texts.append(response)
+        next(self._turns)
+        return False  # rendered anew at every turn
 
     def room(self) -> int:
         return self.max_context_len - len(self.context)
 
-    def respond(self, response: Response) -> tuple[int, int]:
+    def respond(self, response: Response) -> None:
         self._texts.append(self.chat.said(response.ids))
-        start = len(self.prompt) + self.response_length
-        self.prompts.append((start, start + len(self.context)))
-        if self.spans:
-            self._append(Span(self.context))
-        else:
-            self.prompt = self.context
-        return self._append(Span(response.ids, response))
+        sampled = Span("sampled", response.ids, next(self._turns), response)
+        self.sequences.append(TokenSequence([Span("prompt", self.context), sampled]))
 
     def observe(self, text: str) -> bool:
         context = self.chat.context(self._shown([*self._texts, text]))
@@ -172,10 +130,3 @@ class TurnHistory(History):
         rules, first, *later = texts
         kept = 2 * self._window if self._window else len(later)
         return texts if len(later) <= kept else [rules, f"{first}\n\n{LEFT_OUT}", *later[-kept:]]
-
-
-def new_history(config: TcodConfig, chat: ChatTokens, max_context_len: int) -> History:
-    """An empty history of the kind that tcod_history names, for an episode in a context of so many tokens."""
-    if config.tcod_history == "turns":
-        return TurnHistory(chat, max_context_len, config.tcod_window)
-    return AppendHistory(chat, max_context_len)

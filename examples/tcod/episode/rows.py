@@ -10,13 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import ConfigError, Failure, words
-from ..environments.protocol import Environment, Observation, as_listed, ask, is_admissible
-
-if TYPE_CHECKING:
-    from ..model.chat_tokens import ChatTokens
+from ..environments.protocol import Environment
+from .demonstration import Demonstration
 
 
 @dataclass(frozen=True)
@@ -41,89 +39,6 @@ def task_of(metadata: dict[str, Any]) -> dict[str, Any]:
 def task_key(task: dict[str, Any]) -> str:
     """The same for all spellings of a task, to look things up by."""
     return json.dumps(task, sort_keys=True)
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A recorded solution: L actions, and the responses that they were parsed from where those were recorded.
-
-    Many texts are sampled with other tokens than a tokenizer encodes them with: `ids` are the sampled ones, under the
-    vocabulary (a digest, see ChatTokens) that they belong to.
-    """
-
-    actions: tuple[str, ...] = ()
-    responses: tuple[str, ...] | None = None
-    ids: tuple[list[int], ...] | None = None
-    vocabulary: str | None = None
-
-    @classmethod
-    def of(cls, metadata: dict[str, Any]) -> "Demonstration":
-        """A row's demonstration; one without actions where the row has none.
-
-        Raises:
-            Failure: demo_malformed.
-        """
-        demo = metadata.get("demo") or {}
-        if not isinstance(demo, dict):
-            raise Failure("demo_malformed", f"its demo is no JSON object but {str(demo)[:80]!r}")
-        actions, responses = demo.get("actions", []), demo.get("responses")
-        for key, texts in (("actions", actions), ("responses", responses or [])):
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise Failure("demo_malformed", f"{key} of its demo is no list of texts")
-        ids = demo.get("ids")
-        if ids is not None and not (
-            isinstance(ids, list) and all(isinstance(turn, list) and {*map(type, turn)} <= {int} for turn in ids)
-        ):
-            raise Failure("demo_malformed", "ids of its demo is no list of lists of token ids")
-        responses, ids = (None if values is None else tuple(values) for values in (responses, ids))
-        return cls(tuple(actions), responses, ids, demo.get("vocabulary"))
-
-    def check(self, horizon: int) -> None:
-        """Whether B2F or ReOPD can use it, as far as it shows without an engine.
-
-        Raises:
-            Failure: demo_missing, demo_too_long or demo_mismatch.
-        """
-        if not self.actions:
-            raise Failure("demo_missing", "the arm needs a demonstration and this row has no actions")
-        if len(self.actions) > horizon:
-            raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
-        for name, values in (("responses", self.responses), ("turns of ids", self.ids)):
-            if values is not None and len(values) != len(self.actions):
-                raise Failure("demo_mismatch", f"{len(values)} {name}, {len(self.actions)} actions")
-
-    def response(self, turn: int, observation: Observation, environment: type[Environment]) -> str:
-        """The response to replay at `turn` (0-based), to this observation.
-
-        Raises:
-            Failure: demo_inadmissible, or demo_mismatch where the response does not give the action.
-        """
-        action = self.actions[turn]
-        if not is_admissible(action, observation, environment):
-            raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is not admissible")
-        response = self.responses[turn] if self.responses else ask(environment, "format_action", action)
-        said, valid = ask(environment, "parse_action", response)
-        if not valid or as_listed(said, observation) != action:
-            raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} is not the action of {response!r}")
-        return response
-
-    def sampled_ids(self, turn: int, chat: "ChatTokens") -> list[int] | None:
-        """The tokens that the response was sampled with; None where they are not known, or not of this vocabulary."""
-        if self.ids is None or self.responses is None or self.vocabulary != chat.vocabulary:
-            return None
-        return self.ids[turn] if chat.replays(self.ids[turn], self.responses[turn]) else None
-
-    def check_step(self, turn: int, observation: Observation, over: bool) -> None:
-        """Whether the engine executed the action of `turn`, and the student can go on from this answer.
-
-        Raises:
-            Failure: demo_inadmissible; demo_won_early, where the episode is over.
-        """
-        action = self.actions[turn]
-        if observation.refused:
-            raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: the engine refuses {action!r}")
-        if over:
-            raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from .. import ABORTED, Failure
+from .. import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class SGLangClient:
     """JSON over kept connections; belongs to the event loop that first awaits it.
 
     Args:
+        whom: "engine" or "teacher", the first word of its failures' reasons.
         timeout_s: longest single attempt, in seconds, waiting in the server's queue included. It is not repeated: a
             server that is this slow has too much to do already.
         concurrency: requests in flight at once, or None for any number. A pause between attempts holds no place.
@@ -42,8 +43,9 @@ class SGLangClient:
     """
 
     def __init__(
-        self, timeout_s: float, concurrency: int | None = None, headers: dict[str, str] | None = None
+        self, whom: str, timeout_s: float, concurrency: int | None = None, headers: dict[str, str] | None = None
     ) -> None:
+        self._whom = whom
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._slots = asyncio.Semaphore(concurrency) if concurrency else contextlib.nullcontext()
         self._headers = {"Content-Type": "application/json", **(headers or {})}
@@ -54,24 +56,24 @@ class SGLangClient:
         url: str,
         payload: dict[str, Any],
         headers: dict[str, str] | None = None,
-        is_unwanted: Callable[[], bool] = lambda: False,
+        check_wanted: Callable[[], None] = lambda: None,
     ) -> Any:
-        """The server's JSON reply. `is_unwanted` is asked before each attempt: nobody may need the reply any more.
+        """The server's JSON reply. `check_wanted` is called before each attempt: nobody may need the reply any more.
 
         Raises:
-            Failure: unavailable (after all retries), timeout, refused (HTTP 4xx but 429) or aborted.
+            Failure: {whom}_unavailable (after all retries), {whom}_timeout, {whom}_refused (HTTP 4xx except 429), or
+                what check_wanted raises.
         """
         body = orjson.dumps(payload)  # thousands of ids a turn: json would take most of this loop's time
         headers = {**self._headers, **(headers or {})}
         for attempt in itertools.count():
             async with self._slots:
-                if is_unwanted():
-                    raise Failure(ABORTED, "the rollout ended before the request was made")
+                check_wanted()
                 reply, trouble = await self._attempt(url, body, headers)
             if trouble is None:
                 return reply
             if attempt == RETRIES:
-                raise Failure("unavailable", f"{url}: {trouble}")
+                raise Failure(f"{self._whom}_unavailable", f"{url}: {trouble}")
             pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
             logger.warning("%s: %s; again in %.1f s", url, trouble, pause_s)
             await asyncio.sleep(pause_s)
@@ -85,9 +87,9 @@ class SGLangClient:
                 detail = f"HTTP {response.status} {(await response.text())[:200]}"
                 if response.status == 429 or response.status >= 500:
                     return None, detail
-                raise Failure("refused", f"{url}: {detail}")
+                raise Failure(f"{self._whom}_refused", f"{url}: {detail}")
         except asyncio.TimeoutError as error:
-            raise Failure("timeout", f"{url}: no reply in {self._timeout.total:g} s") from error
+            raise Failure(f"{self._whom}_timeout", f"{url}: no reply in {self._timeout.total:g} s") from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: cut-off JSON
             return None, f"{type(error).__name__} {error}"
 

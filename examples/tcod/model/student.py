@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .. import ABORTED, Failure
+from .. import Failure
 from .client import SGLangClient, routing
 from .teacher import is_log_prob
 
@@ -15,16 +15,18 @@ FIRST_PAUSE_S = 0.1
 
 @dataclass(frozen=True)
 class Response:
-    """What the engine sampled in one turn: ids, one log-prob (nats) each, and SGLang's meta_info."""
+    """What the engine sampled in one turn.
+
+    Attributes:
+        log_probs: one for each id, in nats.
+        at_limit: the length limit ended it. The last token may be a stop token all the same.
+        meta_info: SGLang's counts, times and weight version, for slime's statistics.
+    """
 
     ids: list[int]
     log_probs: list[float]
+    at_limit: bool
     meta_info: dict[str, Any]
-
-    @property
-    def at_limit(self) -> bool:
-        """Whether the length limit ended it. The last token may be a stop token all the same."""
-        return self.meta_info["finish_reason"]["type"] == "length"
 
 
 class StudentClient:
@@ -39,7 +41,7 @@ class StudentClient:
 
     def __init__(self, url: str, timeout_s: float, vocab_size: int, stop_ids: set[int]) -> None:
         self._url, self._vocab_size, self._stop_ids = f"{url}/generate", vocab_size, stop_ids
-        self._client = SGLangClient(timeout_s)
+        self._client = SGLangClient("engine", timeout_s)
 
     async def respond(
         self,
@@ -47,12 +49,12 @@ class StudentClient:
         sampling_params: dict[str, Any],
         max_new_tokens: int,
         session: str,
-        is_unwanted: Callable[[], bool],
+        check_wanted: Callable[[], None],
     ) -> Response:
         """Sample one response to the context `tokens`.
 
         An engine aborts all its requests when slime pushes new weights to it (in fully asynchronous training) and
-        when a rollout has all the samples it needs. Only in the second case `is_unwanted()` is true; else the partial
+        when a rollout has all the samples it needs. Only in the second case `check_wanted` raises; else the partial
         response is dropped and the turn asked for again, which SGLang holds until the new weights are in.
 
         Args:
@@ -60,7 +62,8 @@ class StudentClient:
             session: the same for all turns of an episode, so that they reach the engine whose cache holds its prefix.
 
         Raises:
-            Failure: aborted, engine_{aborted, invalid, refused, timeout, unavailable} or nothing_sampled.
+            Failure: engine_{aborted, invalid, refused, timeout, unavailable}, nothing_sampled, or what check_wanted
+                raises.
         """
         stop_ids = set(sampling_params.get("stop_token_ids") or []) | self._stop_ids
         sampling_params = {**sampling_params, "no_stop_trim": True, "stop_token_ids": sorted(stop_ids)}
@@ -70,16 +73,10 @@ class StudentClient:
             "return_logprob": True,
         }
         for attempt in range(ASKED):
-            try:
-                reply = await self._client.post(self._url, payload, routing(session), is_unwanted)
-            except Failure as failure:
-                if failure.reason == ABORTED:
-                    raise
-                raise Failure(f"engine_{failure.reason}", str(failure)) from failure
+            reply = await self._client.post(self._url, payload, routing(session), check_wanted)
             if not _is_aborted(reply):
                 return checked_response(reply, self._vocab_size)
-            if is_unwanted():
-                raise Failure(ABORTED, "the rollout ended while the response was sampled")
+            check_wanted()
             said = reply["meta_info"]["finish_reason"].get("message") or "no reason given"
             await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
         raise Failure("engine_aborted", f"the engine aborted a turn {ASKED} times ({said})")
@@ -100,12 +97,10 @@ def checked_response(reply: Any, vocab_size: int) -> Response:
             tokens do not agree, or a value cannot be trained on.
     """
     try:
-        meta_info = reply["meta_info"]
+        meta_info, finish = reply["meta_info"], reply["meta_info"]["finish_reason"]["type"]
         log_probs = [entry[0] for entry in meta_info["output_token_logprobs"]]
         ids = [entry[1] for entry in meta_info["output_token_logprobs"]]
-        counted = meta_info["completion_tokens"]
-        response = Response(ids, log_probs, meta_info)
-        response.at_limit  # noqa: B018  a reply without a finish_reason is no reply
+        counted, version = meta_info["completion_tokens"], meta_info.get("weight_version")
     except (KeyError, TypeError, IndexError) as error:
         raise Failure("engine_invalid", f"{error!r} in the reply {str(reply)[:200]}") from error
     if counted != len(ids):
@@ -118,4 +113,7 @@ def checked_response(reply: Any, vocab_size: int) -> Response:
         raise Failure("engine_invalid", "a sampled id is outside the tokenizer's vocabulary")
     if not all(map(is_log_prob, log_probs)):
         raise Failure("engine_invalid", "a value is no log-probability")
-    return response
+    # Counts alone: lists of a list a token, kept for all turns of many episodes, make the garbage collector's work.
+    kept = {name: value for name, value in meta_info.items() if type(value) in (int, float)}
+    kept |= {"finish_reason": {"type": finish}, **({"weight_version": str(version)} if version is not None else {})}
+    return Response(ids, log_probs, finish == "length", kept)

@@ -1,9 +1,9 @@
 """The teacher's log-probs of a finished trajectory, from SGLang: the request, and what makes a reply valid."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from .. import ABORTED, Failure
+from .. import Failure
 from .client import SGLangClient, routing
 
 
@@ -18,51 +18,28 @@ class TeacherClient:
 
     def __init__(self, url: str, timeout_s: float, concurrency: int, vocab_size: int) -> None:
         self._url, self._vocab_size = url, vocab_size
-        self._client = SGLangClient(timeout_s, concurrency, teacher_headers())
-
-    async def score_all(
-        self,
-        tokens: list[int],
-        sequences: Iterable[tuple[int, int, int]],
-        session: str | None,
-        is_unwanted: Callable[[], bool],
-    ) -> list[float]:
-        """`score` of each sequence (start, end of its prompt, end) of `tokens`, end to end behind the first prompt.
-
-        0.0 in the prompts of later ones. One request after the other, so that each finds the one before in the cache.
-        """
-        values: list[float] = []
-        for start, begin, end in sequences:
-            values += [0.0] * (begin - start if start else 0)
-            values += await self.score(tokens[start:end], begin - start, session, is_unwanted)
-        return values
+        self._client = SGLangClient("teacher", timeout_s, concurrency, teacher_headers())
 
     async def score(
         self,
         tokens: list[int],
         prompt_length: int,
         session: str | None = None,
-        is_unwanted: Callable[[], bool] = lambda: False,
+        check_wanted: Callable[[], None] = lambda: None,
     ) -> list[float]:
         """log pi_teacher(tokens[i] | tokens[:i]) for i in prompt_length..len(tokens)-1, in nats.
 
         One request. logprob_start_len is prompt_length - 1, because the first entry of the reply never has a value; a
         smaller one would keep the server from reusing the cached prompt. `session` is the same for all sequences of an
-        episode: they should reach the server whose cache holds the prefix. `is_unwanted` is asked before each attempt,
-        so that a score nobody needs any more is not waited for.
+        episode: they should reach the server whose cache holds the prefix. `check_wanted` is called before each
+        attempt.
 
         Raises:
-            Failure: aborted, or teacher_{invalid, refused, timeout, unavailable}.
+            Failure: what check_wanted raises, or teacher_{invalid, refused, timeout, unavailable}.
         """
         start = prompt_length - 1
-        try:
-            reply = await self._client.post(
-                self._url, scoring_request(start, input_ids=tokens), routing(session), is_unwanted
-            )
-        except Failure as failure:
-            if failure.reason == ABORTED:
-                raise
-            raise Failure(f"teacher_{failure.reason}", str(failure)) from failure
+        request = scoring_request(start, input_ids=tokens)
+        reply = await self._client.post(self._url, request, routing(session), check_wanted)
         return check_scores(reply, tokens, start, self._vocab_size)
 
 

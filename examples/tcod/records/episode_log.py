@@ -14,13 +14,11 @@ import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from slime.rollout.sglang_rollout import GenerateState
-
-from ..episode.loop import EpisodeRecord
+from ..episode.record import Episode
 from ..episode.rows import task_key, task_of
-from ..settings.config import TcodConfig
 from .metrics import Metrics
 from .run_dir import run_dir, write
 from .run_log import note_rollout, rollouts_before
@@ -30,25 +28,51 @@ from .transcript import transcript
 logger = logging.getLogger(__name__)
 
 
-def save_rollout(args: Namespace, rollout_id: int, drawn: Sequence[Any]) -> Metrics:
-    """Save some of the samples that were drawn for a rollout, failed ones included.
+@dataclass(frozen=True)
+class EpisodeLog:
+    """Saves some episodes of every rollout and evaluation.
 
-    Returns rollout/tcod/unsaved_episodes: how many of them could not be written.
+    Attributes:
+        limit: tcod_save_episodes.
+        arm: tcod_variant.
     """
-    note_rollout()
-    limit = TcodConfig.from_args(args).tcod_save_episodes
-    return {"rollout/tcod/unsaved_episodes": _save(args, "train", rollout_id, rollout_id, drawn, limit)}
 
+    args: Namespace
+    arm: str
+    limit: int | str
+    tokenizer: Any
 
-def save_evaluation(args: Namespace, rollout_id: int, data: dict[str, dict[str, Any]]) -> Metrics:
-    """The same for every data set of an evaluation; `data` is RolloutFnEvalOutput.data."""
-    limit = TcodConfig.from_args(args).tcod_save_episodes
-    limit = limit if limit == "all" else 2 * limit
-    n = rollouts_before(rollout_id)
-    return {
-        f"eval/tcod/{name}/unsaved_episodes": _save(args, f"eval_{name}", n, rollout_id, result["samples"], limit)
-        for name, result in data.items()
-    }
+    def save_rollout(self, rollout_id: int, drawn: Sequence[Any]) -> Metrics:
+        """Save some of the samples that were drawn for a rollout, failed ones included.
+
+        Returns rollout/tcod/unsaved_episodes: how many of them could not be written.
+        """
+        note_rollout()
+        return {"rollout/tcod/unsaved_episodes": self._save("train", rollout_id, rollout_id, drawn, self.limit)}
+
+    def save_evaluation(self, rollout_id: int, data: dict[str, dict[str, Any]]) -> Metrics:
+        """The same for every data set of an evaluation; `data` is RolloutFnEvalOutput.data."""
+        limit = self.limit if self.limit == "all" else 2 * self.limit
+        n = rollouts_before(rollout_id)
+        return {
+            f"eval/tcod/{name}/unsaved_episodes": self._save(f"eval_{name}", n, rollout_id, result["samples"], limit)
+            for name, result in data.items()
+        }
+
+    def _save(self, stem: str, n: int, rollout_id: int, samples: Sequence[Any], limit: int | str) -> int:
+        """Write stem_n.jsonl. Returns how many samples are missing there, 0 where there is no run directory."""
+        if limit == 0 or (run_dir() is None and not tracks(self.args)):
+            return 0
+        try:
+            about = {"arm": self.arm, "dataset": stem.removeprefix("eval_")}
+            lines = [{**about, **transcript(sample, self.tokenizer), "n": n} for sample in choose(samples, limit)]
+            show_table(self.args, stem, rollout_id, lines)
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            saved = write(f"rollouts/{_file_name(stem)}_{n:06d}.jsonl", text, "episodes")
+            return 0 if saved or run_dir() is None else len(lines)
+        except Exception:  # a mistake in here must not end the run
+            logger.exception("episodes are not saved")
+            return len(samples) if limit == "all" else min(len(samples), int(limit))
 
 
 def choose(samples: Sequence[Any], limit: int | str) -> list[Any]:
@@ -58,7 +82,7 @@ def choose(samples: Sequence[Any], limit: int | str) -> list[Any]:
     same tasks at every step, so that one can see what was learned. The choice depends on nothing but the tasks and how
     they ended. Aborted samples have nothing to show, and samples of other hooks are not ours.
     """
-    ours = [sample for sample in samples if "tcod" in sample.metadata and sample.status.value != "aborted"]
+    ours = [sample for sample in samples if "tcod" in (sample.metadata or {}) and sample.status.value != "aborted"]
     times: Counter[str] = Counter()
     rank: dict[int, tuple[int, str]] = {}
     for sample in ours:
@@ -73,23 +97,6 @@ def choose(samples: Sequence[Any], limit: int | str) -> list[Any]:
     return list({id(sample): sample for sample in [*first, *ranked]}.values())[: int(limit)]
 
 
-def _save(args: Namespace, stem: str, n: int, rollout_id: int, samples: Sequence[Any], limit: int | str) -> int:
-    """Write stem_n.jsonl. Returns how many samples are missing there, 0 where there is no run directory."""
-    if limit == 0 or (run_dir() is None and not tracks(args)):
-        return 0
-    try:
-        tokenizer, arm = GenerateState(args).tokenizer, TcodConfig.from_args(args).tcod_variant
-        about = {"arm": arm, "dataset": stem.removeprefix("eval_")}
-        lines = [{**about, **transcript(sample, tokenizer), "n": n} for sample in choose(samples, limit)]
-        show_table(args, stem, rollout_id, lines)
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        saved = write(f"rollouts/{_file_name(stem)}_{n:06d}.jsonl", text, "episodes")
-        return 0 if saved or run_dir() is None else len(lines)
-    except Exception:  # a mistake in here must not end the run
-        logger.exception("episodes are not saved")
-        return len(samples) if limit == "all" else min(len(samples), int(limit))
-
-
 def _file_name(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", stem)
 
@@ -100,5 +107,5 @@ def _task_digest(sample: Any) -> str:
 
 def _ending(sample: Any) -> tuple[int, str]:
     """Won, lost, and each reason of a failure, in this order."""
-    record = EpisodeRecord.of(sample)
+    record = Episode.of(sample).record
     return (2, record.failure) if record.failure else (0 if record.won else 1, "")

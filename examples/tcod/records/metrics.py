@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..episode.loop import EpisodeRecord
+from ..episode.record import Episode, EpisodeRecord
 
 Metrics = dict[str, float]
 
@@ -23,26 +23,26 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
         drawn: all samples that were played for it, failed, aborted and surplus ones included.
         seconds: wall time of the rollout.
     """
-    records = [EpisodeRecord.of(sample) for sample in trained]
+    episodes = [Episode.of(sample) for sample in trained]
+    records = [episode.record for episode in episodes]
     # One depth for all, unless a fully asynchronous rollout spans a change of it.
     metrics = {"k": fmean(record.k for record in records)}
-    metrics |= {**_episodes(records), **_kl(trained), **_failures(drawn)}
+    metrics |= {**_episodes(records), **_kl(episodes), **_failures(drawn)}
     won_by_start = defaultdict(list)
     for record in records:
         won_by_start[record.replayed].append(record.won)
     for start, won in sorted(won_by_start.items()):
         metrics[f"success_by_start/{start:02d}"] = fmean(won)
         metrics[f"success_by_start_count/{start:02d}"] = len(won)
-    lengths = [
-        (begin - start, end - begin, sample.teacher_log_probs is not None)
-        for record, sample in zip(records, trained, strict=True)
-        for start, begin, end in record.sequences(len(sample.tokens))
-    ]
-    metrics["tokens/scored"] = sum(response for _, response, scored in lengths if scored)
-    metrics["tokens/trained"] = sum(sum(sample.loss_mask) for sample in trained)
-    metrics["tokens/total"] = sum(prompt + response for prompt, response, _ in lengths)
-    metrics["samples"] = len(lengths)
-    if replayed := [turn.sampled for record in records for turn in record.replay]:
+    sequences = [sequence for episode in episodes for sequence in episode.sequences]
+    behind = [sum(len(span.ids) for span in sequence.behind_prompt) for sequence in sequences]
+    metrics["tokens/scored"] = sum(
+        length for sequence, length in zip(sequences, behind, strict=True) if sequence.teacher_log_probs is not None
+    )
+    metrics["tokens/trained"] = _sampled_tokens(episodes)
+    metrics["tokens/total"] = sum(len(span.ids) for sequence in sequences for span in sequence.spans)
+    metrics["samples"] = len(sequences)
+    if replayed := [turn.as_sampled for record in records for turn in record.demonstration]:
         metrics["replayed_as_sampled"] = fmean(replayed)
     metrics["rollout_s"] = seconds
     # The teacher scores after the episode; both are shares of the time that trajectories were under way.
@@ -61,46 +61,23 @@ def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
     """
     metrics: Metrics = {"eval/tcod/eval_s": seconds}
     for name, result in data.items():
-        ours = [sample for sample in result["samples"] if "tcod" in sample.metadata]  # a data set may have other hooks
+        ours = [sample for sample in result["samples"] if "tcod" in (sample.metadata or {})]  # others have other hooks
         if not ours:
             continue
-        played = [sample for sample in ours if not EpisodeRecord.of(sample).failure]
+        played = [Episode.of(sample) for sample in ours if not Episode.of(sample).record.failure]
         values = {"episodes": len(played), **_failures(ours)}
         if played:
-            values |= {**_episodes([EpisodeRecord.of(sample) for sample in played]), **_kl(played)}
+            values |= {**_episodes([episode.record for episode in played]), **_kl(played)}
         metrics |= {f"eval/tcod/{name}/{key}": value for key, value in values.items()}
     return metrics
 
 
-def token_kl(sample: Any) -> list[float]:
-    """log pi_student - log pi_teacher per response token, in nats; 0.0 where the token was not sampled."""
-    return [
-        student - teacher if trained else 0.0
-        for student, teacher, trained in zip(
-            sample.rollout_log_probs, sample.teacher_log_probs, sample.loss_mask, strict=True
-        )
-    ]
-
-
-def turn_kl(sample: Any) -> dict[int, float]:
-    """Sum of the tokens' KL by absolute turn index (0-based, replayed turns counted), in nats."""
-    kl = token_kl(sample)
-    return {turn.turn: sum(kl[turn.start : turn.end]) for turn in EpisodeRecord.of(sample).turns}
-
-
-def deepest_kl(samples: Iterable[Any], k: int) -> float | None:
-    """Mean KL per token, in nats, over the student's k-th turn and later ones, where its errors have added up.
-
-    Only samples that were drawn at depth k count; None if none of them has such a turn.
-    """
-    values: list[float] = []
-    for sample in samples:
-        record = EpisodeRecord.of(sample)
-        if record.k == k and sample.teacher_log_probs is not None:
-            kl = token_kl(sample)
-            for turn in record.turns[k - 1 :]:
-                values += kl[turn.start : turn.end]
-    return fmean(values) if values else None
+def turn_kl(episode: Episode) -> dict[int, float]:
+    """Sum of the tokens' KL, in nats, by absolute turn index (0-based, replayed turns counted)."""
+    return {
+        span.turn: sum(student - teacher for student, teacher in zip(span.response.log_probs, scores, strict=True))
+        for span, scores in episode.sampled()
+    }
 
 
 def _episodes(records: Sequence[EpisodeRecord]) -> Metrics:
@@ -122,19 +99,19 @@ def _episodes(records: Sequence[EpisodeRecord]) -> Metrics:
     }
 
 
-def _kl(samples: Sequence[Any]) -> Metrics:
+def _kl(episodes: Sequence[Episode]) -> Metrics:
     """Nothing without the teacher's log-probs (--opd-type megatron, or an evaluation without tcod_eval_kl)."""
-    scored = [sample for sample in samples if sample.teacher_log_probs is not None]
+    scored = [episode for episode in episodes if episode.is_scored]
     if not scored:
         return {}
     by_turn = defaultdict(list)
-    for sample in scored:
-        for turn, kl in turn_kl(sample).items():
+    for episode in scored:
+        for turn, kl in turn_kl(episode).items():
             by_turn[turn].append(kl)
     total = sum(sum(kls) for kls in by_turn.values())
     metrics = {
         "kl/trajectory": total / len(scored),
-        "kl/token": total / sum(sum(sample.loss_mask) for sample in scored),
+        "kl/token": total / _sampled_tokens(scored),
         "kl/episodes": len(scored),
     }
     for turn, kls in sorted(by_turn.items()):
@@ -143,14 +120,19 @@ def _kl(samples: Sequence[Any]) -> Metrics:
     return metrics
 
 
+def _sampled_tokens(episodes: Sequence[Episode]) -> int:
+    return sum(len(span.ids) for episode in episodes for span, _ in episode.sampled())
+
+
 def _failures(samples: Iterable[Any]) -> Metrics:
     counts: Metrics = {"failed": 0, "aborted": 0}
     for sample in samples:
         if sample.status.value == "aborted":
             counts["aborted"] += 1
-        if reason := EpisodeRecord.of(sample).failure:
+        record = Episode.of(sample).record
+        if reason := record.failure:
             counts["failed"] += 1
             counts[f"failed/{reason}"] = counts.get(f"failed/{reason}", 0) + 1
-        if reason := EpisodeRecord.of(sample).unscored:
+        if reason := record.unscored:
             counts[f"unscored/{reason}"] = counts.get(f"unscored/{reason}", 0) + 1
     return counts

@@ -23,10 +23,9 @@ are kept one by one. With 30 turns that is at most 0.6 MB of ASCII text (JSON wr
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from ..episode.loop import EpisodeRecord, TurnRecord
+from ..episode.record import Episode, EpisodeRecord
 from ..episode.rows import task_of
 from .metrics import turn_kl
 
@@ -37,10 +36,10 @@ _DIGITS = 4  # of log-probs and KL, in nats
 
 def transcript(sample: Any, tokenizer: Any) -> dict[str, Any]:
     """The transcript of one of slime's samples that was played, or failed."""
-    record = EpisodeRecord.of(sample)
-    kl = turn_kl(sample) if sample.tokens and sample.teacher_log_probs is not None else {}
-    facts = asdict(record)
-    del facts["replay"], facts["turns"], facts["prompts"]
+    episode = Episode.of(sample)
+    record, kl = episode.record, turn_kl(episode) if episode.is_scored else {}
+    facts = record.as_dict()
+    del facts["demonstration"], facts["turns"]
     return {
         "task": _task(sample.metadata),
         "task_type": clip(str(sample.label or "")),
@@ -49,8 +48,8 @@ def transcript(sample: Any, tokenizer: Any) -> dict[str, Any]:
         **facts,
         "outcome": clip(record.outcome),
         "kl": _number(sum(kl.values())) if kl else None,
-        "turns": [*_replayed_turns(record), *_student_turns(sample, record, tokenizer, kl)],
-        "spans": list(_spans(sample, record, tokenizer)) if sample.tokens else [],
+        "turns": [*_replayed_turns(record), *_student_turns(episode, tokenizer, kl)],
+        "spans": list(_spans(episode, tokenizer)),
     }
 
 
@@ -83,7 +82,7 @@ def _task(metadata: dict[str, Any]) -> dict[str, Any] | str:
 
 
 def _replayed_turns(record: EpisodeRecord) -> Iterator[dict[str, Any]]:
-    for turn, played in enumerate(record.replay):
+    for turn, played in enumerate(record.demonstration):
         yield {
             "turn": turn,
             "role": "replayed",
@@ -93,16 +92,14 @@ def _replayed_turns(record: EpisodeRecord) -> Iterator[dict[str, Any]]:
         }
 
 
-def _student_turns(
-    sample: Any, record: EpisodeRecord, tokenizer: Any, kl: dict[int, float]
-) -> Iterator[dict[str, Any]]:
-    prompt_length = len(sample.tokens) - sample.response_length
-    for played in record.turns:
+def _student_turns(episode: Episode, tokenizer: Any, kl: dict[int, float]) -> Iterator[dict[str, Any]]:
+    said = {span.turn: span.ids for span, _ in episode.sampled()}
+    for played in episode.record.turns:
         yield {
             "turn": played.turn,
             "role": "student",
             "observation": clip(played.observation),
-            "response": _text(sample.tokens[prompt_length + played.start : prompt_length + played.end], tokenizer),
+            "response": _text(said.get(played.turn, []), tokenizer),
             "action": clip(played.action),
             "valid": played.valid,
             "admissible": played.admissible,
@@ -112,43 +109,25 @@ def _student_turns(
         }
 
 
-def _spans(sample: Any, record: EpisodeRecord, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """The sequence from its first token to its last."""
-    prompt_length, at = len(sample.tokens) - sample.response_length, 0
-    for turn, played in enumerate(record.replay):
-        if played.start is None:  # it stands in every sequence's prompt, as the template writes it there
-            break
-        yield _plain("prompt", sample.tokens[at : played.start], tokenizer)
-        yield {**_plain("replayed", sample.tokens[played.start : played.end], tokenizer), "turn": turn}
-        at = played.end
-    yield _plain("prompt", sample.tokens[at:prompt_length], tokenizer)
-    at, kept = 0, 0
-    for played in record.turns:
-        if at < played.start:
-            yield _plain("context", sample.tokens[prompt_length + at : prompt_length + played.start], tokenizer)
-        at, kept = played.end, kept + played.end - played.start
-        yield _sampled(sample, prompt_length, played, tokenizer, kept <= MAX_TOKENS)
-    if at < sample.response_length:
-        yield _plain("context", sample.tokens[prompt_length + at :], tokenizer)
-
-
-def _plain(role: str, ids: Sequence[int], tokenizer: Any) -> dict[str, Any]:
-    return {"role": role, "count": len(ids), "text": _text(ids, tokenizer)}
-
-
-def _sampled(sample: Any, prompt_length: int, played: TurnRecord, tokenizer: Any, one_by_one: bool) -> dict[str, Any]:
-    ids = sample.tokens[prompt_length + played.start : prompt_length + played.end]
-    if not one_by_one:
-        return {**_plain("sampled", ids, tokenizer), "turn": played.turn}
-    teacher = sample.teacher_log_probs
-    return {
-        "role": "sampled",
-        "turn": played.turn,
-        "count": len(ids),
-        "tokens": token_texts(ids, tokenizer),
-        "student": [_number(value) for value in sample.rollout_log_probs[played.start : played.end]],
-        "teacher": teacher and [_number(value) for value in teacher[played.start : played.end]],
-    }
+def _spans(episode: Episode, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """All sequences from their first token to their last."""
+    scores = {span.turn: teacher for span, teacher in episode.sampled()}
+    kept = 0
+    for span in (span for sequence in episode.sequences for span in sequence.spans):
+        one = {"role": span.role, "count": len(span.ids)}
+        if span.turn is not None:
+            one["turn"] = span.turn
+        kept += len(span.ids) if span.role == "sampled" else 0
+        if span.role != "sampled" or kept > MAX_TOKENS:
+            yield {**one, "text": _text(span.ids, tokenizer)}
+            continue
+        teacher = scores[span.turn]
+        yield {
+            **one,
+            "tokens": token_texts(span.ids, tokenizer),
+            "student": [_number(value) for value in span.response.log_probs],
+            "teacher": teacher and [_number(value) for value in teacher],
+        }
 
 
 def _text(ids: Sequence[int], tokenizer: Any) -> str:

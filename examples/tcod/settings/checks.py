@@ -39,7 +39,6 @@ def check_settings(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
     _check_over_sampling(args)
     _check_evaluation_hooks(args)
     _check_loss(args)
-    _check_schedule(args, config)
     _check_fan_out(args, config)
     if args.opd_type == "sglang":
         _check_teacher_flags(args)
@@ -64,7 +63,7 @@ def check_environment(config: TcodConfig) -> None:
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
     """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError."""
     check_rows(rows, source, load_environment(config.tcod_environment), config.tcod_data_root)
-    if config.curriculum.replays:
+    if config.curriculum.needs_demonstration:
         check_demonstrations(rows, source, config.tcod_variant, config.tcod_horizon)
 
 
@@ -145,20 +144,6 @@ def _check_loss(args: Namespace) -> None:
                 f"--{name.replace('_', '-')} may change the masks, whose runs are the turns of {reducer}: "
                 "remove one of them"
             )
-
-
-def _check_schedule(args: Namespace, config: TcodConfig) -> None:
-    if config.kl_schedule is None:
-        return
-    if args.opd_type != "sglang":
-        raise ConfigError(
-            f"tcod_schedule kl needs the teacher's scores in the rollout and --opd-type {args.opd_type} has them in "
-            "Megatron only: set tcod_schedule to linear"
-        )
-    if not args.rollout_global_dataset:
-        raise ConfigError(
-            "tcod_schedule kl is saved with slime's data source: remove --disable-rollout-global-dataset"
-        )
 
 
 def _check_fan_out(args: Namespace, config: TcodConfig) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from .. import ConfigError
-from ..curriculum import Curriculum, KlSchedule
+from ..curriculum import Curriculum
 
 
 class TcodConfig(BaseModel):
@@ -32,18 +32,6 @@ class TcodConfig(BaseModel):
     tcod_eta: int = 5
     """Rollouts per turn of depth. The paper tries 2, 4 and 6, its code ships 5 (B2F) and 6 (F2B); one value for both
     lets the arms be compared, and 5 takes a horizon of 30 to full depth in 145 of 250 rollouts."""
-    tcod_schedule: Literal["linear", "kl"] = "linear"
-    """What the depth grows with: "linear", a turn every tcod_eta rollouts, or "kl", a turn once the KL per token at
-    the deepest turns has fallen, by the next four settings. The deepest are the student's k-th and later turns."""
-    tcod_kl_share: float = 0.5
-    """k grows once the average KL is at most this share of the KL on reaching the depth; 0.5: it has halved."""
-    tcod_kl_weight: float = 0.3
-    """Weight of the newest rollout in the moving average: one rollout has few tokens at the deepest turns, and three
-    weigh two thirds."""
-    tcod_kl_min_rollouts: int = 2
-    """Rollouts at a depth, at least: the first one's KL is the mark, the second the first to be measured by it."""
-    tcod_kl_max_rollouts: int = 8
-    """Rollouts at a depth, at most: a horizon of 30 is then reached within 232 of the paper's 250, whatever the KL."""
     tcod_reopd_gamma: float = 0.6
     """reopd: a replay of one turn more is this many times as probable; the paper's value."""
     tcod_b2f_budget: Literal["slack", "horizon"] = "slack"
@@ -109,10 +97,6 @@ class TcodConfig(BaseModel):
         self.curriculum  # noqa: B018  its constructor checks it
         if self.tcod_window and self.tcod_history == "append":
             raise ValueError("tcod_window is for tcod_history turns, an appended context keeps all turns: remove it")
-        if self.kl_schedule and not self.curriculum.deepens:
-            raise ValueError(
-                f"tcod_schedule kl is for f2b and b2f, {self.tcod_variant} has no depth to grow: remove it"
-            )
         return self
 
     @cached_property
@@ -126,19 +110,6 @@ class TcodConfig(BaseModel):
             b2f_slack=self.tcod_b2f_slack,
             reopd_gamma=self.tcod_reopd_gamma,
         )
-
-    @cached_property
-    def kl_schedule(self) -> KlSchedule | None:
-        """None under tcod_schedule: linear."""
-        schedule = KlSchedule(
-            k_start=self.tcod_k_start,
-            k_max=self.tcod_horizon,
-            share=self.tcod_kl_share,
-            weight=self.tcod_kl_weight,
-            shortest=self.tcod_kl_min_rollouts,
-            longest=self.tcod_kl_max_rollouts,
-        )
-        return schedule if self.tcod_schedule == "kl" else None
 
     @property
     def chat_choices(self) -> dict[str, str]:

@@ -21,7 +21,8 @@ from typing import Any
 from .. import ConfigError, Failure
 from ..environments.pool import BorrowedEnvironment, EnvironmentPool
 from ..environments.protocol import Environment, Observation, ask, load_environment
-from ..episode.rows import Demonstration, Row, check_rows, read_rows, task_of
+from ..episode.demonstration import Demonstration
+from ..episode.rows import Row, check_rows, read_rows, task_of
 from ..settings.checks import check_environment
 from ..settings.config import TcodConfig
 from .ray_start import start_ray

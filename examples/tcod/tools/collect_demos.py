@@ -24,9 +24,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import ConfigError
+from ..episode.record import Episode
 from ..episode.rows import Row, task_key
 from ..model.chat_tokens import ChatTokens
-from .play import Played, Player, add_options, play, start
+from .play import Player, add_options, play, start
 
 Entry = dict[str, Any]  # one episode, see `entry_of`
 
@@ -81,17 +82,17 @@ class Journal:
         self._file.flush()
 
 
-def entry_of(row: Row, attempt: int, played: Played, chat: ChatTokens) -> Entry:
+def entry_of(row: Row, attempt: int, episode: Episode, chat: ChatTokens) -> Entry:
     """The journal's line about one episode; a won one with its actions, the responses they are parsed from, and ids.
 
     usable: every response gives one admissible action, so that a replay does the same.
     exact: it also says the same, token for token, where the vocabulary is the same.
     """
-    record, history = played.record, played.history
+    record = episode.record
     entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns)}
     if not record.won:
         return entry
-    ids = [span.sampled.ids for span in history.spans if span.sampled]
+    ids = [span.ids for span, _ in episode.sampled()]
     texts = [chat.said(turn) for turn in ids]
     return {
         **entry,
@@ -124,13 +125,13 @@ async def sample_games(player: Player, rows: list[Row], samples: int, journal: J
     wins, total = sum(entry["won"] for entry in done), len(done)
     failed: Counter[str] = Counter()
     with logging_redirect_tqdm(), tqdm(total=total + len(todo), initial=total, unit="episode") as bar:
-        async for index, played in play(player, [row for row, _ in todo]):
-            if reason := played.record.failure:
+        async for index, episode in play(player, [row for row, _ in todo]):
+            if reason := episode.record.failure:
                 failed[reason] += 1
             else:
                 row, attempt = todo[index]
-                journal.add(entry_of(row, attempt, played, player.runtime.chat))
-                wins, total = wins + played.record.won, total + 1
+                journal.add(entry_of(row, attempt, episode, player.player.chat))
+                wins, total = wins + episode.record.won, total + 1
             bar.set_postfix_str(f"success {wins / max(total, 1):.2f}, failed {failed.total()}", refresh=False)
             bar.update()
     return failed
@@ -198,7 +199,7 @@ def main() -> None:
         failed = asyncio.run(sample_games(player, rows, options.samples, journal))
     except (ConfigError, RuntimeError) as error:
         sys.exit(f"collect_demos: {error}")
-    left_out = write_demos(options.out, rows, options.samples, journal, player.runtime.chat, options.drop_thoughts)
+    left_out = write_demos(options.out, rows, options.samples, journal, player.player.chat, options.drop_thoughts)
     print(summary(rows, journal))
     for game in left_out:
         print(f"left out of {options.out}: {game}")

@@ -7,14 +7,12 @@ compare_evals takes two such results.
 
 import argparse
 import asyncio
-import itertools
 import json
 import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import ConfigError
+from ..episode.record import Episode
 from ..episode.rows import Row
 from ..records.transcript import transcript
 from .compare_evals import by_type, summarise
-from .play import Played, Player, add_options, play, start
+from .play import Player, add_options, play, start
 
 
 async def evaluate(
-    player: Player, rows: list[Row], note: Callable[[int, Played], None] | None = None
+    player: Player, rows: list[Row], note: Callable[[int, Episode], None] | None = None
 ) -> dict[str, Any]:
     """Play every row once; `note` is told of every episode that has ended, with the position of its row.
 
@@ -39,10 +38,10 @@ async def evaluate(
     episodes: dict[int, dict[str, Any]] = {}
     failed: Counter[str] = Counter()
     with logging_redirect_tqdm(), tqdm(total=len(rows), unit="episode") as bar:
-        async for index, played in play(player, rows):
-            row, record = rows[index], played.record
+        async for index, episode in play(player, rows):
+            row, record = rows[index], episode.record
             if note:
-                note(index, played)
+                note(index, episode)
             if record.failure:
                 failed[record.failure] += 1
             else:
@@ -61,23 +60,15 @@ async def evaluate(
     return {"success": success, "failed": dict(failed), "episodes": in_order}
 
 
-def episode_line(player: Player, name: str, index: int, row: Row, played: Played) -> str:
+def episode_line(player: Player, name: str, index: int, row: Row, episode: Episode) -> str:
     """An episode as episode_log.py saves those of a training run, with the model's name in the place of the arm."""
-    history = played.history
-    spans = history.spans if history else []
-    log_probs = [span.sampled.log_probs if span.sampled else [0.0] * len(span.ids) for span in spans]
-    sample = Namespace(
-        **{"index": index, "prompt": row.prompt, "label": row.label, "teacher_log_probs": None},
-        metadata={**row.metadata, "tcod": asdict(played.record)},
-        tokens=history.tokens if history else [],
-        response_length=history.response_length if history else 0,
-        rollout_log_probs=list(itertools.chain(*log_probs)),
-    )
+    metadata = {**row.metadata, "tcod": episode}
+    sample = Namespace(index=index, prompt=row.prompt, label=row.label, metadata=metadata)
     about = {"arm": Path(player.settings["model"]).name, "dataset": name}
-    return json.dumps({**about, **transcript(sample, player.runtime.chat.tokenizer), "n": 0}) + "\n"
+    return json.dumps({**about, **transcript(sample, player.player.chat.tokenizer), "n": 0}) + "\n"
 
 
-def saver(options: Namespace, player: Player, rows: list[Row], stack: ExitStack) -> Callable[[int, Played], None]:
+def saver(options: Namespace, player: Player, rows: list[Row], stack: ExitStack) -> Callable[[int, Episode], None]:
     """What saves an episode that has ended, in a file that is open as long as `stack`."""
     name = options.rows.stem
     path = options.episodes / "rollouts" / f"eval_{name}_000000.jsonl"

@@ -19,10 +19,12 @@ from typing import Any
 import httpx
 
 from .. import ConfigError, Failure
-from ..episode.history import History
-from ..episode.loop import Assignment, EpisodeRecord, Runtime, play_episode
-from ..episode.rows import Demonstration, Row, check_rows, check_unique, read_rows
+from ..episode.demonstration import Demonstration
+from ..episode.loop import Assignment, EpisodePlayer, failures_go_to
+from ..episode.record import Episode, EpisodeRecord
+from ..episode.rows import Row, check_rows, check_unique, read_rows
 from ..model.chat_tokens import ChatTokens, load_chat
+from ..settings.build import new_player
 from ..settings.checks import check_environment
 from ..settings.config import TcodConfig
 from ..settings.server_checks import probe
@@ -42,7 +44,8 @@ class Player:
         settings: what success depends on beside the games: results and journals record it.
     """
 
-    runtime: Runtime
+    config: TcodConfig
+    player: EpisodePlayer
     sampling_params: dict[str, Any]
     max_context_len: int
     concurrency: int
@@ -51,17 +54,9 @@ class Player:
     def read_rows(self, path: Path) -> list[Row]:
         """The rows of a file, each checked by the environment and a task of its own. Raises ConfigError."""
         rows = read_rows(path)
-        check_rows(rows, str(path), self.runtime.environment, self.runtime.config.tcod_data_root)
+        check_rows(rows, str(path), self.player.environment, self.config.tcod_data_root)
         check_unique(rows, path)
         return rows
-
-
-@dataclass(frozen=True)
-class Played:
-    """An episode that has ended: its record, and its tokens if it did not fail."""
-
-    record: EpisodeRecord
-    history: History | None
 
 
 def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
@@ -124,11 +119,11 @@ def start(options: Namespace) -> Player:
         "window": config.tcod_window,
         "thoughts": config.tcod_thoughts,
     }
-    runtime = Runtime.create(config, chat, options.url.rstrip("/"))
-    return Player(runtime, sampling_params, options.max_context_len, options.concurrency, settings)
+    player = new_player(config, chat, options.url.rstrip("/"))
+    return Player(config, player, sampling_params, options.max_context_len, options.concurrency, settings)
 
 
-async def play(player: Player, rows: Iterable[Row]) -> AsyncIterator[tuple[int, Played]]:
+async def play(player: Player, rows: Iterable[Row]) -> AsyncIterator[tuple[int, Episode]]:
     """Play an episode for each row, `concurrency` of them at once.
 
     Yields:
@@ -138,42 +133,41 @@ async def play(player: Player, rows: Iterable[Row]) -> AsyncIterator[tuple[int, 
         RuntimeError: FAILURES_IN_A_ROW episodes failed one after the other.
     """
     waiting = enumerate(rows)
-    running: set[asyncio.Task[tuple[int, Played]]] = set()
+    running: set[asyncio.Task[tuple[int, Episode]]] = set()
     in_a_row: list[str] = []
     while True:
         for index, row in itertools.islice(waiting, player.concurrency - len(running)):
             running.add(asyncio.create_task(_play_row(player, index, row)))
         if not running:
-            await player.runtime.pool.close()
+            await player.player.pool.close()
             return
         done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for finished in done:
-            index, played = finished.result()
-            failure = played.record.failure
+            index, episode = finished.result()
+            failure = episode.record.failure
             in_a_row = [*in_a_row, failure] if failure else []
-            yield index, played
+            yield index, episode
             if len(in_a_row) == FAILURES_IN_A_ROW:
                 raise RuntimeError(
                     f"the last {FAILURES_IN_A_ROW} episodes failed ({dict(Counter(in_a_row))}): see the warnings above"
                 )
 
 
-async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Played]:
-    record = EpisodeRecord(evaluation=True)
-    task = Assignment(
+async def _play_row(player: Player, index: int, row: Row) -> tuple[int, Episode]:
+    episode = Episode(EpisodeRecord(evaluation=True))
+    assignment = Assignment(
         metadata=row.metadata,
-        plan=player.runtime.config.curriculum.full_plan(),
-        demo=Demonstration(),
+        plan=player.config.curriculum.full_plan(),
+        demonstration=Demonstration(),
         sampling_params=player.sampling_params,
         max_context_len=player.max_context_len,
         session=uuid.uuid4().hex,
     )
-    try:
-        return index, Played(record, await play_episode(player.runtime, task, record))
-    except Failure as failure:
-        logger.warning("the episode of row %d failed, %s: %s", index + 1, failure.reason, str(failure)[:500])
-        record.failure, record.detail = failure.reason, str(failure)[:500]
-        return index, Played(record, None)
+    with failures_go_to(episode.fail):
+        await player.player.play(assignment, episode)
+    if failure := episode.record.failure:
+        logger.warning("the episode of row %d failed, %s: %s", index + 1, failure, episode.record.detail)
+    return index, episode
 
 
 def _load_chat(options: Namespace, config: TcodConfig) -> ChatTokens:

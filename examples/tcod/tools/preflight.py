@@ -18,9 +18,9 @@ from transformers import AutoConfig
 
 from .. import ConfigError
 from ..environments.protocol import Observation, ask, load_environment
-from ..episode.history import new_history
 from ..episode.rows import Row, check_rows, read_rows, task_of
 from ..model.chat_tokens import ChatTokens, load_chat
+from ..settings.build import history_of
 from ..settings.checks import check_environment, check_training_rows
 from ..settings.config import TcodConfig
 from ..settings.server_checks import check_teacher
@@ -85,11 +85,11 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
 def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, first: Observation) -> None:
     """Warn where turns of full length do not fit up to the horizon, if all observations are as the first one."""
     environment, listed = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
-    history = new_history(config, chat, 10**9)
+    history = history_of(config, chat)(10**9)
     rules = ask(environment, "system_prompt", task_of(row.metadata))
     history.begin(rules, ask(environment, "render", first, True, listed))
     opening = len(history.context)
-    history.replay("", None)
+    history.show_replayed("", None)
     history.observe(ask(environment, "render", first, False, listed))
     between = min(config.tcod_horizon - 1, config.tcod_window or config.tcod_horizon)
     observed = between * (len(history.context) - opening - 1)  # the response's own end

@@ -28,7 +28,7 @@ from tqdm.asyncio import tqdm
 from .. import ConfigError, Failure
 from ..environments.pool import BorrowedEnvironment, EnvironmentPool
 from ..environments.protocol import Environment, Observation, load_environment
-from ..episode.rows import Demonstration
+from ..episode.demonstration import Demonstration
 from ..settings.config import TcodConfig
 from .ray_start import start_ray
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import ConfigError, Failure, words
 from ..environments.protocol import Observation
-from ..episode.rows import Demonstration
+from ..episode.demonstration import Demonstration
 from ..settings.config import TcodConfig
 from .prepare import TRAIN, Candidate, LeftOut, Task, check_tasks, option_parser, run, write_sets
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import ConfigError, Failure, words
 from ..env_scienceworld import ScienceworldEnvironment
 from ..environments.protocol import Observation
-from ..episode.rows import Demonstration
+from ..episode.demonstration import Demonstration
 from ..settings.config import TcodConfig
 from .prepare import TRAIN, Candidate, Task, check_tasks, option_parser, run, write_sets
 

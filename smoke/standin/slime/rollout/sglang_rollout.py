@@ -10,6 +10,7 @@ from typing import Any
 
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput
 from slime.rollout.filter_hub.base_types import call_dynamic_filter
+from slime.rollout.rm_hub import async_rm
 from slime.utils.async_utils import run
 from slime.utils.data import Dataset
 from slime.utils.eval_config import EvalDatasetConfig
@@ -89,8 +90,12 @@ async def generate_and_rm(
         sample = await generate(
             args, sample, sampling_params, **({"evaluation": evaluation} if takes_evaluation else {})
         )
-    if sample.status != Sample.Status.ABORTED and sample.reward is None:
-        sample.reward = await load_function(sample.custom_rm_path or args.custom_rm_path)(args, sample)
+    if isinstance(sample, list):  # of a function that makes several samples
+        asked = [one for one in sample if one.reward is None]
+        for one, reward in zip(asked, await load_function(args.custom_rm_path)(args, asked), strict=True):
+            one.reward = reward
+    elif sample.status != Sample.Status.ABORTED and sample.reward is None:
+        sample.reward = await async_rm(args, sample)
     return sample
 
 
@@ -182,7 +187,8 @@ async def _eval_dataset(args: Namespace, config: EvalDatasetConfig) -> dict[str,
         sample.custom_rm_path = config.custom_rm_path
         sample.generate_function_path = config.custom_generate_function_path
     # The samples share one dict of sampling parameters, as in slime.
-    data = await asyncio.gather(*(generate_and_rm(args, s, sampling_params, evaluation=True) for s in samples))
+    made = await asyncio.gather(*(generate_and_rm(args, s, sampling_params, evaluation=True) for s in samples))
+    data = [sample for one in made for sample in (one if isinstance(one, list) else [one])]
     key = args.eval_reward_key or args.reward_key
     return {
         "rewards": [sample.reward[key] if key else sample.reward for sample in data],

@@ -1,0 +1,177 @@
+"""What an episode leaves behind: its tokens, in sequences, and a record of what happened."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..model.student import Response
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TurnRecord:
+    """One turn that the student played."""
+
+    turn: int
+    """Its index in the episode, 0-based, replayed turns counted."""
+    observation: str
+    """The user turn that it answers."""
+    action: str
+    """As it was sent to the environment."""
+    valid: bool
+    """The response had the answer format."""
+    admissible: bool
+    """The environment listed the action, or does not list all of them."""
+    cut: bool
+    """A length limit ended the response before a stop token did."""
+    refused: bool = False
+    """The engine did not execute the action."""
+    weight_version: str | None = None
+    """Of the engine that sampled it, as SGLang reports it."""
+
+
+@dataclass
+class ReplayedTurn:
+    """One turn of the demonstration, replayed in the prompt."""
+
+    observation: str
+    action: str
+    response: str = ""
+    as_sampled: bool = False
+    """Its tokens are those that it was sampled with when it was recorded; else they are its text's."""
+
+
+@dataclass
+class EpisodeRecord:
+    """What is known of an episode beside its tokens. Times are wall-clock seconds.
+
+    A sample that was drawn and not played has n and k only. Of a failed one, `failure` says why, and the turns before
+    it are kept for reading; an aborted one is as it was drawn.
+    """
+
+    n: int | None = None
+    """Rollout id when the sample was drawn; None in an evaluation."""
+    k: int | None = None
+    """Depth at that rollout, in turns."""
+    evaluation: bool = False
+    replayed: int = 0
+    """Turns of the demonstration that are played before the student takes over."""
+    budget: int = 0
+    """Turns that the student may play."""
+    demonstration: list[ReplayedTurn] = field(default_factory=list)
+    turns: list[TurnRecord] = field(default_factory=list)
+    outcome: str = ""
+    """The environment's answer to the last action."""
+    won: bool = False
+    reward: float | None = None
+    """The environment's own grade of the episode, where it gives one."""
+    context_limited: bool = False
+    """The context had no room for a further turn."""
+    untempered: bool = False
+    """Sampled from the policy itself (temperature 1, no top-p, no top-k), so that a KL to the teacher is one."""
+    env_s: float = 0.0
+    episode_s: float = 0.0
+    teacher_s: float = 0.0
+    failure: str | None = None
+    """Why the episode cannot be used, see docs/FAULTS.md."""
+    detail: str = ""
+    """The failure in the words of what failed, at most 500 characters."""
+    unscored: str | None = None
+    """Why an evaluation episode has no teacher log-probs although tcod_eval_kl asks for them."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a length limit ended the episode, rather than success or the plan."""
+        return self.context_limited or (bool(self.turns) and self.turns[-1].cut and not self.won)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data that Ray, JSON and torch.save take."""
+        turns = {name: [dict(vars(turn)) for turn in getattr(self, name)] for name in ("demonstration", "turns")}
+        return {**vars(self), **turns}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of tokens of one origin.
+
+    Attributes:
+        role: "prompt" and "context" stand before and behind the first sampled token of a sequence.
+        turn: of a replayed or sampled response, its index in the episode.
+        response: of a sampled one, what the engine returned.
+    """
+
+    role: Literal["prompt", "replayed", "context", "sampled"]
+    ids: list[int]
+    turn: int | None = None
+    response: Response | None = None
+
+
+@dataclass
+class TokenSequence:
+    """What the student was given and what it sampled, in order: one sequence that is scored and trained on.
+
+    Attributes:
+        teacher_log_probs: one number for each token behind the prompt, in nats; None before the teacher was asked.
+    """
+
+    spans: list[Span] = field(default_factory=list)
+    teacher_log_probs: list[float] | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for span in self.spans for token in span.ids]
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens before the first sampled one."""
+        return [token for span in self.spans[: self._first()] for token in span.ids]
+
+    @property
+    def behind_prompt(self) -> list[Span]:
+        """The spans from the first sampled one on."""
+        return self.spans[self._first() :]
+
+    def sampled(self) -> Iterator[tuple[Span, list[float] | None]]:
+        """Each sampled span, and the teacher's log-probs of its tokens."""
+        end = 0
+        for span in self.behind_prompt:
+            start, end = end, end + len(span.ids)
+            if span.role == "sampled":
+                yield span, self.teacher_log_probs and self.teacher_log_probs[start:end]
+
+    def _first(self) -> int:
+        return next((i for i, span in enumerate(self.spans) if span.role == "sampled"), len(self.spans))
+
+
+@dataclass
+class Episode:
+    """An episode from the draw to its end; sample.metadata["tcod"] until slime's samples are made of it."""
+
+    record: EpisodeRecord = field(default_factory=EpisodeRecord)
+    sequences: list[TokenSequence] = field(default_factory=list)
+    """Those that are trained on: one under tcod_history append, under turns one for each turn of the student."""
+
+    @classmethod
+    def of(cls, sample: Any) -> "Episode":
+        """The episode of one of slime's samples."""
+        return sample.metadata["tcod"]
+
+    @property
+    def is_scored(self) -> bool:
+        return bool(self.sequences) and all(one.teacher_log_probs is not None for one in self.sequences)
+
+    def sampled(self) -> Iterator[tuple[Span, list[float] | None]]:
+        """Each response of the student, and the teacher's log-probs of its tokens."""
+        for sequence in self.sequences:
+            yield from sequence.sampled()
+
+    def fail(self, reason: str, detail: str) -> None:
+        """It is never trained on. What was played until then is kept, for reading."""
+        self.record.failure, self.record.detail = reason, detail
+
+    def leave_unscored(self, reason: str, detail: str) -> None:
+        """An evaluation's episode counts all the same, without a KL."""
+        logger.warning("evaluation episode without a KL, %s: %s", reason, detail)
+        self.record.unscored = reason

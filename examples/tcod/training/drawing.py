@@ -1,0 +1,246 @@
+"""How tasks are drawn for a rollout, at which depth, and what happens to those that were drawn and not trained.
+
+The depth k is a function of the rollout's number at the draw. slime saves its position in the data with a checkpoint,
+and its asynchronous modes have drawn further by then. So what was drawn and not trained is kept in the metadata that
+slime saves beside that position, and comes first after a resume.
+"""
+
+import copy
+import logging
+import threading
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from slime.rollout.sglang_rollout import GenerateState
+from slime.utils.types import Sample
+
+from .. import ABORTED
+from ..episode.record import Episode, EpisodeRecord
+from .samples import Groups, flat
+
+# In the data source's metadata: {group index: {"trained_in": rollout or None, "samples": as they were drawn}}.
+KEY = "tcod_untrained"
+Untrained = dict[int, dict[str, Any]]
+DrawingT = TypeVar("DrawingT", bound="Drawing")
+
+LOST = (Sample.Status.FAILED, Sample.Status.ABORTED)
+POLL_S = 0.05  # how often slime's fully asynchronous worker is asked for groups that have ended
+
+
+class Drawing:
+    """slime's data source, with the depth stamped on every sample: `generate` is not told the rollout's number.
+
+    Args:
+        args: slime's arguments.
+        source: slime's data source.
+        depth: k by the number of a rollout.
+        max_replacements: the run stops when more than so many whole batches of failed groups were replaced in one
+            rollout.
+        rollout_id: the first rollout that is played here.
+    """
+
+    def __init__(
+        self, args: Namespace, source: Any, depth: Callable[[int], int], max_replacements: int, rollout_id: int
+    ) -> None:
+        self.args, self.source, self.rollout_id = args, source, rollout_id
+        self._depth, self._max_replacements = depth, max_replacements
+        # A source of one's own may have no metadata: then nothing survives a resume but its position.
+        self._metadata: dict[str, Any] = source.get_metadata() if hasattr(source, "get_metadata") else {}
+        self._lock = threading.Lock()  # slime's fully asynchronous worker draws in a thread of its own
+        self._remember(lambda kept: {i: one for i, one in kept.items() if _is_untrained(one, rollout_id)})
+        self._again = [one["samples"] for one in self._metadata[KEY].values()]
+
+    def begin(self, rollout_id: int) -> None:
+        """A rollout begins."""
+        self.rollout_id = rollout_id
+
+    def get_samples(self, num_samples: int) -> Groups:
+        """slime's call. What was left over comes first."""
+        again, self._again = self._again[:num_samples], self._again[num_samples:]
+        groups = [list(map(_sample, group)) for group in again]
+        if len(groups) < num_samples:
+            groups += self.source.get_samples(num_samples - len(groups))
+        drawn = {group[0].group_index: {"trained_in": None, "samples": [*map(_plain, group)]} for group in groups}
+        self._remember(lambda kept: {**kept, **drawn})
+        k = self._depth(self.rollout_id)
+        for sample in flat(groups):
+            sample.metadata["tcod"] = Episode(EpisodeRecord(n=self.rollout_id, k=k))
+        return groups
+
+    def add_samples(self, groups: Groups) -> None:
+        """slime's call, with groups that were aborted: they are drawn again, as they were."""
+        self._again += [self._metadata[KEY][group[0].group_index]["samples"] for group in groups]
+
+    def _remember(self, change: Callable[[Untrained], Untrained]) -> None:
+        with self._lock:
+            self._metadata[KEY] = change(self._metadata.get(KEY, {}))  # a new one: slime may be saving the old one
+
+    def _check_replacements(self, replaced: int, missing: int, drawn: list[Sample]) -> None:
+        if replaced > self._max_replacements * self.args.rollout_batch_size:
+            reasons = [Episode.of(sample).record.failure or ABORTED for sample in drawn if sample.status in LOST]
+            raise RuntimeError(
+                f"rollout {self.rollout_id} stops: more than tcod_max_replacements whole batches of failed groups "
+                f"were replaced and {missing} are still missing; failures by reason: {dict(Counter(reasons))}"
+            )
+
+
+class SynchronousDrawing(Drawing):
+    """Rollouts one after the other: each ends with all that it drew. Dropped groups are replaced one by one.
+
+    Attributes:
+        drawn: the samples of this rollout.
+    """
+
+    def begin(self, rollout_id: int) -> None:
+        super().begin(rollout_id)
+        self.drawn: list[Sample] = []
+        self._replaced = 0
+
+    def get_samples(self, num_samples: int) -> Groups:
+        if self.drawn:
+            # slime asks for a whole over-sampling batch when a single group was dropped, and would abort the surplus.
+            missing = self.args.rollout_batch_size - GenerateState(self.args).remaining_batch_size
+            num_samples = min(num_samples, missing)
+            self._replaced += num_samples
+            self._check_replacements(self._replaced, missing, self.drawn)
+        groups = super().get_samples(num_samples)
+        self.drawn += flat(groups)
+        return groups
+
+    def end(self, groups: Groups) -> None:
+        """The rollout is complete: these groups are trained, what else it drew is lost."""
+        waiting = {one[0]["group_index"] for one in self._again}
+        trained = _marked(groups, self.rollout_id)
+        self._remember(
+            lambda kept: {i: {**one, **trained.get(i, {})} for i, one in kept.items() if i in {*waiting, *trained}}
+        )
+
+
+class AsynchronousDrawing(Drawing):
+    """Episodes that go on across rollouts, under slime's fully asynchronous worker.
+
+    Nothing that was played is dropped for its age: that would train on the fastest episodes only. A rollout takes the
+    oldest groups first, waits for those drawn max_staleness rollouts ago, and what is drawn ahead is bounded.
+
+    Attributes:
+        dropped: the groups of this rollout that had failed.
+    """
+
+    def __init__(self, *args: Any, max_staleness: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.max_staleness = max_staleness
+        self._playing: dict[int, int] = {}  # the rollout of the draw, by group index
+        self._ready: Groups = []
+        self.dropped: Groups = []
+        self._errors = _Errors()
+        logging.getLogger("slime.rollout.fully_async").addHandler(self._errors)
+
+    def get_samples(self, num_samples: int) -> Groups:
+        """slime's worker asks for one group after the other, until it gets none."""
+        if self.under_way >= (self.max_staleness + 1) * self.args.rollout_batch_size:
+            return []
+        groups = super().get_samples(num_samples)
+        self._playing |= {group[0].group_index: self.rollout_id for group in groups}
+        return groups
+
+    @property
+    def under_way(self) -> int:
+        """Groups that were drawn and are not trained yet."""
+        return len(self._playing) + len(self._ready)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a batch is ready, and no group is still played that is as old as it may get.
+
+        Raises:
+            RuntimeError: too many groups have failed.
+        """
+        missing = self.args.rollout_batch_size - len(self._ready)
+        self._check_replacements(len(self.dropped), missing, flat(self.dropped))
+        oldest = self.rollout_id - self.max_staleness
+        return missing <= 0 and all(drawn_in > oldest for drawn_in in self._playing.values())
+
+    def played_groups(self) -> Iterator[list[Sample]]:
+        """Groups as their episodes end, until a batch is complete.
+
+        Raises:
+            RuntimeError: slime's worker has lost a group, which it says in its log alone: it would be waited for, for
+                ever.
+        """
+        from slime.rollout.fully_async_rollout import _get_global_worker  # here: other modes do without it
+
+        worker = _get_global_worker(self.args, self)
+        while not self.is_complete:
+            if self._errors.seen:
+                raise RuntimeError(f"slime's fully asynchronous worker has lost episodes: {self._errors.seen[0]}")
+            groups = worker.get_completed_groups()
+            for _, group in groups:
+                yield group
+            if not groups:
+                time.sleep(POLL_S)
+
+    def sort_in(self, group: list[Sample], keep: bool) -> None:
+        """A group has ended, and is trained sooner or later, or has failed."""
+        del self._playing[group[0].group_index]
+        (self._ready if keep else self.dropped).append(group)
+
+    def take(self) -> tuple[Groups, Groups]:
+        """The oldest groups, which are trained in this rollout, and those that failed. The next rollout begins."""
+        self._ready.sort(key=lambda group: (Episode.of(group[0]).record.n, group[0].index))
+        size = self.args.rollout_batch_size
+        batch, self._ready, dropped, self.dropped = self._ready[:size], self._ready[size:], self.dropped, []
+        done = {group[0].group_index for group in dropped}
+        trained = _marked(batch, self.rollout_id)
+        self._remember(
+            lambda kept: {
+                i: {**one, **trained.get(i, {})}
+                for i, one in kept.items()
+                if i not in done and _is_untrained(one, self.rollout_id)
+            }
+        )
+        self.rollout_id += 1  # of whatever the worker draws from now on
+        return batch, dropped
+
+
+class _Errors(logging.Handler):
+    """Keeps what a logger says of exceptions."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(f"{record.getMessage()} ({record.exc_info[1]!r})" if record.exc_info else record.getMessage())
+
+
+_of_run: Drawing | None = None
+
+
+def drawing_of_run(kind: type[DrawingT], args: Namespace, source: Any, rollout_id: int, **choices: Any) -> DrawingT:
+    """The one drawing of a run, for the rollout that begins. `choices`: further arguments of its constructor."""
+    global _of_run
+    if not isinstance(_of_run, kind) or _of_run.source is not source:
+        _of_run = kind(args, source, rollout_id=rollout_id, **choices)
+    _of_run.begin(rollout_id)
+    return _of_run
+
+
+def _sample(as_drawn: dict[str, Any]) -> Sample:
+    return Sample.from_dict(copy.deepcopy(as_drawn))
+
+
+def _plain(sample: Sample) -> dict[str, Any]:
+    """A sample as it was drawn, as data that torch.load takes."""
+    return copy.deepcopy(sample.to_dict())
+
+
+def _is_untrained(one: dict[str, Any], rollout_id: int) -> bool:
+    """Whether a run that goes on with this rollout has not trained it."""
+    return one["trained_in"] is None or one["trained_in"] >= rollout_id
+
+
+def _marked(groups: Groups, rollout_id: int) -> dict[int, dict[str, int]]:
+    return {group[0].group_index: {"trained_in": rollout_id} for group in groups}

@@ -1,0 +1,148 @@
+"""What was drawn and not trained survives a resume of the asynchronous modes, through slime's own data source."""
+
+from collections import Counter
+
+import pytest
+
+from examples.tcod.episode.record import Episode
+from examples.tcod.training import drawing
+from examples.tcod.training.drawing import AsynchronousDrawing, SynchronousDrawing
+from slime.rollout.data_source import RolloutDataSourceWithBuffer
+from slime.utils.types import Sample
+
+NUM_GPUS = 0
+BATCH = 2
+
+
+@pytest.fixture
+def source(rig, tmp_path):
+    """source(saved=n) -> slime's data source of forty tasks, as it was saved with the checkpoint of rollout n."""
+
+    def make(saved=None):
+        rows = [{"goal": 1 + i} for i in range(40)]
+        args = rig.args(rows, rollout_batch_size=BATCH, n_samples_per_prompt=2, save=str(tmp_path), load=str(tmp_path))
+        made = RolloutDataSourceWithBuffer(args)
+        if saved is not None:
+            made.load(saved)
+        return made
+
+    return make
+
+
+def draw(kind, source, rollout_id, **choices):
+    drawn = kind(source.args, source, lambda n: n + 1, 4, rollout_id, **choices)
+    drawn.begin(rollout_id)
+    return drawn
+
+
+def tasks(groups):
+    return [group[0].metadata["goal"] for group in groups]
+
+
+def finish(groups):
+    """As slime leaves groups that were played."""
+    for group in groups:
+        for sample in group:
+            sample.status, sample.tokens = Sample.Status.COMPLETED, [1, 2]
+            sample.weight_versions.append("7")
+    return groups
+
+
+def test_a_synchronous_run_resumes_behind_what_it_trained(source):
+    before = source()
+    drawn = draw(SynchronousDrawing, before, 0)
+    drawn.end(finish(drawn.get_samples(BATCH)))
+    before.save(0)
+    assert tasks(draw(SynchronousDrawing, source(0), 1).get_samples(BATCH)) == [3, 4]
+
+
+def test_the_batch_that_was_drawn_ahead_comes_first_after_a_resume(source):
+    """slime's train_async.py saves rollout 0 after rollout 1 was played."""
+    before = source()
+    drawn = draw(SynchronousDrawing, before, 0)
+    drawn.end(finish(drawn.get_samples(BATCH)))
+    drawn.begin(1)
+    drawn.end(finish(drawn.get_samples(BATCH)))
+    before.save(0)
+    resumed = draw(SynchronousDrawing, source(0), 1)
+    groups = resumed.get_samples(BATCH)
+    assert tasks(groups) == [3, 4] and [[sample.index for sample in group] for group in groups] == [[4, 5], [6, 7]]
+    for sample in (sample for group in groups for sample in group):  # as they were drawn
+        record = Episode.of(sample).record
+        assert (record.n, record.k) == (1, 2)
+        assert (sample.status, sample.tokens, sample.weight_versions) == (Sample.Status.PENDING, [], [])
+    resumed.end(finish(groups))
+    resumed.begin(2)
+    assert tasks(resumed.get_samples(BATCH)) == [5, 6]
+
+
+def test_what_is_left_over_is_not_lost_by_a_second_checkpoint(source):
+    before = source()
+    drawn = draw(AsynchronousDrawing, before, 0, max_staleness=2)
+    for _ in range(6):
+        drawn.get_samples(1)
+    before.save(0)
+    resumed = source(0)
+    drawn = draw(SynchronousDrawing, resumed, 1)
+    drawn.end(finish(drawn.get_samples(BATCH)))
+    resumed.save(1)
+    again = draw(SynchronousDrawing, source(1), 2)
+    assert [tasks(again.get_samples(1)) for _ in range(5)] == [[3], [4], [5], [6], [7]]
+
+
+def test_fully_asynchronous_draws_are_all_trained_once(source):
+    """Killed after any rollout: what played, what was ready and what is drawn later are trained, each once."""
+    trained, current, n = Counter(), source(), 0
+    drawn = draw(AsynchronousDrawing, current, n, max_staleness=2)
+    playing = []
+    while trained.total() < 10:
+        playing += [group for _ in range(3) for group in drawn.get_samples(1)]
+        while not drawn.is_complete:
+            drawn.sort_in(playing.pop(), keep=True)  # the newest one ends first
+        batch, dropped = drawn.take()
+        trained.update(tasks(finish(batch)))
+        assert dropped == []
+        current.save(n)
+        n += 1
+        if n in (1, 3):
+            current, playing = source(n - 1), []
+            drawn = draw(AsynchronousDrawing, current, n, max_staleness=2)
+    kept = current.get_metadata()[drawing.KEY].values()
+    under_way = [one["samples"][0]["metadata"]["goal"] for one in kept if one["trained_in"] is None]
+    assert sorted([*trained.elements(), *under_way]) == list(range(1, trained.total() + len(under_way) + 1))
+
+
+def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):
+    current = source()
+    drawn = draw(AsynchronousDrawing, current, 0, max_staleness=2)
+    groups = [group for _ in range(4) for group in drawn.get_samples(1)]
+    drawn.sort_in(groups[0], keep=False)
+    drawn.add_samples([finish([groups[1]])[0]])
+    [again] = drawn.get_samples(1)
+    assert tasks([again]) == [2] and again[0].tokens == [] and again[0].status == Sample.Status.PENDING
+    for group in (again, groups[2], groups[3]):
+        drawn.sort_in(group, keep=True)
+    assert drawn.is_complete and tasks(drawn.take()[0]) == [2, 3]
+    current.save(0)
+    assert tasks(draw(AsynchronousDrawing, source(0), 1, max_staleness=2).get_samples(2)) == [4, 5]
+
+
+def test_a_source_without_metadata_is_drawn_from_all_the_same(source):
+    class Bare:
+        def __init__(self, real):
+            self.args, self.get_samples = real.args, real.get_samples
+
+    drawn = draw(SynchronousDrawing, Bare(source()), 0)
+    drawn.end(drawn.get_samples(BATCH))
+    drawn.begin(1)
+    assert tasks(drawn.get_samples(BATCH)) == [3, 4]
+
+
+def test_one_drawing_for_a_run(source, monkeypatch):
+    monkeypatch.setattr(drawing, "_of_run", None)
+    current, choices = source(), {"depth": lambda n: 1, "max_replacements": 4}
+    one = drawing.drawing_of_run(SynchronousDrawing, current.args, current, 0, **choices)
+    assert drawing.drawing_of_run(SynchronousDrawing, current.args, current, 1, **choices) is one
+    assert one.rollout_id == 1
+    other = source()
+    assert drawing.drawing_of_run(SynchronousDrawing, other.args, other, 1, **choices) is not one
