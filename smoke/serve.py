@@ -6,6 +6,9 @@ On a CPU, what a GPU installation has and a laptop lacks is never called: see cp
 an installation for GPUs, all layers but attention are PyTorch's operations: SGLang's kernels are made for half
 precision and for larger heads than the smoke run's models have.
 Beside that, the server answers GET /workers as slime's router does, so that one engine does without a router.
+
+It is also the teacher of the run script's tests, where slime and its package `examples` come first on the import path:
+so nothing here, or in what it imports, needs the recipe.
 """
 
 import ctypes
@@ -15,9 +18,8 @@ import signal
 import sys
 
 from smoke import cpu_only
-from smoke.servers import DEVICE
 
-ON_GPU = DEVICE == "cuda"
+ON_GPU = os.environ.get("SMOKE_DEVICE") == "cuda"  # servers.py checks it
 
 # At module level, because spawned children run it too.
 if ON_GPU:

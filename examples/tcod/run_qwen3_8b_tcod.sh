@@ -6,25 +6,24 @@
 #
 # Everything below is set in the environment; arguments of the script are appended to train.py's. Running it again
 # continues from the last checkpoint in RUN_DIR. tools/launch.py checks settings, starts the commands, and ends them.
-#
-# Several nodes: start Ray on each, then this on the teacher's node, with RAY_ADDRESS=HOST:6379: see CLUSTER.md.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-NON_THINKING='{"enable_thinking": false}'
+VARIANT_OF='import sys, yaml; print(yaml.safe_load(open(sys.argv[1])).get("tcod_variant", "f2b"))'
 set -a # the settings are exported: launch.py reads them
-# The arm. The other tcod_* settings are those of CONFIG.
-VARIANT=${VARIANT:-f2b}                                # opd, f2b, b2f or reopd
-CONFIG=${CONFIG:-$HERE/configs/alfworld_$VARIANT.yaml}
-HORIZON=${HORIZON:-}                                   # largest number of turns, instead of CONFIG's tcod_horizon
-ETA=${ETA:-}                                           # rollouts per turn of depth, instead of CONFIG's tcod_eta
-RUN_DIR=${RUN_DIR:-/root/tcod_runs/qwen3-8b-$VARIANT}  # checkpoints, settings, metrics and logs of this run
+# What is trained. CONFIG has the environment and other tcod_* settings; the next variables win over what it says.
+CONFIG=${CONFIG:-$HERE/configs/alfworld.yaml}
+CONFIG_NAME=$(basename "$CONFIG" .yaml)
+VARIANT=${VARIANT:-$(python3 -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)} # the arm: opd, f2b, b2f or reopd
+HORIZON=${HORIZON:-}                                   # largest number of turns
+ETA=${ETA:-}                                           # rollouts per turn of depth
+RUN_DIR=${RUN_DIR:-/root/tcod_runs/$CONFIG_NAME-qwen3-8b-$VARIANT} # checkpoints, settings, metrics and logs
 # Code and models. A Megatron checkpoint is optional: slime loads Hugging Face's of dense Qwen models itself.
 SLIME_DIR=${SLIME_DIR:-$(cd "$HERE/../.." && pwd)}
 MEGATRON_DIR=${MEGATRON_DIR:-/root/Megatron-LM}
 MODEL_SCRIPT=${MODEL_SCRIPT:-$SLIME_DIR/scripts/models/qwen3-8B.sh} # MODEL_ARGS: the student's shape for Megatron
 STUDENT=${STUDENT:-/root/Qwen3-8B}                     # Hugging Face checkpoint
 STUDENT_LOAD=${STUDENT_LOAD:-$STUDENT}                 # where Megatron's weights come from
-CHAT_TEMPLATE_KWARGS=${CHAT_TEMPLATE_KWARGS:-$NON_THINKING} # of the student's chat template, a JSON object
+CHAT_TEMPLATE_KWARGS=${CHAT_TEMPLATE_KWARGS:-'{"enable_thinking": false}'} # of the student's chat template
 TEACHER=${TEACHER:-sglang}                             # sglang: a server; megatron: in the training processes
 TEACHER_MODEL=${TEACHER_MODEL:-/root/Qwen3-32B}        # Hugging Face checkpoint with the student's tokenizer
 TEACHER_LOAD=${TEACHER_LOAD:-$TEACHER_MODEL}           # the same for Megatron, where it is the teacher
@@ -38,6 +37,7 @@ MODE=${MODE:-sync} # async: rollout n+1 is played while n is trained on; fully_a
 COLOCATE=${COLOCATE:-$([[ $TEACHER == megatron ]] && echo 1 || echo 0)} # 1: engines on the GPUs that train; MODE=sync
 CONCURRENCY=${CONCURRENCY:-}                           # fully_async: tasks per engine at once, by default BATCH in all
 # GPUs, numbered within CUDA_VISIBLE_DEVICES: training takes the first ones, then come the student's engines.
+RAY_ADDRESS=${RAY_ADDRESS:-}                           # HEAD:PORT of a Ray cluster: several nodes, see docs/CLUSTER.md
 ACTOR_NODES=${ACTOR_NODES:-1}                          # nodes that train
 ACTOR_GPUS=${ACTOR_GPUS:-$([[ $TEACHER == megatron ]] && echo 8 || echo 4)} # GPUs on each of them
 TENSOR_PARALLEL=${TENSOR_PARALLEL:-}                   # GPUs that share a layer in training: all that are left by the
@@ -49,11 +49,14 @@ NODE_GPUS=${NODE_GPUS:-8}                              # most GPUs of engines on
 TEACHER_GPUS=${TEACHER_GPUS:-$([[ $COLOCATE == 1 ]] && echo 4,5,6,7 || echo 6,7)} # GPUs here of the teacher's server
 # All turns of an episode on the engine whose cache holds it. sglang-router 0.3.2 of the package index: cache_aware.
 ROUTER_POLICY=${ROUTER_POLICY:-consistent_hashing}
-# Data. What else must be there is the environment's to say.
-DATA_DIR=${DATA_DIR:-/root/tcod_alfworld}              # train.jsonl, and the files of
-EVAL_SETS=${EVAL_SETS-seen=valid_seen.jsonl unseen=valid_unseen.jsonl} # evaluations, NAME=FILE each
-ALFWORLD_DATA=${ALFWORLD_DATA:-/root/alfworld}         # CONFIG's tcod_data_root
-WORKER_ENV=${WORKER_ENV:-ALFWORLD_DATA}                # names of variables that the environment's workers get
+# Data: train.jsonl in DATA_DIR, and for evaluations NAME=FILE.jsonl each, also there or with a whole path.
+DATA_DIR=${DATA_DIR:-/root/tcod_$CONFIG_NAME}
+if [[ $CONFIG_NAME == alfworld* ]]; then
+  EVAL_SETS=${EVAL_SETS-seen=valid_seen.jsonl unseen=valid_unseen.jsonl}
+  ALFWORLD_DATA=${ALFWORLD_DATA:-/root/alfworld}       # CONFIG's tcod_data_root: its variable is handed to all workers
+fi
+EVAL_SETS=${EVAL_SETS:-}                               # none: no evaluations
+WORKER_ENV=${WORKER_ENV:-}                             # names of further variables that the environment's workers get
 # Training
 NUM_ROLLOUT=${NUM_ROLLOUT:-250}                        # rollouts, of one optimizer step each
 BATCH=${BATCH:-16}                                     # tasks per rollout
@@ -70,26 +73,25 @@ WANDB_PROJECT=${WANDB_PROJECT:-}                       # set it to log to Weight
 DRY_RUN=${DRY_RUN:-0}
 set +a
 
-die() {
-  echo "$(basename "${BASH_SOURCE[0]}"): $*" >&2
-  exit 1
+die() { echo "$(basename "${BASH_SOURCE[0]}"): $*" >&2; exit 1; }
+check() { # PATTERN, WHAT IT IS, NAME..
+  for name in "${@:3}"; do [[ ${!name} =~ ^($1)$ ]] || die "$name must be $2, not ${!name}"; done
 }
-for name in HORIZON ETA TEACHER_PORT TEACHER_START_S CONCURRENCY ACTOR_NODES ACTOR_GPUS TENSOR_PARALLEL \
-  PIPELINE_PARALLEL CONTEXT_PARALLEL ROLLOUT_GPUS ENGINE_GPUS NODE_GPUS NUM_ROLLOUT BATCH SAMPLES_PER_TASK \
-  MAX_TURN_LEN MAX_CONTEXT_LEN EVAL_INTERVAL SAVE_INTERVAL; do
-  [[ -z ${!name} || ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name must be a positive whole number, not ${!name}"
-done
-for name in LR EVAL_TEMPERATURE; do
-  [[ ${!name} =~ ^[0-9]*\.?[0-9]+(e-?[0-9]+)?$ ]] || die "$name must be a number, not ${!name}"; done
-for name in COLOCATE FP32_HEADS SAVE_HF DRY_RUN; do
-  [[ ${!name} == [01] ]] || die "$name must be 0 or 1, not ${!name}"; done
+check '|[1-9][0-9]*' 'a positive whole number' HORIZON ETA TEACHER_PORT TEACHER_START_S CONCURRENCY ACTOR_NODES \
+  ACTOR_GPUS TENSOR_PARALLEL PIPELINE_PARALLEL CONTEXT_PARALLEL ROLLOUT_GPUS ENGINE_GPUS NODE_GPUS NUM_ROLLOUT BATCH \
+  SAMPLES_PER_TASK MAX_TURN_LEN MAX_CONTEXT_LEN EVAL_INTERVAL SAVE_INTERVAL
+check '[0-9]*\.?[0-9]+(e-?[0-9]+)?' 'a number' LR EVAL_TEMPERATURE
+check '0|1' '0 or 1' COLOCATE FP32_HEADS SAVE_HF DRY_RUN
+check 'opd|f2b|b2f|reopd' 'opd, f2b, b2f or reopd' VARIANT
+check 'sglang|megatron' 'sglang or megatron' TEACHER
+check 'sync|async|fully_async' 'sync, async or fully_async' MODE
+check 'last|all' 'last or all' KEEP_CHECKPOINTS
 for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_LOAD TEACHER_MODEL TEACHER_LOAD \
-  ALFWORLD_DATA DATA_DIR; do
+  DATA_DIR ${ALFWORLD_DATA:+ALFWORLD_DATA}; do
   printf -v "$name" %s "$(realpath -m "${!name}")" # Ray's workers have other working directories
 done
-ACTORS=$((ACTOR_NODES * ACTOR_GPUS))
 : "${TENSOR_PARALLEL:=$((ACTOR_GPUS / (PIPELINE_PARALLEL * CONTEXT_PARALLEL)))}"
-: "${ROLLOUT_GPUS:=$((COLOCATE ? ACTORS : 2))}"
+: "${ROLLOUT_GPUS:=$((COLOCATE ? ACTOR_NODES * ACTOR_GPUS : 2))}"
 : "${CONCURRENCY:=$(((BATCH * ENGINE_GPUS + ROLLOUT_GPUS - 1) / ROLLOUT_GPUS))}"
 
 # This folder is a Python package: examples.NAME in slime's examples/, NAME anywhere else.
@@ -97,104 +99,72 @@ PACKAGE=$(basename "$HERE")
 [[ $PACKAGE =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] ||
   die "the folder $HERE is a Python package: rename it, to ${PACKAGE//[^A-Za-z0-9_]/_} for example"
 # slime before Megatron-LM, which has a package of the name examples too.
-if [[ $HERE -ef $SLIME_DIR/examples/$PACKAGE ]]; then
-  PACKAGE=examples.$PACKAGE
-  PYTHONPATH=$SLIME_DIR:$MEGATRON_DIR${PYTHONPATH:+:$PYTHONPATH}
-else
-  PYTHONPATH=$SLIME_DIR:$MEGATRON_DIR:$(dirname "$HERE")${PYTHONPATH:+:$PYTHONPATH}
-fi
-export PYTHONPATH TCOD_RUN_DIR=$RUN_DIR CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONUNBUFFERED=1
-
-# ----------------------------------------------------------------------------------------------------------- commands
-MODEL_ARGS=()
+FOLDERS=$SLIME_DIR:$MEGATRON_DIR
+if [[ $HERE -ef $SLIME_DIR/examples/$PACKAGE ]]; then PACKAGE=examples.$PACKAGE; else FOLDERS+=:$(dirname "$HERE"); fi
+export PYTHONPATH=$FOLDERS${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export TCOD_RUN_DIR=$RUN_DIR CUDA_DEVICE_MAX_CONNECTIONS=1
 [[ -f $MODEL_SCRIPT ]] || die "no file $MODEL_SCRIPT: set SLIME_DIR to slime's checkout, or MODEL_SCRIPT"
 # shellcheck disable=SC1090
 source "$MODEL_SCRIPT"
 
-if [[ -z $TEACHER_HOST && -n ${RAY_ADDRESS:-} ]]; then TEACHER_HOST=$(hostname -I | cut -d ' ' -f 1); fi
-TEACHER_HOST=${TEACHER_HOST:-127.0.0.1}
-TEACHER_COMMAND=() # none: no server is started
-if [[ $TEACHER == megatron ]]; then
-  OPD_ARGS=(--use-opd --opd-type megatron --opd-teacher-load "$TEACHER_LOAD")
-elif [[ -n $TEACHER_URL ]]; then
-  OPD_ARGS=(--use-opd --opd-type sglang --rm-url "$TEACHER_URL/generate")
-else
-  OPD_ARGS=(--use-opd --opd-type sglang --rm-url "http://$TEACHER_HOST:$TEACHER_PORT/generate")
-  IFS=, read -ra NUMBERS <<<"$TEACHER_GPUS"
-  # 7 tokens more than an episode: SGLang keeps them. Small chunks: the log-probs of a chunk are a float per vocabulary
-  # entry and token.
-  TEACHER_COMMAND=(
-    python3 -m sglang.launch_server --model-path "$TEACHER_MODEL" --host "$TEACHER_HOST" --port "$TEACHER_PORT"
-    --tp "${#NUMBERS[@]}" --context-length $((MAX_CONTEXT_LEN + 7))
-    --chunked-prefill-size 4096 --mem-fraction-static 0.8
-  )
-  if [[ $FP32_HEADS == 1 ]]; then TEACHER_COMMAND+=(--enable-fp32-lm-head); fi
-fi
-PROGRAM=train_async.py ROLLOUT_FUNCTION=tcod_rollout.generate_rollout
-# The weights have moved since a token was sampled: slime weighs its loss by how much likelier it is now, at most 2.
-MODE_ARGS=(--use-tis)
-if [[ $MODE == sync ]]; then PROGRAM=train.py MODE_ARGS=(); fi
-if [[ $MODE == fully_async ]]; then
-  ROLLOUT_FUNCTION=tcod_rollout.generate_rollout_fully_async
-  MODE_ARGS+=(--sglang-server-concurrency "$CONCURRENCY")
-fi
-CKPT_ARGS=(
+# The teacher's server. It gets 7 tokens more than an episode, which SGLang keeps, and small chunks: the log-probs of a
+# chunk are a float per vocabulary entry and token.
+if [[ -z $TEACHER_HOST && -n $RAY_ADDRESS ]]; then TEACHER_HOST=$(hostname -I | cut -d ' ' -f 1); fi
+TEACHER_HOST=${TEACHER_HOST:-127.0.0.1} HOST=$TEACHER_HOST
+if [[ $HOST == *:* ]]; then HOST=[$HOST]; fi # IPv6
+export TEACHER_ADDRESS=${TEACHER_URL:-http://$HOST:$TEACHER_PORT}
+COMMAS=${TEACHER_GPUS//[^,]/}
+TEACHER_COMMAND=(
+  python3 -m sglang.launch_server --model-path "$TEACHER_MODEL" --host "$TEACHER_HOST" --port "$TEACHER_PORT"
+  --tp $((${#COMMAS} + 1)) --context-length $((MAX_CONTEXT_LEN + 7)) --chunked-prefill-size 4096
+  --mem-fraction-static 0.8 $([[ $FP32_HEADS == 0 ]] || echo --enable-fp32-lm-head)
+)
+if [[ $TEACHER == megatron || -n $TEACHER_URL ]]; then TEACHER_COMMAND=(); fi # none is started
+
+PROGRAM=train.py HOOKS=$PACKAGE.tcod_rollout
+FLAGS=(
   --hf-checkpoint "$STUDENT" --ref-load "$STUDENT_LOAD"
   --load "$RUN_DIR/checkpoints" --save "$RUN_DIR/checkpoints" --save-interval "$SAVE_INTERVAL"
-)
-# Megatron retains multiples, and slime's checkpoints are SAVE_INTERVAL - 1, 2 x SAVE_INTERVAL - 1 ..: only the last.
-if [[ $KEEP_CHECKPOINTS == last ]]; then CKPT_ARGS+=(--save-retain-interval "$SAVE_INTERVAL"); fi
-if [[ $SAVE_HF == 1 ]]; then CKPT_ARGS+=(--save-hf "$RUN_DIR/hf/{rollout_id}"); fi
-TCOD_ARGS=(
-  --rollout-function-path "$PACKAGE.$ROLLOUT_FUNCTION"
-  --custom-generate-function-path "$PACKAGE.tcod_rollout.generate"
-  --custom-rm-path "$PACKAGE.tcod_rollout.reward_func"
-  --custom-reward-post-process-path "$PACKAGE.tcod_rollout.post_process_rewards"
-  --dynamic-sampling-filter-path "$PACKAGE.tcod_rollout.drop_failed"
-  --custom-rollout-log-function-path "$PACKAGE.tcod_rollout.log_rollout"
-  --custom-eval-rollout-log-function-path "$PACKAGE.tcod_rollout.log_eval"
+  # the recipe's hooks
+  --rollout-function-path "$HOOKS.generate_rollout$([[ $MODE != fully_async ]] || echo _fully_async)"
+  --custom-rm-path "$HOOKS.reward_func" --custom-reward-post-process-path "$HOOKS.post_process_rewards"
+  --custom-generate-function-path "$HOOKS.generate" --dynamic-sampling-filter-path "$HOOKS.drop_failed"
+  --custom-rollout-log-function-path "$HOOKS.log_rollout" --custom-eval-rollout-log-function-path "$HOOKS.log_eval"
   --custom-config-path "$RUN_DIR/tcod.yaml"
-)
-ROLLOUT_ARGS=(
+  # rollouts; launch.py adds the evaluations
   --prompt-data "$DATA_DIR/train.jsonl" --input-key prompt --label-key label
   --apply-chat-template-kwargs "$CHAT_TEMPLATE_KWARGS" --rollout-shuffle
   --num-rollout "$NUM_ROLLOUT" --rollout-batch-size "$BATCH" --n-samples-per-prompt "$SAMPLES_PER_TASK"
   --global-batch-size $((BATCH * SAMPLES_PER_TASK)) --balance-data
   --rollout-max-response-len "$MAX_TURN_LEN" --rollout-max-context-len "$MAX_CONTEXT_LEN" --rollout-temperature 1
-)
-EVAL_ARGS=()
-if [[ $MODE != fully_async && -n $EVAL_SETS ]]; then # slime has no evaluation in a fully asynchronous run
-  EVAL_ARGS=(--eval-interval "$EVAL_INTERVAL" --n-samples-per-eval-prompt 1 --eval-prompt-data)
-  for set in $EVAL_SETS; do EVAL_ARGS+=("${set%%=*}" "$DATA_DIR/${set#*=}"); done
-  EVAL_ARGS+=(--eval-temperature "$EVAL_TEMPERATURE" --eval-top-p 1 --eval-max-response-len "$MAX_TURN_LEN")
-fi
-# The learning rate is constant; the override lets a resumed run have another one, or more rollouts.
-TRAIN_ARGS=(
-  --advantage-estimator grpo --opd-kl-coef 1.0 --entropy-coef 0.0
+  # the loss; the learning rate is constant, and the override lets a resumed run have another one, or more rollouts
+  --use-opd --opd-type "$TEACHER" --opd-kl-coef 1.0 --advantage-estimator grpo --entropy-coef 0.0
   --optimizer adam --lr "$LR" --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
-  --override-opt-param-scheduler
   --tensor-model-parallel-size "$TENSOR_PARALLEL" --sequence-parallel
   --pipeline-model-parallel-size "$PIPELINE_PARALLEL" --context-parallel-size "$CONTEXT_PARALLEL"
   --recompute-granularity full --recompute-method uniform --recompute-num-layers 1
   --use-dynamic-batch-size --max-tokens-per-gpu $(((MAX_CONTEXT_LEN + CONTEXT_PARALLEL - 1) / CONTEXT_PARALLEL))
   --attention-dropout 0.0 --hidden-dropout 0.0 --attention-softmax-in-fp32 --attention-backend flash
-  --accumulate-allreduce-grads-in-fp32
-)
-CLUSTER_ARGS=(
+  --accumulate-allreduce-grads-in-fp32 --override-opt-param-scheduler
+  # GPUs
   --actor-num-nodes "$ACTOR_NODES" --actor-num-gpus-per-node "$ACTOR_GPUS"
   --rollout-num-gpus "$ROLLOUT_GPUS" --rollout-num-gpus-per-engine "$ENGINE_GPUS" --num-gpus-per-node "$NODE_GPUS"
-  --sglang-mem-fraction-static "$([[ $COLOCATE == 1 ]] && echo 0.7 || echo 0.8)" --router-policy "$ROUTER_POLICY"
+  --sglang-mem-fraction-static $([[ $COLOCATE == 1 ]] && echo 0.7 || echo 0.8) --router-policy "$ROUTER_POLICY"
   --use-fault-tolerance --rollout-health-check-interval 5
+  $([[ $COLOCATE == 0 ]] || echo --colocate) $([[ $FP32_HEADS == 0 ]] || echo --sglang-enable-fp32-lm-head)
+  ${WANDB_PROJECT:+--use-wandb --wandb-project "$WANDB_PROJECT" --wandb-group "${RUN_DIR##*/}"}
+  ${WANDB_PROJECT:+--disable-wandb-random-suffix}
 )
-if [[ $COLOCATE == 1 ]]; then CLUSTER_ARGS+=(--colocate); fi
-if [[ $FP32_HEADS == 1 ]]; then CLUSTER_ARGS+=(--sglang-enable-fp32-lm-head); fi
-WANDB_ARGS=(--use-wandb --wandb-project "$WANDB_PROJECT" --wandb-group "${RUN_DIR##*/}" --disable-wandb-random-suffix)
-[[ -n $WANDB_PROJECT ]] || WANDB_ARGS=()
-TRAIN_COMMAND=(
-  python3 "$SLIME_DIR/$PROGRAM" "${MODEL_ARGS[@]}" "${CKPT_ARGS[@]}" "${TCOD_ARGS[@]}" "${OPD_ARGS[@]}"
-  "${MODE_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${TRAIN_ARGS[@]}" "${CLUSTER_ARGS[@]}"
-  "${WANDB_ARGS[@]}" "$@"
-)
+# Megatron retains multiples, and slime's checkpoints are SAVE_INTERVAL - 1, 2 x SAVE_INTERVAL - 1 ..: only the last.
+if [[ $KEEP_CHECKPOINTS == last ]]; then FLAGS+=(--save-retain-interval "$SAVE_INTERVAL"); fi
+if [[ $SAVE_HF == 1 ]]; then FLAGS+=(--save-hf "$RUN_DIR/hf/{rollout_id}"); fi
+if [[ $TEACHER == sglang ]]; then FLAGS+=(--rm-url "$TEACHER_ADDRESS/generate"); fi
+if [[ $TEACHER == megatron ]]; then FLAGS+=(--opd-teacher-load "$TEACHER_LOAD"); fi
+if [[ $MODE == fully_async ]]; then FLAGS+=(--sglang-server-concurrency "$CONCURRENCY"); fi
+# The weights have moved since a token was sampled: slime weighs its loss by how much likelier it is now, at most 2.
+if [[ $MODE != sync ]]; then PROGRAM=train_async.py FLAGS+=(--use-tis); fi
+[[ -n $WANDB_PROJECT ]] || unset WANDB_PROJECT # to wandb, an empty one is one
 
 # -P: the current folder is not searched for modules. exec: signals reach launch.py.
-exec python3 -P -m "$PACKAGE.tools.launch" "${TEACHER_COMMAND[@]}" -- "${TRAIN_COMMAND[@]}"
+exec python3 -P -m "$PACKAGE.tools.launch" "${TEACHER_COMMAND[@]}" -- \
+  python3 "$SLIME_DIR/$PROGRAM" "${MODEL_ARGS[@]}" "${FLAGS[@]}" -- "$@"

@@ -93,7 +93,7 @@ TURN = {REDUCER: "examples.tcod.training.turn_mean.turn_mean"}
 # A change of working arguments (None: left out), and words of the sentence.
 WRONG = [
     ({"tcod_etta": 3}, "unknown setting tcod_etta in "),
-    ({"tcod_variant": None}, "tcod_variant is missing in "),
+    ({"tcod_horizon": None}, "tcod_horizon is missing in "),
     ({"tcod_variant": "f2b", "tcod_eta": 0}, "tcod.yaml: tcod_eta must be >= 1"),
     ({"tcod_variant": "b2f"}, "1 of 1 rows have no usable demonstration"),
     ({"tcod_variant": "reopd"}, "tcod_variant reopd needs one of 1 to 4 (tcod_horizon) actions"),

@@ -48,7 +48,6 @@ def cluster(tmp_path_factory):
 def start(cluster, log, script=SCRIPT, **variables):
     place, ours, arguments = cluster
     env = {**ours, "TEACHER_PORT": str(free_port()), "RUN_DIR": f"{place}/run", **variables}
-    env["CONFIG"] = f"{place}/{env['VARIANT']}.yaml"
     dumps = ["--save-debug-rollout-data", env["RUN_DIR"] + "/rollout_{rollout_id}.pt"]
     return Process("run script", ["bash", str(script), *arguments, *dumps], place / log, env)
 

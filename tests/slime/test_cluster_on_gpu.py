@@ -89,7 +89,7 @@ def make_pair(student: Path, teacher: Path) -> None:
 def run(cluster, log, **variables):
     """Run the script to its end; returns the run's rollouts and what slime logged of each optimizer step."""
     place, ours, arguments = cluster
-    env = {**ours, **variables, "CONFIG": f"{place}/{variables['VARIANT']}.yaml"}
+    env = {**ours, **variables}
     run_dir = Path(env["RUN_DIR"])
     with Process("run script", ["bash", str(SCRIPT), *arguments], place / log, env) as process:
         status = process.popen.wait(RUN_S)

@@ -97,7 +97,7 @@ def test_slimes_parser_takes_the_commands(tmp_path, monkeypatch):
 
 
 def test_the_advice_where_memory_is_short_names_these_flags():
-    advice = (SCRIPT.parent / "CLUSTER.md").read_text().split("**Out of memory**")[1].split("\n\n**")[0]
+    advice = (SCRIPT.parent / "docs/CLUSTER.md").read_text().split("**Out of memory**")[1].split("\n\n**")[0]
     flags = set(re.findall(r"--[a-z][a-z0-9-]+", advice))
     teachers = {"--chunked-prefill-size", "--mem-fraction-static"}  # of SGLang's own server
     assert teachers < flags and flags - teachers <= set(LESS_MEMORY)

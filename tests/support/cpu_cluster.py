@@ -6,7 +6,6 @@ smoke.serve, train.py through smoke.slime_cpu.run_train.
 
 import os
 import shlex
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = {"train": (8, 0), "valid_seen": (2, 500_000), "valid_unseen": (2, 600_000)}  # games, first seed
 CONFIG = """\
-tcod_variant: {variant}
 tcod_k_start: 2
 tcod_eta: 1
 tcod_horizon: 12
@@ -27,10 +25,7 @@ tcod_engines_per_worker: 8
 # A rollout of it takes about half a minute.
 SLOW = """\
 import time
-
 from tcod.env_alfworld import AlfworldEnvironment
-
-
 class SlowAlfworld(AlfworldEnvironment):
     def step(self, action):
         time.sleep(0.5)
@@ -42,20 +37,17 @@ def build(place: Path, student: Path, teacher: Path) -> tuple[dict[str, str], li
     """Make everything below `place`. Returns the script's variables, and its arguments."""
     from smoke.make_games import make_game
     from smoke.train_slime import CPU_SETTINGS, as_flags, model_settings
+    from tests.support.fake_cluster import executable
 
     for folder in ("bin", "games"):
         (place / folder).mkdir(parents=True)
-    programs = {"python3": f'exec {sys.executable} {__file__} "$@"', "nvidia-smi": "seq 0 3"}
-    for name, text in programs.items():
-        program = place / "bin" / name
-        program.write_text(f"#!/bin/sh\n{text}\n")
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    executable(place / "bin/python3", f'#!/bin/sh\nexec {sys.executable} {__file__} "$@"\n')
+    executable(place / "bin/nvidia-smi", "#!/bin/sh\nfor i in 0 1 2 3; do echo GPU-$i, $i; done\n")
     for split, (games, seed) in SPLITS.items():
         for i in range(games):
             make_game(place / "games", split, "pick_and_place_simple", i, seed + i)
-    for variant in ("f2b", "b2f"):
-        (place / f"{variant}.yaml").write_text(CONFIG.format(variant=variant))
-    prepare = [sys.executable, "-m", "examples.tcod.tools.prepare_alfworld", "--config", place / "b2f.yaml"]
+    (place / "alfworld.yaml").write_text(CONFIG)
+    prepare = [sys.executable, "-m", "examples.tcod.tools.prepare_alfworld", "--config", place / "alfworld.yaml"]
     env = {**os.environ, "ALFWORLD_DATA": f"{place}/games"}
     subprocess.run([*prepare, "--out", place / "data"], check=True, capture_output=True, cwd=ROOT, env=env)
     shape = shlex.join(as_flags(model_settings(student)))
@@ -65,7 +57,8 @@ def build(place: Path, student: Path, teacher: Path) -> tuple[dict[str, str], li
         **{"PATH": f"{place}/bin:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(map(str, folders))},
         **{"MODEL_SCRIPT": f"{place}/model.sh", "STUDENT": f"{student}", "TEACHER_MODEL": f"{teacher}"},
         **{"ALFWORLD_DATA": f"{place}/games", "DATA_DIR": f"{place}/data", "RUN_DIR": f"{place}/run"},
-        **{"ACTOR_GPUS": "1", "ROLLOUT_GPUS": "1", "TEACHER_GPUS": "2", "ROUTER_POLICY": "cache_aware"},
+        **{"CONFIG": f"{place}/alfworld.yaml", "ROUTER_POLICY": "cache_aware"},
+        **{"ACTOR_GPUS": "1", "ROLLOUT_GPUS": "1", "TEACHER_GPUS": "2"},
         **{"BATCH": "8", "LR": "5e-4", "MAX_TURN_LEN": "32", "MAX_CONTEXT_LEN": "1024", "OMP_NUM_THREADS": "1"},
         **{"NUM_ROLLOUT": "4", "SAVE_INTERVAL": "2", "EVAL_INTERVAL": "2", "RAY_USAGE_STATS_ENABLED": "0"},
     }
@@ -83,7 +76,7 @@ def own_engines(place: Path) -> tuple[dict[str, str], list[str]]:
 
     (place / "slow_alfworld.py").write_text(SLOW)
     config = CONFIG.replace(".env_alfworld.AlfworldEnvironment", "slow_alfworld.SlowAlfworld")
-    (place / "f2b.yaml").write_text(config.replace("k_start: 2", "k_start: 12").format(variant="f2b"))
+    (place / "alfworld.yaml").write_text(config.replace("k_start: 2", "k_start: 12"))
     folders = [ROOT / "smoke/slime_cpu/engine_site", place, ROOT, os.environ.get("PYTHONPATH", "")]
     flags = {"sglang-device": "cpu", "sglang-dtype": "float32", "sglang-attention-backend": "torch_native"}
     flags |= {"sglang-max-total-tokens": 65536, "sglang-sleep-on-idle": True}

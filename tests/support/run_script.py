@@ -1,14 +1,16 @@
-"""What the tests of the run script share: its dry runs, its refusals, and the script as a process."""
+"""What the tests of the run script share: its commands, its dry runs, and the script as a process."""
 
+import json
 import os
 import shlex
 import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-
-import yaml
+from types import SimpleNamespace
 
 from smoke.servers import free_port
 from tests.support import fake_cluster
@@ -31,33 +33,37 @@ def run(env, *arguments, script=SCRIPT):
     return subprocess.run(["bash", script, *arguments], env=env, capture_output=True, text=True, timeout=600)
 
 
-def dry_run(env, *arguments, script=SCRIPT):
+def commands(place, *arguments, script=SCRIPT, **variables):
+    """What the script hands to launch.py: .env, its variables, and .teacher, .train and .extra, the three commands."""
+    folder, env = place
+    done = run({**env, **variables, "FAKE_LAUNCH": "1"}, *arguments, script=script)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads((folder / "seen/launch.json").read_text())
+    words = seen["command"][3:]  # -P -m module
+    first = words.index("--")
+    second = words.index("--", first + 1)
+    parts = {"teacher": words[:first], "train": words[first + 1 : second], "extra": words[second + 1 :]}
+    return SimpleNamespace(env=seen["env"], module=seen["command"][2], **parts)
+
+
+def dry_run(env, *arguments):
     """(all lines, flags of train.py)"""
-    done = run({**env, "DRY_RUN": "1"}, *arguments, script=script)
+    done = run({**env, "DRY_RUN": "1"}, *arguments)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    python, train, *flags = shlex.split(lines[-1])
-    program = "train.py" if env.get("MODE", "sync") == "sync" else "train_async.py"
-    assert python == "python3" and train == f"{env['SLIME_DIR']}/{program}"
-    return lines, flags
+    return lines, shlex.split(lines[-1])[2:]
 
 
 def value(flags, name):
     return flags[flags.index(name) + 1]
 
 
-def own_settings(env, lines):
-    """The run's own YAML in a dry run."""
-    first = lines.index(f"cat >{env['RUN_DIR']}/tcod.yaml <<'END'") + 1
-    return yaml.safe_load("\n".join(lines[first : lines.index("END")]))
-
-
-def checkpoint(folder: Path, rollout: int) -> Path:
+def checkpoint(run_dir: Path, rollout: int) -> Path:
     """Leave what slime leaves of a checkpoint, as far as the launcher looks; returns the position in the data."""
-    state = folder / f"run/checkpoints/rollout/global_dataset_state_dict_{rollout}.pt"
+    state = run_dir / f"checkpoints/rollout/global_dataset_state_dict_{rollout}.pt"
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_text("")
-    (folder / "run/checkpoints/latest_checkpointed_iteration.txt").write_text(f"{rollout}\n")
+    (run_dir / "checkpoints/latest_checkpointed_iteration.txt").write_text(f"{rollout}\n")
     return state
 
 
@@ -67,38 +73,22 @@ def copy_recipe(folder):
     return folder / SCRIPT.name
 
 
-def refused(done, sentence):
-    assert done.returncode == 1
-    [message] = done.stderr.splitlines()
-    assert message.startswith(("run_qwen3_8b_tcod.sh: ", "launch: ")) and sentence in message
-
-
-def heed_signals():
-    """What this process may have been started to ignore, in the background or under nohup."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 class Running:
-    """The script as a process, with the output so far in a file."""
+    """The script as a process, with stand-ins for its checks, the teacher and training."""
 
-    def __init__(self, folder, env, heed=lambda: None, arguments=()):
+    def __init__(self, folder, env):
         self.folder, self.output = folder, folder / "output.txt"
+        env = {"FAKE_CHECKS": "ask the teacher", **env}
         # A shell in the background would hand over SIGINT ignored.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         with self.output.open("w") as output:
-            self.popen = subprocess.Popen(
-                ["bash", SCRIPT, *arguments],
-                env={**env, "SKIP_PREFLIGHT": "1"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                preexec_fn=lambda: (heed_signals(), heed()),
-            )
+            self.popen = subprocess.Popen(["bash", SCRIPT], env=env, stdout=output, stderr=output, preexec_fn=heed)
 
     def wait_for(self, role):
+        """What the stand-in was given, once it is there."""
         for _ in range(300):
-            if (self.folder / f"seen/{role}.json").exists():
-                time.sleep(0.3)  # past the write, into what follows
-                return
+            with suppress(OSError, ValueError):
+                return json.loads((self.folder / f"seen/{role}.json").read_text())
             time.sleep(0.1)
         raise AssertionError(self.output.read_text())
 
@@ -106,6 +96,6 @@ class Running:
         """(exit status, output) after a signal, or of itself; nothing may be left."""
         if number:
             self.popen.send_signal(number)
-        status = self.popen.wait(timeout=10 if number else 60)
+        status = self.popen.wait(60)
         assert processes_of(self.folder / "run") == []
         return status, self.output.read_text()

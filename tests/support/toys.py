@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -121,9 +120,7 @@ def _spans(mask: list[int]) -> list[tuple[int, int]]:
 
 
 class Elsewhere(Corridor):
-    """Needs a package that only the program itself has, as on a node where it was not installed."""
+    """Needs a package that is not installed on the node."""
 
     def reset(self, metadata: dict[str, Any]) -> Observation:
-        if "preflight" not in sys.argv[0]:
-            raise ModuleNotFoundError("No module named 'corridors'")
-        return super().reset(metadata)
+        raise ModuleNotFoundError("No module named 'corridors'")

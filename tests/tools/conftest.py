@@ -21,8 +21,8 @@ def script(place):
     folder, env = place
     started = []
 
-    def begin(heed=lambda: None, **variables):
-        started.append(run_script.Running(folder, {**env, **variables}, heed))
+    def begin(**variables):
+        started.append(run_script.Running(folder, {**env, **variables}))
         return started[-1]
 
     yield begin
@@ -30,3 +30,12 @@ def script(place):
         running.popen.kill()
     for pid, _ in processes_of(folder / "run"):
         os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.fixture
+def settings(place):
+    """settings(**changes): launch.py's Settings, as the script gives them, with these variables instead."""
+    from examples.tcod.tools.launch_settings import Settings
+
+    env = run_script.commands(place).env
+    return lambda **changes: Settings.read({**env, **changes})

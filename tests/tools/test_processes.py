@@ -1,4 +1,4 @@
-"""Processes that end together. What the run script does with them is in test_run_script.py."""
+"""Processes that end together, and proxies kept out. What the run script does with them is in test_run_processes.py."""
 
 import os
 import signal
@@ -9,16 +9,28 @@ import time
 import pytest
 
 from examples.tcod.tools import processes
-from examples.tcod.tools.processes import Process, Supervisor, members
+from examples.tcod.tools.processes import Process, Supervisor, members, no_proxy
 
 NUM_GPUS = 0
 # A process that ignores SIGTERM, as does its child in a process group of its own.
 STUBBORN = """
-import signal, subprocess, sys, time
+import signal, subprocess, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 subprocess.Popen(["sleep", "600"], process_group=0)
 print("ready", flush=True)
 time.sleep(600)
+"""
+# Supervises a process that ends slowly, and says its session.
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from examples.tcod.tools.processes import Supervisor
+command = "trap 'echo asked; sleep 2; exit' TERM; echo up; sleep 600 & wait"
+with Supervisor() as supervisor:
+    process = supervisor.start("child", ["sh", "-c", command], Path(sys.argv[1]))
+    supervisor.wait(process, until=process.log.read_text)
+    print(process.popen.pid, flush=True)
+    supervisor.wait(process)
 """
 
 
@@ -32,27 +44,42 @@ def stubborn(tmp_path, monkeypatch):
         yield process
 
 
+@pytest.fixture
+def supervised(tmp_path):
+    """supervised() -> (the supervisor's process, the session of what it supervises)"""
+    started = []
+
+    def begin(**options):
+        command = [sys.executable, "-c", SUPERVISOR, tmp_path / "log"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+        started.append((process, int(process.stdout.readline())))
+        return started[-1]
+
+    yield begin
+    for process, session in started:
+        process.kill()
+        process.communicate()
+        for pid in members(session):
+            os.kill(pid, signal.SIGKILL)
+
+
 def wait_for(condition):
-    deadline = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def test_what_does_not_end_is_killed_with_its_children(stubborn):
-    session = {stubborn.popen.pid}
-    assert len(members(session)) == 2
+    assert len(members(stubborn.popen.pid)) == 2
     stubborn.stop()
-    assert members(session) == [] and stubborn.popen.returncode == -signal.SIGKILL
+    assert members(stubborn.popen.pid) == [] and stubborn.popen.returncode == -signal.SIGKILL
 
 
 def test_children_end_with_a_process_that_is_gone_already(stubborn):
-    session = {stubborn.popen.pid}
     stubborn.popen.kill()
     stubborn.popen.wait()
-    assert len(members(session)) == 1
+    assert len(members(stubborn.popen.pid)) == 1
     stubborn.stop()
-    assert members(session) == []
+    assert members(stubborn.popen.pid) == []
 
 
 def test_the_end_of_the_log_is_shown(tmp_path):
@@ -71,32 +98,44 @@ def test_an_error_ends_all_processes(tmp_path):
     assert not any(process.running() for process in started)
 
 
-def test_a_command_that_has_ended_is_forgotten_with_its_children(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "KILL_AFTER_S", 0.3)
-    file = tmp_path / "pid"
-    with Supervisor() as supervisor:
-        assert supervisor.run("parent", ["sh", "-c", f"sleep 600 & echo $$ >{file}; exit 4"]) == 4
-        assert members({int(file.read_text())}) == [] == supervisor._processes
+def test_what_is_needed_must_go_on(tmp_path):
+    with pytest.raises(RuntimeError, match="a ended while it was needed; .*\nbye$"), Supervisor() as supervisor:
+        needed = supervisor.start("a", ["sh", "-c", "echo bye"], tmp_path / "a")
+        supervisor.wait(supervisor.start("b", ["sleep", "600"]), needed)
 
 
-def test_signals_mean_what_they_meant_before_when_all_has_ended():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as end, Supervisor() as supervisor:
-        os.kill(os.getpid(), signal.SIGTERM)
-        supervisor.pause()
-    assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_what_is_supervised_and_a_second_one_changes_nothing(supervised, number, tmp_path):
+    stranger = subprocess.Popen(["sleep", "600"])
+    supervisor, session = supervised()
+    supervisor.send_signal(number)
+    wait_for(lambda: "asked" in (tmp_path / "log").read_text())
+    for second in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        supervisor.send_signal(second)
+    assert supervisor.wait() == 128 + number and members(session) == []
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
 
 
-def test_a_child_ends_with_a_parent_that_was_killed_outright(tmp_path):
-    parent = f"""
-import time
-from pathlib import Path
-from examples.tcod.tools.processes import Process
-print(Process("child", ["sleep", "600"], Path({str(tmp_path / "log")!r})).popen.pid, flush=True)
-time.sleep(600)
-"""
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
-        child = int(process.stdout.readline())
-        assert members({child}) == [child]
-        process.kill()
-    wait_for(lambda: members({child}) == [])
+def test_what_was_ignored_at_the_start_stays_ignored(supervised):
+    """nohup: a run outlives the terminal."""
+    supervisor, session = supervised(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    supervisor.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert supervisor.poll() is None and members(session)
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait() == 143
+
+
+def test_a_child_ends_with_a_parent_that_was_killed_outright(supervised):
+    supervisor, session = supervised()
+    supervisor.kill()
+    wait_for(lambda: session not in members(session))
+
+
+def test_proxies_are_kept_out_in_both_spellings(monkeypatch):
+    monkeypatch.setenv("no_proxy", "a.org, b.org")
+    monkeypatch.setenv("NO_PROXY", "c.org,a.org")
+    both = no_proxy("10.0.0.7", "fd00::7")
+    assert both["no_proxy"] == both["NO_PROXY"] == "localhost,127.0.0.1,::1,10.0.0.7,fd00::7,a.org,b.org,c.org"

@@ -3,8 +3,9 @@
 fake_cluster.py stands for the GPUs, SGLang and slime's train.py.
 """
 
+import errno
+import fcntl
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,207 +14,162 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.run_script import checkpoint, dry_run, own_settings, refused, run, value
+from examples.tcod import ConfigError
+from examples.tcod.tools import launch, launch_folder, launch_settings
+from tests.support.fake_cluster import executable
+from tests.support.run_script import checkpoint, commands, dry_run, run, value
 
 NUM_GPUS = 0
 
-# ---------------------------------------------------------------------------------------------------------- dry runs
-
-
-@pytest.mark.parametrize("variant", ["opd", "f2b", "b2f"])
-@pytest.mark.parametrize("teacher", ["sglang", "megatron"])
-def test_a_dry_run_prints_everything_and_starts_nothing(place, variant, teacher):
-    folder, env = place
-    env |= {"VARIANT": variant, "TEACHER": teacher, "CONFIG": "", "HORIZON": "20"}
-    lines, flags = dry_run(env, "--seed", "7")
-    assert flags[:4] == ["--num-layers", "2", "--normalization", "RMSNorm"] and flags[-2:] == ["--seed", "7"]
-    assert value(flags, "--opd-type") == teacher and f"tcod_variant: {variant}" in lines
-    assert [line for line in lines if line.startswith("tcod_horizon")] == ["tcod_horizon: 20"]
-    assert value(flags, "--load") == value(flags, "--save") == f"{folder}/run/checkpoints"
-    servers = [line for line in lines if "sglang.launch_server" in line]
-    if teacher == "sglang":
-        [server] = servers
-        assert server.startswith("CUDA_VISIBLE_DEVICES=6") and server.endswith(" &")
-        assert value(flags, "--rm-url") == f"http://127.0.0.1:{env['TEACHER_PORT']}/generate"
-        assert "--opd-teacher-load" not in flags and "--colocate" not in flags
-    else:
-        assert not servers and "--rm-url" not in flags and "--colocate" in flags
-        assert value(flags, "--opd-teacher-load") == f"{folder}/teacher"
-    assert not (folder / "run").exists() and not list((folder / "seen").iterdir())
-
-
-def test_a_dry_run_needs_neither_gpus_nor_checkpoints(place, tmp_path):
-    _, env = place
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    dry_run({**env, "PATH": path, "STUDENT": "/nowhere", "DATA_DIR": "/nowhere"})
-
-
-def test_the_curriculum_is_set_in_the_runs_own_yaml(place):
-    _, env = place
-    lines, flags = dry_run({**env, "ETA": "2", "EVAL_TEMPERATURE": "1"})
-    assert own_settings(env, lines) == {
-        **yaml.safe_load(Path(env["CONFIG"]).read_text()),
-        "tcod_eta": 2,
-        "tcod_eval_kl": True,
-    }
-    assert value(flags, "--custom-config-path") == f"{env['RUN_DIR']}/tcod.yaml"
-    assert value(flags, "--eval-temperature") == "1"
-
-
-def test_gpu_numbers_count_within_the_visible_ones(place):
-    _, env = place
-    env |= {"CUDA_VISIBLE_DEVICES": "8,9,10,11", "ACTOR_GPUS": "2", "ROLLOUT_GPUS": "1", "TEACHER_GPUS": "3"}
-    lines, _ = dry_run(env)
-    assert "export CUDA_VISIBLE_DEVICES=8,9,10" in lines and "export RAY_ADDRESS=local" in lines
-    assert any(line.startswith("CUDA_VISIBLE_DEVICES=11 python3 -m sglang") for line in lines)
-
-
-def test_gpus_may_be_visible_by_their_uuids(place):
-    """As SLURM and Kubernetes have them; slime's int() does not take them."""
-    _, env = place
-    env |= {"CUDA_VISIBLE_DEVICES": "GPU-7777,GPU-6666-aaaa,GPU-0000", "ACTOR_GPUS": "1", "ROLLOUT_GPUS": "1"}
-    lines, _ = dry_run({**env, "TEACHER_GPUS": "2"})
-    assert "export CUDA_VISIBLE_DEVICES=7,6" in lines and "export CUDA_DEVICE_ORDER=PCI_BUS_ID" in lines
-    assert any(line.startswith("CUDA_VISIBLE_DEVICES=0 python3 -m sglang") for line in lines)
-
+# ----------------------------------------------------------------------------------------------------------- commands
 
 MODES = {
-    "sync": ({}, "tcod_rollout.generate_rollout"),
-    "async": ({"MODE": "async"}, "tcod_rollout.generate_rollout"),
-    "fully_async": ({"MODE": "fully_async"}, "fully_async_rollout.generate_rollout_fully_async"),
-    "colocated": ({"COLOCATE": "1"}, "tcod_rollout.generate_rollout"),
-    "the teacher in Megatron": ({"TEACHER": "megatron"}, "tcod_rollout.generate_rollout"),
+    "sync": ({}, "generate_rollout", "0,1,2,3,4,5", "6,7"),
+    "async": ({"MODE": "async"}, "generate_rollout", "0,1,2,3,4,5", "6,7"),
+    "fully_async": ({"MODE": "fully_async"}, "generate_rollout_fully_async", "0,1,2,3,4,5", "6,7"),
+    "colocated": ({"COLOCATE": "1"}, "generate_rollout", "0,1,2,3", "4,5,6,7"),
+    "the teacher in Megatron": ({"TEACHER": "megatron"}, "generate_rollout", "0,1,2,3,4,5,6,7", ""),
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_has_its_program_and_flags(place, mode):
-    _, env = place
-    variables, function = MODES[mode]
-    lines, flags = dry_run({**env, **variables})
-    assert value(flags, "--rollout-function-path") == f"tcod.{function}"
+def test_every_mode_has_its_program_flags_and_gpus(place, mode):
+    folder, _ = place
+    variables, function, training, teacher = MODES[mode]
+    asked = commands(place, "--seed", "7", **variables)
+    flags, s = asked.train[2:], launch_settings.Settings.read(asked.env)
+    program = "train.py" if variables.get("MODE", "sync") == "sync" else "train_async.py"
+    assert asked.train[:2] == ["python3", f"{folder}/slime/{program}"] and asked.extra == ["--seed", "7"]
+    assert flags[:4] == ["--num-layers", "2", "--normalization", "RMSNorm"]
+    assert value(flags, "--rollout-function-path") == f"tcod.tcod_rollout.{function}"
+    assert value(flags, "--load") == value(flags, "--save") == f"{folder}/run/checkpoints"
     assert ("--use-tis" in flags) == (mode in ("async", "fully_async"))
-    assert ("--eval-interval" in flags) == (mode != "fully_async")
     assert ("--colocate" in flags) == (mode in ("colocated", "the teacher in Megatron"))
+    assert ("--eval-interval" in launch_settings.eval_flags(s)) == (mode != "fully_async")
     assert "--offload-train" not in flags and "--use-fault-tolerance" in flags
-    gpus = {"colocated": "0,1,2,3", "the teacher in Megatron": "0,1,2,3,4,5,6,7"}.get(mode, "0,1,2,3,4,5")
-    assert f"export CUDA_VISIBLE_DEVICES={gpus}" in lines
-    teachers = [line.partition(" ")[0] for line in lines if "sglang.launch_server" in line]
-    taken = {"colocated": ["4,5,6,7"], "the teacher in Megatron": []}.get(mode, ["6,7"])
-    assert teachers == [f"CUDA_VISIBLE_DEVICES={numbers}" for numbers in taken]
-    engines = {"colocated": "4", "the teacher in Megatron": "8"}.get(mode, "2")
-    assert value(flags, "--rollout-num-gpus") == engines
+    assert ",".join(map(str, range(s.local_gpus))) == training
+    assert ",".join(map(str, s.teacher_gpus)) == teacher
+    assert value(flags, "--opd-type") == s.teacher
+    if teacher:
+        assert value(asked.teacher, "--tp") == str(len(teacher.split(",")))
+        assert value(flags, "--rm-url") == f"http://127.0.0.1:{s.teacher_port}/generate"
+    else:
+        assert not asked.teacher and "--rm-url" not in flags
+        assert value(flags, "--opd-teacher-load") == f"{folder}/teacher"
 
 
 @pytest.mark.parametrize(
     "batch, gpus, engine, tasks", [("16", "2", "1", "8"), ("16", "6", "2", "6"), ("8", "64", "8", "1")]
 )
 def test_a_fully_asynchronous_run_plays_about_a_batch_at_once(place, batch, gpus, engine, tasks):
-    _, env = place
-    env |= {
-        "MODE": "fully_async",
-        "BATCH": batch,
-        "ROLLOUT_GPUS": gpus,
-        "ENGINE_GPUS": engine,
-        "TEACHER_URL": "http://a:1",
-    }
-    assert value(dry_run(env)[1], "--sglang-server-concurrency") == tasks
-    assert value(dry_run({**env, "CONCURRENCY": "32"})[1], "--sglang-server-concurrency") == "32"
+    variables = {"MODE": "fully_async", "BATCH": batch, "ROLLOUT_GPUS": gpus, "ENGINE_GPUS": engine}
+    assert value(commands(place, **variables).train, "--sglang-server-concurrency") == tasks
+    assert value(commands(place, **variables, CONCURRENCY="32").train, "--sglang-server-concurrency") == "32"
 
 
-def test_the_default_context_holds_the_horizon_at_full_length(place):
-    """The rules, and 30 turns of a response and the longest list of admissible actions."""
-    _, flags = dry_run(place[1])
+def test_lengths_memory_heads_and_checkpoints(place):
+    folder, _ = place
+    flags = commands(place).train
     turn, context = (int(value(flags, f"--rollout-max-{name}-len")) for name in ("response", "context"))
-    assert turn == 512 and context >= 500 + 30 * (turn + 375)
-
-
-def test_context_parallelism_saves_memory(place):
-    """slime multiplies --max-tokens-per-gpu by it."""
-    _, env = place
-    env |= {"ACTOR_GPUS": "8", "PIPELINE_PARALLEL": "2", "CONTEXT_PARALLEL": "2", "TEACHER_URL": "http://a:1"}
-    _, flags = dry_run({**env, "MAX_CONTEXT_LEN": "27649"})
-    assert value(flags, "--tensor-model-parallel-size") == "2" and value(flags, "--max-tokens-per-gpu") == "13825"
-    assert value(flags, "--pipeline-model-parallel-size") == value(flags, "--context-parallel-size") == "2"
-    dry_run({**env, "BATCH": "5", "MAX_CONTEXT_LEN": "8192"})  # one copy of the model
-    refused(run({**env, "BATCH": "5", "TENSOR_PARALLEL": "1"}), "a multiple of 2, the copies of the model in training")
-
-
-def test_evaluation_sets_and_template_arguments_are_the_users(place):
-    folder, env = place
-    env |= {"EVAL_SETS": "easy=a.jsonl hard=more/b.jsonl", "CHAT_TEMPLATE_KWARGS": '{"thinking": false}'}
-    _, flags = dry_run(env)
-    at = flags.index("--eval-prompt-data") + 1
-    assert flags[at : at + 4] == ["easy", f"{folder}/data/a.jsonl", "hard", f"{folder}/data/more/b.jsonl"]
-    assert value(flags, "--apply-chat-template-kwargs") == '{"thinking": false}'
-    assert "--eval-interval" not in dry_run({**env, "EVAL_SETS": ""})[1]
-
-
-def test_heads_in_float32(place):
-    _, env = place
-    lines, flags = dry_run({**env, "FP32_HEADS": "1"})
-    assert "--sglang-enable-fp32-lm-head" in flags
-    assert any("sglang.launch_server" in line and "--enable-fp32-lm-head" in line for line in lines)
-    assert "fp32-lm-head" not in "\n".join(dry_run(env)[0])
-
-
-def test_checkpoints_are_pruned_and_exported(place):
-    folder, env = place
-    _, flags = dry_run(env)
+    assert turn == 512 and context >= 500 + 30 * (turn + 375)  # the rules, and a horizon of full length
     assert value(flags, "--save-retain-interval") == "25"
     assert value(flags, "--save-hf") == f"{folder}/run/hf/{{rollout_id}}"
-    _, flags = dry_run({**env, "KEEP_CHECKPOINTS": "all", "SAVE_HF": "0"})
-    assert "--save-retain-interval" not in flags and "--save-hf" not in flags
+    variables = {"ACTOR_GPUS": "8", "PIPELINE_PARALLEL": "2", "CONTEXT_PARALLEL": "2", "MAX_CONTEXT_LEN": "27649"}
+    asked = commands(place, **variables, KEEP_CHECKPOINTS="all", SAVE_HF="0", FP32_HEADS="1")
+    # slime multiplies --max-tokens-per-gpu by the context's parallelism.
+    assert value(asked.train, "--tensor-model-parallel-size") == "2"
+    assert value(asked.train, "--max-tokens-per-gpu") == "13825"
+    assert not {"--save-retain-interval", "--save-hf"} & {*asked.train}
+    assert "--sglang-enable-fp32-lm-head" in asked.train and "--enable-fp32-lm-head" in asked.teacher
 
 
-def test_in_a_cluster_other_nodes_reach_the_teacher(place):
-    _, env = place
-    lines, flags = dry_run({**env, "RAY_ADDRESS": "10.0.0.1:6379", "ACTOR_NODES": "2", "TEACHER_GPUS": "0"})
-    assert "export RAY_ADDRESS=10.0.0.1:6379" in lines and value(flags, "--actor-num-nodes") == "2"
-    assert not any(line.startswith("export CUDA_VISIBLE_DEVICES") for line in lines)
-    assert "127.0.0.1" not in value(flags, "--rm-url")
+@pytest.mark.parametrize("host, address", [("10.0.0.3", "10.0.0.3"), ("fd00::3", "[fd00::3]")])
+def test_in_a_cluster_other_nodes_reach_the_teacher(place, host, address):
+    executable(place[0] / "bin/hostname", f"#!/bin/sh\necho {host} 10.9.9.9\n")
+    asked = commands(place, RAY_ADDRESS="10.0.0.1:6379", ACTOR_NODES="2", TEACHER_GPUS="0")
+    s = launch_settings.Settings.read(asked.env)
+    assert value(asked.teacher, "--host") == host and s.teacher_address == f"http://{address}:{s.teacher_port}"
+    assert value(asked.train, "--rm-url") == f"{s.teacher_address}/generate"
+    assert value(asked.train, "--actor-num-nodes") == "2" and s.local_gpus == 0 and s.train_gpus == 10
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "\"tcod_variant\": 'f2b'  # arm\n'tcod_eta' : 6   # tcod_eta: 9\ntcod_horizon: !!int '30'\n",
-        "{tcod_variant: f2b, tcod_eta: 6,\n tcod_horizon: 30}\n",
-        "# tcod_variant: b2f\ntcod_variant:\n  f2b\n? tcod_eta\n: 6\ntcod_horizon: &T 30\n",
-    ],
+    "given, config, variant",
+    [("", "", "f2b"), ("", "'tcod_variant' : b2f  # arm", "b2f"), ("opd", "tcod_variant: b2f", "opd")],
 )
-def test_a_config_is_yaml_in_any_style(place, text):
-    folder, env = place
-    (folder / "f2b.yaml").write_text(text)
-    lines, _ = dry_run({**env, "ETA": "2", "HORIZON": "20"})
-    assert own_settings(env, lines) == {"tcod_variant": "f2b", "tcod_eta": 2, "tcod_horizon": 20}
-    lines, _ = dry_run(env)
-    assert own_settings(env, lines) == {"tcod_variant": "f2b", "tcod_eta": 6, "tcod_horizon": 30}
+def test_a_variable_wins_over_config(place, given, config, variant):
+    (place[0] / "mine.yaml").write_text(f"tcod_horizon: !!int '30'\ntcod_eta: 6  # tcod_eta: 9\n{config}\n")
+    changes = {"CONFIG": f"{place[0]}/mine.yaml", "VARIANT": given, "RUN_DIR": "", "ETA": "2", "EVAL_TEMPERATURE": "1"}
+    env = commands(place, **changes).env
+    assert env["RUN_DIR"] == f"/root/tcod_runs/mine-qwen3-8b-{variant}"
+    recipe = launch_settings.read_recipe(launch_settings.Settings.read(env), env)
+    assert recipe == {"tcod_variant": variant, "tcod_horizon": 30, "tcod_eta": 2, "tcod_eval_kl": True}
 
 
-def test_the_commands_of_a_dry_run_can_be_pasted(place):
+def test_another_environment_gets_nothing_of_alfworld(place):
+    ours = {"CONFIG": "examples/tcod/configs/scienceworld.yaml", "VARIANT": "opd", "RUN_DIR": "", "DATA_DIR": ""}
     folder, env = place
-    env |= {"RUN_DIR": f"{folder}/it's a run", "TEACHER_URL": "http://127.0.0.1:1"}
+    del env["ALFWORLD_DATA"]
+    env = commands((folder, env), **ours).env
+    assert "ALFWORLD_DATA" not in env and env["EVAL_SETS"] == env["WORKER_ENV"] == ""
+    assert env["DATA_DIR"] == "/root/tcod_scienceworld"
+    assert env["RUN_DIR"] == "/root/tcod_runs/scienceworld-qwen3-8b-opd"
+
+
+def test_gpus_are_numbered_within_the_visible_ones(place, monkeypatch):
+    """SLURM and Kubernetes may have UUIDs, which slime's int() does not take."""
+    monkeypatch.setenv("PATH", place[1]["PATH"])
+    for visible, gpus in [
+        ("8,9,10", ["8", "9", "10"]),
+        ("", list("01234567")),
+        ("GPU-7777,GPU-6666-aaaa", ["7", "6"]),
+    ]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert launch_settings.visible_gpus() == gpus
+    assert launch.os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert launch.pick(["8", "9", "10"], [1, 2, 3]) == "9,10,3"
+
+
+# ---------------------------------------------------------------------------------------------------------- dry runs
+
+
+def test_a_dry_run_prints_what_can_be_pasted_and_starts_nothing(place):
+    folder, env = place
+    env |= {"RUN_DIR": f"{folder}/it's a run", "TEACHER_URL": "http://127.0.0.1:1", "HORIZON": "20"}
     lines, flags = dry_run(env, "--wandb-group", "$(touch x) 'and' more")
+    assert not (folder / "it's a run").exists() and not list((folder / "seen").iterdir())
     done = subprocess.run(["bash", "-euc", "\n".join(lines)], env={"PATH": env["PATH"]}, cwd=folder, timeout=60)
     seen = json.loads((folder / "seen/train.json").read_text())
     assert done.returncode == 0 and seen["command"][1:] == flags and seen["folder"] == f"{folder}/slime"
-    assert yaml.safe_load((folder / "it's a run/tcod.yaml").read_text()) == yaml.safe_load(
-        Path(env["CONFIG"]).read_text()
-    )
+    assert yaml.safe_load((folder / "it's a run/tcod.yaml").read_text()) == {
+        **yaml.safe_load(Path(env["CONFIG"]).read_text()),
+        **{"tcod_variant": "f2b", "tcod_horizon": 20},
+    }
 
 
-def test_the_trackers_key_is_not_printed(place):
+def test_a_dry_run_needs_neither_gpus_nor_checkpoints(place):
     _, env = place
-    lines, flags = dry_run({**env, "WANDB_API_KEY": "abc123"}, "--wandb-key", "abc123")
-    assert "abc123" not in "\n".join(lines) and value(flags, "--wandb-key") == "SECRET"
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    lines, _ = dry_run({**env, "PATH": path, "STUDENT": "/nowhere", "DATA_DIR": "/nowhere"})
+    assert "export CUDA_VISIBLE_DEVICES=0,1,2,3,4,5" in lines
+    [server] = [line for line in lines if "sglang.launch_server" in line]
+    assert server.startswith("CUDA_VISIBLE_DEVICES=6,7 python3 ") and server.endswith(" &")
 
 
-def test_a_key_of_the_environment_or_the_teacher_is_not_printed(place):
-    _, env = place
-    env |= {"SHOP_API_KEY": "abc123", "SHOP_SIZE": "9", "WORKER_ENV": "SHOP_API_KEY SHOP_SIZE"}
-    lines, _ = dry_run({**env, "TCOD_TEACHER_API_KEY": "abc123"})
-    assert "abc123" not in "\n".join(lines) and "export SHOP_SIZE=9" in lines
+def test_no_secret_is_printed(place):
+    folder, env = place
+    with (folder / "alfworld.yaml").open("a") as config:
+        config.write("tcod_env_args: {api_key: abc123, size: 9}\n")
+    env |= {
+        "SHOP_API_KEY": "abc123",
+        "SHOP_SIZE": "9",
+        "WORKER_ENV": "SHOP_API_KEY SHOP_SIZE",
+        "WANDB_API_KEY": "abc123",
+    }
+    env |= {"TEACHER_URL": "http://me:abc123@a:1", "TCOD_TEACHER_API_KEY": "abc123"}
+    lines, flags = dry_run(env, "--wandb-key", "abc123")
+    assert "abc123" not in "\n".join(lines) and "export SHOP_SIZE=9" in lines and "  size: 9" in lines
+    assert value(flags, "--wandb-key") == "SECRET" and value(flags, "--rm-url") == "http://SECRET@a:1/generate"
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
@@ -222,125 +178,194 @@ def test_a_key_of_the_environment_or_the_teacher_is_not_printed(place):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"VARIANT": "f2bb"}, "VARIANT must be one of opd, f2b, b2f, reopd, not f2bb"),
+        ({"VARIANT": "f2bb"}, "VARIANT must be opd, f2b, b2f or reopd, not f2bb"),
         ({"TEACHER": "vllm"}, "TEACHER must be sglang or megatron, not vllm"),
-        ({"BATCH": "0"}, "BATCH must be a positive whole number, not 0"),
-        ({"ETA": "1.5"}, "ETA must be a positive whole number, not 1.5"),
-        ({"CONFIG": "/nowhere"}, "no file /nowhere: set CONFIG"),
-        ({"VARIANT": "b2f"}, "f2b.yaml is not for VARIANT=b2f: change one"),
-        ({"VARIANT": "opd", "CONFIG": "", "ETA": "3"}, "VARIANT=opd has none: unset ETA"),
-        ({"MAX_TURN_LEN": "512", "MAX_CONTEXT_LEN": "512"}, "MAX_TURN_LEN 512 is one turn of MAX_CONTEXT_LEN"),
-        ({"TENSOR_PARALLEL": "3"}, "TENSOR_PARALLEL 3 x PIPELINE_PARALLEL 1 x CONTEXT_PARALLEL 1 must divide the 4"),
-        ({"PIPELINE_PARALLEL": "8"}, "TENSOR_PARALLEL 0 x PIPELINE_PARALLEL 8 x CONTEXT_PARALLEL 1 must divide the 4"),
-        ({"MODE": "asynchronous"}, "MODE must be sync, async or fully_async, not asynchronous"),
+        ({"HORIZON": "09"}, "HORIZON must be a positive whole number, not 09"),
+        ({"EVAL_TEMPERATURE": "x"}, "EVAL_TEMPERATURE must be a number, not x"),
         ({"COLOCATE": "yes"}, "COLOCATE must be 0 or 1, not yes"),
-        ({"COLOCATE": "1", "MODE": "async"}, "and MODE=async needs both at once: take MODE=sync"),
-        ({"COLOCATE": "1", "ROLLOUT_GPUS": "2"}, "COLOCATE=1 has the engines on the 4 GPUs that train: unset ROLLOUT"),
-        ({"TEACHER": "megatron", "COLOCATE": "0"}, "TEACHER=megatron needs COLOCATE=1: elsewhere slime pushes"),
-        ({"TEACHER": "megatron", "MODE": "fully_async"}, "MODE=fully_async needs both at once"),
+        ({"MODEL_SCRIPT": "/nowhere"}, "no file /nowhere: set SLIME_DIR to slime's checkout, or MODEL_SCRIPT"),
+    ],
+)
+def test_the_script_refuses_what_it_cannot_compute_with(place, change, sentence):
+    folder, env = place
+    done = run({**env, **change})
+    assert (done.returncode, done.stderr) == (1, f"run_qwen3_8b_tcod.sh: {sentence}\n")
+    assert not list((folder / "seen").iterdir())
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"BATCH": "6", "TENSOR_PARALLEL": "1"}, "BATCH x SAMPLES_PER_TASK a multiple of the copies"),
+        (
+            {"PIPELINE_PARALLEL": "8", "TENSOR_PARALLEL": "0"},
+            "the 4 GPUs of ACTOR_NODES x ACTOR_GPUS must be a multiple",
+        ),
         ({"ENGINE_GPUS": "4"}, "ENGINE_GPUS 4 must divide ROLLOUT_GPUS 2"),
-        ({"CHAT_TEMPLATE_KWARGS": "thinking=off"}, "CHAT_TEMPLATE_KWARGS must be a JSON object like {}"),
-        ({"EVAL_SETS": "valid_seen.jsonl"}, "EVAL_SETS must be NAME=FILE, files in DATA_DIR, with spaces between"),
-        ({"EVAL_SETS": "seen=gone.jsonl"}, "data/gone.jsonl: prepare the data as README.md says, or set DATA_DIR or"),
-        ({"WORKER_ENV": "JAVA_HOME_"}, "WORKER_ENV names JAVA_HOME_, which is not set: export it"),
-        ({"KEEP_CHECKPOINTS": "3"}, "KEEP_CHECKPOINTS must be last or all, not 3"),
-        ({"SAVE_INTERVAL": "1"}, "Megatron deletes no checkpoint with SAVE_INTERVAL=1: set 2 or more"),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-9999"}, "has GPU-9999, which is no GPU of nvidia-smi, and slime wants indices"),
-        ({"TENSOR_PARALLEL": "1", "BATCH": "6"}, "BATCH x SAMPLES_PER_TASK must be a multiple of 4"),
-        ({"ACTOR_NODES": "2"}, "ACTOR_NODES is 2: set RAY_ADDRESS"),
-        ({"TEACHER": "megatron", "TEACHER_URL": "http://a:1"}, "TEACHER=megatron asks no server: unset TEACHER_URL"),
-        ({"TEACHER_URL": "http://a:1/generate"}, "TEACHER_URL must be http://HOST:PORT, not http://a:1/generate"),
+        ({"TEACHER": "megatron"}, "TEACHER=megatron needs COLOCATE=1"),
+        ({"TEACHER": "megatron", "COLOCATE": "1", "TEACHER_URL": "http://a:1"}, "asks no server: unset TEACHER_URL"),
+        (
+            {"TEACHER_URL": "http://a:1/generate"},
+            "TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not",
+        ),
+        ({"TEACHER_URL": "http://me:word@fd00::1:8000"}, "in brackets, not http://SECRET@fd00::1:8000"),
         ({"TEACHER_GPUS": "6-7"}, "TEACHER_GPUS must be numbers like 6,7, not 6-7"),
         ({"TEACHER_GPUS": "5,6"}, "GPU 5 of TEACHER_GPUS is taken: training and the student's engines have 0 to 5"),
-        ({"MODEL_SCRIPT": "/nowhere"}, "no file /nowhere: set SLIME_DIR to slime's checkout, or MODEL_SCRIPT"),
-        ({"MEGATRON_DIR": "/nowhere"}, "no Megatron-LM in /nowhere: set MEGATRON_DIR"),
-        ({"STUDENT": "/nowhere"}, "no config.json in /nowhere: set STUDENT"),
-        ({"STUDENT_LOAD": "/nowhere"}, "no weights in /nowhere: set STUDENT_LOAD"),
-        ({"TEACHER_MODEL": "/nowhere"}, "no config.json in /nowhere: set TEACHER_MODEL"),
-        ({"TEACHER": "megatron", "TEACHER_LOAD": "/nowhere"}, "no weights in /nowhere: set TEACHER_LOAD"),
-        ({"HORIZON": "09"}, "HORIZON must be a positive whole number, not 09"),
-        ({"DATA_DIR": "/nowhere"}, "no rows in /nowhere/train.jsonl: prepare the data as README.md says, or"),
-        ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, "8 GPUs are needed and 3 visible: change ACTOR_GPUS"),
-        ({"TEACHER_GPUS": "8"}, "9 GPUs are needed and 8 visible"),
+        ({"CHAT_TEMPLATE_KWARGS": "thinking=off"}, "CHAT_TEMPLATE_KWARGS must be a JSON object like {}"),
+        ({"RUN_DIR": "/runs/{lr=1e-6}"}, "RUN_DIR '/runs/{lr=1e-6}' has a brace or a line break: rename it"),
+        ({"RUN_DIR": "/runs/a\nb"}, "RUN_DIR '/runs/a\\nb' has a brace or a line break: rename it"),
+        ({"EVAL_SETS": "valid_seen.jsonl"}, "EVAL_SETS must be NAME=FILE.jsonl, with spaces between"),
+        ({"EVAL_SETS": "seen=a.json"}, "NAME of letters, digits, . _ -: not seen=a.json"),
+        ({"EVAL_SETS": "a/b=a.jsonl"}, "not a/b=a.jsonl"),
+        ({"EVAL_SETS": "--x=a.jsonl"}, "not --x=a.jsonl"),
+        ({"EVAL_SETS": "a=a.jsonl a=b.jsonl"}, "EVAL_SETS has the name a, which is taken"),
+        ({"EVAL_SETS": "train=a.jsonl"}, "EVAL_SETS has the name train, which is taken"),
     ],
 )
-def test_a_wrong_setting_is_refused_before_anything_starts(place, change, sentence):
+def test_settings_that_contradict_themselves_are_refused(settings, change, sentence):
+    with pytest.raises(ConfigError) as error:
+        launch_settings.check_settings(settings(**change), [])
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["--rollout-num-gpus", "--colocate", "--load=/x", "--eval-prompt-data"])
+def test_a_flag_that_a_variable_stands_for_is_refused(settings, flag):
+    with pytest.raises(ConfigError, match=f"{flag.partition('=')[0]} is the script's own: set the variable"):
+        launch_settings.check_settings(settings(), ["--seed", "7", flag])
+    launch_settings.check_settings(settings(), ["--seed", "7"])
+
+
+def test_an_evaluation_is_played_where_it_is_checked(settings, tmp_path):
+    s = settings(EVAL_SETS=f"easy=more/a.jsonl held={tmp_path}/x.jsonl")
+    files = ["easy", f"{tmp_path}/data/more/a.jsonl", "held", f"{tmp_path}/x.jsonl"]
+    assert launch_settings.eval_flags(s)[-5:] == ["--eval-prompt-data", *files]
+    assert [word for pair in s.eval_files.items() for word in map(str, pair)] == files
+    assert launch_settings.eval_flags(settings(EVAL_SETS="")) == []
+
+
+def test_what_does_not_fit_the_machine_is_refused(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+
+    def refusal(gpus=8, **changes):
+        with pytest.raises(ConfigError) as error:
+            launch_settings.check_machine(settings(**changes), list(map(str, range(gpus))))
+        return str(error.value)
+
+    launch_settings.check_machine(settings(), list("01234567"))
+    assert "8 GPUs are needed and 3 visible: see ACTOR_GPUS" in refusal(gpus=3)
+    with pytest.raises(ConfigError, match="has MIG-1, which is no GPU of nvidia-smi"):
+        launch_settings.check_machine(settings(), ["MIG-1"])
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert f"port {port} of 127.0.0.1 is taken: set TEACHER_PORT, or TEACHER_URL" in refusal(TEACHER_PORT=port)
+    with (tmp_path / "student/model.safetensors").open("w") as weights:
+        weights.truncate(2 * 8_200_000_000_000)  # 2 checkpoints of 14 bytes per parameter, and 10 copies of 2
+    assert "2 checkpoints and the copies for Hugging Face take 393600 GB more: set another RUN_DIR" in refusal()
+    all_kept = 8.2e3 * 14 * 10
+    assert f"and 10 checkpoints and the copies for Hugging Face take {all_kept:.0f} GB" in refusal(
+        KEEP_CHECKPOINTS="all", SAVE_HF="0"
+    )
+
+
+def test_gpus_that_nobody_uses_are_named(settings, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    launch_settings.check_machine(settings(ACTOR_GPUS="2", TENSOR_PARALLEL="2"), list("01234567"))
+    assert "2 of 8 GPUs are not used: see ACTOR_GPUS" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------ RUN_DIR
+
+
+@pytest.mark.parametrize("run_dir", ["file", "file/below", "/proc/run"])
+def test_a_run_dir_that_cannot_be_written_is_refused(place, run_dir):
     folder, env = place
-    refused(run({**env, **change}), sentence)
-    assert not (folder / "run").exists() and not list((folder / "seen").iterdir())
+    (folder / "file").write_text("")
+    done = run({**env, "RUN_DIR": f"{folder}/{run_dir}" if run_dir[0] != "/" else run_dir})
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("launch: RUN_DIR ") and "cannot be written (" in done.stderr
+
+
+def test_only_a_lock_that_is_held_is_held(tmp_path, monkeypatch, capsys):
+    with launch_folder.lock(tmp_path), pytest.raises(
+        ConfigError, match=r"has a run that goes on \(process \d+ on .*\): wait"
+    ):
+        launch_folder.lock(tmp_path)
+    for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        monkeypatch.setattr(
+            fcntl, "flock", lambda *_, number=number: (_ for _ in ()).throw(OSError(number, "no locks"))
+        )
+        launch_folder.lock(tmp_path).close()
+        assert "no locks" in capsys.readouterr().err
+
+
+@pytest.fixture
+def resumed(settings, tmp_path, monkeypatch):
+    """resumed(**changes) after a run that left a checkpoint: None, or why it is not the same run."""
+    monkeypatch.setenv("ALFWORLD_DATA", f"{tmp_path}/games")
+
+    def begin(**changes):
+        s = settings(**changes)
+        recipe = launch_settings.read_recipe(s, {"VARIANT": "f2b", **changes})
+        return launch_folder.begin(s, recipe, "")
+
+    begin()
+    checkpoint(tmp_path / "run", 24)
+
+    def again(**changes):
+        try:
+            begin(**changes)
+        except ConfigError as error:
+            return str(error)
+
+    return again
+
+
+def test_a_run_goes_on_with_other_ways_to_run_it(resumed, settings, tmp_path):
+    free = {
+        "NUM_ROLLOUT": "500",
+        "EVAL_INTERVAL": "5",
+        "SAVE_INTERVAL": "5",
+        "ACTOR_GPUS": "2",
+        "TEACHER_URL": "http://a:1",
+    }
+    assert resumed(**free) is None
+    (tmp_path / "data").rename(tmp_path / "moved")  # what counts is what they hold
+    (tmp_path / "student").rename(tmp_path / "moved_student")
+    assert resumed(DATA_DIR=f"{tmp_path}/moved", STUDENT=f"{tmp_path}/moved_student", EVAL_SETS="") is None
+    config = yaml.safe_load((tmp_path / "alfworld.yaml").read_text())
+    (tmp_path / "alfworld.yaml").write_text("# the same\n" + json.dumps(dict(reversed(config.items()))))
+    assert resumed(DATA_DIR=f"{tmp_path}/moved", STUDENT=f"{tmp_path}/moved_student") is None
 
 
 @pytest.mark.parametrize(
-    "text, sentence",
+    "changes, what",
     [
-        ("tcod_variant: [f2b\n", "f2b.yaml is no YAML (while parsing a flow sequence"),
-        ("tcod_variant\n", "f2b.yaml is no mapping: it must hold tcod_* settings"),
-        ("# tcod_variant: f2b\ntcod_variant: b2f\n", "f2b.yaml is not for VARIANT=f2b: change one"),
-        ("tcod_variant: |\n  tcod_variant: f2b\n", "f2b.yaml is not for VARIANT=f2b: change one"),
+        ({"ETA": "2"}, "tcod_eta"),
+        ({"VARIANT": "b2f", "EVAL_TEMPERATURE": "1"}, "tcod_eval_kl, tcod_variant"),
+        ({"MAX_TURN_LEN": "100"}, "MAX_TURN_LEN"),
+        ({"CHAT_TEMPLATE_KWARGS": "{}"}, "CHAT_TEMPLATE_KWARGS"),
+        ({"other": "data/train.jsonl"}, "DATA_DIR"),
+        ({"other": "data/valid_seen.jsonl"}, "EVAL_SETS seen"),
+        ({"other": "student/tokenizer.json"}, "STUDENT"),
+        ({"other": "teacher/model.safetensors"}, "TEACHER_MODEL"),
     ],
 )
-def test_a_config_that_says_something_else_is_refused(place, text, sentence):
-    folder, env = place
-    (folder / "f2b.yaml").write_text(text)
-    refused(run({**env, "DRY_RUN": "1"}), sentence)
+def test_another_run_is_not_continued(resumed, tmp_path, changes, what):
+    if other := changes.pop("other", None):
+        (tmp_path / other).write_text((tmp_path / other).read_text() + " ")
+    assert resumed(**changes) == f"{tmp_path}/run has a run with another {what}: take it back, or set another RUN_DIR"
 
 
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        (["--colocate"], "--colocate also changes other flags: set COLOCATE=1"),
-        (["--rollout-num-gpus", "4"], "--rollout-num-gpus is the script's own: set ROLLOUT_GPUS"),
-        (["--offload-train"], "--offload-train lets slime push weights from memory that it has given up: remove it"),
-    ],
-)
-def test_an_argument_that_passes_by_the_checks_is_refused(place, arguments, sentence):
-    _, env = place
-    refused(run({**env, "DRY_RUN": "1"}, *arguments), sentence)
+def test_a_checkpoint_without_the_position_in_the_data_is_refused(resumed, tmp_path):
+    checkpoint(tmp_path / "run", 49).unlink()
+    assert (
+        "checkpoint 49 has no " in resumed()
+        and "global_dataset_state_dict_49.pt, the position in the data" in resumed()
+    )
 
 
-def test_a_disk_that_is_too_small_is_refused(place):
-    """2 checkpoints of 14 bytes per parameter, and 10 copies of 2, for 8.2e12 parameters."""
-    folder, env = place
-    with (folder / "student/model.safetensors").open("w") as weights:
-        weights.truncate(2 * 8_200_000_000_000)
-    refused(run(env), "and 2 checkpoints and the copies for Hugging Face take 393600 GB more: set another RUN_DIR")
-    refused(run({**env, "KEEP_CHECKPOINTS": "all", "SAVE_HF": "0"}), "and 10 checkpoints and")
-    assert not (folder / "run").exists()
-
-
-def test_unused_gpus_are_named(place):
-    _, env = place
-    done = run({**env, "ACTOR_GPUS": "2", "SKIP_PREFLIGHT": "1"})
-    assert "GPUs 4,5 are not used: see ACTOR_GPUS" in done.stdout
-
-
-def test_a_checkpoint_without_the_position_in_the_data_is_refused(place):
-    folder, env = place
-    checkpoint(folder, 24).unlink()
-    refused(run(env), "checkpoint 24 has no ")
-    (folder / "run/checkpoints/rollout/global_dataset_state_dict_7.pt").write_text("")
-    (folder / "run/checkpoints/rollout/global_dataset_state_dict_16.pt").write_text("")
-    refused(run(env), "copy global_dataset_state_dict_16.pt there, whereby the tasks since rollout 16 come again, or")
-
-
-def test_a_busy_port_is_refused(place):
-    _, env = place
-    with socket.create_server(("127.0.0.1", int(env["TEACHER_PORT"]))):
-        refused(run(env), f"port {env['TEACHER_PORT']} of 127.0.0.1 is taken: set TEACHER_PORT")
-
-
-def test_a_resumed_run_keeps_its_settings(place):
-    folder, env = place
-    checkpoint(folder, 24)
-    (folder / "run/tcod.yaml").write_text(Path(env["CONFIG"]).read_text())
-    refused(run({**env, "ETA": "2"}), "has other settings than this run")
-
-
-def test_a_resumed_run_may_write_its_settings_otherwise(place):
-    folder, env = place
-    checkpoint(folder, 24)
-    (folder / "run/tcod.yaml").write_text(Path(env["CONFIG"]).read_text())
-    config = yaml.safe_load(Path(env["CONFIG"]).read_text())
-    Path(env["CONFIG"]).write_text("# the same\n" + json.dumps(dict(reversed(config.items()))))
-    done = run({**env, "SKIP_PREFLIGHT": "1"})
-    assert done.returncode == 0 and "continues from checkpoint 24\n" in done.stdout, done.stderr
+def test_settings_are_their_owners_alone(resumed, tmp_path):
+    assert resumed() is None
+    for name in ("tcod.yaml", "run.yaml"):
+        assert (tmp_path / "run" / name).stat().st_mode & 0o077 == 0
+    assert all(logs.stat().st_mode & 0o077 == 0 for logs in (tmp_path / "run/logs").iterdir())

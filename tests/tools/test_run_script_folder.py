@@ -1,24 +1,25 @@
 """The run script in a folder of another name, in slime's examples/ and elsewhere."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.run_script import ROOT, SCRIPT, copy_recipe, dry_run, refused, run, value
+from tests.support.run_script import ROOT, SCRIPT, commands, copy_recipe, run, value
 
 NUM_GPUS = 0
 
 HOOKS = {
-    "--rollout-function-path": "tcod_rollout.generate_rollout",
-    "--custom-generate-function-path": "tcod_rollout.generate",
-    "--custom-rm-path": "tcod_rollout.reward_func",
-    "--custom-reward-post-process-path": "tcod_rollout.post_process_rewards",
-    "--dynamic-sampling-filter-path": "tcod_rollout.drop_failed",
-    "--custom-rollout-log-function-path": "tcod_rollout.log_rollout",
-    "--custom-eval-rollout-log-function-path": "tcod_rollout.log_eval",
+    "--rollout-function-path": "generate_rollout",
+    "--custom-generate-function-path": "generate",
+    "--custom-rm-path": "reward_func",
+    "--custom-reward-post-process-path": "post_process_rewards",
+    "--dynamic-sampling-filter-path": "drop_failed",
+    "--custom-rollout-log-function-path": "log_rollout",
+    "--custom-eval-rollout-log-function-path": "log_eval",
 }
 
 
@@ -32,11 +33,6 @@ def examples(place):
     return folder / "slime/examples"
 
 
-def python_path(lines):
-    [line] = [line for line in lines if line.startswith("export PYTHONPATH=")]
-    return line.removeprefix("export PYTHONPATH=").split(":")
-
-
 @pytest.mark.parametrize(
     "folder, package",
     [
@@ -47,38 +43,35 @@ def python_path(lines):
     ],
 )
 def test_the_hooks_are_those_of_the_folder_that_the_script_lies_in(place, examples, folder, package):
-    place, env = place
     copy_recipe(examples / "another")
-    lines, flags = dry_run(env, script=copy_recipe(place / folder))
-    assert {flag: value(flags, flag) for flag in HOOKS} == {flag: f"{package}.{hook}" for flag, hook in HOOKS.items()}
-    ours = [f"{place}/slime", f"{place}/megatron"]
-    ours += [] if folder.startswith("slime") else [str((place / folder).parent)]
-    path = python_path(lines)
-    assert path == ours + env["PYTHONPATH"].split(":")
+    root, env = place
+    asked = commands(place, script=copy_recipe(root / folder))
+    hooks = {flag: f"{package}.tcod_rollout.{hook}" for flag, hook in HOOKS.items()}
+    assert asked.module == f"{package}.tools.launch" and {flag: value(asked.train, flag) for flag in HOOKS} == hooks
+    ours = [f"{root}/slime", f"{root}/megatron"]
+    ours += [] if folder.startswith("slime") else [str((root / folder).parent)]
+    assert asked.env["PYTHONPATH"].split(":") == ours + env["PYTHONPATH"].split(":")
     # The package is found under that name, in that folder, and as slime's workers look for it.
     code = f"import {package} as ours; print(ours.__file__)"
-    found = subprocess.run(
-        [sys.executable, "-Pc", code], env={"PYTHONPATH": ":".join(path)}, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == f"{place}/{folder}/__init__.py"
+    path = {"PYTHONPATH": asked.env["PYTHONPATH"]}
+    found = subprocess.run([sys.executable, "-Pc", code], env=path, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == f"{root}/{folder}/__init__.py"
 
 
 def test_a_folder_that_is_linked_into_slime_is_in_slime(place, examples):
-    folder, env = place
-    copy_recipe(folder / "mine/tcod")
-    (examples / "my_agent").symlink_to(folder / "mine/tcod")
-    _, flags = dry_run(env, script=examples / "my_agent" / SCRIPT.name)
-    assert value(flags, "--custom-rm-path") == "examples.my_agent.tcod_rollout.reward_func"
+    copy_recipe(place[0] / "mine/tcod")
+    (examples / "my_agent").symlink_to(place[0] / "mine/tcod")
+    asked = commands(place, script=examples / "my_agent" / SCRIPT.name)
+    assert value(asked.train, "--custom-rm-path") == "examples.my_agent.tcod_rollout.reward_func"
 
 
 def test_a_folder_whose_name_is_no_identifier_is_refused(place, examples):
-    _, env = place
-    done = run(env, script=copy_recipe(examples / "my-agent"))
-    refused(done, "examples/my-agent is a Python package: rename it, to my_agent for example")
+    done = run(place[1], script=copy_recipe(examples / "my-agent"))
+    assert done.returncode == 1 and "examples/my-agent is a Python package: rename it, to my_agent for" in done.stderr
 
 
 def test_a_copy_under_another_name_runs(place, examples):
-    """From inside its folder, too, whose module names must not hide anybody's."""
+    """With all checks, and from inside its folder, whose module names must not hide anybody's."""
     folder, env = place
     copy_recipe(examples / "tcod")  # which the test's environment imports
     script = copy_recipe(examples / "my_agent")
@@ -87,6 +80,16 @@ def test_a_copy_under_another_name_runs(place, examples):
     (script.parent / "corridor.py").write_text(corridor.replace("examples.tcod.", "examples.my_agent."))
     config = Path(env["CONFIG"])
     config.write_text(config.read_text().replace("tests.support.corridor.", ".corridor."))
+    env |= {"TEACHER": "megatron"}  # no server
     done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr + done.stdout
     assert json.loads((folder / "seen/train.json").read_text())["folder"] == f"{folder}/slime"
+
+
+def test_what_stands_for_the_clusters_programs_needs_nothing_of_the_recipe(tmp_path):
+    """It is started with slime first on its path, whose package `examples` is not the recipe's."""
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples/__init__.py").write_text("")
+    code = "import smoke.serve, smoke.slime_cpu.run_train, tests.support.cpu_cluster"
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "SMOKE_DEVICE": "cpu"}
+    subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, check=True, timeout=300)

@@ -25,7 +25,7 @@ class TcodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    tcod_variant: Literal["opd", "f2b", "b2f", "reopd"]
+    tcod_variant: Literal["opd", "f2b", "b2f", "reopd"] = "opd"
     """The arm, see curriculum.py."""
     tcod_horizon: int
     """The largest number of turns of an episode, replayed ones included."""
@@ -165,7 +165,7 @@ def _sentence(errors: list[ErrorDetails], source: str) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown setting {key} in {source}: the settings are {', '.join(TcodConfig.model_fields)}"
     if error["type"] == "missing":
-        return f"{key} is missing in {source}: add it, as in the recipe's configs/"
+        return f"{key} is missing in {source}: add it, as in the recipe's configs/alfworld.yaml"
     if error["type"] == "value_error":
         return f"{source}: {error['ctx']['error']}"
     choices = [other["msg"] for other in errors if other["loc"][0] == error["loc"][0]]  # more than one of a union

@@ -1,252 +1,198 @@
-"""The variables of run_qwen3_8b_tcod.sh, and which of them contradict each other, whatever the machine.
+"""The variables of run_qwen3_8b_tcod.sh, and what contradicts itself or does not fit the machine.
 
-A refusal is exit status 1 and one sentence that names the variable and the fix.
+The script describes them, and has seen to it that numbers are numbers and choices one of those it names. What slime,
+Ray and Megatron refuse at once is left to them. A refusal is a ConfigError.
 """
 
 import json
 import os
 import re
-import sys
-from dataclasses import dataclass, fields
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any
 
-import yaml
+from .. import ConfigError
+from ..settings.config import read_yaml
+from .secrets import without_secrets
 
-from ..curriculum import VARIANTS
+# Variables that win over CONFIG: NAME over its tcod_name. A further one is a word here and a line in the script.
+RECIPE = "VARIANT HORIZON ETA".split()
+PATHS = "config run_dir slime_dir megatron_dir student student_load teacher_model teacher_load data_dir".split()
+NUMBERS = (
+    "teacher_port teacher_start_s colocate actor_nodes actor_gpus tensor_parallel pipeline_parallel context_parallel "
+    "rollout_gpus engine_gpus node_gpus eval_interval num_rollout batch samples_per_task max_turn_len max_context_len "
+    "save_interval save_hf dry_run".split()
+)
+TEXTS = (
+    "teacher teacher_url teacher_address teacher_host teacher_gpus mode eval_sets eval_temperature worker_env "
+    "chat_template_kwargs keep_checkpoints wandb_project ray_address".split()
+)
+# Flags of train.py that variables stand for: given by hand, they would pass by the checks.
+OWN_FLAGS = set(
+    "--rollout-function-path --sglang-server-concurrency --opd-type --rm-url --colocate --actor-num-nodes "
+    "--actor-num-gpus-per-node --rollout-num-gpus --rollout-num-gpus-per-engine --num-gpus-per-node --load --save "
+    "--tensor-model-parallel-size --pipeline-model-parallel-size --context-parallel-size --prompt-data "
+    "--eval-prompt-data --apply-chat-template-kwargs --custom-config-path".split()
+)
+TAKEN_NAMES = ("train", "step", "tcod", "eval_s")  # metrics or files under these names are not an evaluation's
+# Of a checkpoint, by parameter: the weight in bfloat16; for Adam the weight in float32 and two moments.
+CHECKPOINT_BYTES, WEIGHT_BYTES = 14, 2
 
-# Flags of train.py that the script sets, and by which variable: given again, they would pass by its checks.
-OWN_FLAGS = {
-    "--rollout-function-path": "MODE",
-    "--sglang-server-concurrency": "CONCURRENCY",
-    "--opd-type": "TEACHER",
-    "--actor-num-nodes": "ACTOR_NODES",
-    "--actor-num-gpus-per-node": "ACTOR_GPUS",
-    "--rollout-num-gpus": "ROLLOUT_GPUS",
-    "--rollout-num-gpus-per-engine": "ENGINE_GPUS",
-    "--num-gpus-per-node": "NODE_GPUS",
-    "--tensor-model-parallel-size": "TENSOR_PARALLEL",
-    "--pipeline-model-parallel-size": "PIPELINE_PARALLEL",
-    "--context-parallel-size": "CONTEXT_PARALLEL",
-    "--load": "RUN_DIR",
-    "--save": "RUN_DIR",
-    "--apply-chat-template-kwargs": "CHAT_TEMPLATE_KWARGS",
-}
 
-
-@dataclass(frozen=True)
-class Settings:
-    """The script's variables, as far as they matter here. The script describes them; "" is one that was not set."""
-
-    variant: str
-    config: Path
-    horizon: str
-    eta: str
-    run_dir: Path
-    slime_dir: Path
-    megatron_dir: Path
-    student: Path
-    student_load: Path
-    chat_template_kwargs: str
-    teacher: str
-    teacher_model: Path
-    teacher_load: Path
-    teacher_url: str
-    teacher_host: str
-    teacher_port: int
-    teacher_start_s: int
-    mode: str
-    colocate: str
-    actor_nodes: int
-    actor_gpus: int
-    tensor_parallel: int
-    pipeline_parallel: int
-    context_parallel: int
-    rollout_gpus: int
-    engine_gpus: int
-    node_gpus: int
-    teacher_gpus: str
-    data_dir: Path
-    eval_sets: str
-    worker_env: str
-    num_rollout: int
-    batch: int
-    samples_per_task: int
-    max_turn_len: int
-    max_context_len: int
-    eval_temperature: str
-    save_interval: int
-    keep_checkpoints: str
-    save_hf: str
-    wandb_project: str
-    dry_run: str
-    ray_address: str  # a cluster that is up; without one Ray starts here
+class Settings(SimpleNamespace):
+    """The script's variables in lower case. "" is one that was not set."""
 
     @classmethod
-    def read(cls) -> "Settings":
-        return cls(**{field.name: field.type(os.environ.get(field.name.upper(), "")) for field in fields(cls)})
-
-    def train_gpus(self) -> int:
-        """How many GPUs training and rollouts take, on all nodes together."""
-        actors = self.actor_nodes * self.actor_gpus
-        return actors if self.colocate == "1" else actors + self.rollout_gpus
-
-    def local_gpus(self) -> int:
-        """How many GPUs of this machine they take, from the first on."""
-        return 0 if self.ray_address else self.train_gpus()
-
-    def teacher_numbers(self) -> list[int]:
-        return [int(number) for number in self.teacher_gpus.split(",")]
-
-    def teacher_address(self) -> str:
-        return self.teacher_url or f"http://{self.teacher_host}:{self.teacher_port}"
-
-    def eval_files(self) -> dict[str, Path]:
-        """The evaluation sets by name."""
-        pairs = (name_and_file.partition("=") for name_and_file in self.eval_sets.split())
-        return {name: self.data_dir / file for name, _, file in pairs}
+    def read(cls, variables: Mapping[str, str]) -> "Settings":
+        """Raises ConfigError where a value cannot be read."""
+        s = cls(**{name: variables.get(name.upper(), "") for name in TEXTS})
+        s.ray_address = s.ray_address.removeprefix("local")  # Ray's own word for one that starts here
+        vars(s).update({name: int(variables[name.upper()]) for name in NUMBERS})
+        vars(s).update({name: Path(variables[name.upper()]) for name in PATHS})
+        s.actors = s.actor_nodes * s.actor_gpus  # GPUs that train, on all nodes together
+        s.train_gpus = s.actors if s.colocate else s.actors + s.rollout_gpus  # that train and play
+        s.local_gpus = 0 if s.ray_address else s.train_gpus  # those of this machine, from the first on
+        s.starts_teacher = s.teacher == "sglang" and not s.teacher_url
+        numbers = s.teacher_gpus if s.starts_teacher else ""
+        require(re.fullmatch("([0-9]+(,[0-9]+)*)?", numbers), f"TEACHER_GPUS must be numbers like 6,7, not {numbers}")
+        s.teacher_gpus = [int(number) for number in numbers.split(",") if number]
+        s.eval_files = read_eval_sets(s)
+        with suppress(ValueError):
+            s.chat_template_kwargs = json.loads(s.chat_template_kwargs)
+        valid = isinstance(s.chat_template_kwargs, dict)
+        require(valid, f"CHAT_TEMPLATE_KWARGS must be a JSON object like {{}}, not {s.chat_template_kwargs}")
+        return s
 
 
-def refuse(sentence: str) -> NoReturn:
-    """Say it at once, before processes are ended."""
-    print(f"launch: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(1)
-
-
-def require(condition: object, sentence: str) -> None:
-    """Refuse to go on unless the condition holds."""
-    if not condition:
-        refuse(sentence)
-
-
-def check_settings(s: Settings, train: list[str]) -> None:
-    """Refuse what contradicts itself. The script has seen to it that numbers are numbers; `train` is its command."""
-    check_arm(s)
-    check_mode(s)
-    check_parallelism(s)
-    check_data_settings(s)
-    for flag, variable in OWN_FLAGS.items():
-        require(train.count(flag) <= 1, f"{flag} is the script's own: set {variable} instead of giving it again")
-    require(s.colocate == "1" or "--colocate" not in train, "--colocate also changes other flags: set COLOCATE=1")
-    for flag in ("--offload", "--offload-train", "--release-train"):
-        require(flag not in train, f"{flag} lets slime push weights from memory that it has given up: remove it")
-
-
-def check_arm(s: Settings) -> None:
-    require(s.variant in VARIANTS, f"VARIANT must be one of {', '.join(VARIANTS)}, not {s.variant}")
-    require(s.teacher in ("sglang", "megatron"), f"TEACHER must be sglang or megatron, not {s.teacher}")
-    require(s.config.is_file(), f"no file {s.config}: set CONFIG to a YAML of tcod_* settings")
-    recipe = read_yaml(s.config)
-    require(recipe.get("tcod_variant") == s.variant, f"{s.config} is not for VARIANT={s.variant}: change one of them")
-    grows = s.variant in ("f2b", "b2f") and recipe.get("tcod_schedule") != "kl"
-    require(grows or not s.eta, f"ETA is the speed of a linear schedule and VARIANT={s.variant} has none: unset ETA")
-    require(
-        s.max_turn_len < s.max_context_len,
-        f"MAX_TURN_LEN {s.max_turn_len} is one turn of MAX_CONTEXT_LEN {s.max_context_len}: make it smaller",
-    )
-
-
-def check_mode(s: Settings) -> None:
-    require(s.mode in ("sync", "async", "fully_async"), f"MODE must be sync, async or fully_async, not {s.mode}")
-    require(
-        s.teacher == "sglang" or s.colocate == "1",
-        "TEACHER=megatron needs COLOCATE=1: elsewhere slime pushes to the engines what it holds on the GPUs, which is "
-        "the teacher, or memory that it has given up; with COLOCATE=1 it pushes its copies in main memory",
-    )
-    require(
-        s.mode == "sync" or s.colocate != "1",
-        f"COLOCATE=1 gives training and engines the same GPUs in turns, and MODE={s.mode} needs both at once: "
-        "take MODE=sync, or COLOCATE=0 and TEACHER=sglang",
-    )
-
-
-def check_parallelism(s: Settings) -> None:
-    """GPUs of training, of the engines and of the teacher."""
-    actors = s.actor_nodes * s.actor_gpus
-    copy = s.tensor_parallel * s.pipeline_parallel * s.context_parallel
-    require(
-        copy and actors % copy == 0,
-        f"TENSOR_PARALLEL {s.tensor_parallel} x PIPELINE_PARALLEL {s.pipeline_parallel} x CONTEXT_PARALLEL "
-        f"{s.context_parallel} must divide the {actors} GPUs of ACTOR_NODES x ACTOR_GPUS",
-    )
-    require(
-        s.batch * s.samples_per_task % (actors // copy) == 0,
-        f"BATCH x SAMPLES_PER_TASK must be a multiple of {actors // copy}, the copies of the model in training: "
-        "ACTOR_NODES x ACTOR_GPUS / (TENSOR_PARALLEL x PIPELINE_PARALLEL x CONTEXT_PARALLEL)",
-    )
-    require(
-        s.actor_nodes == 1 or s.ray_address,
-        f"ACTOR_NODES is {s.actor_nodes}: set RAY_ADDRESS to the nodes' Ray",
-    )
-    require(
-        s.colocate != "1" or s.rollout_gpus == actors,
-        f"COLOCATE=1 has the engines on the {actors} GPUs that train: unset ROLLOUT_GPUS",
-    )
-    require(
-        s.rollout_gpus % s.engine_gpus == 0,
-        f"ENGINE_GPUS {s.engine_gpus} must divide ROLLOUT_GPUS {s.rollout_gpus}",
-    )
-    if s.teacher == "megatron":
-        require(not s.teacher_url, "TEACHER=megatron asks no server: unset TEACHER_URL")
-    elif s.teacher_url:
-        valid = re.fullmatch("https?://[^/]+", s.teacher_url)
-        require(valid, f"TEACHER_URL must be http://HOST:PORT, not {s.teacher_url}")
-    else:
-        check_teacher_gpus(s)
-
-
-def check_teacher_gpus(s: Settings) -> None:
-    valid = re.fullmatch("[0-9]+(,[0-9]+)*", s.teacher_gpus)
-    require(valid, f"TEACHER_GPUS must be numbers like 6,7, not {s.teacher_gpus}")
-    for gpu in s.teacher_numbers():
-        require(
-            gpu >= s.local_gpus(),
-            f"GPU {gpu} of TEACHER_GPUS is taken: training and the student's engines have 0 to {s.local_gpus() - 1}",
-        )
-
-
-def check_data_settings(s: Settings) -> None:
-    try:
-        kwargs = json.loads(s.chat_template_kwargs)
-    except ValueError:
-        kwargs = None
-    require(
-        isinstance(kwargs, dict),
-        f"CHAT_TEMPLATE_KWARGS must be a JSON object like {{}}, not {s.chat_template_kwargs}",
-    )
+def read_eval_sets(s: Settings) -> dict[str, Path]:
+    """The rows of each evaluation, by the name that its metrics and files have."""
+    files: dict[str, Path] = {}
     for part in s.eval_sets.split():
+        name, _, file = part.partition("=")
+        valid = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) and file.endswith(".jsonl")
         require(
-            re.fullmatch("[^=/]+=[^=]+", part),
-            f"EVAL_SETS must be NAME=FILE, files in DATA_DIR, with spaces between, not {part}",
+            valid,
+            f"EVAL_SETS must be NAME=FILE.jsonl, with spaces between, NAME of letters, digits, . _ -: not {part}",
         )
-    for name in s.worker_env.split():
-        require(os.environ.get(name), f"WORKER_ENV names {name}, which is not set: export it, or leave it out")
-    require(
-        s.keep_checkpoints in ("last", "all"),
-        f"KEEP_CHECKPOINTS must be last or all, not {s.keep_checkpoints}",
-    )
-    require(
-        s.keep_checkpoints == "all" or s.save_interval > 1,
-        "Megatron deletes no checkpoint with SAVE_INTERVAL=1: set 2 or more, or KEEP_CHECKPOINTS=all",
-    )
+        require(
+            name not in (*TAKEN_NAMES, *files), f"EVAL_SETS has the name {name}, which is taken: choose another one"
+        )
+        files[name] = s.data_dir / file
+    return files
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        refuse(f"{path} is no YAML ({' '.join(str(error).split())}): repair it")
-    require(isinstance(settings, dict), f"{path} is no mapping: it must hold tcod_* settings, as `tcod_horizon: 30`")
-    return settings
-
-
-def recipe_settings(s: Settings) -> dict[str, Any]:
-    """The run's own tcod_* settings: CONFIG's, and instead of them what the variables say."""
+def read_recipe(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
+    """The run's tcod_* settings: CONFIG's, and instead of them what the variables say. Raises ConfigError."""
     recipe = read_yaml(s.config)
-    if s.horizon:
-        recipe["tcod_horizon"] = int(s.horizon)
-    if s.eta:
-        recipe["tcod_eta"] = int(s.eta)
+    for name in RECIPE:
+        if value := variables.get(name):
+            with suppress(ValueError):  # a text as it is
+                value = json.loads(value)
+            recipe[f"tcod_{name.lower()}"] = value
     if float(s.eval_temperature) == 1 and s.teacher == "sglang":
         recipe["tcod_eval_kl"] = True
     return recipe
+
+
+def eval_flags(s: Settings) -> list[str]:
+    """train.py's flags of evaluations, which slime's fully asynchronous mode does not have."""
+    if s.mode == "fully_async" or not s.eval_files:
+        return []
+    flags = {"--eval-interval": s.eval_interval, "--n-samples-per-eval-prompt": 1, "--eval-top-p": 1}
+    flags |= {"--eval-temperature": s.eval_temperature, "--eval-max-response-len": s.max_turn_len}
+    return [str(word) for pair in [*flags.items(), ["--eval-prompt-data"], *s.eval_files.items()] for word in pair]
+
+
+def require(condition: object, sentence: str) -> None:
+    """Raise ConfigError unless the condition holds."""
+    if not condition:
+        raise ConfigError(sentence)
+
+
+def check_settings(s: Settings, extra: list[str]) -> None:
+    """Refuse what contradicts itself, whatever the machine; `extra` are the user's own flags of train.py."""
+    for flag in sorted(OWN_FLAGS & {word.partition("=")[0] for word in extra}):
+        raise ConfigError(
+            f"{flag} is the script's own: set the variable that it stands for instead of giving it again"
+        )
+    run_dir, url = str(s.run_dir), without_secrets(s.teacher_url)
+    require(not re.search(r"[{}\x00-\x1f]", run_dir), f"RUN_DIR {run_dir!r} has a brace or a line break: rename it")
+    copy = s.tensor_parallel * s.pipeline_parallel * s.context_parallel
+    require(
+        copy and s.actors % copy == 0 and s.batch * s.samples_per_task % (s.actors // copy) == 0,
+        f"the {s.actors} GPUs of ACTOR_NODES x ACTOR_GPUS must be a multiple of TENSOR_PARALLEL x PIPELINE_PARALLEL x "
+        "CONTEXT_PARALLEL, one copy of the model, and BATCH x SAMPLES_PER_TASK a multiple of the copies",
+    )
+    require(
+        s.rollout_gpus % s.engine_gpus == 0, f"ENGINE_GPUS {s.engine_gpus} must divide ROLLOUT_GPUS {s.rollout_gpus}"
+    )
+    for gpu in s.teacher_gpus:
+        taken = f"GPU {gpu} of TEACHER_GPUS is taken: training and the student's engines have 0 to {s.local_gpus - 1}"
+        require(gpu >= s.local_gpus, taken)
+    alone = "TEACHER=megatron needs COLOCATE=1: elsewhere slime pushes the teacher's weights to the engines"
+    require(s.teacher == "sglang" or s.colocate, alone)
+    require(s.teacher == "sglang" or not url, "TEACHER=megatron asks no server: unset TEACHER_URL")
+    valid = re.fullmatch(r"(https?://([^/@]+@)?(\[[0-9A-Fa-f:.]+\]|[^][/:@]+)(:\d+)?)?", s.teacher_url)
+    require(valid, f"TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not {url}")
+
+
+def output(*command: str) -> str:
+    """What a program prints; nothing where it is missing or fails."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return ""
+
+
+def visible_gpus() -> list[str]:
+    """The indices of GPU 0, 1, .. of CUDA_VISIBLE_DEVICES. slime takes no UUIDs, so these are looked up."""
+    indices = dict(
+        re.findall(r"(\S+), (\d+)", output("nvidia-smi", "--query-gpu=uuid,index", "--format=csv,noheader"))
+    )
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", " ").split() or list(indices.values())
+    if not all(name.isdecimal() for name in names):
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # in which nvidia-smi counts
+    return [next((index for uuid, index in indices.items() if uuid.startswith(name)), name) for name in names]
+
+
+def check_machine(s: Settings, gpus: list[str]) -> None:
+    """Whether there are the GPUs, as visible_gpus has them, the teacher's port and disk space."""
+    for name in gpus:
+        known = f"CUDA_VISIBLE_DEVICES has {name}, which is no GPU of nvidia-smi: set it to indices, as 0,1,2"
+        require(name.isdecimal(), known)
+    used = {*range(s.local_gpus), *s.teacher_gpus}
+    needed, change = max(used, default=-1) + 1, "see ACTOR_GPUS, ROLLOUT_GPUS and TEACHER_GPUS"
+    require(needed <= len(gpus), f"{needed} GPUs are needed and {len(gpus)} visible: {change}")
+    if len(used) < len(gpus) and not s.ray_address:
+        print(f"{len(gpus) - len(used)} of {len(gpus)} GPUs are not used: {change}")
+    with suppress(OSError):
+        if s.starts_teacher:
+            socket.create_connection((s.teacher_host, s.teacher_port), timeout=5).close()
+            taken = f"port {s.teacher_port} of {s.teacher_host} is taken"
+            raise ConfigError(f"{taken}: set TEACHER_PORT, or TEACHER_URL if that is the teacher")
+    check_space(s)
+
+
+def check_space(s: Settings) -> None:
+    """Whether the checkpoints of the run fit on the disk, by the student's safetensors in bfloat16."""
+    saves = -(-s.num_rollout // s.save_interval)
+    # The next one is written before the last one is deleted; Megatron deletes none where they are 1 rollout apart.
+    kept = min(saves, 2) if s.keep_checkpoints == "last" and s.save_interval > 1 else saves
+    parameters = size(s.student.glob("*.safetensors")) // 2
+    needed = parameters * (kept * CHECKPOINT_BYTES + saves * WEIGHT_BYTES * s.save_hf)
+    needed -= size(s.run_dir.glob("checkpoints/**/*")) + size(s.run_dir.glob("hf/**/*"))
+    free = shutil.disk_usage(s.run_dir).free
+    change = "set another RUN_DIR, raise SAVE_INTERVAL, or set KEEP_CHECKPOINTS=last or SAVE_HF=0"
+    require(
+        free >= needed,
+        f"the disk of RUN_DIR {s.run_dir} has {free / 1e9:.0f} GB free, and {kept} checkpoints and the copies for "
+        f"Hugging Face take {needed / 1e9:.0f} GB more: {change}",
+    )
+
+
+def size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)

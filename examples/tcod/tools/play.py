@@ -38,7 +38,7 @@ from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "alfworld_opd.yaml"
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "alfworld.yaml"
 FAILURES_IN_A_ROW = 32  # then something is broken for good
 
 

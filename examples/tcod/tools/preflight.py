@@ -1,159 +1,123 @@
-"""The checks of launch.py that read data and models. A refusal is one sentence and exit status 1.
+"""The checks of launch.py that read data and models. They are a process of their own because Ray starts in it.
 
-    python -m examples.tcod.tools.preflight run --config tcod.yaml --student DIR --train FILE [--eval FILE ..] \\
-        [--turn-len N --context-len N] [--megatron-teacher DIR] [--ray-gpus N ..]
-    python -m examples.tcod.tools.preflight teacher --config tcod.yaml --url http://HOST:PORT/generate --student DIR \\
-        --context-len N
+    python3 -P -m examples.tcod.tools.preflight FILE GPUS     # with the variables of run_qwen3_8b_tcod.sh
+
+When all is checked that needs no teacher, FILE gets the addresses of the Ray cluster's nodes. Then the teacher is
+waited for and checked. GPUS are the teacher's. A refusal is one sentence and exit status 1.
 """
 
-import argparse
-import json
+import os
 import sys
-from argparse import Namespace
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
+import ray
 from transformers import AutoConfig
 
 from .. import ConfigError
-from ..environments.protocol import Environment, Observation, ask, load_environment
+from ..environments.protocol import Observation, ask, load_environment
 from ..episode.rows import Row, check_rows, read_rows, task_of
-from ..model.chat_tokens import ChatTokens, load_chat
-from ..settings.build import history_of
+from ..model.chat_tokens import ChatTokens
+from ..settings.build import history_of, student_chat
 from ..settings.checks import check_environment_class, check_training_rows
 from ..settings.config import TcodConfig
-from ..settings.server_checks import base_url, check_teacher_scores
+from ..settings.server_checks import check_teacher_scores
 from .check_environment import play_rows, spread
+from .launch_settings import Settings, require
 from .ray_cluster import check_cluster
 from .ray_start import start_ray
 
 PLAYED = 2  # training rows
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
 ARCHITECTURE = (
-    *("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "tie_word_embeddings"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias", "rms_norm_eps", "rope_theta"),
-    *("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    "model_type num_hidden_layers hidden_size intermediate_size vocab_size tie_word_embeddings num_attention_heads "
+    "num_key_value_heads head_dim attention_bias rms_norm_eps rope_theta num_experts num_experts_per_tok "
+    "moe_intermediate_size".split()
 )
 
 
-def check_run(options: Namespace) -> None:
-    """Everything that can be known before a GPU is taken. Raises ConfigError."""
-    config = TcodConfig.read(options.config)
-    check_environment_class(config)
-    chat = student_chat(options, config)
-    for warning in chat.warnings:
-        warn(f"STUDENT {options.student}: {warning}")
-    if options.megatron_teacher:
-        check_architecture(options.student, options.megatron_teacher)
-    rows = read_rows(options.train)
-    check_training_rows(config, rows, str(options.train))
-    environment = load_environment(config.tcod_environment)
-    for file in options.eval:
-        check_rows(read_rows(file), str(file), environment, config.tcod_data_root)
-    if options.ray_gpus:
-        check_cluster(options, config, rows[0])
-    start_ray(workers=1)
-    cost = play_rows(config, spread(rows, PLAYED), str(options.train))
-    if options.context_len:
-        lengths = turn_lengths(config, chat, environment, rows[0], cost.first)
-        check_context(config, *lengths, options.turn_len, options.context_len)
-
-
-def student_chat(options: Namespace, config: TcodConfig) -> ChatTokens:
-    """The student's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError."""
-    given = options.apply_chat_template_kwargs
+def main() -> None:
+    file, teacher_gpus = sys.argv[1:]
+    s = Settings.read(os.environ)
     try:
-        return load_chat(
-            str(options.student), config.template_kwargs if given is None else given, **config.chat_choices
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"STUDENT {options.student}: {error}") from error
+        config = TcodConfig.read(s.run_dir / "tcod.yaml")
+        chat = student_chat(config, str(s.student), s.chat_template_kwargs, f"STUDENT {s.student}")
+        for warning in chat.warnings:
+            warn(f"STUDENT {s.student}: {warning}")
+        nodes = check_run(s, config, chat, teacher_gpus)
+        ray.shutdown()
+        Path(file).write_text("\n".join(nodes))
+        if s.starts_teacher:
+            wait_for_teacher(s)
+        if s.teacher == "sglang":
+            check_teacher_scores(s.teacher_address, chat, s.max_context_len)
+    except ConfigError as error:
+        sys.exit(f"preflight: {error}")
 
 
-def turn_lengths(
-    config: TcodConfig, chat: ChatTokens, environment: type[Environment], row: Row, first: Observation
-) -> tuple[int, int]:
-    """Tokens before the first response, and between two, where all observations are like a row's first."""
-    listed, history = config.tcod_admissible == "turn", history_of(config, chat)(10**9)
+def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: str) -> list[str]:
+    """What can be known before a GPU is taken. Returns the addresses of the cluster's nodes. Raises ConfigError."""
+    check_environment_class(config)
+    if s.teacher == "megatron":
+        check_architecture(s.student, s.teacher_model)
+    train = s.data_dir / "train.jsonl"
+    rows = read_rows(train)
+    check_training_rows(config, rows, str(train))
+    for file in s.eval_files.values():
+        check_rows(read_rows(file), str(file), load_environment(config.tcod_environment), config.tcod_data_root)
+    nodes = check_cluster(s, teacher_gpus, config, rows[0]) if s.ray_address else []
+    start_ray(workers=1)
+    check_context(s, config, chat, rows[0], play_rows(config, spread(rows, PLAYED), str(train)).first)
+    return nodes
+
+
+def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, first: Observation) -> None:
+    """Warn where turns of full length do not fit up to the horizon, if all observations are as the first one."""
+    environment, listed = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
+    history = history_of(config, chat)(10**9)
     rules = ask(environment, "system_prompt", task_of(row.metadata))
     history.begin(rules, ask(environment, "render", first, True, listed))
     opening = len(history.context)
     history.show_replayed("", None)
     history.observe(ask(environment, "render", first, False, listed))
-    return opening, len(history.context) - opening - 1  # the response's own end
-
-
-def check_context(config: TcodConfig, opening: int, observed: int, turn_len: int, context_len: int) -> None:
-    """Warn where the turns that are shown at the horizon, of full length, do not fit into the context."""
     between = min(config.tcod_horizon - 1, config.tcod_window or config.tcod_horizon)
+    observed = between * (len(history.context) - opening - 1)  # the response's own end
     # A template that drops old thoughts leaves little of past responses.
     turns = 1 if (config.tcod_history, config.tcod_thoughts) == ("turns", "keep") else between + 1
-    needed = opening + turns * turn_len + between * observed
-    if needed > context_len:
-        room = max(0, context_len - opening - between * observed) // turns
+    room = (s.max_context_len - opening - observed) // turns
+    if room < s.max_turn_len:
         warn(
-            f"MAX_CONTEXT_LEN {context_len} may end episodes early: {turns} x MAX_TURN_LEN {turn_len}, "
-            f"with {opening} tokens before them and {observed} between them as in the first game, are {needed}; "
-            f"responses of {room} tokens fit"
+            f"MAX_CONTEXT_LEN {s.max_context_len} may end episodes early: the horizon's {turns} x MAX_TURN_LEN "
+            f"{s.max_turn_len} and {opening + observed} other tokens, as in the first game, do not fit; responses of "
+            f"{max(0, room)} tokens fit"
         )
-
-
-def warn(sentence: str) -> None:
-    print(f"preflight: warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def check_architecture(student: Path, teacher: Path) -> None:
     ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (student, teacher))
     for config in (ours, theirs):
         config |= config.get("rope_parameters") or {}
-    different = [key for key in ARCHITECTURE if ours.get(key) != theirs.get(key)]
-    if different:
-        raise ConfigError(
-            "TEACHER=megatron loads the teacher into the student's own model, and TEACHER_MODEL differs in "
-            f"{', '.join(different)}: take a teacher of the student's architecture, or TEACHER=sglang"
-        )
+    different = ", ".join(key for key in ARCHITECTURE if ours.get(key) != theirs.get(key))
+    remedy = "take a teacher of the student's architecture, or TEACHER=sglang"
+    loads = "TEACHER=megatron loads the teacher into the student's own model"
+    require(not different, f"{loads}, and TEACHER_MODEL differs in {different}: {remedy}")
 
 
-def check_live_teacher(options: Namespace) -> None:
-    """Whether the teacher scores the student's tokens, and long enough episodes. Raises ConfigError."""
-    chat = student_chat(options, TcodConfig.read(options.config))
-    check_teacher_scores(base_url(options.url), chat, options.context_len)
+def wait_for_teacher(s: Settings) -> None:
+    """Return when the teacher that was started generates. Raises ConfigError."""
+    deadline = time.monotonic() + s.teacher_start_s
+    while time.monotonic() < deadline:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{s.teacher_address}/health_generate", timeout=5, trust_env=False).is_success:
+                return
+        time.sleep(0.5)
+    raise ConfigError(f"the teacher was not ready within TEACHER_START_S={s.teacher_start_s} seconds: see its log")
 
 
-def parse() -> Namespace:
-    parser = argparse.ArgumentParser(description="Checks of run_qwen3_8b_tcod.sh's data and models.")
-    commands = parser.add_subparsers(required=True)
-    student = argparse.ArgumentParser(add_help=False)
-    student.add_argument("--student", type=Path, required=True, help="Hugging Face checkpoint")
-    student.add_argument("--config", type=Path, required=True, help="the run's YAML of tcod_* settings")
-    student.add_argument("--context-len", type=int, help="tokens of the longest episode")
-    student.add_argument(
-        "--apply-chat-template-kwargs",
-        type=json.loads,
-        help='slime\'s --apply-chat-template-kwargs; default: {"enable_thinking": ..} as tcod_thoughts says',
-    )
-    run = commands.add_parser("run", parents=[student], help="before a GPU is taken")
-    run.set_defaults(check=check_run)
-    run.add_argument("--train", type=Path, required=True, help="training rows")
-    run.add_argument("--eval", type=Path, nargs="+", default=[], help="rows of evaluations")
-    run.add_argument("--turn-len", type=int, default=0, help="tokens of the longest turn")
-    run.add_argument("--megatron-teacher", type=Path, help="Hugging Face checkpoint of a teacher in Megatron")
-    run.add_argument("--ray-gpus", type=int, help="GPUs that the cluster of RAY_ADDRESS must have")
-    run.add_argument("--actor-gpus", type=int, default=0, help="of these the ones before the engines'")
-    run.add_argument("--engine-gpus", type=int, default=1, help="GPUs of each engine")
-    run.add_argument("--node-gpus", type=int, default=8, help="slime's --num-gpus-per-node")
-    run.add_argument("--teacher-gpus", default="", help="GPUs of this node that are not Ray's, as 6,7")
-    teacher = commands.add_parser("teacher", parents=[student], help="when the teacher is up")
-    teacher.set_defaults(check=check_live_teacher)
-    teacher.add_argument("--url", required=True, help="as slime's --rm-url")
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = parse()
-    try:
-        options.check(options)
-    except ConfigError as error:
-        sys.exit(f"preflight: {error}")
+def warn(sentence: str) -> None:
+    print(f"preflight: warning: {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

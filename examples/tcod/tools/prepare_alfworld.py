@@ -169,7 +169,7 @@ def prepare(options: Namespace, config: TcodConfig) -> None:
 
 
 def main() -> None:
-    parser = option_parser(__doc__, "alfworld_opd.yaml")
+    parser = option_parser(__doc__, "alfworld.yaml")
     parser.add_argument("--demos", nargs="+", default=[WALKTHROUGH], help="sources, best first, default: walkthrough")
     run("prepare_alfworld", prepare, parser.parse_args())
 

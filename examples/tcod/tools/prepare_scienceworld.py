@@ -97,7 +97,7 @@ def prepare(options: Namespace, config: TcodConfig) -> None:
 
 
 def main() -> None:
-    parser = option_parser(__doc__, "scienceworld_opd.yaml")
+    parser = option_parser(__doc__, "scienceworld.yaml")
     parser.add_argument("--tasks", nargs="+", default=[], help="names of tasks, default: all 30")
     parser.add_argument(
         "--variations", type=at_least(0), default=10, help="of each task and split, 0: all, default: 10"

@@ -5,24 +5,31 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KILL_AFTER_S = 3.0  # between SIGTERM and SIGKILL, for what a process leaves behind
+SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 _prctl = ctypes.CDLL(None).prctl  # found here: nothing should be imported between fork and exec
 
 
-def tail(path: Path, lines: int = 25) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+def no_proxy(*hosts: str) -> dict[str, str]:
+    """The variables that keep proxies out between our processes: for this machine, `hosts`, and what the user says.
+
+    In both spellings, because programs differ in which one they read first: Python no_proxy, slime's router NO_PROXY.
+    """
+    users = f"{os.environ.get('no_proxy', '')},{os.environ.get('NO_PROXY', '')}".replace(" ", ",").split(",")
+    merged = ",".join(dict.fromkeys(filter(None, ["localhost", "127.0.0.1", "::1", *hosts, *users])))
+    return {"no_proxy": merged, "NO_PROXY": merged}
 
 
-class Process:
+class Process(AbstractContextManager):
     """A child that leads a session of its own, so that stopping it reaches all that it started.
 
-    Its output goes to `log`; without one it goes where this process's does. `env` adds to this process's variables.
+    Its output goes to the file `log`; without one it goes where this process's does. `env` adds to this process's
+    variables.
     """
 
     patience_s = 15.0  # to end by itself after SIGTERM
@@ -38,14 +45,11 @@ class Process:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT if log else None,
+                stderr=output and subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=_begin,
             )
-
-    def __enter__(self) -> "Process":
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
@@ -55,8 +59,8 @@ class Process:
 
     def check(self) -> None:
         """Raise RuntimeError with the end of the log if the process has ended with an error."""
-        if self.popen.poll() not in (None, 0):
-            raise RuntimeError(self.describe(f"ended with {self.popen.returncode}"))
+        if self.popen.poll():
+            self.check_running()
 
     def check_running(self) -> None:
         """Raise RuntimeError with the end of the log if the process has ended at all."""
@@ -64,99 +68,71 @@ class Process:
             raise RuntimeError(self.describe(f"ended with {self.popen.returncode}"))
 
     def describe(self, what: str) -> str:
-        return f"{self.name} {what}; {self.log} ends:\n{tail(self.log)}" if self.log else f"{self.name} {what}"
+        lines = self.log.read_text(errors="replace").splitlines()[-25:] if self.log else []
+        return "\n".join([f"{self.name} {what}; {self.log} ends:" if lines else f"{self.name} {what}", *lines])
 
     def stop(self) -> None:
-        stop([self])
+        """End the process and all that it started.
+
+        It is asked first, because train.py takes its Ray down and SGLang its workers. Then what is left in its session
+        gets SIGTERM, and what is left of that SIGKILL.
+        """
+        self.popen.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.popen.wait(self.patience_s)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in members(self.popen.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            deadline = time.monotonic() + KILL_AFTER_S
+            while members(self.popen.pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
+        self.popen.poll()
 
 
-def stop(processes: Iterable[Process]) -> None:
-    """End processes and all that they started.
-
-    They are asked first, because train.py takes its Ray down and SGLang its workers. Then what is left in their
-    sessions gets SIGTERM, and what is left of that SIGKILL.
-    """
-    processes = list(processes)
-    asked = [process for process in processes if process.running()]
-    for process in asked:
-        process.popen.terminate()
-    patience_s = max((process.patience_s for process in asked), default=0.0)
-    _wait_until(lambda: not any(process.running() for process in asked), patience_s)
-    sessions = {process.popen.pid for process in processes}
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in members(sessions):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        _wait_until(lambda: not members(sessions), KILL_AFTER_S)
-    for process in processes:
-        process.popen.poll()
-
-
-def members(sessions: set[int]) -> list[int]:
-    """The processes of these sessions that still run."""
+def members(session: int) -> list[int]:
+    """The processes of a session that still run."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
-            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(session) in sessions and state != "Z":
+            state, _, _, its_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
                 found.append(int(folder.name))
     return found
 
 
-class Supervisor:
-    """Processes that end together: when the block is left, and on SIGHUP, SIGINT and SIGTERM.
+class Supervisor(ExitStack):
+    """Processes that end when the block is left, the last one first; also on SIGHUP, SIGINT and SIGTERM.
 
-    A signal only leaves a note, and `pause` raises SystemExit(128 + signal): raised anywhere else, it could lose the
-    process that is just being started. What was ignored at the start, as under nohup, stays ignored.
+    Until then signals are held back, and `wait` raises SystemExit(128 + signal): anywhere else one could lose a process
+    that is just being started, and a second one would disturb the end. What is ignored, as under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
-        self._processes: list[Process] = []
-        self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}  # of before
+        super().__init__()
+        self._signals = {number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        self.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        self.callback(self._forget)
 
-    def __enter__(self) -> "Supervisor":
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                self._handlers[number] = signal.signal(number, self._note)
-        return self
+    def _forget(self) -> None:
+        while signal.sigtimedwait(self._signals, 0):
+            pass
 
-    def __exit__(self, *exc_info: object) -> None:
-        stop(self._processes)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+    def start(self, *arguments: object, **options: object) -> Process:
+        """Start a Process, with its arguments."""
+        return self.enter_context(Process(*arguments, **options))
 
-    def _note(self, number: int, frame: object) -> None:
-        self._signal = number
-
-    def start(
-        self, name: str, command: list[str], log: Path | None = None, env: dict[str, str] | None = None
-    ) -> Process:
-        process = Process(name, command, log, env)
-        self._processes.append(process)
-        return process
-
-    def run(self, name: str, command: list[str], env: dict[str, str] | None = None) -> int:
-        """The exit status of a command that runs to its end."""
-        process = self.start(name, command, env=env)
-        while process.running():
-            self.pause()
-        process.stop()  # what it left behind
-        self._processes.remove(process)
-        return process.popen.returncode
-
-    def pause(self, seconds: float = 0.1) -> None:
-        time.sleep(seconds)
-        if self._signal is not None:
-            raise SystemExit(128 + self._signal)
+    def wait(self, process: Process, needed: Process | None = None, until: Callable[[], object] = bool) -> None:
+        """Return when the process has ended, or `until` holds. RuntimeError if the one that it needs ends before."""
+        while process.running() and not until():
+            if needed and not needed.running():
+                raise RuntimeError(needed.describe("ended while it was needed"))
+            if taken := signal.sigtimedwait(self._signals, 0.1):
+                raise SystemExit(128 + taken.si_signo)
 
 
-def _end_with_parent() -> None:
-    """In the child: SIGTERM when the parent is killed outright."""
+def _begin() -> None:
+    """In the child: SIGTERM when the parent is killed outright, and signals as ever."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _wait_until(condition: Callable[[], bool], limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -2,9 +2,12 @@
 
 import math
 import os
+import socket
 
 from .. import ConfigError, words
 from ..environments.pool import WORKER_CPUS
+
+ANSWER_S = 10.0  # Ray itself would ask for minutes
 
 
 def start_ray(workers: int) -> None:
@@ -18,10 +21,19 @@ def start_ray(workers: int) -> None:
     if ray.is_initialized():
         return
     options = {"logging_level": "error", "log_to_driver": False}
-    if "RAY_ADDRESS" not in os.environ:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
         cpus = math.ceil(max(os.cpu_count() or 1, workers * WORKER_CPUS))
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    remedy = f"start it, or unset RAY_ADDRESS {address}" if address else "see ray/session_latest/logs in TMPDIR"
     try:
+        if ":" in address:
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
         ray.init(**options)
     except Exception as error:  # Ray gives itself 30 s to start
-        raise ConfigError(f"Ray does not start ({words(error)}): see to RAY_ADDRESS, or try again") from error
+        if "AF_UNIX" in str(error):
+            remedy = "set TMPDIR to a folder with a short name, as /tmp, for Ray's sockets"
+        elif isinstance(error, OSError) and error.filename:
+            remedy = f"set TMPDIR, or HOME, so that {error.filename} can be written"
+        raise ConfigError(f"Ray does not start or answer ({words(error)}): {remedy}") from error

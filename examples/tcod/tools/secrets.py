@@ -1,18 +1,54 @@
-"""Command lines without the keys and passwords in them, for all that is printed or written."""
+"""What is secret in settings and commands: one rule for all that is printed or written down.
 
+A value is secret by its name (api_key, WANDB_API_KEY, --wandb-key, password, HF_TOKEN), a URL's user and password by
+their place. slime's names of columns (--input-key, --label-key, ..) are no secrets, and neither are counts of tokens.
+"""
+
+import contextlib
+import json
 import re
+from collections.abc import Callable
+from typing import Any
 
-_SECRET_NAME = re.compile(r"(wandb|api|access|auth|hf|hub).*(key|token)|secret|password", re.IGNORECASE)
-_OPTION = re.compile(r"""(--\S+?[ =])(?!--)('[^']*'|\S+)""")  # --name VALUE, --name='VALUE'
-_LOGIN = re.compile(r"(?<=://)[^/@\s\"]+(?=@)")  # me:word of https://me:word@host
+_COLUMNS = "".join(f"(?<!{name}[-_])" for name in ("input", "label", "tool", "metadata", "reward", "routing"))
+_NAME = re.compile(
+    rf"secret|passw|credential|authorization|api[-_]?keys$|(?:^|[-_]|api|access|auth){_COLUMNS}(?:key|token)$", re.I
+)
+_LOGIN = re.compile(r"(?<=://)[^/@\s\"']+(?=@)")
 
 
-def without_secrets(command: str) -> str:
-    """A command line in which options with a secret name, and logins in addresses, have no value."""
-    return _LOGIN.sub("SECRET", _OPTION.sub(_without_secret, command))
+def is_secret(name: str) -> bool:
+    """Whether a variable, setting or option of this name holds one."""
+    return bool(_NAME.search(name))
 
 
-def _without_secret(option: re.Match[str]) -> str:
-    """An option of a secret name; a JSON object is hidden whole if it holds one."""
-    named = option[0] if option[2].startswith("'{") else option[1]
-    return f"{option[1]}SECRET" if _SECRET_NAME.search(named) else option[0]
+def without_secrets(value: Any, hide: Callable[[str], str] = lambda secret: "SECRET") -> Any:
+    """The value with `hide(secret)` for each secret, in mappings, lists and JSON texts, however deep.
+
+    A list may be a command, where an option's value is the next word or stands behind a "=".
+    """
+    match value:
+        case dict():
+            return {str(name): _named(str(name), one, hide) for name, one in value.items()}
+        case list() | tuple():
+            options = ["", *(one if str(one).startswith("--") else "" for one in value)]
+            return [_named(name, one, hide) for name, one in zip(options, value, strict=False)]
+        case str() if value.startswith("{"):
+            with contextlib.suppress(ValueError):
+                return json.dumps(without_secrets(json.loads(value), hide), ensure_ascii=False)
+        case str() if value.startswith("--") and "=" in value:
+            name, _, rest = value.partition("=")
+            return f"{name}={_named(name, rest, hide)}"
+    return _LOGIN.sub(lambda login: hide(login[0]), value) if isinstance(value, str) else value
+
+
+def secrets_in(value: Any) -> list[str]:
+    """The secrets in it, to be looked for in other texts; not those of a few letters, which stand in any text."""
+    found: list[str] = []
+    without_secrets(value, lambda secret: found.append(secret) or "SECRET")
+    return [secret for secret in found if len(secret) > 3]
+
+
+def _named(name: str, value: Any, hide: Callable[[str], str]) -> Any:
+    """What the name holds."""
+    return hide(str(value)) if value and value is not True and is_secret(name) else without_secrets(value, hide)

@@ -1,0 +1,113 @@
+"""RUN_DIR: one run at a time, and a run that continues is the same run. A refusal is a ConfigError.
+
+run.yaml there says what the run is made of: its settings, and rows, models and lengths by the script's variables.
+"""
+
+import fcntl
+import hashlib
+import os
+import random
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from .. import ConfigError
+from ..settings.config import TcodConfig
+from .launch_settings import Settings, require
+
+MIB = 2**20
+
+
+def lock(run_dir: Path) -> IO[str]:
+    """Make RUN_DIR, and refuse one in which a run goes on. It is free again when the file is closed."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / "lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"RUN_DIR {run_dir} cannot be written ({error}): set another one") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        goes_on = f"{run_dir} has a run that goes on ({file.read().strip()})"
+        raise ConfigError(f"{goes_on}: wait for its end, or set another RUN_DIR") from error
+    except OSError as error:  # a file system without locks
+        print(f"launch: warning: no lock in {run_dir} ({error}): start no second run there", file=sys.stderr)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def begin(s: Settings, recipe: dict[str, Any], commands: str) -> Path:
+    """Write down what the run is and what is started. Returns the folder of this start's logs."""
+    now, before = (
+        TcodConfig.from_mapping(recipe, str(s.config)).model_dump(exclude={"tcod_data_root"}) | identity(s),
+        {},
+    )
+    if checkpoint := last_checkpoint(s.run_dir):
+        for file in (s.run_dir / "tcod.yaml", s.run_dir / "run.yaml"):
+            before |= yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+        changed = ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
+        require(not changed, f"{s.run_dir} has a run with another {changed}: take it back, or set another RUN_DIR")
+    started = time.strftime("%Y%m%d-%H%M%S")
+    logs = s.run_dir / "logs" / started
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)  # slime prints all settings, and some may be keys
+    for name in () if checkpoint else ("metrics.jsonl", "about.json", "rollouts"):
+        if (s.run_dir / name).exists():  # of a start that ended before its first checkpoint
+            (s.run_dir / name).rename(logs / f"before-{name}")
+    now["wandb_run_id"] = before.get("wandb_run_id") or f"tcod-{started}-{random.randrange(32768)}"
+    for name, values in {"tcod.yaml": recipe, "run.yaml": before | now}.items():
+        (s.run_dir / name).touch(0o600)
+        (s.run_dir / name).chmod(0o600)
+        (s.run_dir / name).write_text(to_yaml(values), "utf-8")
+    (logs / "command.sh").write_text(commands, "utf-8")
+    if s.wandb_project:  # slime passes no run id
+        os.environ.update(WANDB_RUN_ID=now["wandb_run_id"], WANDB_RESUME="allow")
+    print(f"{s.run_dir} continues from checkpoint {checkpoint}" if checkpoint else f"{s.run_dir} starts")
+    print(f"logs: {logs}", flush=True)
+    return logs
+
+
+def last_checkpoint(run_dir: Path) -> str:
+    """The checkpoint from which the run continues, "" for a new run."""
+    latest = run_dir / "checkpoints" / "latest_checkpointed_iteration.txt"
+    checkpoint = latest.read_text().strip() if latest.is_file() else ""
+    # slime writes the position in the data after the weights, and without it would begin the data anew.
+    state = run_dir / "checkpoints" / "rollout" / f"global_dataset_state_dict_{checkpoint}.pt"
+    way_out = "copy the newest older one there (the tasks that came after it come again), or set another RUN_DIR"
+    lost = f"checkpoint {checkpoint} has no {state}, the position in the data: {way_out}"
+    require(state.is_file() or not checkpoint.isdecimal(), lost)
+    return checkpoint
+
+
+def identity(s: Settings) -> dict[str, Any]:
+    """What the run is made of beside its settings, by variable. Rows and models count by content, not by path."""
+    files = {"DATA_DIR": s.data_dir / "train.jsonl", "STUDENT": s.student}
+    files |= {f"EVAL_SETS {name}": file for name, file in s.eval_files.items()}
+    if not s.teacher_url:
+        files["TEACHER_MODEL"] = s.teacher_load if s.teacher == "megatron" else s.teacher_model
+    made_of: dict[str, Any] = {"MAX_TURN_LEN": s.max_turn_len, "MAX_CONTEXT_LEN": s.max_context_len}
+    made_of["CHAT_TEMPLATE_KWARGS"] = s.chat_template_kwargs
+    return made_of | {variable: digest(path, variable) for variable, path in files.items()}
+
+
+def digest(path: Path, variable: str) -> str:
+    """Of a file, or of a model's files, of which sizes and ends are enough. Raises ConfigError if there is nothing."""
+    files = [path] if path.is_file() else sorted(path.glob("*.[js]*"))  # json, jinja, safetensors
+    require(files, f"nothing there, {path}: set {variable.partition(' ')[0]}, or prepare it as README.md says")
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(0 if file == path else max(0, size - MIB))
+            whole.update(f"{size} ".encode() + opened.read())
+    return whole.hexdigest()
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
