@@ -55,7 +55,7 @@ def test_the_example_is_played_as_printed(blocks, tmp_path):
     shutil.copytree(RECIPE, tmp_path / "examples" / "tcod", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "examples" / "tcod" / "env_number.py").write_text(game)
     (tmp_path / "make_rows.py").write_text(make_rows)
-    (tmp_path / "number_b2f.yaml").write_text(blocks["yaml"][0])
+    (tmp_path / "number.yaml").write_text(blocks["yaml"][0])
     for line in blocks["bash"][0].splitlines():
         said = run(tmp_path, [sys.executable, *shlex.split(line)[1:]])
     assert "train.jsonl: 8 of 48 rows play (--count 48 plays all), 8 demonstrations replay" in said

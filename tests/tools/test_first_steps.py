@@ -27,7 +27,9 @@ PROGRAMS = {"git": NOTHING, "pip": NOTHING, "hf": NOTHING, "alfworld-download": 
 
 def test_the_first_steps_work_as_they_are_typed(tmp_path):
     readme = (hooks.ROOT / "examples/tcod/README.md").read_text()
-    [steps] = re.findall(r"```bash\n(.*?)```", readme.split("\n## Run\n")[1].split("\n## ")[0], re.DOTALL)
+    [steps] = re.findall(
+        r"```bash\n(.*?)```", readme.split("\n## Run it on a cluster\n")[1].split("\n## ")[0], re.DOTALL
+    )
     *typed, start = steps.splitlines()
     assert start == "VARIANT=f2b bash examples/tcod/run_qwen3_8b_tcod.sh" and typed[-1].startswith("DRY_RUN=1 ")
     script = copy_recipe(tmp_path / "slime/examples/tcod")

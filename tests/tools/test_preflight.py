@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from examples.tcod import ConfigError
-from examples.tcod.tools import check_environment, preflight
+from examples.tcod.settings import build
+from examples.tcod.tools import preflight
 from tests.support.fake_sglang import FakeSGLang, generated
 from tests.support.run_script import commands
 from tests.support.toys import LocalPool
@@ -19,7 +20,7 @@ NUM_GPUS = 0
 def check(settings, tmp_path, monkeypatch):
     """check(more settings, **variables) of what needs no GPU: the sentence where it is refused."""
     monkeypatch.setenv("ALFWORLD_DATA", f"{tmp_path}/games")
-    monkeypatch.setattr(check_environment, "EnvironmentPool", LocalPool)
+    monkeypatch.setattr(build, "EnvironmentPool", LocalPool)
     monkeypatch.setattr(preflight, "start_ray", lambda workers: None)
 
     def check(more="", **variables):

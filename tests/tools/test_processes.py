@@ -1,4 +1,4 @@
-"""Processes that end together, and proxies kept out. What the run script does with them is in test_run_processes.py."""
+"""Processes that end together, and proxies kept out; test_run_processes.py has what the run script does with them."""
 
 import os
 import signal

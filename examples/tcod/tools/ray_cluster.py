@@ -58,7 +58,7 @@ def check_teacher_gpus(node: str, count: int, teacher_gpus: list[str]) -> None:
     with suppress(ray.exceptions.GetTimeoutError):  # another job has some of them
         owned = [str(name) for name in ray.get(on(node, ray.get_gpu_ids, count), timeout=GPU_IDS_S)]
         both = [name for name in owned if name in teacher_gpus]
-        others = ",".join(name for name in owned if name not in both)
+        others = ",".join(sorted(name for name in owned if name not in both))
         remedy = f"start Ray here without the teacher's, as CUDA_VISIBLE_DEVICES={others} ray start"
         require(
             not both, f"Ray on this node owns GPU {','.join(both)}, which TEACHER_GPUS gives to the teacher: {remedy}"
