@@ -27,7 +27,7 @@ FORBIDDEN_MODULES = {
 STARTERS = {"launch_settings.py", "launch_machine.py", "processes.py", "about.py"}
 # The tools are commands, whose files their options name. No other module handles a file but these.
 ALLOWED = {
-    ("environment.py", "load_environment", "import_module"),  # the environment that the settings name
+    ("protocol.py", "load_environment", "import_module"),  # the environment that the settings name
     ("config.py", "read_yaml", "read_text"),  # the settings
     ("chat.py", "engine_eos_ids", "read_text"),  # the checkpoint
     ("rows.py", "read_rows", "read_text"),  # the data set
