@@ -14,6 +14,10 @@ _fail() {
   exit 1
 }
 
+if [[ $_venv == *[[:space:]]* ]]; then
+  _fail "Ray cannot start its workers from $_venv, whose path has a space: set TCOD_VENV=/a/path/without/one"
+fi
+
 _base_python() {
   local names=(python3.11 python3.12 python3.13 python3) name
   if [[ -n ${PYTHON:-} ]]; then names=("$PYTHON"); fi

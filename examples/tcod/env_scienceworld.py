@@ -52,10 +52,13 @@ class ScienceworldEnvironment(Environment):
     def reset(self, metadata: dict[str, Any]) -> Observation:
         """Load the row's variation; the first observation is the room and the task. Raises ValueError on a bad row."""
         # As ScienceWorldEnv.reset() does.
-        self.game.load(metadata["task"], metadata["variation"], metadata["simplifications"])
+        task, variation = metadata["task"], metadata["variation"]
+        self.game.load(task, variation, metadata["simplifications"])
+        if variation >= (count := self.game.get_max_variations(task)):
+            raise ValueError(f"{task} has no variation {variation}: they are 0 to {count - 1}")
         self.game.server.reset()
         first = self.step("look around")
-        if first.text.startswith("ERROR:"):  # its answer to everything, where there is no such variation for example
+        if first.text.startswith("ERROR:"):  # which the engine answers to everything then
             raise ValueError(f"ScienceWorld cannot play {metadata}: {first.text}")
         goal = self.game.get_task_description().removeprefix("Task Description:\n")
         return Observation(f"{first.text}\n\n{goal}", admissible=first.admissible, reward=first.reward)

@@ -35,9 +35,9 @@ def test_an_unknown_device_is_refused():
     assert (done.returncode, done.stderr) == (1, "SMOKE_DEVICE must be cpu or cuda, not gpu\n")
 
 
-def source(tmp_path, say, installed=True, **env):
+def source(tmp_path, say, installed=True, venv="venv", **env):
     """What bash says with smoke/setup.sh sourced, where everything is installed or nothing."""
-    venv = tmp_path / "its venv"
+    venv = tmp_path / venv
     if installed:
         venv.mkdir()
         stamp = subprocess.run(["sha256sum", "requirements.txt"], cwd=ROOT / "smoke", capture_output=True, text=True)
@@ -60,6 +60,11 @@ def test_a_python_that_is_not_supported_is_refused_before_anything_is_installed(
         f"no Python from 3.11 to 3.13 among {python}: install one, or name it: PYTHON=/path/to/python3.12 bash bash\n"
     )
     assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_a_path_that_ray_starts_no_worker_from_is_refused(tmp_path):
+    done = source(tmp_path, "true", installed=False, venv="my venv")
+    assert done.returncode == 1 and f"from {tmp_path}/my venv, whose path has a space: set TCOD_VENV=" in done.stderr
 
 
 @pytest.mark.parametrize(
