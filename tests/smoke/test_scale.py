@@ -1,18 +1,15 @@
 """The arithmetic of benchmarks/scale.py: what a mode can save and what it costs."""
 
-import sys
-
 import pytest
 
-from benchmarks import scale
+from benchmarks import report, scale
 
 NUM_GPUS = 0
 
 
 @pytest.fixture
-def inputs(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["scale"])
-    return scale.parse()
+def inputs():
+    return report.options(scale.__doc__, scale.INPUTS, argv=[])
 
 
 @pytest.mark.parametrize("k", [1, 9, 30])
