@@ -123,7 +123,7 @@ class Results:
         late = runs.tail(LATE).groupby(["arm", "seed"], sort=False)[["success", "kl"]].mean()
         doubled = runs["token_kl"].apply(lambda kl: (kl > 2 * kl.shift()).sum())
         last = self.evaluations.groupby(["arm", "seed"], sort=False)[["success", "success_t1", "kl"]].last()
-        return last.join(late, rsuffix="_training").assign(doublings=doubled)
+        return last.join(late.add_suffix("_training")).assign(doublings=doubled)
 
     def before(self, arm: str) -> float:
         """Success before the first update, a mean over seeds of the mean over all arms; nan where a seed has none."""
