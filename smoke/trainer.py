@@ -1,4 +1,4 @@
-"""The gradient step that slime makes with Megatron, in plain PyTorch: its OPD advantage and clipped policy loss.
+"""The gradient step that slime makes with Megatron, in plain PyTorch: its OPD advantage and policy loss.
 
 It takes the batch fields that slime ships to Megatron and follows slime's arithmetic for its default settings:
 advantage estimator grpo with zero rewards, one optimizer step per rollout, the loss one of the three means that
@@ -19,7 +19,6 @@ from smoke import cpu_only
 cpu_only.prepare()
 
 MICRO_BATCH = 8
-EPS_CLIP = 0.2  # slime's default on both sides
 
 
 def response_log_probs(
@@ -48,12 +47,9 @@ def opd_advantages(
     ]
 
 
-def clipped_policy_loss(
-    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, eps_low: float, eps_high: float
-) -> torch.Tensor:
-    """PPO's -min(r A, clip(r) A) per token, r = pi / pi_old; all of shape [tokens]."""
-    ratio = (log_probs - old_log_probs).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
+def policy_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """-A pi / pi_old per token, [tokens]. pi_old is pi in a rollout's one step, where slime's clip never binds."""
+    return -(log_probs - log_probs.detach()).exp() * advantages
 
 
 def token_weights(masks: list[torch.Tensor], loss: str, trajectories: list[int]) -> list[torch.Tensor]:
@@ -115,8 +111,7 @@ class Trainer:
             advantages = opd_advantages(old, teacher, pick["rewards"], self.kl_coef)
             loss = torch.zeros(())
             for j, i in enumerate(rows):
-                token_loss = clipped_policy_loss(log_probs[j], old[j], advantages[j], EPS_CLIP, EPS_CLIP)
-                loss = loss + (weights[i] * token_loss).sum()
+                loss = loss + (weights[i] * policy_loss(log_probs[j], advantages[j])).sum()
                 totals["opd_reverse_kl"] += (shares[i] * (old[j] - teacher[j])).sum().item()
                 totals["logprob_abs_diff"] += (shares[i] * (old[j] - rollout[j]).abs()).sum().item()
             loss.backward()

@@ -47,6 +47,7 @@ def test_what_the_stand_in_leaves_out_it_refuses():
     if not hasattr(sglang_rollout, "_REFUSED"):
         pytest.skip("this is slime itself")
     with pytest.raises(NotImplementedError, match="the slime stand-in has no partial_rollout: set SLIME_DIR"):
+        sglang_rollout.SingletonMeta._instances.clear()
         sglang_rollout.GenerateState(hooks.rollout_args(partial_rollout=True))
 
 

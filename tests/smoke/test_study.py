@@ -77,22 +77,6 @@ def test_the_result_of_a_job_is_what_its_metrics_say():
     assert (made["student_steps"], made["replayed_steps"], made["s"]) == (40, 68, 1.75)
 
 
-@pytest.mark.parametrize(
-    "jobs, arms, own",
-    [
-        (study_arms.curriculum_jobs(), study_arms.MAIN, {"lr"}),
-        (study_arms.loss_jobs(), study_arms.LOSS_GRID, {"loss"}),
-    ],
-)
-def test_the_arms_differ_in_the_curriculum_and_what_is_named_only(jobs, arms, own):
-    own |= {"tcod_variant", "tcod_k_start", "tcod_eta"}
-    for seed in study_arms.SEEDS:
-        of = [job.settings for job in jobs if job.seed == seed and job.arm_name in arms]
-        kept = [{key: value for key, value in settings.items() if key not in own} for settings in of]
-        assert len(kept) == len(arms) and all(settings == kept[0] for settings in kept)
-    assert len({job.name for job in jobs}) == len(jobs)
-
-
 @pytest.mark.parametrize("results, part, jobs", PARTS)
 def test_the_results_in_the_repository_are_of_the_studys_settings_and_on_its_page(results, part, jobs, tmp_path):
     by_name = {(job.arm_name, job.seed): job for job in jobs}
