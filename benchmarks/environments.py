@@ -8,12 +8,11 @@ Every way plays the same random admissible actions in the same generated games o
     patched       the recipe's engine: the same, with its patches of TextWorld
     pool of N     the recipe's pool: N processes of such engines, a round's episodes at once
 
-They take turns, ROUNDS times, with other games each time; rates are medians over the rounds. Memory is the resident
-memory of the processes that hold engines: its growth over these rounds, and of the recipe's engines over as many
-episodes again in the same games.
+They take turns, ROUNDS times, with other games each time; rates are medians over the rounds. The benchmark ends where
+they do not say the same, or TextWorld is patched in the first two. Memory is the resident memory of the processes that
+hold engines: its growth over these rounds, and of the recipe's engines over as many episodes again in the same games.
 """
 
-import argparse
 import asyncio
 import contextlib
 import cProfile
@@ -39,7 +38,9 @@ from examples.tcod.environments.protocol import Observation
 from smoke import make_games
 
 HERE = Path(__file__).resolve().parent
+OUT = HERE.parent / "smoke" / "out" / "environments"
 TURNS, ROUNDS, PROFILED = 30, 3, 15
+BANNER = "-= Welcome to TextWorld, ALFRED! =-"
 Job = tuple[int, dict[str, Any]]  # seed of the actions, row
 Played = list[tuple[int, str]]  # steps and a digest of what was said, per episode
 
@@ -66,8 +67,9 @@ class EnvironmentPerEpisode:
 
     @staticmethod
     def _observation(text: str, state: dict[str, Any]) -> Observation:
-        text = text.replace(env_alfworld._BANNER, "").strip()
-        return Observation(text, won=bool(state["won"]), admissible=tuple(state["admissible_commands"]))
+        text = text.replace(BANNER, "").strip()
+        actions = tuple(action for action in state["admissible_commands"] if action != "help")  # as the recipe's
+        return Observation(text, won=bool(state["won"]), admissible=actions)
 
 
 def unpatched(data_root: str) -> AlfworldEnvironment:
@@ -121,6 +123,10 @@ class OneEngine:
     @staticmethod
     def _serve(name: str, data_root: str, pipe: Any) -> None:
         engine = ENGINES[name](data_root)
+        from textworld.envs.pddl import textgen
+
+        patched = textgen._parse_and_convert.__module__ != textgen.__name__
+        assert patched == (name == "patched"), f"{name}: TextWorld is {'' if patched else 'not '}patched"
         while task := pipe.recv():
             jobs, profiled = task
             profile = cProfile.Profile() if profiled else contextlib.nullcontext()
@@ -148,6 +154,7 @@ class Pool:
         before = engine_hosts()
         played = self._loop.run_until_complete(self._play(jobs))
         self.pids += engine_hosts() - before
+        assert self.pids, "no process of the pool was found: its worker class has another name"
         return played
 
     async def _play(self, jobs: list[Job]) -> Played:
@@ -182,37 +189,37 @@ def top(stats: pstats.Stats) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["share"])[:PROFILED]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Steps per second of ALFWorld engines, and their memory.")
-    parser.add_argument("--games", type=int, default=18, help="games per round")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="of the pool")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "smoke" / "out" / "environments", help="the games")
-    options = parser.parse_args()
-    rounds = ROUNDS + 1  # the first one starts processes, imports and makes engines
-    make_games.make_games(options.out, rounds * options.games, 0, list(make_games.TASKS))
-    rows = [json.loads(line) for line in (options.out / "train.jsonl").read_text().splitlines()]
-    jobs = [list(enumerate(rows))[i * options.games : (i + 1) * options.games] for i in range(rounds)]
+def play_rounds(ways: dict[str, Any], jobs: list[list[Job]]) -> dict[str, list[tuple[int, float, float]]]:
+    """{way: (steps, seconds, resident MB afterwards) of each round}. Raises AssertionError where the ways differ."""
+    left = {name: iter(jobs) for name in ways}
+    said: dict[str, list[Played]] = {name: [] for name in ways}
 
+    def one_round(name: str) -> tuple[int, float, float]:
+        started = time.monotonic()
+        said[name].append(ways[name].play(next(left[name])))
+        seconds = time.monotonic() - started
+        return sum(steps for steps, _ in said[name][-1]), seconds, resident_mb(ways[name].pids)
+
+    found = report.in_turns(ways, len(jobs), one_round)
+    assert all(played == said["patched"] for played in said.values()), "the ways differ in what they say"
+    return found
+
+
+def main() -> None:
+    options = report.options(__doc__, {"games": (18, "games per round"), "processes": ([1, 2, 4], "of the pool")})
+    games, rounds = options.games, ROUNDS + 1  # the first round starts processes, imports and makes engines
+    make_games.make_games(OUT, rounds * games, 0, list(make_games.TASKS))
+    rows = [json.loads(line) for line in (OUT / "train.jsonl").read_text().splitlines()]
+    jobs = [list(enumerate(rows))[i * games : (i + 1) * games] for i in range(rounds)]
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     loop = asyncio.new_event_loop()
-    ways: dict[str, Any] = {name: OneEngine(name, options.out) for name in ENGINES}
-    ways |= {f"pool of {workers}": Pool(workers, options.out, loop) for workers in options.processes}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    memory: dict[str, list[float]] = {name: [] for name in ways}
-    steps = []
-    for number, batch in enumerate(jobs):
-        said = set()
-        for name, way in ways.items():
-            started = time.monotonic()
-            played = way.play(batch)
-            seconds[name].append(time.monotonic() - started)
-            memory[name].append(resident_mb(way.pids))
-            said.add(tuple(played))
-        assert len(said) == 1, "the ways differ in what they say"
-        steps.append(sum(count for count, _ in played))
-        print(f"round {number}: " + ", ".join(f"{name} {of[-1]:.1f} s" for name, of in seconds.items()))
+    ways: dict[str, Any] = {name: OneEngine(name, OUT) for name in ENGINES}
+    ways |= {f"pool of {workers}": Pool(workers, OUT, loop) for workers in options.processes}
+    found = play_rounds(ways, jobs)
+    memory = {name: [mb for *_, mb in each] for name, each in found.items()}
+    rates = {name: median(steps / s for steps, s, _ in each[1:]) for name, each in found.items()}
     recipes = [name for name in ways if name not in ("per episode", "reused")]
-    for name in recipes:
+    for name in recipes:  # as many episodes again, in the same games
         for batch in jobs[1:]:
             ways[name].play(batch)
         memory[name].append(resident_mb(ways[name].pids))
@@ -220,24 +227,20 @@ def main() -> None:
     for name in ENGINES:
         ways[name].end()
 
-    rates = {n: median(count / s for count, s in zip(steps[1:], of[1:], strict=True)) for n, of in seconds.items()}
-    hundreds = ROUNDS * options.games / 100
+    hundreds = ROUNDS * games / 100
     table = [
         {
             "way": name,
-            "episodes / s": median(options.games / s for s in seconds[name][1:]),
+            "episodes / s": median(games / s for _, s, _ in found[name][1:]),
             "steps / s": rates[name],
             "/ per episode": rates[name] / rates["per episode"],
-            "MB": memory[name][-1],
-            "MB per 100 episodes": (memory[name][ROUNDS] - memory[name][0]) / hundreds,
-            "again": (memory[name][-1] - memory[name][ROUNDS]) / hundreds if name in recipes else None,
+            "MB": mb[-1],
+            "MB per 100 episodes": (mb[ROUNDS] - mb[0]) / hundreds,
+            "again": (mb[-1] - mb[ROUNDS]) / hundreds if name in recipes else None,
         }
-        for name in ways
+        for name, mb in memory.items()
     ]
-    print(report.table(table))
-    print(f"where the time of the patched engine goes:\n{report.table(profile)}")
-    more = {"turns": TURNS, "games_per_round": options.games, "steps_per_round": steps[1:], "seconds": seconds}
-    print(f"written to {report.write('environments', table, **more, profile_of_patched=profile)}")
+    report.publish("environments", table, profile_of_patched=profile, turns=TURNS, games_per_round=games)
     ray.shutdown()
 
 

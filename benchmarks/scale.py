@@ -5,7 +5,6 @@ benchmarks/SCALE.md explains the formulas and says what is assumed. The student'
 floating point operations over what its GPUs do per second.
 """
 
-import argparse
 import math
 from argparse import Namespace
 from collections import Counter
@@ -197,54 +196,44 @@ def tables(o: Namespace) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def parse() -> Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    inputs = {
-        "models": {
-            "student": (8.2, "parameters of the student, in billions"),
-            "student-kv": (147_456, "bytes of its cache per token: 36 layers x 8 heads x 128 x 2 x 2 bytes"),
-            "teacher": (32.8, "parameters of the teacher, in billions"),
-        },
-        "GPUs": {
-            "gpus": (8, "GPUs in all; the larger case is 8 times as many"),
-            "actor-gpus": (4, "of them for training in the run script"),
-            "teacher-gpus": (2, "of them for the teacher in the run script; the rest are the student's engines"),
-            "peak-tflops": (989.0, "peak of one GPU in bfloat16"),
-            "bandwidth-tb": (3.35, "its memory bandwidth in TB/s"),
-            "memory-gb": (80.0, "its memory"),
-            "training-mfu": (0.35, "share of the peak that training reaches"),
-            "prefill-mfu": (0.5, "share of the peak that prefill and scoring reach"),
-            "bandwidth-share": (0.7, "share of the bandwidth that decoding reaches"),
-            "tp-efficiency": (0.8, "of an engine, for each doubling of its GPUs"),
-            "token-overhead-ms": (1.0, "of an engine per decoded token: scheduling, sampling"),
-            "fixed-s": (4.0, "of a step: weights pushed, batch shipped, optimizer"),
-            "switch-s": (12.0, "of a colocated step: training and engines give up and take back memory"),
-        },
-        "episodes": {
-            "batch": (16, "episodes per step"),
-            "horizon": (30, "T, in turns"),
-            "prompt": (500, "tokens of the first context"),
-            "sampled": (80, "tokens that the student samples per turn"),
-            "observed": (200, "tokens of an observation with its admissible actions"),
-            "success": (0.5, "share of the episodes that are won where the depth allows it"),
-            "solved-turns": (9, "turns that a win takes, and those of a demonstration"),
-            "slack": (2, "b2f's turns beyond k"),
-            "step-ms": (10.0, "one environment step"),
-            "reset-ms": (200.0, "one environment reset"),
-            "env-processes": (16, "processes of the pool with a core each"),
-            "eta": (5, "steps per turn of depth"),
-            "steps": (250, "of a run"),
-        },
-    }
-    for title, group in inputs.items():
-        arguments = parser.add_argument_group(title)
-        for name, (default, text) in group.items():
-            arguments.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} ({default})")
-    return parser.parse_args()
+INPUTS: dict[str, tuple[Any, str]] = {
+    # models
+    "student": (8.2, "parameters of the student, in billions"),
+    "student-kv": (147_456, "bytes of its cache per token: 36 layers x 8 heads x 128 x 2 x 2 bytes"),
+    "teacher": (32.8, "parameters of the teacher, in billions"),
+    # GPUs
+    "gpus": (8, "GPUs in all; the larger case is 8 times as many"),
+    "actor-gpus": (4, "of them for training in the run script"),
+    "teacher-gpus": (2, "of them for the teacher in the run script; the rest are the student's engines"),
+    "peak-tflops": (989.0, "peak of one GPU in bfloat16"),
+    "bandwidth-tb": (3.35, "its memory bandwidth in TB/s"),
+    "memory-gb": (80.0, "its memory"),
+    "training-mfu": (0.35, "share of the peak that training reaches"),
+    "prefill-mfu": (0.5, "share of the peak that prefill and scoring reach"),
+    "bandwidth-share": (0.7, "share of the bandwidth that decoding reaches"),
+    "tp-efficiency": (0.8, "of an engine, for each doubling of its GPUs"),
+    "token-overhead-ms": (1.0, "of an engine per decoded token: scheduling, sampling"),
+    "fixed-s": (4.0, "of a step: weights pushed, batch shipped, optimizer"),
+    "switch-s": (12.0, "of a colocated step: training and engines give up and take back memory"),
+    # episodes
+    "batch": (16, "episodes per step"),
+    "horizon": (30, "T, in turns"),
+    "prompt": (500, "tokens of the first context"),
+    "sampled": (80, "tokens that the student samples per turn"),
+    "observed": (200, "tokens of an observation with its admissible actions"),
+    "success": (0.5, "share of the episodes that are won where the depth allows it"),
+    "solved-turns": (9, "turns that a win takes, and those of a demonstration"),
+    "slack": (2, "b2f's turns beyond k"),
+    "step-ms": (10.0, "one environment step"),
+    "reset-ms": (200.0, "one environment reset"),
+    "env-processes": (16, "processes of the pool with a core each"),
+    "eta": (5, "steps per turn of depth"),
+    "steps": (250, "of a run"),
+}
 
 
 def main() -> None:
-    options = parse()
+    options = report.options(__doc__, INPUTS)
     found = tables(options)
     for title, rows in found.items():
         print(f"{title}\n{report.table(rows)}\n")

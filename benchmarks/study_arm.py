@@ -40,19 +40,18 @@ class ShuffledTrainer(Trainer):
 Depth = Callable[[Curriculum, int], int]
 
 
-def in_random_order(depth: Depth, updates: int, seed: int) -> Depth:
-    """The schedule with its first `updates` depths shuffled; the next one only stamps the last evaluation."""
+def in_random_order(depth: Depth, updates: int, seed: int, asked: set[int]) -> Depth:
+    """The schedule with its first `updates` depths shuffled; the next one only stamps the last evaluation.
+
+    `asked` gets the updates whose depth the recipe has asked for.
+    """
     order = [*random.Random(seed).sample(range(updates), updates), updates]
-    return lambda curriculum, n: depth(curriculum, order[n])
 
+    def shuffled(curriculum: Curriculum, n: int) -> int:
+        asked.add(n)
+        return depth(curriculum, order[n])
 
-smoke_datasets = train_arm.evaluation_datasets
-
-
-def evaluation_datasets(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Fewer games at temperature 1: a KL is a mean over many tokens, a success one of two outcomes."""
-    success, kl = smoke_datasets(options)
-    return [success, {**kl, "path": str(options.data / "heldout_kl.jsonl")}]
+    return shuffled
 
 
 def main() -> None:
@@ -60,13 +59,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--control", choices=["shuffled", "random-horizon"])
     control, sys.argv[1:] = parser.parse_known_args()
-    train_arm.evaluation_datasets = evaluation_datasets
-    if control.control == "shuffled":
-        train_arm.Trainer = ShuffledTrainer
-    elif control.control == "random-horizon":
-        options = train_arm.option_parser().parse_args()
-        Curriculum.depth = in_random_order(Curriculum.depth, options.updates, options.seed)
+    if control.control != "random-horizon":
+        train_arm.main(ShuffledTrainer if control.control else Trainer)
+        return
+    options, asked = train_arm.option_parser().parse_args(), set()
+    Curriculum.depth = in_random_order(Curriculum.depth, options.updates, options.seed, asked)
     train_arm.main()
+    if not asked >= set(range(options.updates)):
+        sys.exit("random-horizon: the recipe takes its depths from elsewhere than Curriculum.depth")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ sequences that the trainer runs forward and backward: a sample per turn repeats 
 and as the ratio to ours of each trajectory.
 """
 
-import argparse
 import asyncio
-import json
-import os
 import time
+from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
@@ -27,7 +25,6 @@ from typing import Any
 import aiohttp
 import ray
 import requests
-import yaml
 
 from benchmarks import report
 from examples.tcod import tcod_rollout
@@ -35,9 +32,10 @@ from examples.tcod.model.teacher import scoring_request
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
-from smoke import make_games, make_models, train_arm
+from smoke import make_games, plays, run, train_arm
 from smoke.servers import HERE, SGLangServer
 
+OUT = HERE / "out" / "tokens"
 TURNS, CONTEXT, AT_ONCE = 30, 2000, 8
 SCHEMES = ("ours", "stock", "per turn", "per turn, 0")
 SETS = {  # name: (variant, the student is the teacher itself, samples per task)
@@ -45,6 +43,7 @@ SETS = {  # name: (variant, the student is the teacher itself, samples per task)
     "OPD, strong student": ("opd", True, 1),
     "B2F, groups of 4": ("b2f", True, 4),
 }
+Payloads = list[list[dict[str, Any]]]  # the scoring requests of each trajectory
 
 
 def requests_for(sample: Any, scheme: str) -> list[dict[str, Any]]:
@@ -61,7 +60,7 @@ def requests_for(sample: Any, scheme: str) -> list[dict[str, Any]]:
     ]
 
 
-async def score(url: str, trajectories: list[list[dict[str, Any]]]) -> tuple[list[int], float]:
+async def score(url: str, trajectories: Payloads) -> tuple[list[int], float]:
     """(prefilled tokens of each trajectory, wall seconds) on an empty cache."""
     requests.post(f"{url}/flush_cache", timeout=60).raise_for_status()
     slots = asyncio.Semaphore(AT_ONCE)
@@ -83,15 +82,9 @@ async def score(url: str, trajectories: list[list[dict[str, Any]]]) -> tuple[lis
 
 
 def measure(samples: list[Any], url: str, repeats: int) -> dict[str, dict[str, Any]]:
-    """Per scheme: requests, prefilled and trained tokens of each trajectory, median seconds over `repeats`.
-
-    The schemes take turns, so that no scheme has the quiet minutes.
-    """
+    """Per scheme: requests, prefilled and trained tokens of each trajectory, median seconds over `repeats`."""
     payloads = {scheme: [requests_for(sample, scheme) for sample in samples] for scheme in SCHEMES}
-    runs: dict[str, list[tuple[list[int], float]]] = {scheme: [] for scheme in SCHEMES}
-    for _ in range(repeats):
-        for scheme in SCHEMES:
-            runs[scheme].append(asyncio.run(score(url, payloads[scheme])))
+    runs = report.in_turns(SCHEMES, repeats, lambda scheme: asyncio.run(score(url, payloads[scheme])))
     return {
         scheme: {
             "requests": sum(map(len, payloads[scheme])),
@@ -103,7 +96,7 @@ def measure(samples: list[Any], url: str, repeats: int) -> dict[str, dict[str, A
     }
 
 
-def totals(name: str, measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def totals(name: str, measured: dict[str, dict[str, Any]]) -> report.Rows:
     """One row per scheme."""
     ours = measured["ours"]
     return [
@@ -122,7 +115,7 @@ def totals(name: str, measured: dict[str, dict[str, Any]]) -> list[dict[str, Any
     ]
 
 
-def ratios(name: str, samples: list[Any], measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def ratios(name: str, samples: list[Any], measured: dict[str, dict[str, Any]]) -> report.Rows:
     """Quartiles over trajectories of what a scheme takes of each, over what ours takes; failed and won ones apart."""
     rows = []
     for outcome, reward in (("failed", 0.0), ("won", 1.0)):
@@ -134,20 +127,17 @@ def ratios(name: str, samples: list[Any], measured: dict[str, dict[str, Any]]) -
             row = {"trajectories": f"{name}, {outcome}", "number": len(chosen), "T / 2": half, "scheme": scheme}
             for what in ("prefilled", "trained"):
                 of = [measured[scheme][what][i] / measured["ours"][what][i] for i in chosen]
-                for label, value in zip(("1/4", "1/2", "3/4"), quantiles(of, n=4, method="inclusive"), strict=True):
-                    row[f"{what} {label}"] = value
+                row |= zip((f"{what} {n}/4" for n in (1, 2, 3)), quantiles(of, n=4, method="inclusive"), strict=True)
             rows.append(row)
     return rows
 
 
-def play(options: Any, student: SGLangServer, teacher: SGLangServer, variant: str, group: int) -> list[Any]:
+def play(games: int, model: Path, ports: list[int], variant: str, group: int) -> list[Any]:
     """Finished trajectories of one rollout."""
-    config = options.out / f"{variant}.yaml"
-    settings = yaml.safe_load((HERE / "configs" / "b2f.yaml").read_text())
-    config.write_text(yaml.safe_dump({**settings, "tcod_variant": variant, "tcod_horizon": TURNS, "tcod_k_start": 3}))
-    arm = ["--config", config, "--student", make_models.SHIPPED, "--data", options.out, "--run-dir", options.out]
-    arm += ["--student-port", student.port, "--teacher-port", teacher.port, "--context-len", CONTEXT]
-    arm += ["--batch", options.games // group]
+    settings = plays.settings_of("alfworld", variant, tcod_data_root=str(OUT), tcod_horizon=TURNS, tcod_k_start=3)
+    config = plays.write_settings(OUT / f"{variant}.yaml", settings)
+    arm = ["--config", config, "--student", model, "--data", OUT, "--run-dir", OUT, "--context-len", CONTEXT]
+    arm += ["--student-port", ports[0], "--teacher-port", ports[1], "--batch", games // group]
     args = train_arm.slime_args(train_arm.option_parser().parse_args([str(part) for part in arm]))
     args.n_samples_per_prompt = group
     SingletonMeta._instances.clear()
@@ -156,42 +146,35 @@ def play(options: Any, student: SGLangServer, teacher: SGLangServer, variant: st
     return [sample for samples in output.samples for sample in samples]
 
 
+def play_and_score(options: Namespace, strong: Path, weak: Path, servers: list[SGLangServer]) -> dict[str, Any]:
+    """The three tables."""
+    rows, distribution, lengths = [], [], []
+    for name, (variant, is_teacher, group) in SETS.items():
+        train_arm.push_weights(servers[0].port, strong if is_teacher else weak, version=name)
+        samples = play(options.games, strong, [server.port for server in servers], variant, group)
+        turns = [len(sample.metadata["tcod"]["turns"]) for sample in samples]
+        won = sum(sample.reward for sample in samples) / len(samples)
+        lengths.append({"trajectories": name, "won": won, "median turns": median(turns), "turns": sorted(turns)})
+        measured = measure(samples, servers[1].url, options.repeats)
+        rows += totals(name, measured)
+        distribution += ratios(name, samples, measured)
+    return {"rows": rows, "each_over_ours_quartiles": distribution, "trajectories": lengths}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tokens that the teacher prefills and that are trained on.")
-    parser.add_argument("--games", type=int, default=32, help="trajectories per set")
-    parser.add_argument("--repeats", type=int, default=3, help="timings per scheme")
-    parser.add_argument("--out", type=Path, default=HERE / "out" / "tokens", help="games, models and logs")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    os.environ["SMOKE_GAMES"] = str(options.out)
-    make_games.make_games(options.out, options.games, 1)
-    weak = options.out / "student"
-    if not (weak / "model.safetensors").exists():
-        make_models.make_student(make_models.SHIPPED, weak, seed=1)
-    rows, distribution, lengths = [], [], {}
+    options = report.options(__doc__, {"games": (32, "trajectories per set"), "repeats": (3, "timings per scheme")})
+    make_games.make_games(OUT, options.games, 1)
+    strong, weak = run.models(HERE / "out" / "models", seed=1, thinks=False)
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     with ExitStack() as stack:
-        student = stack.enter_context(SGLangServer("student server", weak, options.out / "student.log"))
-        teacher = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, options.out / "teacher.log"))
-        student.wait_ready()
-        teacher.wait_ready()
-        for name, (variant, strong, group) in SETS.items():
-            train_arm.push_weights(student.port, make_models.SHIPPED if strong else weak, version=name)
-            samples = play(options, student, teacher, variant, group)
-            turns = [len(sample.metadata["tcod"]["turns"]) for sample in samples]
-            lengths[name] = {
-                "turns": sorted(turns),
-                "tokens": sorted(len(sample.tokens) for sample in samples),
-                "won": sum(sample.reward for sample in samples) / len(samples),
-            }
-            measured = measure(samples, teacher.url, options.repeats)
-            rows += totals(name, measured)
-            distribution += ratios(name, samples, measured)
-    print(report.table(rows))
-    print(f"each trajectory over ours, quartiles:\n{report.table(distribution)}")
-    print(json.dumps({name: {"median turns": median(of["turns"]), "won": of["won"]} for name, of in lengths.items()}))
-    more = {"horizon": TURNS, "at_once": AT_ONCE, "trajectories": lengths, "per_trajectory": distribution}
-    print(f"written to {report.write('tokens', rows, **more)}")
+        servers = [
+            stack.enter_context(SGLangServer(f"{name} server", model, OUT / f"{name}.log"))
+            for name, model in (("student", weak), ("teacher", strong))
+        ]
+        for server in servers:
+            server.wait_ready()
+        tables = play_and_score(options, strong, weak, servers)
+    report.publish("tokens", **tables, horizon=TURNS, at_once=AT_ONCE)
 
 
 if __name__ == "__main__":

@@ -14,86 +14,41 @@ ROOT = Path(__file__).resolve().parents[1]  # of the repository: where the packa
 STANDIN = ROOT / "smoke" / "standin"
 
 # slime's arguments that a rollout and the conversion of its samples read, with slime's defaults.
+NOT_SET = (
+    "hf_checkpoint sglang_router_ip sglang_router_port rollout_num_gpus rollout_max_prompt_len "
+    "rollout_max_response_len rollout_max_context_len rollout_stop rollout_stop_token_ids prompt_data label_key "
+    "multimodal_keys save load dump_details buffer_filter_path rollout_batch_size over_sampling_batch_size "
+    "custom_generate_function_path dynamic_sampling_filter_path rollout_sample_filter_path "
+    "rollout_all_samples_process_path custom_config_path offload_train eval_datasets eval_function_path "
+    "eval_max_prompt_len eval_max_context_len eval_reward_key rm_url custom_rm_path reward_key log_reward_category "
+    "custom_reward_post_process_path custom_convert_samples_to_train_data_path opd_type global_batch_size "
+    "custom_pg_loss_reducer_function_path custom_tis_function_path"
+)
+OFF = (
+    "use_distributed_post rollout_skip_special_tokens apply_chat_template rollout_shuffle partial_rollout colocate "
+    "group_rm use_rollout_routing_replay use_opd normalize_advantages use_dynamic_batch_size calculate_per_token_loss"
+)
 SLIME_DEFAULTS: dict[str, Any] = {
-    # model and engines
-    "hf_checkpoint": None,
-    "sglang_router_ip": None,
-    "sglang_router_port": None,
+    **dict.fromkeys(NOT_SET.split()),
+    **dict.fromkeys(OFF.split(), False),
     "sglang_server_concurrency": 512,
     "sglang_dp_size": 1,
-    "router_policy": "cache_aware",
-    "rollout_num_gpus": None,
     "rollout_num_gpus_per_engine": 1,
-    "use_distributed_post": False,
-    # sampling
     "rollout_temperature": 1.0,
     "rollout_top_p": 1.0,
     "rollout_top_k": -1,
-    "rollout_max_prompt_len": None,
-    "rollout_max_response_len": None,
-    "rollout_max_context_len": None,
-    "rollout_stop": None,
-    "rollout_stop_token_ids": None,
-    "rollout_skip_special_tokens": False,
-    # data
     "rollout_global_dataset": True,
-    "prompt_data": None,
     "input_key": "input",
-    "label_key": None,
     "metadata_key": "metadata",
     "tool_key": "tools",
-    "multimodal_keys": None,
-    "apply_chat_template": False,
     "apply_chat_template_kwargs": {},
-    "rollout_shuffle": False,
     "rollout_seed": 42,
-    "save": None,
-    "load": None,
-    "dump_details": None,
-    "buffer_filter_path": None,
-    # the rollout loop
-    "rollout_batch_size": None,
     "n_samples_per_prompt": 1,
-    "over_sampling_batch_size": None,
-    "partial_rollout": False,
-    "mask_offpolicy_in_partial_rollout": False,
     "rollout_function_path": "slime.rollout.sglang_rollout.generate_rollout",
-    "custom_generate_function_path": None,
-    "dynamic_sampling_filter_path": None,
-    "rollout_sample_filter_path": None,
     "rollout_sample_hook_path": [],
-    "rollout_all_samples_process_path": None,
-    "custom_config_path": None,
-    "ci_test": False,
-    "offload_train": None,
-    "colocate": False,
     "update_weight_transport": "nccl",
-    # evaluation
-    "eval_datasets": None,
-    "eval_function_path": None,
-    "eval_max_prompt_len": None,
-    "eval_max_context_len": None,
-    "eval_reward_key": None,
-    # reward, OPD and the train batch
-    "rm_type": None,
-    "rm_url": None,
-    "custom_rm_path": None,
-    "group_rm": False,
-    "reward_key": None,
-    "log_reward_category": None,
-    "custom_reward_post_process_path": None,
-    "custom_convert_samples_to_train_data_path": None,
     "advantage_estimator": "grpo",
-    "use_rollout_routing_replay": False,
-    "use_opd": False,
-    "opd_type": None,
     "opd_kl_coef": 1.0,
-    "normalize_advantages": False,
-    "global_batch_size": None,
-    "use_dynamic_batch_size": False,
-    "calculate_per_token_loss": False,
-    "custom_pg_loss_reducer_function_path": None,
-    "custom_tis_function_path": None,
 }
 
 # The flags with which the recipe is launched.
@@ -181,20 +136,3 @@ def convert_samples_to_train_data(args: Namespace, samples: list) -> dict[str, A
     manager.custom_convert_samples_to_train_data_func = None
     manager.custom_reward_post_process_func = load_function(args.custom_reward_post_process_path)
     return manager._convert_samples_to_train_data(samples)
-
-
-def rollout_metrics(
-    args: Namespace, samples: list, extra_metrics: dict[str, Any] | None, seconds: float
-) -> dict[str, float]:
-    """The metrics that slime logs for a rollout, and rollout/raw_reward, which its trainer logs."""
-    from slime.observability.rollout_metrics import compute_metrics_from_samples, compute_perf_metrics_from_samples
-
-    of_samples = compute_metrics_from_samples(args, samples)
-    of_time = compute_perf_metrics_from_samples(args, samples, seconds)
-    raw_rewards = convert_samples_to_train_data(args, samples)["raw_reward"]
-    return {
-        **(extra_metrics or {}),
-        **{f"rollout/{name}": value for name, value in of_samples.items()},
-        **{f"perf/{name}": value for name, value in of_time.items()},
-        "rollout/raw_reward": sum(raw_rewards) / len(raw_rewards),
-    }

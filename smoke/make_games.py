@@ -1,20 +1,20 @@
 """Generate small, playable ALFWorld games offline, with planner demonstrations and dataset rows.
 
-    python -m smoke.make_games --data-root games --train 64 --heldout 64
-
-writes real game directories (game.tw-pddl, initial_state.pddl, traj_data.json) in the layout of the ALFWorld data,
-plus train.jsonl and heldout.jsonl for the recipe. Only files shipped in the alfworld wheel are used: the PDDL domain,
-the text grammar and the goal library. A game is a function of (task type, variant, seed), byte for byte.
+make_games writes game directories as ALFWorld's data has them (game.tw-pddl, initial_state.pddl, traj_data.json), and
+train.jsonl and heldout.jsonl for the recipe. Only files shipped in the alfworld wheel are used: the PDDL domain, the
+text grammar and the goal library. A game is a function of (task type, variant, seed), byte for byte.
 """
 
-import argparse
 import functools
 import json
 import multiprocessing
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from examples.tcod.environments.textworld_speedup import speed_up_textworld
 
 DATA_VERSION = "json_2.1.1"  # the folder name of the ALFWorld data
 HELDOUT_SEED = 500_000  # first held-out seed; training seeds stay below it
@@ -41,6 +41,7 @@ TASKS = {
     "pick_cool_then_place_in_recep": (KITCHEN, FOOD + DISHES + ["Lettuce", "Pan"]),
     "pick_two_obj_and_place": (BEDROOM, SMALL_THINGS),
 }
+SIMPLE = "pick_and_place_simple"  # what the tiny models are made for
 LAMP = "DeskLamp"
 DISTRACTORS = 3
 # Types that the domain's actions name must be declared even in rooms without them.
@@ -83,7 +84,6 @@ def _new_id(rng: random.Random, cls: str) -> str:
 
 def _problem(task_type: str, obj: str, target: str, rng: random.Random) -> str:
     """The PDDL problem: a room, its contents, the agent's start and the goal."""
-    import alfworld.gen.constants as constants
     from alfworld.gen.goal_library import gdict
 
     (always, optional), names = TASKS[task_type]
@@ -97,36 +97,17 @@ def _problem(task_type: str, obj: str, target: str, rng: random.Random) -> str:
         (_new_id(rng, cls), cls, _pddl_name(f"loc|{i - 3}|{rng.randint(-9, 9)}|{i % 4}|45"))
         for i, cls in enumerate(room)
     ]
-    facts = [f"atLocation agent1 {start}"]
-    for name, cls, location in receptacles:
-        facts += [f"receptacleType {name} {cls}Type", f"receptacleAtLocation {name} {location}"]
-        if cls in constants.OPENABLE_CLASS_SET:
-            facts.append(f"openable {name}")
-
-    objects = []
-    abilities = (("cleanable", "Cleanable"), ("heatable", "Heatable"), ("coolable", "Coolable"))
-    abilities += (("toggleable", "Toggleable"), ("sliceable", "Sliceable"))
-    for cls in contents:
-        name = _new_id(rng, cls)
-        objects.append((name, cls))
-        if cls == LAMP:
-            homes = [r for r in receptacles if r[1] in ("Desk", "SideTable")]
-        else:  # nothing that counts for the goal starts in the target
-            homes = [r for r in receptacles if _holds(r[1], cls) and not (cls == obj and r[1] == target)]
-        home, _, location = rng.choice(homes)
-        facts += [f"objectType {name} {cls}Type", f"inReceptacle {name} {home}", f"wasInReceptacle {name} {home}"]
-        facts.append(f"objectAtLocation {name} {location}")
-        facts += [f"{fact} {name}" for fact, key in abilities if cls in constants.VAL_ACTION_OBJECTS[key]]
-        if cls != LAMP:
-            facts.append(f"pickupable {name}")
-
+    # Nothing that counts for the goal starts in the target.
+    homes = {cls: [one for one in receptacles if _starts_in(cls, one[1], obj, target)] for cls in contents}
+    objects = [(_new_id(rng, cls), cls, rng.choice(homes[cls])) for cls in contents]
     receptacle_types = sorted(set(room) | DOMAIN_RECEPTACLES)
     object_types = sorted(set(contents) | DOMAIN_OBJECTS)
+    facts = [f"atLocation agent1 {start}", *_facts(receptacles, objects)]
     facts += [f"canContain {r}Type {o}Type" for r in receptacle_types for o in object_types if _holds(r, o)]
     declared = ["agent1 - agent"]
     declared += [f"{cls}Type - rtype" for cls in receptacle_types] + [f"{cls}Type - otype" for cls in object_types]
-    declared += [f"{name} - object" for name, _ in objects] + [f"{name} - receptacle" for name, _, _ in receptacles]
-    declared += [f"{location} - location" for location in [start] + [location for _, _, location in receptacles]]
+    declared += [f"{name} - object" for name, *_ in objects] + [f"{name} - receptacle" for name, *_ in receptacles]
+    declared += [f"{location} - location" for location in [start] + [location for *_, location in receptacles]]
     goal = gdict[task_type]["pddl"].format(obj=obj, recep=target, toggle=LAMP).replace("#", "-").strip()
     lines = ["(define (problem plan_small)", "    (:domain alfred)", "    (:objects"]
     lines += [f"        {item}" for item in declared] + ["    )", "    (:init"]
@@ -134,24 +115,38 @@ def _problem(task_type: str, obj: str, target: str, rng: random.Random) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _starts_in(cls: str, receptacle: str, obj: str, target: str) -> bool:
+    if cls == LAMP:
+        return receptacle in ("Desk", "SideTable")
+    return _holds(receptacle, cls) and not (cls == obj and receptacle == target)
+
+
+def _facts(receptacles: list[tuple], objects: list[tuple]) -> Iterator[str]:
+    """What holds at the start: (id, type, location) of the receptacles, (id, type, receptacle) of the objects."""
+    import alfworld.gen.constants as constants
+
+    for name, cls, location in receptacles:
+        yield from (f"receptacleType {name} {cls}Type", f"receptacleAtLocation {name} {location}")
+        if cls in constants.OPENABLE_CLASS_SET:
+            yield f"openable {name}"
+    for name, cls, (home, _, location) in objects:
+        yield from (f"objectType {name} {cls}Type", f"inReceptacle {name} {home}", f"wasInReceptacle {name} {home}")
+        yield f"objectAtLocation {name} {location}"
+        for ability in ("Cleanable", "Heatable", "Coolable", "Toggleable", "Sliceable"):
+            if cls in constants.VAL_ACTION_OBJECTS[ability]:
+                yield f"{ability.lower()} {name}"
+        if cls != LAMP:
+            yield f"pickupable {name}"
+
+
 @functools.cache
-def _planner_environment():
+def _planner_environment() -> Any:
     """One engine per process: every new one keeps its own 33 MB copy of the planner library mapped."""
-    import fast_downward
     import textworld
-    import textworld.envs.pddl.textgen as textgen
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
     from textworld.envs import PddlEnv
-    from textworld.logic import Rule
 
-    from examples.tcod.environments.textworld_speedup import mend_textworld
-
-    mend_textworld()
-    # Nearly all the time goes into parsing the same texts and translating the same problem (at load and at reset).
-    parse = functools.cache(textgen._parse_and_convert)
-    textgen._parse_and_convert = lambda *args, **kwargs: textgen.deepcopy(parse(*args, **kwargs))
-    Rule.parse_conjunctive_query = staticmethod(functools.cache(Rule.parse_conjunctive_query))
-    fast_downward.pddl2sas = functools.lru_cache(maxsize=4)(fast_downward.pddl2sas)
+    speed_up_textworld()
     return AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)))
 
 
@@ -238,7 +233,7 @@ def make_games(
     data_root: str | Path,
     train: int,
     heldout: int,
-    task_types: Sequence[str] = ("pick_and_place_simple",),
+    task_types: Sequence[str] = (SIMPLE,),
     processes: int | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> None:
@@ -261,18 +256,3 @@ def make_games(
                 rows.append(json.dumps(row) + "\n")
                 progress()
             (Path(data_root) / f"{name}.jsonl").write_text("".join(rows))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data-root", type=Path, required=True, help="gets the games and two JSONL files")
-    parser.add_argument("--train", type=int, default=64, help="number of training games")
-    parser.add_argument("--heldout", type=int, default=64, help="number of held-out games")
-    parser.add_argument("--task-types", nargs="+", choices=list(TASKS), default=["pick_and_place_simple"])
-    parser.add_argument("--processes", type=int, help="default: one per core")
-    args = parser.parse_args()
-    make_games(args.data_root, args.train, args.heldout, args.task_types, args.processes)
-
-
-if __name__ == "__main__":
-    main()

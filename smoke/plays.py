@@ -4,9 +4,11 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tqdm import tqdm
@@ -21,6 +23,9 @@ from examples.tcod.tools.prepare import write_jsonl
 from smoke.make_games import make_games
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+# What an arm sets beside its name: a curriculum that ends within a smoke run.
+CURRICULA = {"f2b": {"tcod_k_start": 4, "tcod_eta": 1}, "b2f": {"tcod_k_start": 1, "tcod_eta": 2}}
+THOUGHTS = {"tcod_history": "turns", "tcod_thoughts": "keep"}
 # The tiny models take sequences of 4,096 tokens, and spell words other than ALFWorld's letter by letter.
 FOREIGN = ["--context-len", "4000", "--batch", "8", "--concurrency", "8"]
 FOREIGN_ABOUT = (
@@ -32,16 +37,24 @@ SCIENCEWORLD_TASKS = ("lifespan-longest-lived", "find-non-living-thing")  # solv
 
 @dataclass(frozen=True)
 class Play:
-    """The arms' configurations; a folder of train.jsonl and heldout.jsonl; and train_arm's flags for them.
+    """What is run.
 
     Attributes:
+        name: the first part of its files' names; no two plays have the same.
+        arms: the recipe's settings of each.
+        data: folder of train.jsonl and heldout.jsonl.
+        about: what can be seen, for the beginning.
+        title: what was run, for the end.
+        flags: train_arm's, for these rows.
         thinks: the models are those that think before they act.
     """
 
-    configs: dict[str, Path]
+    name: str
+    arms: dict[str, dict[str, Any]]
     data: Path
-    about: str = "What can be seen: the student, a damaged copy of the teacher, recovers."
-    flags: list[str] = field(default_factory=list)
+    about: str = FOREIGN_ABOUT
+    title: str = "models that do not know this environment"
+    flags: list[str] = field(default_factory=lambda: FOREIGN)
     thinks: bool = False
 
 
@@ -57,24 +70,39 @@ def choose(options: Namespace) -> Play:
         sys.exit(error.returncode)
 
 
+def settings_of(environment: str, variant: str, **more: Any) -> dict[str, Any]:
+    """The recipe's settings for an arm in one of the smoke run's own environments."""
+    arm = {"tcod_variant": variant, **CURRICULA.get(variant, {})}
+    return {**read_yaml(CONFIGS / f"{environment}.yaml"), **arm, **more}
+
+
 def _alfworld(options: Namespace) -> Play:
-    data = options.out / "games"
+    data = options.out / "data" / "alfworld"
     with tqdm(total=options.train_games + options.heldout_games, desc="games", unit="game", disable=None) as bar:
         make_games(data, options.train_games, options.heldout_games, progress=bar.update)
-    name = "thoughts_{}" if options.thoughts else "{}"
-    return Play({arm: CONFIGS / f"{name.format(arm)}.yaml" for arm in options.arms}, data, thinks=options.thoughts)
+    more = {"tcod_data_root": str(data), **(THOUGHTS if options.thoughts else {})}
+    return Play(
+        name="alfworld-thoughts" if options.thoughts else "alfworld",
+        arms={arm: settings_of("alfworld", arm, **more) for arm in options.variant or CURRICULA},
+        data=data,
+        about="What can be seen: the student, a damaged copy of the teacher, recovers.",
+        title="recovery of a perturbed teacher",
+        flags=[],
+        thinks=options.thoughts,
+    )
 
 
 def _scienceworld(options: Namespace) -> Play:
     if shutil.which("java") is None:
         sys.exit("ScienceWorld needs Java: install a runtime first, on Debian or Ubuntu: default-jre-headless")
-    data = options.out / "scienceworld"
-    configs = {arm: CONFIGS / f"scienceworld_{arm}.yaml" for arm in options.arms}
+    data = options.out / "data" / "scienceworld"
+    arms = {arm: settings_of("scienceworld", arm) for arm in options.variant or CURRICULA}
+    config = write_settings(data / "tcod.yaml", next(iter(arms.values())))
     command = [sys.executable, "-m", "examples.tcod.tools.prepare_scienceworld", "--out", str(data), "--variations"]
-    command += ["8", "--tasks", *SCIENCEWORLD_TASKS, "--config", str(configs[options.arms[0]])]
+    command += ["8", "--tasks", *SCIENCEWORLD_TASKS, "--config", str(config)]
     subprocess.run(command, check=True)
     _take(data / "dev.jsonl", data / "heldout.jsonl", options.heldout_games)
-    return Play(configs, data, FOREIGN_ABOUT, FOREIGN)
+    return Play("scienceworld", arms, data)
 
 
 def _given(options: Namespace) -> Play:
@@ -82,21 +110,31 @@ def _given(options: Namespace) -> Play:
 
     The settings are those of --config, with processes for a laptop, and a KL for the evaluations' table.
     """
-    settings, data = read_yaml(options.config), options.out / "rows"
-    given = TcodConfig.from_mapping(settings, str(options.config))
-    check_environment_class(given)
+    settings = read_yaml(options.config)
+    variants: Sequence[str] = options.variant or [settings.get("tcod_variant", "f2b")]
+    arms = {arm: {**settings, "tcod_variant": arm, "tcod_eval_kl": True} for arm in variants}
     train, heldout = options.data / "train.jsonl", options.data / "heldout.jsonl"
     heldout = heldout if heldout.exists() else train
-    check_training_rows(given, read_rows(train), str(train))
-    check_rows(read_rows(heldout), str(heldout), load_environment(given.tcod_environment), given.tcod_data_root)
-    settings |= {"tcod_env_workers": min(given.tcod_env_workers, 2), "tcod_eval_kl": True}
+    for arm in arms.values():
+        given = TcodConfig.from_mapping(arm, str(options.config))
+        check_environment_class(given)
+        check_training_rows(given, read_rows(train), str(train))
+        check_rows(read_rows(heldout), str(heldout), load_environment(given.tcod_environment), given.tcod_data_root)
+        arm["tcod_env_workers"] = min(given.tcod_env_workers, 2)
+    name = f"{options.config.stem}-{options.data.name}"
+    data = options.out / "data" / name
     data.mkdir(parents=True, exist_ok=True)
-    config = data / "tcod.yaml"
-    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     _take(train, data / "train.jsonl", options.train_games)
     _take(heldout, data / "heldout.jsonl", options.heldout_games)
-    return Play({given.tcod_variant: config}, data, FOREIGN_ABOUT, FOREIGN)
+    return Play(name, arms, data)
 
 
 def _take(source: Path, target: Path, rows: int) -> None:
     write_jsonl(target, [row for _, row in islice(read_lines(source), rows)])
+
+
+def write_settings(path: Path, settings: dict[str, Any]) -> Path:
+    """A YAML for --config."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path

@@ -20,14 +20,14 @@ from typing import Any
 import transformers
 from tqdm import tqdm
 
-from examples.tcod.tools import show_rollouts
+from examples.tcod.curriculum import VARIANTS
+from examples.tcod.tools import plot_runs, show_rollouts
 from smoke import hooks, make_models
-from smoke.figure import KL, SUCCESS, draw
-from smoke.plays import choose
+from smoke.plays import Play, choose, write_settings
 from smoke.servers import DEVICE, HERE, Process, SGLangServer
 
-ARMS = ("f2b", "b2f")
 SILENCE_LIMIT_S = 600  # Without a new line of metrics; an evaluation of all games takes a tenth of it.
+KL, SUCCESS = "eval/tcod/heldout_t1/kl/trajectory", "eval/tcod/heldout/success"
 TABLE = {  # column: (metric, format)
     "k": ("rollout/tcod/k", "{:.0f}"),
     "turns": ("rollout/tcod/turns/student", "{:.1f}"),
@@ -40,6 +40,7 @@ TABLE = {  # column: (metric, format)
     "failed": ("rollout/tcod/failed", "{:.0f}"),
     "s": ("rollout/tcod/rollout_s", "{:.1f}"),
 }
+Lines = list[dict[str, Any]]  # of metrics.jsonl
 
 
 def main() -> None:
@@ -51,34 +52,42 @@ def main() -> None:
     slime = hooks.find_slime()
     # With Megatron beside slime, slime's own train.py does all of it; else the hooks run with a small trainer.
     whole = bool(os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR"))
-    trainer = "smoke.train_slime" if whole else "smoke.train_arm"
     how = "its train.py with Megatron" if whole else "with the smoke run's own trainer"
     print(f"TCOD smoke run on {slime}, {how}; everything is written to {options.out}")
     play = choose(options)
-    options.arms = list(play.configs)
     print(play.about)
+    results = run_arms(options, play, "smoke.train_slime" if whole else "smoke.train_arm")
+    show(results, options, play)
+    print(f"wall time {time.monotonic() - started:.0f} s")
+    print(summary(results, play))
+
+
+def run_arms(options: Namespace, play: Play, trainer: str) -> dict[str, Lines]:
+    """Train every arm from the same checkpoint. Returns their metrics."""
     teacher, student = models(options.out / "models", options.seed, play.thinks)
-    results = {}
+    results: dict[str, Lines] = {}
     with ExitStack() as stack:
         logs = options.out / "logs"
         print(f"starting two SGLang servers ({DEVICE}), the student's and the teacher's; logs: {logs}", flush=True)
-        student_server = stack.enter_context(SGLangServer("student server", student, logs / "student.log"))
-        teacher_server = stack.enter_context(SGLangServer("teacher server", teacher, logs / "teacher.log"))
-        student_server.wait_ready()
-        teacher_server.wait_ready()
-        for arm, config in play.configs.items():
-            command = [sys.executable, "-m", trainer, "--config", str(config), *play.flags]
-            command += ["--student", str(student), "--data", str(play.data), "--seed", str(options.seed)]
-            command += ["--student-port", str(student_server.port), "--teacher-port", str(teacher_server.port)]
-            command += ["--updates", str(options.updates)]
-            # Every arm starts from the same checkpoint, so the first one's first evaluation is that of all.
+        servers = [
+            stack.enter_context(SGLangServer(f"{name} server", model, logs / f"{name}.log"))
+            for name, model in (("student", student), ("teacher", teacher))
+        ]
+        for server in servers:
+            server.wait_ready()
+        command = [sys.executable, "-m", trainer, *play.flags, "--student", student, "--data", play.data]
+        command += ["--student-port", servers[0].port, "--teacher-port", servers[1].port]
+        command += ["--seed", options.seed, "--updates", options.updates]
+        for arm, settings in play.arms.items():
+            folder = run_dir(options, play, arm)
+            hooks.clear(folder)
+            config = write_settings(folder / "tcod.yaml", settings)
+            further = ["--config", config, "--run-dir", folder]
+            # The first arm's first evaluation is that of all.
             first = [line for line in next(iter(results.values()), []) if line["kind"] == "eval"][:1]
-            if first:
-                command.append("--skip-first-evaluation")
-            results[arm] = first + train_arm(arm, command, options, play.data, [student_server, teacher_server])
-    show(results, options)
-    print(f"wall time {time.monotonic() - started:.0f} s")
-    print(summary(results))
+            further += ["--skip-first-evaluation"] if first else []
+            results[arm] = first + train_arm(arm, [*map(str, command + further)], folder, options.updates, servers)
+    return results
 
 
 def models(folder: Path, seed: int, thinks: bool) -> tuple[Path, Path]:
@@ -100,83 +109,72 @@ def digest(checkpoint: Path) -> str:
     return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
-def show(results: dict[str, list[dict[str, Any]]], options: Namespace) -> None:
-    """Print one trajectory; write the page of all of them, and the figure."""
-    runs = show_rollouts.read_runs([run_dir(options, arm) for arm in options.arms])
-    shown = show_rollouts.shortest_won(runs[-1].episodes)
-    print(show_rollouts.printable(show_rollouts.rollout_text(shown)))
-    page = options.out / f"rollouts-{options.seed}.html"
-    page.write_text(show_rollouts.make_page(runs))
-    picture = options.out / f"smoke-{options.seed}.png"
-    draw(results, picture)
-    print(f"figure: {picture}")
-    print(f"what the agent did: {page} (open it in a browser)")
-
-
-def train_arm(
-    arm: str, command: list[str], options: Namespace, data: Path, servers: list[SGLangServer]
-) -> list[dict[str, Any]]:
+def train_arm(arm: str, command: list[str], folder: Path, updates: int, servers: list[SGLangServer]) -> Lines:
     """Run one arm in a process of its own, with its progress and its table on the terminal. Returns its metrics.
 
     Raises:
         RuntimeError: with the end of its log, when the process or one of the servers it needs has ended, or when
             nothing has come from it for SILENCE_LIMIT_S.
     """
-    folder = run_dir(options, arm)
-    metrics_file = folder / "metrics.jsonl"
-    hooks.clear(folder)
-    command = [*command, "--run-dir", str(folder)]
-    env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path(), "OMP_NUM_THREADS": "1"}
-    lines: list[dict[str, Any]] = []
-    header = "  ".join(["   n"] + [f"{name:>8}" for name in TABLE])
+    env = {"PYTHONPATH": hooks.python_path(), "OMP_NUM_THREADS": "1"}
+    lines: Lines = []
     with Process(f"{arm} training", command, folder / "train.log", env) as process:
-        with tqdm(total=options.updates, desc=arm, unit="update", disable=None) as bar:
-            bar.write(f"\n{arm}\n{header}")
-            heard = time.monotonic()
-            while process.popen.poll() is None or count_lines(metrics_file) > len(lines):
+        with tqdm(total=updates, desc=arm, unit="update", disable=None) as bar:
+            bar.write(f"\n{arm}\n" + "  ".join(["   n"] + [f"{name:>8}" for name in TABLE]))
+            heard, ended = time.monotonic(), False
+            while not ended:
                 time.sleep(0.2)
+                ended = process.popen.poll() is not None
                 for server in servers:
                     server.check_running()
                 if time.monotonic() - heard > SILENCE_LIMIT_S:
                     raise RuntimeError(process.describe(f"has done nothing for {SILENCE_LIMIT_S} s"))
-                for line in new_lines(metrics_file, len(lines)):
+                for line in new_lines(folder / "metrics.jsonl", len(lines)):
                     lines.append(line)
                     heard = time.monotonic()
-                    if line["kind"] == "rollout":
-                        row = [fmt.format(line.get(metric, float("nan"))) for metric, fmt in TABLE.values()]
-                        bar.write("  ".join([f"{line['n']:4d}"] + [f"{cell:>8}" for cell in row]))
-                        bar.update()
-                    elif line["kind"] == "eval":
-                        bar.write(f"{line['n']:4d}  {evaluation_text(line)}")
+                    bar.write(row(line))
+                    bar.update(line["kind"] == "rollout")
         process.check()
     return lines
 
 
-def run_dir(options: Namespace, arm: str) -> Path:
-    return options.out / "runs" / f"{arm}-{options.seed}"
+def run_dir(options: Namespace, play: Play, arm: str) -> Path:
+    return options.out / "runs" / f"{play.name}-{arm}-{options.seed}"
 
 
-def count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def new_lines(path: Path, seen: int) -> list[dict[str, Any]]:
+def new_lines(path: Path, seen: int) -> Lines:
     """The complete lines of a growing file behind the first `seen` ones."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().split("\n")[:-1][seen:]]
 
 
-def evaluation_text(line: dict[str, Any]) -> str:
-    cool, hot = (line[f"eval/tcod/{name}/success"] for name in ("heldout", "heldout_t1"))
+def row(line: dict[str, Any]) -> str:
+    """A line of metrics.jsonl in the table on the terminal."""
+    if line["kind"] == "rollout":
+        cells = [fmt.format(line.get(metric, float("nan"))) for metric, fmt in TABLE.values()]
+        return "  ".join([f"{line['n']:4d}"] + [f"{cell:>8}" for cell in cells])
     return (
-        f"held-out games, full horizon: success {cool:.2f} at temperature 0.4, {hot:.2f} at 1; "
-        f"trajectory KL {line[KL]:.1f} nats ({line['eval/tcod/eval_s']:.0f} s)"
+        f"{line['n']:4d}  held-out games, full horizon: success {line[SUCCESS]:.2f} at temperature 0.4, "
+        f"{line['eval/tcod/heldout_t1/success']:.2f} at 1; trajectory KL {line[KL]:.1f} nats "
+        f"({line['eval/tcod/eval_s']:.0f} s)"
     )
 
 
-def summary(results: dict[str, list[dict[str, Any]]]) -> str:
-    """One line: what improved from what to what."""
+def show(results: dict[str, Lines], options: Namespace, play: Play) -> None:
+    """Print one trajectory; write the page of all of them, and the figure."""
+    runs = show_rollouts.read_runs([run_dir(options, play, arm) for arm in results])
+    print(show_rollouts.printable(show_rollouts.rollout_text(show_rollouts.shortest_won(runs[-1].episodes))))
+    page = options.out / f"rollouts-{play.name}-{options.seed}.html"
+    page.write_text(show_rollouts.make_page(runs))
+    picture = options.out / f"smoke-{play.name}-{options.seed}.png"
+    plot_runs.draw({arm: [lines] for arm, lines in results.items()}, picture)
+    print(f"figure: {picture}")
+    print(f"what the agent did: {page} (open it in a browser)")
+
+
+def summary(results: dict[str, Lines], play: Play) -> str:
+    """One line: what was run, and what changed from what to what."""
     parts = []
     for arm, lines in results.items():
         evaluations = [line for line in lines if line["kind"] == "eval"]
@@ -185,14 +183,16 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> str:
             f"{arm.upper()}, {last['n']} updates: held-out success {first[SUCCESS]:.2f} -> {last[SUCCESS]:.2f}, "
             f"trajectory KL {first[KL]:.1f} -> {last[KL]:.1f} nats"
         )
-    return "recovery of a perturbed teacher: " + "; ".join(parts)
+    return f"{play.name}, {play.title}: {'; '.join(parts)}"
 
 
 def parse_options() -> Namespace:
     parser = argparse.ArgumentParser(description="TCOD on a laptop: real SGLang, real ALFWorld, tiny models.")
     parser.add_argument("--quick", action="store_true", help="a few updates and games, for CI")
     parser.add_argument("--seed", type=int, default=1, help="of the perturbation, the order of games and the run")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument(
+        "--variant", nargs="+", choices=VARIANTS, help="the arms, f2b and b2f or --config's by default"
+    )
     parser.add_argument("--environment", choices=("alfworld", "scienceworld"), default="alfworld")
     parser.add_argument(
         "--thoughts", action="store_true", help="models that think, and a history without old thoughts"

@@ -1,6 +1,6 @@
 """One arm of the smoke run: the recipe's hooks on slime (or its stand-in), a gradient step on the CPU, weights pushed.
 
-    python -m smoke.train_arm --config smoke/configs/f2b.yaml --student DIR --student-port P --teacher-port Q \\
+    python -m smoke.train_arm --config YAML --student DIR --student-port P --teacher-port Q \\
         --data DIR --run-dir DIR
 
 Writes to the run directory what the recipe writes in every run (metrics.jsonl, rollouts/, about.json), and weights/,
@@ -19,11 +19,11 @@ import ray
 import requests
 import torch
 
-from examples.tcod.settings.config import read_yaml
+from examples.tcod.settings.config import TcodConfig, read_yaml
 from smoke import hooks
 from smoke.trainer import Trainer
 
-# slime's arguments for each loss, see examples/tcod/loss.py.
+# slime's arguments for each loss, see examples/tcod/training/turn_mean.py.
 LOSSES: dict[str, dict[str, Any]] = {
     "trajectory": {},
     "token": {"calculate_per_token_loss": True},
@@ -31,33 +31,38 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
+def main(trainer: type[Trainer] = Trainer) -> None:
+    """Train the arm of the command line; `trainer` makes its steps."""
     options = option_parser().parse_args()
     hooks.clear(options.run_dir)
     os.environ["TCOD_RUN_DIR"] = str(options.run_dir)
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)  # the two engines and the environment workers share the cores
     print(f"running on {hooks.find_slime()}", flush=True)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    train(options, trainer(options.student, lr=options.lr, loss=options.loss))
 
+
+def train(options: Namespace, trainer: Trainer) -> None:
+    """Rollouts, steps, weights pushed and evaluations, in slime's order."""
     from examples.tcod import tcod_rollout
     from slime.rollout.data_source import RolloutDataSourceWithBuffer
     from slime.utils.http_utils import init_http_client
 
     args = slime_args(options)
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     init_http_client(args)
     source = RolloutDataSourceWithBuffer(args)
-    trainer = Trainer(options.student, lr=options.lr, loss=options.loss)
+    weights = options.run_dir / "weights"
+    shutil.copytree(options.student, weights, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
 
     def push(n: int) -> None:
-        trainer.save(options.run_dir / "weights")
-        push_weights(options.student_port, options.run_dir / "weights", version=str(n))
+        trainer.save(weights)
+        push_weights(options.student_port, weights, version=str(n))
 
     def evaluate(n: int) -> None:  # as slime does: before rollout 0 with its id, and after rollout n
         output = tcod_rollout.generate_rollout(args, n, source, evaluation=True)
         tcod_rollout.log_eval(n, args, output.data, output.metrics)
 
-    copy_tokenizer(options.student, options.run_dir / "weights")
     push(0)
     if not options.skip_first_evaluation:
         evaluate(0)
@@ -71,57 +76,57 @@ def main() -> None:
         trained = {f"train/{name}": value for name, value in trainer.step(batch).items()}
         push(n + 1)
         trained["train/s"] = time.monotonic() - started
-        metrics = hooks.rollout_metrics(args, samples, output.metrics, rollout_s)
-        tcod_rollout.log_rollout(n, args, samples, {**metrics, **trained}, rollout_s)
+        tcod_rollout.log_rollout(n, args, samples, {**output.metrics, **trained}, rollout_s)
         if (n + 1) % options.eval_interval == 0 or n + 1 == options.updates:
             evaluate(n)
+
+
+def run_flags(options: Namespace) -> dict[str, Any]:
+    """slime's arguments, by name, of any run: here, and of slime's own train.py (train_slime.py)."""
+    return {
+        **hooks.RECIPE_FLAGS,
+        **LOSSES[options.loss],
+        "hf_checkpoint": str(options.student),
+        "apply_chat_template_kwargs": TcodConfig.read(options.config).template_kwargs,
+        "custom_config_path": str(options.config),
+        "rm_url": f"http://127.0.0.1:{options.teacher_port}/generate",
+        "sglang_server_concurrency": options.concurrency,
+        "rollout_num_gpus": 1,
+        "prompt_data": str(options.data / "train.jsonl"),
+        "input_key": "prompt",
+        "label_key": "label",
+        "rollout_shuffle": True,
+        "rollout_seed": options.seed,
+        "rollout_batch_size": options.batch,
+        "n_samples_per_prompt": 1,
+        "rollout_max_response_len": options.response_len,
+        "rollout_max_context_len": options.context_len,
+        "use_dynamic_batch_size": True,
+    }
 
 
 def slime_args(options: Namespace) -> Namespace:
     """slime's arguments for this run, with the YAML's keys set as slime's --custom-config-path does."""
     from slime.utils.eval_config import EvalDatasetConfig
 
-    settings = read_yaml(options.config)
-    args = hooks.rollout_args(
-        hf_checkpoint=str(options.student),
-        apply_chat_template_kwargs=chat_template_kwargs(options),
-        prompt_data=str(options.data / "train.jsonl"),
-        input_key="prompt",
-        label_key="label",
-        rollout_shuffle=True,
-        rollout_seed=options.seed,
-        rollout_batch_size=options.batch,
-        n_samples_per_prompt=1,
-        rollout_max_response_len=options.response_len,
-        rollout_max_context_len=options.context_len,
-        sglang_router_ip="127.0.0.1",
-        sglang_router_port=options.student_port,
-        sglang_server_concurrency=options.concurrency,
-        rollout_num_gpus=1,
-        use_dynamic_batch_size=True,
-        rm_url=f"http://127.0.0.1:{options.teacher_port}/generate",
-        custom_config_path=str(options.config),
-        eval_datasets=[EvalDatasetConfig(**dataset) for dataset in evaluation_datasets(options)],
-        **LOSSES[options.loss],
-    )
-    for key, value in settings.items():
-        setattr(args, key, value)
+    datasets = [EvalDatasetConfig(**dataset) for dataset in evaluation_datasets(options)]
+    router = {"sglang_router_ip": "127.0.0.1", "sglang_router_port": options.student_port}
+    args = hooks.rollout_args(**run_flags(options), **router, eval_datasets=datasets)
+    vars(args).update(read_yaml(options.config))
     return args
 
 
-def chat_template_kwargs(options: Namespace) -> dict[str, Any]:
-    """The smoke models' template thinks where the settings say so."""
-    return {"enable_thinking": read_yaml(options.config).get("tcod_thoughts") == "keep"}
-
-
 def evaluation_datasets(options: Namespace) -> list[dict[str, Any]]:
-    """Success is measured at the paper's temperature; a KL is only defined at the temperature that is trained at."""
-    common = {"path": str(options.data / "heldout.jsonl"), "n_samples_per_eval_prompt": 1}
+    """Success is measured at the paper's temperature; a KL is only defined at the temperature that is trained at.
+
+    A KL needs fewer games, because it is a mean over many tokens: those of heldout_kl.jsonl, where that file is.
+    """
+    heldout, fewer = options.data / "heldout.jsonl", options.data / "heldout_kl.jsonl"
+    common = {"n_samples_per_eval_prompt": 1, "top_p": 1.0, "top_k": -1, "max_response_len": options.response_len}
     common |= {"input_key": "prompt", "label_key": "label", "metadata_key": "metadata"}
-    common |= {"top_p": 1.0, "top_k": -1, "max_response_len": options.response_len}
     return [
-        {"name": "heldout", "temperature": 0.4, **common},
-        {"name": "heldout_t1", "temperature": 1.0, **common},
+        {"name": "heldout", "temperature": 0.4, "path": str(heldout), **common},
+        {"name": "heldout_t1", "temperature": 1.0, "path": str(fewer if fewer.exists() else heldout), **common},
     ]
 
 
@@ -136,16 +141,9 @@ def push_weights(port: int, folder: Path, version: str) -> None:
         raise RuntimeError(f"the student's server did not load {folder}: {reply.text[:500]}")
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        if not file.name.endswith(".safetensors"):
-            shutil.copy(file, target / file.name)
-
-
 def option_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="One arm of the smoke run.")
-    parser.add_argument("--config", type=Path, required=True, help="YAML of the arm")
+    parser.add_argument("--config", type=Path, required=True, help="YAML of the arm's tcod_* settings")
     parser.add_argument("--student", type=Path, required=True, help="the student's first checkpoint")
     parser.add_argument("--student-port", type=int, required=True)
     parser.add_argument("--teacher-port", type=int, required=True)

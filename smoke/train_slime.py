@@ -82,26 +82,14 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
     """slime's flags for what train_arm.slime_args and the smoke run's trainer are given."""
     evaluation = options.run_dir / "eval.yaml"
     evaluation.write_text(yaml.safe_dump({"eval": {"datasets": train_arm.evaluation_datasets(options)}}))
-    chosen = {**hooks.RECIPE_FLAGS, **train_arm.LOSSES[options.loss]}
-    recipe = {key.replace("_", "-"): value for key, value in chosen.items()}
     return {
-        **recipe,
-        "custom-config-path": options.config,
-        "rm-url": f"http://127.0.0.1:{options.teacher_port}/generate",
-        "opd-kl-coef": 1.0,
+        **{name.replace("_", "-"): value for name, value in train_arm.run_flags(options).items()},
         # models and engines
-        **{"hf-checkpoint": options.student, "load": options.student, "ref-load": options.student},
+        **{"load": options.student, "ref-load": options.student, "opd-kl-coef": 1},
         "rollout-external-engine-addrs": f"127.0.0.1:{options.student_port}",
-        **{"rollout-num-gpus": 1, "actor-num-nodes": 1, "actor-num-gpus-per-node": options.data_parallel},
-        "sglang-server-concurrency": options.concurrency,
-        # data and rollouts
-        **{"prompt-data": options.data / "train.jsonl", "input-key": "prompt", "label-key": "label"},
-        "apply-chat-template-kwargs": json.dumps(train_arm.chat_template_kwargs(options)),
-        **{"rollout-shuffle": True, "rollout-seed": options.seed, "num-rollout": options.updates},
-        **{"rollout-batch-size": options.batch, "n-samples-per-prompt": 1, "global-batch-size": options.batch},
-        "rollout-max-response-len": options.response_len,
-        "rollout-max-context-len": options.context_len,
-        "rollout-temperature": 1,
+        **{"actor-num-nodes": 1, "actor-num-gpus-per-node": options.data_parallel},
+        # rollouts
+        **{"num-rollout": options.updates, "global-batch-size": options.batch, "rollout-temperature": 1},
         # evaluation and logging
         **{"eval-config": evaluation, "eval-interval": min(options.eval_interval, options.updates)},
         "skip-eval-before-train": options.skip_first_evaluation,
@@ -110,7 +98,7 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
         "save-debug-rollout-data": options.run_dir / "rollout_{rollout_id}.pt",
         # training
         **{"advantage-estimator": "grpo", "entropy-coef": 0, "clip-grad": 1},
-        **{"use-dynamic-batch-size": True, "max-tokens-per-gpu": options.context_len},
+        "max-tokens-per-gpu": options.context_len,
         **{"lr": options.lr, "lr-decay-style": "constant", "weight-decay": 0, "adam-beta1": 0.9, "adam-beta2": 0.98},
         # weights
         **{"update-weight-mode": "full", "update-weight-transport": "disk"},
@@ -125,7 +113,7 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     for name, value in settings.items():
         if value is not False:
             values = [] if value is True else value if isinstance(value, list) else [value]
-            flags += [f"--{name}", *map(str, values)]
+            flags += [f"--{name}", *(json.dumps(one) if isinstance(one, dict) else str(one) for one in values)]
     return flags
 
 

@@ -1,8 +1,8 @@
-"""The gradient step that slime makes with Megatron, in plain PyTorch: its OPD advantage and clipped policy loss.
+"""The gradient step that slime makes with Megatron, in plain PyTorch: its OPD advantage and policy loss.
 
 It takes the batch fields that slime ships to Megatron and follows slime's arithmetic for its default settings:
 advantage estimator grpo with zero rewards, one optimizer step per rollout, the loss one of the three means that
-examples/tcod/loss.py describes. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
+examples/tcod/training/turn_mean.py describes. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
 """
 
 from collections import Counter
@@ -47,19 +47,16 @@ def opd_advantages(
     ]
 
 
-def clipped_policy_loss(
-    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, eps_low: float, eps_high: float
-) -> torch.Tensor:
-    """PPO's -min(r A, clip(r) A) per token, r = pi / pi_old; all of shape [tokens]."""
-    ratio = (log_probs - old_log_probs).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
+def policy_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """-A pi / pi_old per token, [tokens]. pi_old is pi in a rollout's one step, where slime's clip never binds."""
+    return -(log_probs - log_probs.detach()).exp() * advantages
 
 
 def token_weights(masks: list[torch.Tensor], loss: str, trajectories: list[int]) -> list[torch.Tensor]:
     """What each response token weighs in the loss, for the masks of a batch (not 0 where a token is trained).
 
     `trajectories` has the trajectory of each sample. What a token weighs: "trajectory" 1 / (B n), "token" 1 / (all
-    trained tokens), "turn" 1 / (N l), see examples/tcod/loss.py.
+    trained tokens), "turn" 1 / (N l), see examples/tcod/training/turn_mean.py.
     """
     trained = [(mask != 0).float() for mask in masks]
     if loss == "token":
@@ -83,24 +80,16 @@ class Trainer:
         checkpoint: folder of its Hugging Face checkpoint.
         lr: learning rate of Adam (betas 0.9 and 0.98 as in slime's scripts, no weight decay), constant.
         loss: what it is a mean over, see token_weights.
-        kl_coef, eps_clip, eps_clip_high, clip_grad: slime's --opd-kl-coef, --eps-clip, --eps-clip-high, --clip-grad.
+        kl_coef, clip_grad: slime's --opd-kl-coef and --clip-grad.
     """
 
     def __init__(
-        self,
-        checkpoint: Path,
-        lr: float,
-        loss: str = "trajectory",
-        kl_coef: float = 1.0,
-        eps_clip: float = 0.2,
-        eps_clip_high: float = 0.2,
-        clip_grad: float = 1.0,
+        self, checkpoint: Path, lr: float, loss: str = "trajectory", kl_coef: float = 1.0, clip_grad: float = 1.0
     ) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
         self.model.eval()  # no dropout, as in slime's runs
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-        self.kl_coef, self.eps_clip, self.eps_clip_high = kl_coef, eps_clip, eps_clip_high
-        self.loss, self.clip_grad = loss, clip_grad
+        self.loss, self.kl_coef, self.clip_grad = loss, kl_coef, clip_grad
 
     def step(self, batch: dict[str, Any]) -> dict[str, float]:
         """One optimizer step on slime's batch fields. Returns loss, grad_norm (before clipping), and means of the
@@ -122,10 +111,7 @@ class Trainer:
             advantages = opd_advantages(old, teacher, pick["rewards"], self.kl_coef)
             loss = torch.zeros(())
             for j, i in enumerate(rows):
-                token_loss = clipped_policy_loss(
-                    log_probs[j], old[j], advantages[j], self.eps_clip, self.eps_clip_high
-                )
-                loss = loss + (weights[i] * token_loss).sum()
+                loss = loss + (weights[i] * policy_loss(log_probs[j], advantages[j])).sum()
                 totals["opd_reverse_kl"] += (shares[i] * (old[j] - teacher[j])).sum().item()
                 totals["logprob_abs_diff"] += (shares[i] * (old[j] - rollout[j]).abs()).sum().item()
             loss.backward()

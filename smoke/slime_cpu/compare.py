@@ -1,22 +1,18 @@
 """The first iteration of a train_slime.py run against transformers and plain PyTorch.
 
-    python -m smoke.slime_cpu.compare RUN_DIR --student DIR
-
 From slime's dump of the first rollout's samples, the smoke run's trainer computes loss, gradient norm and the
 parameters' changes in the optimizer step by itself; slime's come from its log and from the checkpoint that it pushed.
-All dumped samples are checked as well. Prints the relative differences; exit status 1 if one is above the tolerance.
+All dumped samples are checked as well.
 
 Adam's first change of a parameter is -lr g / (|g| + 1e-8): where the gradient g is not much larger than 1e-8, the
 rounding of g alone moves it by a good part of lr. So a change is right between those of the gradients g - d and g + d,
 d the rounding of float32 at the whole gradient's norm.
 """
 
-import argparse
 import ast
 import itertools
 import math
 import re
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from smoke import hooks
-from smoke.train_arm import LOSSES
 from smoke.trainer import Trainer, response_log_probs
 
 TOLERANCE = 1e-4
@@ -41,6 +36,30 @@ def compare(
     With a `teacher`, the samples were scored in Megatron and are scored here by transformers. The parameters are those
     that were pushed through the disk, or what slime saved for Hugging Face (hf/0).
     """
+    samples = dumped_samples(run_dir, teacher)
+    trainer = Trainer(student, lr=lr, loss=loss)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    ours = trainer.step(hooks.convert_samples_to_train_data(hooks.rollout_args(), samples))
+    slime = logged_step(run_dir / "train.log", 0)
+    pushed: dict[str, torch.Tensor] = {}
+    folder = run_dir / "weights" / "weight_v000002"
+    for file in (folder if folder.exists() else run_dir / "hf" / "0").glob("*.safetensors"):
+        pushed |= load_file(file)
+    gradients = {name: value.grad for name, value in trainer.model.named_parameters()}
+    rounding = torch.finfo(torch.float32).eps * min(ours["grad_norm"], trainer.clip_grad)
+    wrong, moved = 0.0, 0.0
+    for name, value in pushed.items():
+        change = value - before[name]
+        wrong += outside(change, gradients[name], lr, rounding).square().sum().item()
+        moved += change.square().sum().item()
+    if moved == 0:
+        raise ValueError(f"{folder} holds no step")
+    logged = {name: relative(slime[f"train/{name}"], ours[name]) for name in ("loss", "grad_norm")}
+    return {**logged, "parameters": math.sqrt(wrong / moved)}
+
+
+def dumped_samples(run_dir: Path, teacher: Path | None) -> list[Any]:
+    """The samples of the first rollout. All rollouts' are checked."""
     from slime.utils.types import Sample
 
     dumps = sorted(run_dir.glob("rollout_[0-9]*.pt"), key=lambda path: int(path.stem.partition("_")[2]))
@@ -56,30 +75,7 @@ def compare(
             sample.teacher_log_probs = scores.tolist()
     for samples in rollouts:
         check_samples(samples)
-    args = hooks.rollout_args()
-    batch = hooks.convert_samples_to_train_data(args, rollouts[0])
-    trainer = Trainer(student, lr=lr, loss=loss)
-    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
-    ours = trainer.step(batch)
-    slime = logged_step(run_dir / "train.log", 0)
-    result = {
-        "loss": relative(slime["train/loss"], ours["loss"]),
-        "grad_norm": relative(slime["train/grad_norm"], ours["grad_norm"]),
-    }
-    pushed: dict[str, torch.Tensor] = {}
-    folder = run_dir / "weights" / "weight_v000002"
-    for file in (folder if folder.exists() else run_dir / "hf" / "0").glob("*.safetensors"):
-        pushed |= load_file(file)
-    gradients = {name: value.grad for name, value in trainer.model.named_parameters()}
-    rounding = torch.finfo(torch.float32).eps * min(ours["grad_norm"], trainer.clip_grad)
-    wrong, moved = 0.0, 0.0
-    for name, value in pushed.items():
-        change = value - before[name]
-        wrong += outside(change, gradients[name], lr, rounding).square().sum().item()
-        moved += change.square().sum().item()
-    if moved == 0:
-        raise ValueError(f"{folder} holds no step")
-    return {**result, "parameters": math.sqrt(wrong / moved)}
+    return rollouts[0]
 
 
 def outside(change: torch.Tensor, gradient: torch.Tensor, lr: float, rounding: float) -> torch.Tensor:
@@ -111,22 +107,3 @@ def logged_step(log: Path, step: int) -> dict[str, float]:
 
 def relative(value: float, reference: float) -> float:
     return abs(value - reference) / abs(reference)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--student", type=Path, required=True, help="the checkpoint the run started from")
-    parser.add_argument("--teacher", type=Path, help="of a run with the teacher in Megatron")
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--loss", choices=LOSSES, default="trajectory")
-    options = parser.parse_args()
-    hooks.find_slime()
-    differences = compare(options.run_dir, options.student, options.lr, options.teacher, options.loss)
-    for name, difference in differences.items():
-        print(f"{name:10}  slime against torch, relative difference {difference:.1e}")
-    sys.exit(max(differences.values()) > TOLERANCE)
-
-
-if __name__ == "__main__":
-    main()

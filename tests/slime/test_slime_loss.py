@@ -23,7 +23,7 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
 import torch
 
 from smoke import hooks, make_models, train_arm, train_slime
-from smoke.trainer import clipped_policy_loss, opd_advantages
+from smoke.trainer import opd_advantages, policy_loss
 from tests.support.rig import LEFT, RIGHT
 from tests.support.toys import random_logits, response_log_probs, token_weights
 
@@ -94,7 +94,7 @@ def by_hand(samples, loss, vocab):
     for sample, logits, weight in zip(samples, rows, weights, strict=True):
         log_probs = response_log_probs(sample.tokens, sample.response_length, logits)
         [advantage] = opd_advantages([log_probs.detach()], [torch.tensor(sample.teacher_log_probs)], [0.0], 1.0)
-        total = total + (clipped_policy_loss(log_probs, log_probs.detach(), advantage, 0.2, 0.2) * weight).sum()
+        total = total + (policy_loss(log_probs, advantage) * weight).sum()
         advantages[sample.index] = advantage
     total.backward()
     return total.item(), [logits.grad for logits in rows], advantages

@@ -23,7 +23,7 @@ def test_a_student_that_thinks_learns_and_later_prompts_have_no_thoughts(tmp_pat
     command = [sys.executable, "-m", "smoke.run", "--thoughts", "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    runs = {arm: tmp_path / "runs" / f"{arm}-1" for arm in ("f2b", "b2f")}
+    runs = {arm: tmp_path / "runs" / f"alfworld-thoughts-{arm}-1" for arm in ("f2b", "b2f")}
     before, *_, after = lines(runs["f2b"] / "metrics.jsonl")
     assert after[KL] < 0.7 * before[KL]  # b2f's five updates end before its student plays much
     for run_dir in runs.values():

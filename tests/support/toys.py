@@ -91,7 +91,7 @@ def response_log_probs(tokens: list[int], response_length: int, logits: torch.Te
 
 
 def token_weights(masks: list[list[int]], loss: str, trajectories: list[int] | None = None) -> list[torch.Tensor]:
-    """What each response token weighs in the loss of one optimizer step, as examples/tcod/loss.py defines it.
+    """What each response token weighs in the loss of one optimizer step, see examples/tcod/training/turn_mean.py.
 
     `trajectories` has the trajectory of each mask; without it each is its own.
     """

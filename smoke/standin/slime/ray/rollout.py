@@ -32,9 +32,6 @@ class RolloutManager:
                 sample.loss_mask = [0] * sample.response_length
             trained[rollout_id] += sum(sample.loss_mask)
 
-        if any("raw_reward" in sample.metadata for sample in samples):
-            raw_rewards = [sample.metadata.get("raw_reward", sample.reward) for sample in samples]
-
         batch = {
             "tokens": [sample.tokens for sample in samples],
             "response_lengths": [sample.response_length for sample in samples],
@@ -46,12 +43,7 @@ class RolloutManager:
             "loss_masks": [sample.loss_mask for sample in samples],
             "rollout_mask_sums": [trained[rollout_id] for rollout_id in rollout_ids],
         }
-        # The first sample decides for the batch.
-        for key, name in [
-            ("rollout_log_probs", "rollout_log_probs"),
-            ("metadata", "train_metadata"),
-            ("teacher_log_probs", "teacher_log_probs"),
-        ]:
-            if getattr(samples[0], name) is not None:
-                batch[key] = [getattr(sample, name) for sample in samples]
+        for name in ("rollout_log_probs", "teacher_log_probs"):
+            if getattr(samples[0], name) is not None:  # the first sample decides for the batch
+                batch[name] = [getattr(sample, name) for sample in samples]
         return batch

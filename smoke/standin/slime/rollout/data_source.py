@@ -10,12 +10,11 @@ from slime.utils.types import Sample
 
 
 class RolloutDataSourceWithBuffer:
-    """Endless groups of n_samples_per_prompt samples, epoch after epoch; groups that were put back come first."""
+    """Endless groups of n_samples_per_prompt samples, epoch after epoch. It has no buffer."""
 
     def __init__(self, args: Namespace):
         self.args = args
         self.sample_offset = self.epoch_id = self.sample_group_index = self.sample_index = 0
-        self.buffer: list[list[Sample]] = []
         self.metadata: dict[str, Any] = {}
         keys = {"prompt_key": args.input_key, "label_key": args.label_key, "metadata_key": args.metadata_key}
         self.dataset = Dataset(args.prompt_data, **keys, seed=args.rollout_seed)
@@ -26,17 +25,14 @@ class RolloutDataSourceWithBuffer:
             self.dataset.shuffle(self.epoch_id)
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
-        groups, self.buffer = self.buffer[:num_samples], self.buffer[num_samples:]
-        missing = num_samples - len(groups)
-        if missing == 0:
-            return groups
-        prompts = self.dataset.samples[self.sample_offset : self.sample_offset + missing]
-        self.sample_offset += missing
+        prompts = self.dataset.samples[self.sample_offset : self.sample_offset + num_samples]
+        self.sample_offset += num_samples
         if self.sample_offset > len(self):
             self.epoch_id += 1
             self._shuffle()
-            self.sample_offset = missing - len(prompts)
+            self.sample_offset = num_samples - len(prompts)
             prompts += self.dataset.samples[: self.sample_offset]
+        groups = []
         for prompt in prompts:
             group = [copy.deepcopy(prompt) for _ in range(self.args.n_samples_per_prompt)]
             for sample in group:
@@ -45,10 +41,6 @@ class RolloutDataSourceWithBuffer:
             self.sample_group_index += 1
             groups.append(group)
         return groups
-
-    def add_samples(self, samples: list[list[Sample]]) -> None:
-        assert all(len(group) == self.args.n_samples_per_prompt for group in samples)
-        self.buffer += samples
 
     def update_metadata(self, metadata: dict[str, Any]) -> None:
         self.metadata.update(metadata)

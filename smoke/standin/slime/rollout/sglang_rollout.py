@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput
 from slime.rollout.filter_hub.base_types import call_dynamic_filter
 from slime.rollout.rm_hub import async_rm
@@ -16,50 +18,45 @@ from slime.utils.data import Dataset
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import get, get_rollout_num_engines, post
 from slime.utils.misc import SingletonMeta, load_function
-from slime.utils.processing_utils import load_tokenizer
 from slime.utils.types import Sample
 
 logger = logging.getLogger(__name__)
 
 _REFUSED = (
-    "partial_rollout",
-    "group_rm",
-    "apply_chat_template",
-    "multimodal_keys",
-    "rollout_sample_filter_path",
-    "rollout_sample_hook_path",
-    "rollout_all_samples_process_path",
-    "buffer_filter_path",
-    "rollout_max_prompt_len",
-    "eval_max_prompt_len",
-    "sglang_enable_deterministic_inference",
-    "use_rollout_routing_replay",
-    "use_distributed_post",
+    "partial_rollout group_rm apply_chat_template multimodal_keys rollout_sample_filter_path rollout_sample_hook_path "
+    "rollout_all_samples_process_path buffer_filter_path rollout_max_prompt_len eval_max_prompt_len "
+    "sglang_enable_deterministic_inference use_rollout_routing_replay use_distributed_post"
 )
+
+
+def _sampling_params(args: Namespace, temperature: float, top_p: float, top_k: int, length: int) -> dict[str, Any]:
+    return {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "max_new_tokens": length,
+        "stop": args.rollout_stop,
+        "stop_token_ids": args.rollout_stop_token_ids,
+        "skip_special_tokens": args.rollout_skip_special_tokens,
+        "no_stop_trim": True,
+        "spaces_between_special_tokens": False,
+    }
 
 
 class GenerateState(metaclass=SingletonMeta):
     """The state of the rollout in progress, one per process."""
 
     def __init__(self, args: Namespace):
-        if refused := [name for name in _REFUSED if getattr(args, name, None)]:
+        if refused := [name for name in _REFUSED.split() if getattr(args, name, None)]:
             raise NotImplementedError(
                 f"the slime stand-in has no {', '.join(refused)}: set SLIME_DIR to a slime checkout"
             )
         self.args = args
-        self.tokenizer = load_tokenizer(args.hf_checkpoint, trust_remote_code=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(args.hf_checkpoint, trust_remote_code=True)
         self.semaphore = asyncio.Semaphore(args.sglang_server_concurrency * get_rollout_num_engines(args))
-        self.sampling_params = {
-            "temperature": args.rollout_temperature,
-            "top_p": args.rollout_top_p,
-            "top_k": args.rollout_top_k,
-            "max_new_tokens": args.rollout_max_response_len,
-            "stop": args.rollout_stop,
-            "stop_token_ids": args.rollout_stop_token_ids,
-            "skip_special_tokens": args.rollout_skip_special_tokens,
-            "no_stop_trim": True,
-            "spaces_between_special_tokens": False,
-        }
+        self.sampling_params = _sampling_params(
+            args, args.rollout_temperature, args.rollout_top_p, args.rollout_top_k, args.rollout_max_response_len
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -77,19 +74,15 @@ class GenerateState(metaclass=SingletonMeta):
 async def generate_and_rm(
     args: Namespace, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False
 ) -> Sample:
-    if sample.status in (Sample.Status.COMPLETED, Sample.Status.TRUNCATED):
-        assert sample.reward is not None
-        return sample
     state = GenerateState(args)
     async with state.semaphore:
         if state.aborted:
             sample.status = Sample.Status.ABORTED
             return sample
         generate = load_function(sample.generate_function_path or args.custom_generate_function_path)
-        takes_evaluation = "evaluation" in inspect.signature(generate).parameters
-        sample = await generate(
-            args, sample, sampling_params, **({"evaluation": evaluation} if takes_evaluation else {})
-        )
+        takes = inspect.signature(generate).parameters
+        further = {"evaluation": evaluation} if "evaluation" in takes else {}
+        sample = await generate(args, sample, sampling_params, **further)
     if isinstance(sample, list):  # of a function that makes several samples
         asked = [one for one in sample if one.reward is None]
         for one, reward in zip(asked, await load_function(args.custom_rm_path)(args, asked), strict=True):
@@ -147,8 +140,7 @@ async def _train_rollout(args: Namespace, get_samples: Callable[[int], list[list
             group = task.result()
             assert len(group) == args.n_samples_per_prompt
             verdict = call_dynamic_filter(dynamic_filter, args, group)
-            keep = verdict.keep or (verdict.keep_when_insufficient and state.remaining_batch_size <= target)
-            if not keep:
+            if not verdict.keep:
                 state.remaining_batch_size -= 1
                 if verdict.reason:
                     drops[verdict.reason] += 1
@@ -161,20 +153,8 @@ async def _train_rollout(args: Namespace, get_samples: Callable[[int], list[list
 
 
 async def _eval_dataset(args: Namespace, config: EvalDatasetConfig) -> dict[str, list]:
-    def first_set(value: Any, default: Any) -> Any:
-        return default if value is None else value
-
-    sampling_params = {
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "top_k": config.top_k,
-        "max_new_tokens": config.max_response_len,
-        "stop": first_set(config.stop, args.rollout_stop),
-        "stop_token_ids": first_set(config.stop_token_ids, args.rollout_stop_token_ids),
-        "skip_special_tokens": first_set(config.skip_special_tokens, args.rollout_skip_special_tokens),
-        "no_stop_trim": True,
-        "spaces_between_special_tokens": False,
-    }
+    # One dict for all samples, as in slime.
+    params = _sampling_params(args, config.temperature, config.top_p, config.top_k, config.max_response_len)
     keys = {"prompt_key": config.input_key, "label_key": config.label_key, "metadata_key": config.metadata_key}
     samples = [
         copy.deepcopy(prompt)
@@ -186,8 +166,7 @@ async def _eval_dataset(args: Namespace, config: EvalDatasetConfig) -> dict[str,
         sample.metadata = sample.metadata | config.metadata_overrides
         sample.custom_rm_path = config.custom_rm_path
         sample.generate_function_path = config.custom_generate_function_path
-    # The samples share one dict of sampling parameters, as in slime.
-    made = await asyncio.gather(*(generate_and_rm(args, s, sampling_params, evaluation=True) for s in samples))
+    made = await asyncio.gather(*(generate_and_rm(args, s, params, evaluation=True) for s in samples))
     data = [sample for one in made for sample in (one if isinstance(one, list) else [one])]
     key = args.eval_reward_key or args.reward_key
     return {

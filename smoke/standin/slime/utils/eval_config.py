@@ -14,9 +14,6 @@ class EvalDatasetConfig:
     top_p: float | None = None
     top_k: int | None = None
     max_response_len: int | None = None
-    stop: list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    skip_special_tokens: bool | None = None
     custom_rm_path: str | None = None
     custom_generate_function_path: str | None = None
     metadata_overrides: dict[str, Any] = field(default_factory=dict)

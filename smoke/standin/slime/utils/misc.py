@@ -17,6 +17,3 @@ class SingletonMeta(type):
         if cls not in cls._instances:
             cls._instances[cls] = super().__call__(*args, **kwargs)
         return cls._instances[cls]
-
-    def clear_instances(cls) -> None:
-        cls._instances = {}

@@ -33,10 +33,6 @@ class Sample:
     rollout_id: int | None = None
     prompt: str | list[dict[str, str]] = ""
     tokens: list[int] = field(default_factory=list)
-    multimodal_inputs: dict[str, Any] | None = None
-    multimodal_train_inputs: dict[str, Any] | None = None
-    multimodal_train_input_id: str | None = None
-    apply_chat_template_kwargs: dict = field(default_factory=dict)
     response: str = ""
     response_length: int = 0
     label: str | None = None
@@ -44,16 +40,12 @@ class Sample:
     loss_mask: list[int] | None = None
     weight_versions: list[str] = field(default_factory=list)
     rollout_log_probs: list[float] | None = None
-    rollout_top_p_token_ids: list[int] | None = None  # always None here, as the multimodal fields
-    rollout_top_p_token_offsets: list[int] | None = None
-    rollout_routed_experts: list[list[int]] | None = None
     remove_sample: bool = False
     teacher_log_probs: list[float] | None = None
     status: Status = Status.PENDING
     metadata: dict = field(default_factory=dict)
     generate_function_path: str | None = None
     custom_rm_path: str | None = None
-    train_metadata: dict | None = None
     session_id: str | None = None
     non_generation_time: float = 0.0
     prefix_cache_info: PrefixCacheInfo = field(default_factory=PrefixCacheInfo)
@@ -63,21 +55,12 @@ class Sample:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Sample":
-        values = data | {
-            "status": Status(data["status"]),
-            "prefix_cache_info": PrefixCacheInfo(**data.get("prefix_cache_info", {})),
-        }
+        info = PrefixCacheInfo(**data.get("prefix_cache_info", {}))
+        values = data | {"status": Status(data["status"]), "prefix_cache_info": info}
         names = {entry.name for entry in fields(Sample)}
         sample = Sample(**{name: value for name, value in values.items() if name in names})
         vars(sample).update(values)
         return sample
-
-    def get_reward_value(self, args: Any) -> float:
-        return self.reward[args.reward_key] if args.reward_key else self.reward
-
-    @property
-    def effective_response_length(self) -> int:
-        return self.response_length if self.loss_mask is None else sum(self.loss_mask)
 
     def append_response_tokens(
         self,
@@ -88,21 +71,10 @@ class Sample:
         trainable: bool = True,
         meta_info: dict | None = None,
         text: str | None = None,
-        update_terminal_info: bool = True,
     ) -> None:
         """Extend the response and its per-token lists together; SGLang's meta_info also gives the status."""
         tokens = [int(token) for token in ([] if tokens is None else tokens)]
-        if log_probs is not None:
-            log_probs = [float(log_prob) for log_prob in log_probs]
-            if len(log_probs) != len(tokens):
-                raise ValueError(f"{len(log_probs)} log-probs for {len(tokens)} tokens")
-        if tokens and trainable and log_probs is None:
-            raise ValueError("sampled tokens need the engine's log-probs")
-        if tokens and not trainable:
-            if log_probs is not None:
-                raise ValueError("tokens that are not trainable take no log-probs")
-            log_probs = [0.0] * len(tokens)
-
+        log_probs = _checked(tokens, log_probs, trainable)
         before = self.response_length
         self.response += text or ""
         self.tokens += tokens
@@ -115,17 +87,30 @@ class Sample:
                 raise ValueError("the earlier response tokens have no log-probs")
             earlier = [0.0] * before if self.rollout_log_probs is None else self.rollout_log_probs
             self.rollout_log_probs = earlier + log_probs
-
-        if update_terminal_info and meta_info and "finish_reason" in meta_info:
+        if meta_info and "finish_reason" in meta_info:
             self.prefix_cache_info.add(meta_info)
             if "weight_version" in meta_info:
                 self.weight_versions.append(meta_info["weight_version"])
             self.status = _STATUS_OF_FINISH_REASON.get(meta_info["finish_reason"]["type"], self.status)
-
         for name in ("loss_mask", "rollout_log_probs"):
             values = getattr(self, name)
             if values is not None and len(values) != self.response_length:
                 raise ValueError(f"{name} has {len(values)} entries for {self.response_length} response tokens")
+
+
+def _checked(tokens: list[int], log_probs: Any, trainable: bool) -> list[float] | None:
+    """One log-prob for each token: the engine's of sampled ones, 0.0 of the others."""
+    if log_probs is not None:
+        log_probs = [float(log_prob) for log_prob in log_probs]
+        if len(log_probs) != len(tokens):
+            raise ValueError(f"{len(log_probs)} log-probs for {len(tokens)} tokens")
+    if tokens and trainable and log_probs is None:
+        raise ValueError("sampled tokens need the engine's log-probs")
+    if tokens and not trainable:
+        if log_probs is not None:
+            raise ValueError("tokens that are not trainable take no log-probs")
+        log_probs = [0.0] * len(tokens)
+    return log_probs
 
 
 Sample.Status = Status

@@ -7,7 +7,6 @@ from typing import Any
 class DynamicFilterOutput:
     keep: bool
     reason: str | None = None
-    keep_when_insufficient: bool = False
 
 
 def call_dynamic_filter(fn: Callable | None, *args: Any, **kwargs: Any) -> DynamicFilterOutput:

@@ -1,0 +1,171 @@
+"""The study's arms and jobs: what is compared, in which setting. STUDY.md describes it."""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from smoke.train_arm import LOSSES
+
+RESULTS = Path(__file__).resolve().parent / "results" / "study"
+SEEDS = (1, 2, 3, 4, 5)
+FEW = SEEDS[:3]
+
+# The first part's setting, one for all arms.
+HORIZON, BATCH, UPDATES, EVERY, ETA = 20, 16, 48, 12, 2
+RATES = {"opd": 1.6e-3, "f2b": 8e-4, "b2f": 4e-4}  # of Adam: each arm's best of three on another seed and other games
+RESPONSE_LEN, CONTEXT_LEN = 32, 1024
+SETTINGS: dict[str, Any] = {
+    "tcod_horizon": HORIZON,
+    "tcod_environment": ".env_alfworld.AlfworldEnvironment",
+    "tcod_data_root": "$SMOKE_GAMES",
+    "tcod_admissible": "never",
+    "tcod_env_workers": 2,
+    "tcod_engines_per_worker": 16,
+    "tcod_eval_kl": True,
+}
+PLACES = ("tcod_environment", "tcod_data_root")  # of code and games: a result stays good when they move
+OF_OLD = {"loss": "trajectory", "context_len": CONTEXT_LEN}  # settings that the first results do not name
+
+# The second part: longer episodes, a student that is weak everywhere, and smaller evaluations.
+LONG_HORIZON, LONG_CONTEXT_LEN = 30, 1536
+LONG_UPDATES, LONG_EVERY, LONG_K_START, LONG_ETA = 30, 15, 6, 1
+LONG_RATE = 6.4e-3  # four times OPD's in the first part, and as high for every arm
+CALM_RATE = 1.6e-3  # OPD's in the first part
+
+GAMES = {"report": (100, 32), "losses": (48, 16)}  # held-out games, how many of them at temperature 1
+STUDENTS = {  # as the results have it
+    "late": "4 turns, 300 steps",
+    "weak": "40 steps on random actions",
+    "teacher": "the teacher",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the jobs of an arm do differently from others. `family`: the arm whose learning rate they have."""
+
+    family: str
+    settings: dict[str, Any]
+    batch: int = BATCH
+    updates: int = UPDATES
+    every: int = EVERY  # updates between evaluations
+    control: str | None = None  # see study_arm.py
+    student: str = "late"  # of STUDENTS
+    loss: str = "trajectory"
+    context_len: int = CONTEXT_LEN
+    evaluate_first: bool = True  # a seed's arms have one student: in the second part one of them is enough
+    seeds: tuple[int, ...] = SEEDS
+
+
+def curriculum(variant: str, eta: int = ETA, k_start: int = 1, **more: Any) -> dict[str, Any]:
+    return {"tcod_variant": variant, "tcod_k_start": k_start, "tcod_eta": eta, **more}
+
+
+OPD = {"tcod_variant": "opd"}
+MAIN = {"opd": Arm("opd", OPD), "f2b": Arm("f2b", curriculum("f2b")), "b2f": Arm("b2f", curriculum("b2f"))}
+CHECKS = {
+    "teacher": Arm("opd", OPD, updates=1, student="teacher", seeds=SEEDS[:1]),
+    "shuffled": Arm("opd", OPD, control="shuffled", seeds=SEEDS[:1]),
+}
+EQUAL_RATE = {"opd-f2b-rate": Arm("f2b", OPD), "b2f-f2b-rate": Arm("f2b", curriculum("b2f"))}
+CONTROLS = {
+    # The first two take about as many environment steps as F2B does.
+    "opd-batch-11": Arm("opd", OPD, batch=11, seeds=FEW),
+    "fixed-horizon-10": Arm("f2b", curriculum("f2b", k_start=10, eta=10**6), seeds=FEW),
+    "random-horizon": Arm("f2b", curriculum("f2b"), control="random-horizon", seeds=FEW),
+}
+SENSITIVITY = {
+    **{
+        f"{name}-eta-{eta}": Arm(name, curriculum(name, eta), seeds=FEW)
+        for eta in (1, 4, 6)
+        for name in ("f2b", "b2f")
+    },
+    "b2f-to-the-horizon": Arm("b2f", curriculum("b2f", tcod_b2f_budget="horizon"), seeds=FEW),
+}
+
+
+def long_arm(loss: str, settings: dict[str, Any]) -> Arm:
+    """An arm of the second part."""
+    return Arm(
+        family=settings["tcod_variant"],
+        settings={**settings, "tcod_horizon": LONG_HORIZON},
+        updates=LONG_UPDATES,
+        every=LONG_EVERY,
+        student="weak",
+        loss=loss,
+        context_len=LONG_CONTEXT_LEN,
+        evaluate_first=(settings["tcod_variant"], loss) == ("opd", "token"),
+    )
+
+
+LONG = {
+    "opd": OPD,
+    "f2b": curriculum("f2b", LONG_ETA, LONG_K_START),
+    "b2f": curriculum("b2f", LONG_ETA, LONG_K_START),
+}
+LOSS_GRID = {f"{name}-{loss}": long_arm(loss, settings) for loss in LOSSES for name, settings in LONG.items()}
+CALM = {
+    f"{name}-token-calm": replace(long_arm("token", settings), evaluate_first=False)
+    for name, settings in {**LONG, "reopd": {"tcod_variant": "reopd"}}.items()
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run. Its settings stand in its result, and a result of other settings is refused."""
+
+    name: str
+    arm_name: str
+    arm: Arm
+    seed: int
+    rate: float
+    games: str  # of GAMES
+    folder: Path  # of the result
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe's settings, as the arm's YAML has them."""
+        return {**SETTINGS, **self.arm.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        arm = self.arm
+        run = {"seed": self.seed, "lr": self.rate, "batch": arm.batch, "updates": arm.updates, "games": self.games}
+        run |= {"student": STUDENTS[arm.student], "control": arm.control, "loss": arm.loss}
+        return {**run, "context_len": arm.context_len, **self.recipe}
+
+    def done(self) -> bool:
+        """Whether the result is there. Raises SystemExit when it was made with other settings."""
+        if not self.path.exists():
+            return False
+        saved = {**OF_OLD, **json.loads(self.path.read_text())["settings"]}
+        if any(saved.get(key) != value for key, value in self.settings.items() if key not in PLACES):
+            sys.exit(f"{self.path} was made with other settings than the study has now: move it away")
+        return True
+
+
+def curriculum_jobs() -> list[Job]:
+    """The first part, the main comparison first, and all arms of a seed before the next seed."""
+    return [
+        Job(f"{name}-{seed}", name, arm, seed, RATES[arm.family], "report", RESULTS)
+        for group in (MAIN, CHECKS, EQUAL_RATE, CONTROLS, SENSITIVITY)
+        for seed in SEEDS
+        for name, arm in group.items()
+        if seed in arm.seeds
+    ]
+
+
+def loss_jobs() -> list[Job]:
+    """The second part, all arms of a seed before the next seed."""
+    return [
+        Job(f"{name}-{seed}", name, arm, seed, rate, "losses", RESULTS / "losses")
+        for seed in SEEDS
+        for arms, rate in ((LOSS_GRID, LONG_RATE), (CALM, CALM_RATE))
+        for name, arm in arms.items()
+    ]

@@ -1,0 +1,85 @@
+"""The study's games and students: functions of the teacher and of seeds, made once in its working folder."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.study_arms import CONTEXT_LEN, GAMES, OPD, RESPONSE_LEN, SETTINGS
+from examples.tcod.model.chat_tokens import ChatTokens
+from smoke import hooks, lessons, make_games, make_models, plays
+from smoke.servers import Process, SGLangServer
+
+TRAIN_GAMES = 128
+HELDOUT_GAMES = max(games for games, _ in GAMES.values())
+
+# The late student: the teacher, trained on with the first turns of the scripted searcher until it has lost the later
+# ones. The weak one: the teacher after training steps on random actions.
+STUDENT_TURNS, STUDENT_STEPS, STUDENT_RATE = 4, 300, 3e-3
+STUDENT_GAMES = 80  # games that neither the teacher nor any arm has seen, several demonstrations of each
+WEAK_STEPS, WEAK_RATE = 40, 1e-3
+
+
+def child_environment(out: Path) -> dict[str, str]:
+    return {"SMOKE_GAMES": str(out / "games"), "PYTHONPATH": hooks.python_path(), "OMP_NUM_THREADS": "1"}
+
+
+def make_data(out: Path, teacher: SGLangServer) -> None:
+    """Games and demonstrations in the folders of GAMES: train.jsonl, heldout.jsonl and heldout_kl.jsonl.
+
+    A training game, for every arm, is one that the teacher solved in a single episode, which is its demonstration.
+    """
+    if all((out / name).exists() for name in GAMES):
+        return
+    games = out / "games"
+    make_games.make_games(games, TRAIN_GAMES, HELDOUT_GAMES)
+    config = plays.write_settings(out / "demonstrations.yaml", {**SETTINGS, **OPD})
+    command = [sys.executable, "-m", "examples.tcod.tools.collect_demos", "--out", str(out / "demos.jsonl")]
+    command += ["--rows", str(games / "train.jsonl"), "--url", teacher.url, "--model", str(make_models.SHIPPED)]
+    command += ["--samples", "1", "--max-turn-len", str(RESPONSE_LEN), "--max-context-len", str(CONTEXT_LEN)]
+    command += ["--config", str(config), "--concurrency", "32"]
+    with Process("demonstrations", command, out / "logs" / "demonstrations.log", child_environment(out)) as process:
+        process.popen.wait()
+        process.check()
+    demos = (out / "demos.jsonl").read_text().splitlines(keepends=True)
+    train = [line for line in demos if json.loads(line)["metadata"]["demo"]["actions"]]
+    heldout = (games / "heldout.jsonl").read_text().splitlines(keepends=True)
+    for name, (games_at_04, games_at_1) in GAMES.items():
+        partial = out / f"{name}.partial"
+        partial.mkdir(exist_ok=True)
+        (partial / "train.jsonl").write_text("".join(train))
+        (partial / "heldout_kl.jsonl").write_text("".join(heldout[:games_at_1]))
+        (partial / "heldout.jsonl").write_text("".join(heldout[:games_at_04]))
+        shutil.rmtree(out / name, ignore_errors=True)
+        partial.rename(out / name)
+
+
+def make_student(out: Path, kind: str, seed: int) -> Path:
+    """The folder of a student of STUDENTS, which is made where it is not there yet."""
+    if kind == "teacher":
+        return make_models.SHIPPED
+    folder = out / "students" / f"{kind}-{seed}"
+    if folder.exists():
+        return folder
+    print(f"training the {kind} student of seed {seed}", flush=True)
+    torch.set_num_threads(os.cpu_count() or 1)
+    model, tokenizer = make_models.load(make_models.SHIPPED)
+    if kind == "weak":
+        make_models.damage(model, tokenizer, seed, [WEAK_RATE] * WEAK_STEPS)
+    else:
+        lose_late_turns(model, ChatTokens(tokenizer, make_models.CHAT), seed)
+    partial = folder.with_name(f"{folder.name}.partial")
+    make_models.save(model, tokenizer, partial)
+    partial.rename(folder)
+    return folder
+
+
+def lose_late_turns(model: torch.nn.Module, chat: ChatTokens, seed: int) -> None:
+    """STUDENT_STEPS steps on the first STUDENT_TURNS turns of the teacher's kind of demonstrations."""
+    first = make_models.GAMES + 1000 * seed
+    plays = lessons.demonstrations(range(first, first + STUDENT_GAMES))
+    examples = [lessons.encode(chat, text, steps[:STUDENT_TURNS]) for text, steps in plays]
+    make_models.train(model, lessons.batches(examples, seed), [STUDENT_RATE] * STUDENT_STEPS)

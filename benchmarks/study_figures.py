@@ -1,0 +1,68 @@
+"""The study's two figures."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from benchmarks.study_results import Results, kl_by_turn
+from examples.tcod.tools.plot_runs import BEFORE, Curve, draw_curve, finish, styles
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+MAIN = ("opd", "f2b", "b2f")
+TURNS = (1, 3, 5, 8, 12, 16, 20)
+COLUMNS = {  # of the second part's arms: title
+    "token": "mean over tokens",
+    "turn": "mean over turns",
+    "trajectory": "mean over trajectories",
+    "token-calm": "mean over tokens,\na quarter of the rate",
+}
+
+
+def curves(frame: pd.DataFrame, arm: str, metric: str, first: int = 0) -> list[Curve]:
+    """Of each seed {n: metric}; n counts from `first`."""
+    return [{n + first: of[metric] for (_, n), of in seed.iterrows()} for _, seed in frame.loc[arm].groupby("seed")]
+
+
+def turn_curve(evaluations: pd.DataFrame) -> Curve:
+    return kl_by_turn(evaluations)["kl"].to_dict()
+
+
+def draw_first(results: Results, path: Path = DOCS / "study.png") -> None:
+    """Success against updates and environment steps, KL against updates, and KL by turn before and after."""
+    points = results.evaluations
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    (success, by_steps), (kl, turns) = figure.subplots(2, 2)
+    for name, style in styles({name: results.common_seeds(name) for name in MAIN}).items():
+        draw_curve(success, curves(points, name, "success"), style)
+        draw_curve(kl, curves(points, name, "kl"), style)
+        means = points.loc[name].groupby("n")[["steps", "success"]].mean()
+        draw_curve(by_steps, [dict(zip(means["steps"], means["success"], strict=True))], style)
+        draw_curve(turns, [turn_curve(points.loc[name].groupby("seed").tail(1))], style)
+    draw_curve(turns, [turn_curve(points.loc[list(MAIN)].groupby(["arm", "seed"]).head(1))], BEFORE)
+    finish(success, xlabel="update", ylabel="success", title="held-out success, mean and range of the seeds")
+    finish(by_steps, xlabel="environment steps", ylabel="success", title="the same against environment steps, mean")
+    finish(kl, xlabel="update", ylabel="KL, nats", ylim=(0, None), title="trajectory KL to the teacher, full horizon")
+    finish(turns, xlabel="turn", xticks=TURNS, ylabel="KL of the turn, nats", title="KL by turn, after training")
+    figure.savefig(path, dpi=110)  # on white: it is read on dark pages and printed as well
+
+
+def draw_second(results: Results, path: Path = DOCS / "study_losses.png") -> None:
+    """KL per token and success of the training episodes against the update: a column per loss and learning rate."""
+    columns = {
+        title: {name: f"{name}-{suffix}" for name in (*MAIN, "reopd") if f"{name}-{suffix}" in results.arms}
+        for suffix, title in COLUMNS.items()
+    }
+    columns = {title: arms for title, arms in columns.items() if arms}
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    panels = figure.subplots(2, len(columns), sharey="row", squeeze=False)
+    for (kl, success), (title, arms) in zip(panels.T, columns.items(), strict=True):
+        for name, style in styles({name: results.common_seeds(arm) for name, arm in arms.items()}).items():
+            draw_curve(kl, curves(results.updates, arms[name], "token_kl", first=1), style)
+            draw_curve(success, curves(results.updates, arms[name], "success", first=1), style)
+        finish(kl, xlabel="update", yscale="log", title=title)
+        finish(success, xlabel="update")
+    panels[0, 0].set_ylabel("KL per token, nats")
+    panels[1, 0].set_ylabel("success, at depth k")
+    figure.suptitle("training episodes")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,169 @@
+"""The study's results: what is kept of a job's metrics, all of them as frames, and the interval over seeds."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from examples.tcod.tools.plot_runs import by_turn
+
+Result = dict[str, Any]  # of one job, see `result`
+AT_04, AT_1 = "eval/tcod/heldout/", "eval/tcod/heldout_t1/"
+CHECKS = ("teacher", "shuffled")  # arms that are not compared with others
+LATE = 6  # updates at the end whose training episodes are shown; in the second part F2B plays whole ones by then
+
+
+def result(lines: list[dict[str, Any]], batch: int) -> Result:
+    """What is kept of a job's metrics.jsonl: a line per evaluation and a line per update.
+
+    Evaluations: success at temperatures 0.4 and 1, KL in nats of whole trajectories and by turn (with the number of
+    episodes that reached the turn), at temperature 1. Updates: depth, success and KL of the training episodes, the
+    environment's steps by the student and by replay, tokens, and seconds of rollout and training.
+    """
+    evaluations = [
+        {
+            "n": line["n"],
+            "success": line[f"{AT_04}success"],
+            "success_t1": line[f"{AT_1}success"],
+            "turns": line[f"{AT_04}turns/student"],
+            "kl": line[f"{AT_1}kl/trajectory"],
+            "episodes": line[f"{AT_04}episodes"],
+            "kl_by_turn": [kl for _, kl in sorted(by_turn(line, f"{AT_1}kl_by_turn/").items())],
+            "kl_by_turn_episodes": [n for _, n in sorted(by_turn(line, f"{AT_1}kl_by_turn_count/").items())],
+        }
+        for line in lines
+        if line["kind"] == "eval"
+    ]
+    rollouts = [{key.removeprefix("rollout/tcod/"): value for key, value in line.items()} for line in lines]
+    updates = [
+        {
+            "n": of["n"],
+            "k": of["k"],
+            "success": of["success"],
+            "kl": of["kl/trajectory"],
+            "student_steps": round(of["turns/student"] * batch),
+            "replayed_steps": round(of["turns/replayed"] * batch),
+            "scored": of["tokens/scored"],
+            "trained": of["tokens/trained"],
+            "failed": of["failed"],
+            "s": of["rollout_s"] + of["train/s"],
+        }
+        for of in rollouts
+        if of["kind"] == "rollout"
+    ]
+    return {"evaluations": _rounded(evaluations), "updates": _rounded(updates)}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def one_line(one: Result) -> str:
+    first, last = one["evaluations"][0], one["evaluations"][-1]
+    return (
+        f"{last['n']} updates, success {first['success']:.2f} -> {last['success']:.2f} at temperature 0.4, "
+        f"{first['success_t1']:.2f} -> {last['success_t1']:.2f} at 1, KL {first['kl']:.1f} -> {last['kl']:.1f} nats"
+    )
+
+
+class Results:
+    """All results of a folder, as frames with a row per (arm, seed, n).
+
+    `evaluations` has the environment's steps up to each, replayed ones included. `updates` has the KL of the training
+    episodes also as a mean over their tokens. A seed's evaluation before the first update, which only one of its arms
+    may have, is that of all its arms, since all start from one checkpoint but the teacher as its own student.
+    """
+
+    def __init__(self, results: Sequence[Result], first: Sequence[str] = ()) -> None:
+        rank = {name: i for i, name in enumerate(first)}
+        ordered = sorted(results, key=lambda one: (rank.get(one["arm"], len(rank)), one["arm"]))
+        self.jobs = {(one["arm"], one["settings"]["seed"]): one for one in ordered}
+        self.arms = list(dict.fromkeys(arm for arm, _ in self.jobs))
+        starts = {
+            seed: one["evaluations"][0]
+            for (arm, seed), one in self.jobs.items()
+            if one["evaluations"][0]["n"] == 0 and arm not in CHECKS
+        }
+        self.updates = self._frame(lambda seed, one: self._updates(one))
+        self.evaluations = self._frame(lambda seed, one: self._evaluations(one, starts.get(seed)))
+
+    @classmethod
+    def load(cls, folder: Path, first: Sequence[str] = ()) -> "Results":
+        return cls([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))], first)
+
+    def _frame(self, of: Callable[[int, Result], pd.DataFrame]) -> pd.DataFrame:
+        return pd.concat({key: of(key[1], one) for key, one in self.jobs.items()}, names=["arm", "seed"])
+
+    @staticmethod
+    def _updates(one: Result) -> pd.DataFrame:
+        frame = pd.DataFrame(one["updates"]).set_index("n")
+        frame["steps"] = frame["student_steps"] + frame["replayed_steps"]
+        frame["token_kl"] = frame["kl"] * one["settings"]["batch"] / frame["trained"]
+        return frame
+
+    @classmethod
+    def _evaluations(cls, one: Result, start: dict[str, Any] | None) -> pd.DataFrame:
+        points = one["evaluations"]
+        missing = [start] if start and points[0]["n"] > 0 else []
+        frame = pd.DataFrame(missing + points).set_index("n")
+        steps = cls._updates(one)["steps"].cumsum()
+        return frame.assign(steps=[steps.get(n - 1, 0) for n in frame.index])
+
+    def final(self) -> pd.DataFrame:
+        """A row per (arm, seed): the last evaluation, and the training episodes of the last updates."""
+        runs = self.updates.groupby(["arm", "seed"], sort=False)
+        late = runs.tail(LATE).groupby(["arm", "seed"], sort=False)[["success", "kl"]].mean()
+        doubled = runs["token_kl"].apply(lambda kl: (kl > 2 * kl.shift()).sum())
+        last = self.evaluations.groupby(["arm", "seed"], sort=False)[["success", "success_t1", "kl"]].last()
+        return last.join(late.add_suffix("_training")).assign(doublings=doubled)
+
+    def before(self, arm: str) -> float:
+        """Success before the first update, a mean over seeds of the mean over all arms; nan where a seed has none."""
+        starts = self.evaluations["success"].xs(0, level="n")
+        own = starts.index.get_level_values("arm").isin([arm] if arm in CHECKS else set(self.arms) - set(CHECKS))
+        return starts[own].groupby("seed").mean().reindex(self.common_seeds(arm)).mean(skipna=False)
+
+    def success_at(self, arm: str, seed: int, steps: float) -> float:
+        """Success at temperature 0.4 after so many environment steps, linear between evaluations."""
+        points = self.evaluations.loc[arm].loc[seed]
+        return float(np.interp(steps, points["steps"], points["success"]))
+
+    def leads(self, arm: str, base: str) -> list[float]:
+        """Success minus the base's, by seed, after as many steps as the cheaper of the two took in all."""
+        found = []
+        for seed in self.common_seeds(arm, base):
+            steps = min(self.evaluations.loc[name].loc[seed]["steps"].iloc[-1] for name in (arm, base))
+            found.append(self.success_at(arm, seed, steps) - self.success_at(base, seed, steps))
+        return found
+
+    def common_seeds(self, *arms: str) -> list[int]:
+        return sorted(set.intersection(*({seed for name, seed in self.jobs if name == arm} for arm in arms)))
+
+
+def kl_by_turn(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """By turn, from 1: `kl`, the mean over the episodes that reached it, in nats, and how many they are."""
+    turns = evaluations[["kl_by_turn", "kl_by_turn_episodes"]].explode(["kl_by_turn", "kl_by_turn_episodes"])
+    number = turns.groupby(turns.index.names).cumcount() + 1
+    frame = pd.DataFrame({"turn": number, "episodes": turns["kl_by_turn_episodes"].astype(int)})
+    frame["sum"] = turns["kl_by_turn"].astype(float) * frame["episodes"]
+    sums = frame.groupby("turn").sum()
+    return sums.assign(kl=sums["sum"] / sums["episodes"])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% percentile interval of the mean over seeds that are drawn with replacement.
+
+    With five seeds it is too narrow: it covers the true mean of a normal in about 83 of 100 studies rather than 95.
+    """
+    if len(set(values)) == 1:
+        return values[0], values[0]  # scipy says nan
+    done = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=99_999, rng=0)
+    return tuple(done.confidence_interval)

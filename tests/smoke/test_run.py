@@ -1,0 +1,63 @@
+"""What a smoke run plays, what its files are called, and what it says at its end."""
+
+from argparse import Namespace
+
+import pytest
+
+from smoke import plays, run, train_arm
+
+NUM_GPUS = 0
+SETTINGS = "tcod_horizon: 4\ntcod_environment: tests.support.toys.Corridor\ntcod_variant: opd\n"
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """play(**options) -> the options and what they choose; no games are made and no tool is run."""
+    monkeypatch.setattr(plays, "make_games", lambda *args, **kwargs: None)
+    monkeypatch.setattr(plays.subprocess, "run", lambda command, check: None)
+    monkeypatch.setattr(plays.shutil, "which", lambda name: name)
+    for folder in ("out/data/alfworld", "out/data/scienceworld", "mine", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("train", "dev"):
+            (tmp_path / folder / f"{name}.jsonl").write_text('{"prompt": "x"}\n')
+
+    def choose(config=None, data=None, **given):
+        paths = {"out": tmp_path / "out", "config": config, "data": data and tmp_path / data}
+        options = {"environment": "alfworld", "thoughts": False, "variant": None, "seed": 1}
+        options = Namespace(**options | paths | given, train_games=4, heldout_games=2)
+        return options, plays.choose(options)
+
+    return choose
+
+
+def test_no_two_plays_share_a_file_and_each_says_what_was_run(play, tmp_path):
+    (config := tmp_path / "env.yaml").write_text(SETTINGS)
+    chosen = [
+        play(),
+        play(thoughts=True),
+        play(environment="scienceworld"),
+        play(config, "mine"),
+        play(config, "other"),
+    ]
+    folders = [run.run_dir(*one, arm).name for one in chosen for arm in one[1].arms]
+    assert folders[:2] == ["alfworld-f2b-1", "alfworld-b2f-1"] and folders[-2:] == [
+        "env-mine-opd-1",
+        "env-other-opd-1",
+    ]
+    assert len(set(folders)) == len(folders) == 8
+    lines = [{"kind": "eval", "n": n, run.SUCCESS: n / 8, run.KL: 9.0 - n} for n in (0, 4)]
+    said = [run.summary({"opd": lines}, one) for _, one in chosen]
+    assert said[0].startswith(
+        "alfworld, recovery of a perturbed teacher: OPD, 4 updates: held-out success 0.00 -> 0.50"
+    )
+    assert not any("recovery" in text for text in said[2:])
+    assert list(play(config, "mine", variant=["f2b", "reopd"])[1].arms) == ["f2b", "reopd"]
+
+
+@pytest.mark.parametrize("thoughts", [False, True])
+def test_the_models_think_where_the_settings_say_so(play, tmp_path, thoughts):
+    for arm in play(thoughts=thoughts)[1].arms.values():
+        flags = ["--config", str(plays.write_settings(tmp_path / "tcod.yaml", arm)), "--student", "s", "--data", "d"]
+        flags += ["--student-port", "1", "--teacher-port", "2", "--run-dir", "r"]
+        given = train_arm.run_flags(train_arm.option_parser().parse_args(flags))
+        assert given["apply_chat_template_kwargs"] == {"enable_thinking": thoughts}
