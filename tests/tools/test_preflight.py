@@ -79,7 +79,10 @@ def test_a_context_that_the_horizon_does_not_fit_into_is_named(check, capsys):
 
 def test_thoughts_histories_and_template_arguments_are_those_of_the_run(check, capsys):
     assert "enable_thinking" in check(CHAT_TEMPLATE_KWARGS="{}")
-    keep, variables = "tcod_history: turns\ntcod_thoughts: keep\n", {"CHAT_TEMPLATE_KWARGS": "{}", "MAX_CONTEXT_LEN": "800"}
+    keep, variables = "tcod_history: turns\ntcod_thoughts: keep\n", {
+        "CHAT_TEMPLATE_KWARGS": "{}",
+        "MAX_CONTEXT_LEN": "800",
+    }
     assert "switch thinking on" in check(keep)
     # Old thoughts are the template's to drop: one response of full length must fit, and the observations.
     assert check(keep, MAX_TURN_LEN="200", **variables) is None and capsys.readouterr().err == ""

@@ -103,8 +103,14 @@ def test_a_ray_cluster_that_is_gone_is_named_at_once(monkeypatch, address):
 @pytest.mark.parametrize(
     "error, sentence",
     [
-        (OSError("AF_UNIX path length cannot exceed 107 bytes: /x/ray"), "/x/ray.: set TMPDIR to a folder with a short"),
-        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/home/x"), "or HOME, so that /home/x can be written"),
+        (
+            OSError("AF_UNIX path length cannot exceed 107 bytes: /x/ray"),
+            "/x/ray.: set TMPDIR to a folder with a short",
+        ),
+        (
+            PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/home/x"),
+            "or HOME, so that /home/x can be written",
+        ),
         (RuntimeError("no"), r"\(RuntimeError: no\): see ray/session_latest/logs in TMPDIR"),
     ],
 )
