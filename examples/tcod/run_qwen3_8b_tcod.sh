@@ -3,7 +3,6 @@
 #
 #   VARIANT=f2b bash examples/tcod/run_qwen3_8b_tcod.sh
 #   DRY_RUN=1   bash examples/tcod/run_qwen3_8b_tcod.sh     # print the commands, start nothing
-#
 # Everything below is set in the environment; arguments of the script are appended to train.py's. Running it again
 # continues from the last checkpoint in RUN_DIR. tools/launch.py checks settings, starts the commands, and ends them.
 set -euo pipefail
@@ -81,6 +80,7 @@ check '|[1-9][0-9]*' 'a positive whole number' HORIZON ETA TEACHER_PORT TEACHER_
   ACTOR_GPUS TENSOR_PARALLEL PIPELINE_PARALLEL CONTEXT_PARALLEL ROLLOUT_GPUS ENGINE_GPUS NODE_GPUS NUM_ROLLOUT BATCH \
   SAMPLES_PER_TASK MAX_TURN_LEN MAX_CONTEXT_LEN EVAL_INTERVAL SAVE_INTERVAL
 check '[0-9]*\.?[0-9]+(e-?[0-9]+)?' 'a number' LR EVAL_TEMPERATURE
+check '[0-9]+(,[0-9]+)*' 'numbers like 6,7' TEACHER_GPUS
 check '0|1' '0 or 1' COLOCATE FP32_HEADS SAVE_HF DRY_RUN
 check 'opd|f2b|b2f|reopd' 'opd, f2b, b2f or reopd' VARIANT
 check 'sglang|megatron' 'sglang or megatron' TEACHER

@@ -51,7 +51,8 @@ def dry_run(env, *arguments):
     done = run({**env, "DRY_RUN": "1"}, *arguments)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    return lines, shlex.split(lines[-1])[2:]
+    words = shlex.split(lines[-1])
+    return lines, words[words.index("python3") + 2 :]
 
 
 def value(flags, name):
@@ -77,7 +78,7 @@ class Running:
     """The script as a process, with stand-ins for its checks, the teacher and training."""
 
     def __init__(self, folder, env):
-        self.folder, self.output = folder, folder / "output.txt"
+        self.folder, self.output = folder, folder / f"output{time.monotonic()}.txt"
         env = {"FAKE_CHECKS": "ask the teacher", **env}
         # A shell in the background would hand over SIGINT ignored.
         heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

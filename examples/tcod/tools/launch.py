@@ -2,10 +2,8 @@
 
     python3 -P -m examples.tcod.tools.launch [the teacher's command] -- train.py's command -- the user's own flags
 
-1. Settings that contradict each other or do not fit the machine are refused (launch_settings.py), with one sentence
-   that names the variable and the fix.
-2. RUN_DIR gets tcod.yaml, which is CONFIG with the variables' values in it, run.yaml, which says what the run is made
-   of, and a folder of logs (launch_folder.py).
+1. What contradicts itself or does not fit the machine is refused (launch_settings.py).
+2. RUN_DIR gets tcod.yaml, the settings, run.yaml, what the run is made of, and a folder of logs (launch_folder.py).
 3. preflight.py checks settings, data and models. The teacher starts, and preflight.py checks it too.
 4. train.py runs. Its log is shown until it ends. If the teacher ends before, so does the run.
 
@@ -23,20 +21,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import PACKAGE, ConfigError
+from .. import PACKAGE
+from . import launch_settings
 from .launch_folder import begin, lock, to_yaml
-from .launch_settings import (
-    Settings,
-    check_machine,
-    check_settings,
-    eval_flags,
-    output,
-    read_recipe,
-    require,
-    visible_gpus,
-)
+from .launch_settings import Settings, output, require
 from .processes import Supervisor, no_proxy
-from .secrets import is_secret, secrets_in, without_secrets
+from .secrets import is_secret, text_without, without_secrets
 
 # What slime's processes get on every node, beside WORKER_ENV and the variables in CONFIG's tcod_data_root.
 WORKER_VARIABLES = set(
@@ -44,55 +34,55 @@ WORKER_VARIABLES = set(
     "no_proxy NO_PROXY".split()
 )
 WORKER_PREFIXES = ("NCCL_", "GLOO_", "WANDB_")
-Command = tuple[dict[str, str], list[str]]  # the variables that it alone gets, and its words
 
 
 def main() -> None:
-    command = sys.argv[1:]
-    first = command.index("--")
-    second = command.index("--", first + 1)
+    words = sys.argv[1:]
+    first = words.index("--")
+    second = words.index("--", first + 1)
     try:
         with Supervisor() as supervisor:
-            launch(supervisor, command[:first], command[first + 1 : second], command[second + 1 :])
-    except (ConfigError, RuntimeError) as error:
+            launch(supervisor, words[:first], words[first + 1 : second], words[second + 1 :])
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"launch: {error}")
 
 
 def launch(supervisor: Supervisor, teacher: list[str], train: list[str], extra: list[str]) -> None:
     """All of it, from the checks to the end of training."""
     s = Settings.read(os.environ)
-    check_settings(s, extra)
-    recipe, train = read_recipe(s, os.environ), [*train, *eval_flags(s), *extra]
+    launch_settings.check_settings(s, extra)
+    recipe = launch_settings.read_recipe(s, os.environ)
+    train = [*train, *launch_settings.eval_flags(s), *extra]
     os.environ.update(no_proxy(*output("hostname", "-I").split()))
-    gpus = visible_gpus()
-    to_teacher = {"CUDA_VISIBLE_DEVICES": pick(gpus, s.teacher_gpus)}
-    to_train = {"RAY_ADDRESS": s.ray_address}
+    gpus = launch_settings.visible_gpus()
+    for_teacher = {"CUDA_VISIBLE_DEVICES": pick(gpus, s.teacher_gpus)}
+    for_train = {"RAY_ADDRESS": s.ray_address}
     if not s.ray_address:  # Ray starts here, even beside another one, on the GPUs of training and rollouts
-        to_train = {"RAY_ADDRESS": "local", "CUDA_VISIBLE_DEVICES": pick(gpus, range(s.local_gpus))}
-    commands = as_shell(s, recipe, (to_teacher, teacher), (to_train, train))
+        for_train = {"RAY_ADDRESS": "local", "CUDA_VISIBLE_DEVICES": pick(gpus, range(s.local_gpus))}
+    commands = as_shell(s, recipe, (for_teacher, teacher), (for_train, train))
     if s.dry_run:
         return print(commands, end="")
     supervisor.enter_context(lock(s.run_dir))
-    check_machine(s, gpus)
+    launch_settings.check_machine(s, gpus)
     logs = begin(s, recipe, commands)
     os.chdir(s.slime_dir)  # Ray's workers, and python3 -m, look for modules in the current folder first
     nodes = logs / "nodes.txt"  # is there when all is checked that needs no teacher
-    check = ["python3", "-P", "-m", f"{PACKAGE}.tools.preflight", str(nodes), *to_teacher.values()]
-    checks = supervisor.start("preflight", check, env=to_workers(s, recipe) if s.ray_address else {})
+    check = ["python3", "-P", "-m", f"{PACKAGE}.tools.preflight", str(nodes), *for_teacher.values()]
+    checks = supervisor.start("preflight", check, env=for_workers(s, recipe) if s.ray_address else {})
     supervisor.wait(checks, until=nodes.exists)
-    server = None
-    if teacher and nodes.exists():
-        server = supervisor.start("the teacher", teacher, logs / "teacher.log", to_teacher)
+    starts = teacher and nodes.exists()
+    server = supervisor.start("the teacher", teacher, logs / "teacher.log", for_teacher) if starts else None
     supervisor.wait(checks, server)
+    checks.stop()  # what it left behind
     if checks.popen.returncode != 0:  # it has said why
         sys.exit(1)
     os.environ.update(no_proxy(*nodes.read_text().split()))
-    training = supervisor.start("training", train, logs / "train.log", {**to_train, **to_workers(s, recipe)})
-    show = follow(training.log, secrets_in([recipe, train, dict(os.environ)]))
+    training = supervisor.start("training", train, logs / "train.log", {**for_train, **for_workers(s, recipe)})
+    show = follow(training.log, recipe, train, dict(os.environ))
     supervisor.wait(training, server, until=show)
     show()
     status = training.popen.returncode
-    status = 128 - status if status < 0 else status  # as a shell counts: 128 + signal
+    status = status if status >= 0 else 128 - status  # as a shell counts: 128 + signal
     require(status == 0, f"training ended with status {status}: see {training.log}")
 
 
@@ -105,26 +95,24 @@ def worker_variables(s: Settings, recipe: dict[str, Any]) -> dict[str, str]:
     """What slime's processes and the environment's workers get on every node."""
     for name in s.worker_env.split():
         require(os.environ.get(name), f"WORKER_ENV names {name}, which is not set: export it, or leave it out")
-    names = {*WORKER_VARIABLES, *s.worker_env.split(), *re.findall(r"\$\{?(\w+)", recipe.get("tcod_data_root", ""))}
+    of_data = re.findall(r"\$\{?(\w+)", str(recipe.get("tcod_data_root")))
+    names = {*WORKER_VARIABLES, *s.worker_env.split(), *of_data}
     return {name: text for name, text in os.environ.items() if name in names or name.startswith(WORKER_PREFIXES)}
 
 
-def to_workers(s: Settings, recipe: dict[str, Any]) -> dict[str, str]:
+def for_workers(s: Settings, recipe: dict[str, Any]) -> dict[str, str]:
     """How `ray job submit` hands its runtime environment to a program: as variables of all workers, on all nodes."""
     environment = {"runtime_env": {"env_vars": worker_variables(s, recipe)}}
     return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(environment)}
 
 
-def as_shell(s: Settings, recipe: dict[str, Any], teacher: Command, train: Command) -> str:
-    """All of it as lines for a shell, without secrets."""
-    run_dir = shlex.quote(str(s.run_dir))
+def as_shell(s: Settings, recipe: dict[str, Any], *commands: tuple[dict[str, str], list[str]]) -> str:
+    """What does the same in a shell, without secrets; a command is the variables that it alone gets, and its words."""
+    run_dir, slime_dir = shlex.quote(str(s.run_dir)), shlex.quote(str(s.slime_dir))
     lines = [f"mkdir -p {run_dir}", f"cat >{run_dir}/tcod.yaml <<'END'", to_yaml(without_secrets(recipe)) + "END"]
     lines += [f"export {word}" for word in assignments(worker_variables(s, recipe))]
-    lines.append(f"cd {shlex.quote(str(s.slime_dir))}")
-    if teacher[1]:
-        lines.append(" ".join([*assignments(teacher[0]), shlex.join(teacher[1]), "&"]))
-    lines += [f"export {word}" for word in assignments(train[0])]
-    return "\n".join([*lines, shlex.join(without_secrets(train[1])), ""])
+    started = [" ".join([*assignments(v), shlex.join(without_secrets(words))]) for v, words in commands if words]
+    return "\n".join([*lines, f"cd {slime_dir}", " &\n".join(started), ""])
 
 
 def assignments(variables: dict[str, str]) -> list[str]:
@@ -133,17 +121,15 @@ def assignments(variables: dict[str, str]) -> list[str]:
     return [f"{name}={shlex.quote(text)}" for name, text in public.items()]
 
 
-def follow(log: Path, secrets: list[str]) -> Callable[[], None]:
-    """A function that prints what has come to the log since it was last called, in whole lines, without secrets."""
+def follow(log: Path, *secrets: Any) -> Callable[[], None]:
+    """A function that prints the lines that are new in the log, without the secrets that are in `secrets`."""
     file, rest = log.open(errors="replace"), ""
 
     def show() -> None:
         nonlocal rest
         lines, end, rest = (rest + file.read()).rpartition("\n")
-        for secret in secrets:
-            lines = lines.replace(secret, "SECRET")
         with suppress(OSError):  # nobody reads it any more
-            print(lines, end=end, flush=True)
+            print(text_without(lines, *secrets) if lines else "", end=end, flush=True)
 
     return show
 

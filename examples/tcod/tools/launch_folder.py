@@ -45,10 +45,8 @@ def lock(run_dir: Path) -> IO[str]:
 
 def begin(s: Settings, recipe: dict[str, Any], commands: str) -> Path:
     """Write down what the run is and what is started. Returns the folder of this start's logs."""
-    now, before = (
-        TcodConfig.from_mapping(recipe, str(s.config)).model_dump(exclude={"tcod_data_root"}) | identity(s),
-        {},
-    )
+    before: dict[str, Any] = {}
+    now = identity(s, TcodConfig.from_mapping(recipe, str(s.config)))
     if checkpoint := last_checkpoint(s.run_dir):
         for file in (s.run_dir / "tcod.yaml", s.run_dir / "run.yaml"):
             before |= yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
@@ -66,7 +64,7 @@ def begin(s: Settings, recipe: dict[str, Any], commands: str) -> Path:
         (s.run_dir / name).chmod(0o600)
         (s.run_dir / name).write_text(to_yaml(values), "utf-8")
     (logs / "command.sh").write_text(commands, "utf-8")
-    if s.wandb_project:  # slime passes no run id
+    if os.environ.get("WANDB_PROJECT"):  # slime passes no run id
         os.environ.update(WANDB_RUN_ID=now["wandb_run_id"], WANDB_RESUME="allow")
     print(f"{s.run_dir} continues from checkpoint {checkpoint}" if checkpoint else f"{s.run_dir} starts")
     print(f"logs: {logs}", flush=True)
@@ -85,14 +83,14 @@ def last_checkpoint(run_dir: Path) -> str:
     return checkpoint
 
 
-def identity(s: Settings) -> dict[str, Any]:
-    """What the run is made of beside its settings, by variable. Rows and models count by content, not by path."""
+def identity(s: Settings, config: TcodConfig) -> dict[str, Any]:
+    """What the run is made of, by setting and by variable. Rows and models count by content, not by path."""
     files = {"DATA_DIR": s.data_dir / "train.jsonl", "STUDENT": s.student}
     files |= {f"EVAL_SETS {name}": file for name, file in s.eval_files.items()}
     if not s.teacher_url:
         files["TEACHER_MODEL"] = s.teacher_load if s.teacher == "megatron" else s.teacher_model
-    made_of: dict[str, Any] = {"MAX_TURN_LEN": s.max_turn_len, "MAX_CONTEXT_LEN": s.max_context_len}
-    made_of["CHAT_TEMPLATE_KWARGS"] = s.chat_template_kwargs
+    made_of = config.model_dump(exclude={"tcod_data_root"}) | {"CHAT_TEMPLATE_KWARGS": s.chat_template_kwargs}
+    made_of |= {"MAX_TURN_LEN": s.max_turn_len, "MAX_CONTEXT_LEN": s.max_context_len}
     return made_of | {variable: digest(path, variable) for variable, path in files.items()}
 
 

@@ -28,16 +28,17 @@ NUMBERS = (
     "rollout_gpus engine_gpus node_gpus eval_interval num_rollout batch samples_per_task max_turn_len max_context_len "
     "save_interval save_hf dry_run".split()
 )
-TEXTS = (
-    "teacher teacher_url teacher_address teacher_host teacher_gpus mode eval_sets eval_temperature worker_env "
-    "chat_template_kwargs keep_checkpoints wandb_project ray_address".split()
-)
-# Flags of train.py that variables stand for: given by hand, they would pass by the checks.
-OWN_FLAGS = set(
-    "--rollout-function-path --sglang-server-concurrency --opd-type --rm-url --colocate --actor-num-nodes "
-    "--actor-num-gpus-per-node --rollout-num-gpus --rollout-num-gpus-per-engine --num-gpus-per-node --load --save "
-    "--tensor-model-parallel-size --pipeline-model-parallel-size --context-parallel-size --prompt-data "
-    "--eval-prompt-data --apply-chat-template-kwargs --custom-config-path".split()
+# Flags of train.py, and the variables that stand for them: given by hand, they would pass by the checks.
+OWN_FLAGS = dict(
+    pair.split("=")
+    for pair in (
+        "--rollout-function-path=MODE --sglang-server-concurrency=CONCURRENCY --opd-type=TEACHER --rm-url=TEACHER_URL "
+        "--colocate=COLOCATE --actor-num-nodes=ACTOR_NODES --actor-num-gpus-per-node=ACTOR_GPUS --load=RUN_DIR "
+        "--rollout-num-gpus=ROLLOUT_GPUS --rollout-num-gpus-per-engine=ENGINE_GPUS --num-gpus-per-node=NODE_GPUS "
+        "--tensor-model-parallel-size=TENSOR_PARALLEL --pipeline-model-parallel-size=PIPELINE_PARALLEL --save=RUN_DIR "
+        "--context-parallel-size=CONTEXT_PARALLEL --prompt-data=DATA_DIR --eval-prompt-data=EVAL_SETS "
+        "--apply-chat-template-kwargs=CHAT_TEMPLATE_KWARGS --custom-config-path=CONFIG"
+    ).split()
 )
 TAKEN_NAMES = ("train", "step", "tcod", "eval_s")  # metrics or files under these names are not an evaluation's
 # Of a checkpoint, by parameter: the weight in bfloat16; for Adam the weight in float32 and two moments.
@@ -45,22 +46,20 @@ CHECKPOINT_BYTES, WEIGHT_BYTES = 14, 2
 
 
 class Settings(SimpleNamespace):
-    """The script's variables in lower case. "" is one that was not set."""
+    """The script's variables in lower case: NUMBERS, PATHS, and texts. "" is one that was not set."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Settings":
         """Raises ConfigError where a value cannot be read."""
-        s = cls(**{name: variables.get(name.upper(), "") for name in TEXTS})
+        s = cls(**{name.lower(): text for name, text in variables.items()})
+        vars(s).update({name: int(vars(s)[name]) for name in NUMBERS})
+        vars(s).update({name: Path(vars(s)[name]) for name in PATHS})
         s.ray_address = s.ray_address.removeprefix("local")  # Ray's own word for one that starts here
-        vars(s).update({name: int(variables[name.upper()]) for name in NUMBERS})
-        vars(s).update({name: Path(variables[name.upper()]) for name in PATHS})
         s.actors = s.actor_nodes * s.actor_gpus  # GPUs that train, on all nodes together
         s.train_gpus = s.actors if s.colocate else s.actors + s.rollout_gpus  # that train and play
         s.local_gpus = 0 if s.ray_address else s.train_gpus  # those of this machine, from the first on
         s.starts_teacher = s.teacher == "sglang" and not s.teacher_url
-        numbers = s.teacher_gpus if s.starts_teacher else ""
-        require(re.fullmatch("([0-9]+(,[0-9]+)*)?", numbers), f"TEACHER_GPUS must be numbers like 6,7, not {numbers}")
-        s.teacher_gpus = [int(number) for number in numbers.split(",") if number]
+        s.teacher_gpus = [int(number) for number in s.teacher_gpus.split(",")] if s.starts_teacher else []
         s.eval_files = read_eval_sets(s)
         with suppress(ValueError):
             s.chat_template_kwargs = json.loads(s.chat_template_kwargs)
@@ -116,10 +115,9 @@ def require(condition: object, sentence: str) -> None:
 
 def check_settings(s: Settings, extra: list[str]) -> None:
     """Refuse what contradicts itself, whatever the machine; `extra` are the user's own flags of train.py."""
-    for flag in sorted(OWN_FLAGS & {word.partition("=")[0] for word in extra}):
-        raise ConfigError(
-            f"{flag} is the script's own: set the variable that it stands for instead of giving it again"
-        )
+    for flag in (word.partition("=")[0] for word in extra):
+        variable = OWN_FLAGS.get(flag)
+        require(not variable, f"{flag} is the script's own: set {variable} instead of giving it again")
     run_dir, url = str(s.run_dir), without_secrets(s.teacher_url)
     require(not re.search(r"[{}\x00-\x1f]", run_dir), f"RUN_DIR {run_dir!r} has a brace or a line break: rename it")
     copy = s.tensor_parallel * s.pipeline_parallel * s.context_parallel
@@ -129,8 +127,10 @@ def check_settings(s: Settings, extra: list[str]) -> None:
         "CONTEXT_PARALLEL, one copy of the model, and BATCH x SAMPLES_PER_TASK a multiple of the copies",
     )
     require(
-        s.rollout_gpus % s.engine_gpus == 0, f"ENGINE_GPUS {s.engine_gpus} must divide ROLLOUT_GPUS {s.rollout_gpus}"
+        s.rollout_gpus % s.engine_gpus == 0, f"ENGINE_GPUS {s.engine_gpus} must divide {s.rollout_gpus} ROLLOUT_GPUS"
     )
+    same = f"COLOCATE=1 has the engines on the {s.actors} GPUs that train: unset ROLLOUT_GPUS"
+    require(s.rollout_gpus == s.actors or not s.colocate, same)
     for gpu in s.teacher_gpus:
         taken = f"GPU {gpu} of TEACHER_GPUS is taken: training and the student's engines have 0 to {s.local_gpus - 1}"
         require(gpu >= s.local_gpus, taken)
@@ -150,9 +150,8 @@ def output(*command: str) -> str:
 
 def visible_gpus() -> list[str]:
     """The indices of GPU 0, 1, .. of CUDA_VISIBLE_DEVICES. slime takes no UUIDs, so these are looked up."""
-    indices = dict(
-        re.findall(r"(\S+), (\d+)", output("nvidia-smi", "--query-gpu=uuid,index", "--format=csv,noheader"))
-    )
+    listed = output("nvidia-smi", "--query-gpu=uuid,index", "--format=csv,noheader")
+    indices = dict(re.findall(r"(\S+), (\d+)", listed))
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", " ").split() or list(indices.values())
     if not all(name.isdecimal() for name in names):
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # in which nvidia-smi counts

@@ -20,9 +20,10 @@ from .. import ConfigError
 from ..environments.protocol import Observation, ask, load_environment
 from ..episode.rows import Row, check_rows, read_rows, task_of
 from ..model.chat_tokens import ChatTokens
+from ..records.secrets import text_without
 from ..settings.build import history_of, student_chat
 from ..settings.checks import check_environment_class, check_training_rows
-from ..settings.config import TcodConfig
+from ..settings.config import TcodConfig, read_yaml
 from ..settings.server_checks import check_teacher_scores
 from .check_environment import play_rows, spread
 from .launch_settings import Settings, require
@@ -54,7 +55,7 @@ def main() -> None:
         if s.teacher == "sglang":
             check_teacher_scores(s.teacher_address, chat, s.max_context_len)
     except ConfigError as error:
-        sys.exit(f"preflight: {error}")
+        sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
 
 
 def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: str) -> list[str]:

@@ -105,8 +105,8 @@ class Supervisor(ExitStack):
     """Processes that end when the block is left, the last one first; also on SIGHUP, SIGINT and SIGTERM.
 
     Until then signals are held back, and `wait` raises SystemExit(128 + signal): anywhere else one could lose a
-    process that is just being started, and a second one would disturb the end. What is ignored, as under nohup,
-    stays ignored.
+    process that is just being started, and a second one would disturb the end. What is ignored, as under nohup, stays
+    ignored.
     """
 
     def __init__(self) -> None:

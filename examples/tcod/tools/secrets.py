@@ -42,11 +42,13 @@ def without_secrets(value: Any, hide: Callable[[str], str] = lambda secret: "SEC
     return _LOGIN.sub(lambda login: hide(login[0]), value) if isinstance(value, str) else value
 
 
-def secrets_in(value: Any) -> list[str]:
-    """The secrets in it, to be looked for in other texts; not those of a few letters, which stand in any text."""
+def text_without(text: str, *sources: Any) -> str:
+    """A text without the secrets that are in `sources`, except those of a few letters, which stand in any text."""
     found: list[str] = []
-    without_secrets(value, lambda secret: found.append(secret) or "SECRET")
-    return [secret for secret in found if len(secret) > 3]
+    without_secrets(sources, lambda secret: found.append(secret) or "SECRET")
+    for secret in sorted(found, key=len, reverse=True):
+        text = text.replace(secret, "SECRET") if len(secret) > 3 else text
+    return text
 
 
 def _named(name: str, value: Any, hide: Callable[[str], str]) -> Any:
