@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from examples.tcod.records import run_dir as run_dir_module
 from examples.tcod.records import run_log
 from examples.tcod.tools import plot_runs, plotting
-from smoke import figure
 
 NUM_GPUS = 0
 
@@ -140,14 +139,6 @@ def test_the_command_draws_all_arms(tmp_path, monkeypatch, scored):
     one, two, other = (run_dir(tmp_path / name, seed, scored=scored) for seed, name in enumerate(("a", "b", "c"), 1))
     monkeypatch.setattr("sys.argv", ["plot_runs.py", f"{tmp_path}/x.png", f"f2b={one}", f"f2b={two}", f"b2f={other}"])
     plot_runs.main()
-    assert matplotlib.image.imread(tmp_path / "x.png").std() > 0
-
-
-def test_the_smoke_runs_figure_is_drawn(tmp_path):
-    point = {"eval/tcod/heldout/success": 0.5, "eval/tcod/heldout_t1/kl/trajectory": 9.0}
-    point |= {"eval/tcod/heldout_t1/kl_by_turn/00": 1.0, "eval/tcod/heldout_t1/kl_by_turn/01": 8.0}
-    lines = [{"kind": "eval", "n": 0, **point}, {"kind": "rollout", "n": 0, "rollout/tcod/success": 1.0}]
-    figure.draw({"f2b": [*lines, {"kind": "eval", "n": 1, **point}]}, tmp_path / "x.png")
     assert matplotlib.image.imread(tmp_path / "x.png").std() > 0
 
 
