@@ -10,7 +10,6 @@ import sys
 from argparse import Namespace
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
@@ -19,9 +18,8 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
         allow_module_level=True,
     )
 
-from examples.tcod.settings.config import read_yaml
-from smoke import hooks, make_games, make_models, train_arm, train_slime
-from smoke.servers import HERE, Process, SGLangServer
+from smoke import hooks, make_games, make_models, plays, train_arm, train_slime
+from smoke.servers import Process, SGLangServer
 from smoke.slime_cpu import compare
 
 NUM_GPUS = 0
@@ -55,8 +53,8 @@ def options(student, data, tmp_path_factory):
 
         def of(name, **settings):
             run_dir = tmp_path_factory.mktemp(name)
-            config = run_dir / "tcod.yaml"
-            config.write_text(yaml.safe_dump({**read_yaml(HERE / f"configs/{name}.yaml"), **settings}))
+            settings = plays.settings_of("alfworld", name, tcod_data_root=str(data), **settings)
+            config = plays.write_settings(run_dir / "tcod.yaml", settings)
             chosen = ["--config", str(config), "--run-dir", str(run_dir)]
             chosen += ["--student", str(student), "--data", str(data)]
             chosen += ["--student-port", str(engine.port), "--teacher-port", str(teacher.port)]
@@ -66,13 +64,13 @@ def options(student, data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def arm(options, data):
+def arm(options):
     """arm(name, *further options, **settings) -> the run directory of two iterations."""
 
     def run(name, *further, **settings):
         run_dir, chosen = options(name, **settings)
         command = [sys.executable, "-m", "smoke.train_slime", *chosen, *further]
-        env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path()}
+        env = {"PYTHONPATH": hooks.python_path()}
         with Process(name, command, run_dir / "train.log", env) as process:
             process.popen.wait()
             process.check()
@@ -93,7 +91,7 @@ def test_the_teacher_in_megatron(arm, student):
     assert lines[0]["rollout/tcod/tokens/scored"] == 0 and "rollout/tcod/kl/trajectory" not in lines[0]
 
 
-def test_without_shared_gpus_the_teacher_in_megatron_pushes_what_is_paused(options, student, data):
+def test_without_shared_gpus_the_teacher_in_megatron_pushes_what_is_paused(options, student):
     """On GPUs such a push reads memory that is not there; here it is NaN. The recipe refuses the flags by then."""
     run_dir, chosen = options("f2b")
     chosen = Namespace(**vars(train_arm.option_parser().parse_args(chosen)), data_parallel=1)
@@ -101,7 +99,7 @@ def test_without_shared_gpus_the_teacher_in_megatron_pushes_what_is_paused(optio
     settings |= {"opd-type": "megatron", "opd-teacher-load": make_models.SHIPPED, "rm-url": False}
     settings |= {**train_slime.CPU_SETTINGS, "offload-train": True}
     command = [sys.executable, "-m", "smoke.slime_cpu.run_train", *train_slime.as_flags(settings)]
-    env = {"SMOKE_GAMES": str(data), "PYTHONPATH": hooks.python_path(os.environ["MEGATRON_DIR"])}
+    env = {"PYTHONPATH": hooks.python_path(os.environ["MEGATRON_DIR"])}
     with Process("not colocated", command, run_dir / "train.log", env) as process:
         assert process.popen.wait() != 0
     assert "--opd-type megatron needs --colocate" in process.log.read_text()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from examples.tcod.records.secrets import is_secret, text_without, without_secrets
+from examples.tcod.tools.secrets import is_secret, text_without, without_secrets
 
 NUM_GPUS = 0
 SECRET = "api_key WANDB_API_KEY --wandb-key HF_TOKEN apiKey OPENAI_KEY token ssl_keyfile_password Authorization"
