@@ -67,13 +67,18 @@ def test_a_smoke_run_checks_the_rows_first(tmp_path):
     settings = {"tcod_variant": "b2f", "tcod_horizon": 3, "tcod_environment": "tests.support.corridor.Corridor"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     options = Namespace(
-        config=tmp_path / "c.yaml", data=tmp_path, out=tmp_path / "out", train_games=2, heldout_games=1
+        config=tmp_path / "c.yaml",
+        data=tmp_path,
+        out=tmp_path / "out",
+        variant=None,
+        train_games=2,
+        heldout_games=1,
     )
 
     def choose(name: str, *rows: dict) -> list[dict]:
         (tmp_path / name).write_text("\n\n".join(json.dumps(one, ensure_ascii=False) for one in rows))
-        plays.choose(options)
-        return [json.loads(line) for line in (tmp_path / "out/rows" / name).read_text().splitlines()]
+        play = plays.choose(options)
+        return [json.loads(line) for line in (play.data / name).read_text().splitlines()]
 
     odd = {**row, "prompt": "a\u2028b"}
     assert choose("train.jsonl", odd, row, row) == [odd, row]

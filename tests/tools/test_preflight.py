@@ -29,7 +29,7 @@ def check(settings, tmp_path, monkeypatch):
         s = settings(**variables)
         try:
             config = preflight.TcodConfig.read(s.run_dir / "tcod.yaml")
-            preflight.check_run(s, config, preflight.student_chat(s, config), "")
+            preflight.check_run(s, config, preflight.run_chat(s, config), "")
         except ConfigError as error:
             return str(error)
 
