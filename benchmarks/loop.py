@@ -27,8 +27,10 @@ import slime
 from benchmarks import SLIME, report
 from examples.tcod import tcod_rollout
 from examples.tcod.environments.protocol import Environment, Observation
-from examples.tcod.episode import loop as episode
+from examples.tcod.episode.record import Episode, EpisodeRecord
 from examples.tcod.model import student
+from examples.tcod.settings import build
+from examples.tcod.training.samples import to_samples
 from slime.utils import http_utils
 from slime.utils.async_utils import run
 from slime.utils.misc import SingletonMeta
@@ -62,14 +64,25 @@ OwnClient = student.SGLangClient
 class SlimesClient(OwnClient):
     """The recipe's client, with slime's way of sending a request."""
 
-    async def post(self, url: str, payload: dict[str, Any], headers: Any = None, is_unwanted: Any = None) -> Any:
+    async def post(self, url: str, payload: dict[str, Any], headers: Any = None, check_wanted: Any = None) -> Any:
         return await SlimesPost()(url, payload, headers=headers)
 
 
 def recipe(turns: int, client: type = OwnClient) -> tuple[Callable[..., Coroutine], dict[str, Any]]:
-    episode.EnvironmentPool = LocalPool  # no worker processes
+    build.EnvironmentPool = LocalPool  # no worker processes
     student.SGLangClient = client
-    return tcod_rollout.generate, {"tcod": {"n": 0, "k": turns}}
+
+    async def play(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
+        """An episode, and slime's sample made of it."""
+        sample.metadata["tcod"] = Episode(EpisodeRecord(n=0, k=turns))
+        [made] = to_samples(args, await tcod_rollout.generate(args, sample, sampling_params), tokenizer_of(args))
+        return made
+
+    return play, {}
+
+
+def tokenizer_of(args: Any) -> Any:
+    return build.run_of(args).chat.tokenizer
 
 
 class Endless(Environment):

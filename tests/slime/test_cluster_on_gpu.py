@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR") and torch.cuda.is_available()):
     pytest.skip(
         "the run script on a GPU: run with SLIME_DIR=/path/to/slime MEGATRON_DIR=/path/to/Megatron-LM",
         allow_module_level=True,
     )
+
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from examples.tcod.tools.processes import Process
 from smoke import make_models

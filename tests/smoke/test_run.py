@@ -7,6 +7,7 @@ import pytest
 from smoke import plays, run, train_arm
 
 NUM_GPUS = 0
+ROW = '{"prompt": "x", "label": "x", "metadata": {"goal": 1, "demo": {"actions": ["right"]}}}\n'
 SETTINGS = "tcod_horizon: 4\ntcod_environment: tests.support.toys.Corridor\ntcod_variant: opd\n"
 
 
@@ -19,7 +20,9 @@ def play(tmp_path, monkeypatch):
     for folder in ("out/data/alfworld", "out/data/scienceworld", "mine", "other"):
         (tmp_path / folder).mkdir(parents=True)
         for name in ("train", "dev"):
-            (tmp_path / folder / f"{name}.jsonl").write_text('{"prompt": "x"}\n')
+            (tmp_path / folder / f"{name}.jsonl").write_text(
+                '{"prompt": "x", "label": "x", "metadata": {"goal": 1}}\n'
+            )
 
     def choose(config=None, data=None, **given):
         paths = {"out": tmp_path / "out", "config": config, "data": data and tmp_path / data}

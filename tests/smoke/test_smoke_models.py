@@ -114,7 +114,7 @@ def test_answers_that_think_branch_off_what_turns_shows():
         said = thinking.assistant(f"{think}<action>{step.action}</action>")
         if step.label:
             examples.append((history.context + said, [0] * len(history.context) + [1] * len(said)))
-        history.respond(Response(said, [0.0] * len(said), {}))
+        history.respond(Response(said, [0.0] * len(said), False, {}))
         history.observe(step.text)
     branched = lessons.encode_thoughts(thinking, "Here.", steps)
     assert [branched.ids[:before] + branched.ids[start:end] for start, end, before in branched.answers] == [

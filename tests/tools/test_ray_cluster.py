@@ -44,7 +44,7 @@ def test_slime_finds_the_nodes_of_the_engines(nodes, first, size, per_node, sent
 
 
 @pytest.fixture
-def cluster(monkeypatch, settings):
+def cluster(monkeypatch, settings, without_ray):
     """check(environment, teacher's GPUs, **variables) -> the nodes, or the refusal; with a Ray of four GPUs up."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     address = ray.init(address="local", num_cpus=1, num_gpus=4, include_dashboard=False).address_info["gcs_address"]
@@ -87,13 +87,19 @@ def test_engines_are_looked_for_in_slimes_order(settings, monkeypatch):
         ray_cluster.check_cluster(s, "", None, None)
 
 
+@pytest.fixture
+def without_ray():
+    """Other tests of this process may have started it."""
+    ray.shutdown()
+
+
 def closed_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}"])
-def test_a_ray_cluster_that_is_gone_is_named_at_once(monkeypatch, address):
+def test_a_ray_cluster_that_is_gone_is_named_at_once(monkeypatch, without_ray, address):
     monkeypatch.setattr(ray, "init", None)  # it would ask for minutes
     monkeypatch.setenv("RAY_ADDRESS", address.format(closed_port()))
     with pytest.raises(ConfigError, match=f"start it, or unset RAY_ADDRESS .*{address[:6]}".replace("[", r"\[")):
@@ -114,7 +120,7 @@ def test_a_ray_cluster_that_is_gone_is_named_at_once(monkeypatch, address):
         (RuntimeError("no"), r"\(RuntimeError: no\): see ray/session_latest/logs in TMPDIR"),
     ],
 )
-def test_each_failure_of_ray_has_its_own_remedy(monkeypatch, error, sentence):
+def test_each_failure_of_ray_has_its_own_remedy(monkeypatch, without_ray, error, sentence):
     def fail(**_):
         raise error
 
