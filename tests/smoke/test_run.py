@@ -20,9 +20,7 @@ def play(tmp_path, monkeypatch):
     for folder in ("out/data/alfworld", "out/data/scienceworld", "mine", "other"):
         (tmp_path / folder).mkdir(parents=True)
         for name in ("train", "dev"):
-            (tmp_path / folder / f"{name}.jsonl").write_text(
-                '{"prompt": "x", "label": "x", "metadata": {"goal": 1}}\n'
-            )
+            (tmp_path / folder / f"{name}.jsonl").write_text(ROW)
 
     def choose(config=None, data=None, **given):
         paths = {"out": tmp_path / "out", "config": config, "data": data and tmp_path / data}
