@@ -22,9 +22,9 @@ NUM_GPUS = 0
     [
         ([8], 4, 1, 8, None),
         ([4, 8], 8, 1, 8, None),  # all engines on the second node
-        ([8, 8], 4, 1, 8, r"have \[4, 8\] .* looks for 8 on all but the last: change ACTOR_GPUS or ROLLOUT_GPUS"),
+        ([8, 8], 4, 1, 8, r"have \[4, 8\] .* looks for 8 on each node except the last: change ACTOR_GPUS or ROLL"),
         ([8, 8], 8, 2, 8, None),
-        ([8, 4], 4, 1, 8, r"have \[4, 4\] .* looks for 8 on all but the last: set NODE_GPUS=4"),
+        ([8, 4], 4, 1, 8, r"have \[4, 4\] .* looks for 8 on each node except the last: set NODE_GPUS=4"),
         ([8, 4], 4, 1, 4, None),
         ([8, 8, 8], 8, 4, 8, None),
         ([6, 6], 0, 4, 8, r"have \[6, 6\] .* and an engine of ENGINE_GPUS 4 would lie on two"),

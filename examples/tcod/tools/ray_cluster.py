@@ -50,7 +50,8 @@ def check_engines(nodes: list[str], size: int, node_gpus: int) -> None:
     require(whole, f"{found}, and an engine of ENGINE_GPUS {size} would lie on two: change ACTOR_GPUS or ENGINE_GPUS")
     counted = {size: [i // size for i in range(len(places))] for size in (node_gpus, counts[0])}
     remedy = f"set NODE_GPUS={counts[0]}" if places == counted[counts[0]] else "change ACTOR_GPUS or ROLLOUT_GPUS"
-    require(places == counted[node_gpus], f"{found}, and slime looks for {node_gpus} on all but the last: {remedy}")
+    looks = f"slime looks for {node_gpus} on each node except the last"
+    require(places == counted[node_gpus], f"{found}, and {looks}: {remedy}")
 
 
 def check_teacher_gpus(node: str, count: int, teacher_gpus: list[str]) -> None:
