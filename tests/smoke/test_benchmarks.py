@@ -11,7 +11,7 @@ inputs = report.options(scale.__doc__, scale.INPUTS, argv=[])
 
 @pytest.mark.parametrize("name, other", [("recipe", "slime's post"), ("slime's post", "recipe")])
 def test_a_loop_is_measured_with_the_client_of_its_name(checkpoint, monkeypatch, name, other):
-    monkeypatch.setattr(loop.episode, "EnvironmentPool", loop.episode.EnvironmentPool)  # undone after the test
+    monkeypatch.setattr(loop.build, "EnvironmentPool", loop.build.EnvironmentPool)  # undone after the test
     monkeypatch.setattr(loop.student, "SGLangClient", loop.OwnClient)
     ids = loop.REPLY_IDS
     with FakeSGLang(lambda payload: generated(ids, [-0.5] * len(ids))) as server:
