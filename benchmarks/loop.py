@@ -18,6 +18,7 @@ import re
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -55,9 +56,11 @@ class SlimesPost:
 
 
 # -------------------------------------------------------------------------------------------------- the loops
-# slime's custom generate function for episodes of so many turns, and what it wants in a sample's metadata. `recipe`,
-# SlimesClient and Endless are all that this file knows of the recipe.
+# How an episode of so many turns is played: a function of slime's arguments and a sample. `recipe`, SlimesClient and
+# Endless are all that this file knows of the recipe.
 
+PARAMS = {**UNTEMPERED, "max_new_tokens": 64}
+Play = Callable[[Namespace, Sample], Coroutine]
 OwnClient = student.SGLangClient
 
 
@@ -68,21 +71,16 @@ class SlimesClient(OwnClient):
         return await SlimesPost()(url, payload, headers=headers)
 
 
-def recipe(turns: int, client: type = OwnClient) -> tuple[Callable[..., Coroutine], dict[str, Any]]:
+def recipe(turns: int, client: type = OwnClient) -> Play:
     build.EnvironmentPool = LocalPool  # no worker processes
     student.SGLangClient = client
 
-    async def play(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
-        """An episode, and slime's sample made of it."""
-        sample.metadata["tcod"] = Episode(EpisodeRecord(n=0, k=turns))
-        [made] = to_samples(args, await tcod_rollout.generate(args, sample, sampling_params), tokenizer_of(args))
-        return made
+    async def play(args: Namespace, sample: Sample) -> None:
+        sample.metadata = {"tcod": Episode(EpisodeRecord(n=0, k=turns))}
+        await tcod_rollout.generate(args, sample, PARAMS)
+        to_samples(args, sample, build.run_of(args).chat.tokenizer)
 
-    return play, {}
-
-
-def tokenizer_of(args: Any) -> Any:
-    return build.run_of(args).chat.tokenizer
+    return play
 
 
 class Endless(Environment):
@@ -101,7 +99,7 @@ class Endless(Environment):
     format_action = staticmethod(lambda action: action)
 
 
-def retool(turns: int) -> tuple[Callable[..., Coroutine], dict[str, Any]]:
+def retool(turns: int) -> Play:
     sys.path.append(str(Path(slime.__file__).resolve().parents[1] / "examples" / "retool"))
     import generate_with_retool as example
 
@@ -111,7 +109,7 @@ def retool(turns: int) -> tuple[Callable[..., Coroutine], dict[str, Any]]:
     example.post, example.execute_predictions = SlimesPost(), useless
     example.tool_registry.get_tool_specs = lambda: []  # a prompt as short as the recipe's here
     example.TOOL_CONFIGS["max_turns"] = turns
-    return example.generate, {}
+    return lambda args, sample: example.generate(args, sample, PARAMS)
 
 
 LOOPS = {"recipe": recipe, "slime's post": partial(recipe, client=SlimesClient), "slime's retool": retool}
@@ -147,7 +145,7 @@ def engine(port: Any) -> None:
     asyncio.run(serve())
 
 
-def slime_args(port: int, episodes: int, folder: Path, turns: int) -> Any:
+def slime_args(port: int, episodes: int, folder: Path, turns: int) -> Namespace:
     args = hooks.rollout_args(
         hf_checkpoint=str(folder),
         apply_chat_template_kwargs={"enable_thinking": False},
@@ -170,16 +168,15 @@ def measure(loop: str, port: int, episodes: int, folder: Path, turns: int = TURN
     args = slime_args(port, episodes, folder, turns)
     SingletonMeta._instances.clear()
     http_utils.init_http_client(args)
-    generate, metadata = LOOPS[loop](turns)
-    samples = [Sample(index=i, prompt="Go on.", metadata={**metadata}) for i in range(episodes)]
+    play = LOOPS[loop](turns)
+    samples = [Sample(index=i, prompt="Go on.") for i in range(episodes)]
 
-    async def play() -> None:
-        params = {**UNTEMPERED, "max_new_tokens": 64}
-        await asyncio.gather(*(generate(args, sample, params) for sample in samples))
+    async def play_all() -> None:
+        await asyncio.gather(*(play(args, sample) for sample in samples))
 
     SlimesPost.sent = 0
     cpu, wall = time.process_time(), time.monotonic()
-    run(play())
+    run(play_all())
     cpu, wall = time.process_time() - cpu, time.monotonic() - wall
     made = sum(sum(sample.loss_mask) for sample in samples) / len(REPLY_IDS)
     sent = {"slime's post": SlimesPost.sent, "its own": made - SlimesPost.sent}

@@ -18,6 +18,7 @@ import asyncio
 import time
 from argparse import Namespace
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -53,10 +54,11 @@ def requests_for(sample: Any, scheme: str) -> list[dict[str, Any]]:
         return [scoring_request(prompt - 1, input_ids=sample.tokens)]
     if scheme == "stock":
         return [scoring_request(0, input_ids=sample.tokens)]
-    spans = [(prompt + turn["start"], prompt + turn["end"]) for turn in sample.metadata["tcod"]["turns"]]
+    sampled = [0, *sample.loss_mask, 0]
+    starts, ends = ([i for i, pair in enumerate(pairwise(sampled)) if pair == edge] for edge in ((0, 1), (1, 0)))
     return [
-        scoring_request(start - 1 if scheme == "per turn" else 0, input_ids=sample.tokens[:end])
-        for start, end in spans
+        scoring_request(prompt + start - 1 if scheme == "per turn" else 0, input_ids=sample.tokens[: prompt + end])
+        for start, end in zip(starts, ends, strict=True)
     ]
 
 
