@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+        if item.nodeid.startswith("tests/slime/"):  # whole clusters, with ports and most of the memory
+            item.add_marker(pytest.mark.xdist_group("slime"))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
