@@ -29,19 +29,25 @@ def pytest_report_header() -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A browser is slow. Of several processes of pytest one plays all tests that share Ray, or a module's fixture."""
     for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
+        scopes = {name: fixtures[-1].scope for name, fixtures in item._fixtureinfo.name2fixturedefs.items()}
+        if "browser" in scopes:
             item.add_marker(pytest.mark.slow)
+        if not config.pluginmanager.hasplugin("xdist"):
+            continue
         if item.nodeid.startswith("tests/slime/"):  # whole clusters, with ports and most of the memory
             item.add_marker(pytest.mark.xdist_group("slime"))
+        elif "module" in scopes.values():
+            item.add_marker(pytest.mark.xdist_group("ray" if "real_ray" in scopes else item.module.__name__))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """After a run of all tests: which parts ran, and which did not for want of what."""
-    if terminalreporter.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
-        return
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    if not reports or terminalreporter.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
     terminalreporter.section(f"on {SLIME}")
     for part, (path, needs) in PARTS.items():
         ran = [report for report in reports if report.nodeid.startswith(path)]

@@ -11,4 +11,5 @@ if [[ -r $settings ]]; then
 fi
 # shellcheck source=smoke/setup.sh
 source "$here/../smoke/setup.sh"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the processes share the cores
 exec "$python" -m pytest -n auto --maxprocesses=4 --dist loadgroup "$@"

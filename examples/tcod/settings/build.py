@@ -15,7 +15,7 @@ from ..environments.pool import EnvironmentPool
 from ..environments.protocol import load_environment
 from ..episode.history import AppendHistory, History, TurnHistory
 from ..episode.loop import EpisodePlayer
-from ..model.chat_tokens import ChatTokens, engine_eos_ids, load_chat
+from ..model.chat_tokens import ChatTokens, load_chat
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
 from ..records.run_folder import write_about
@@ -81,17 +81,13 @@ def run_of(args: Namespace) -> Run:
     """The run of slime's arguments. Raises ConfigError."""
     global _run
     if _run is None or _run.args is not args:
-        from slime.rollout.sglang_rollout import GenerateState  # here: the tools do without slime
-
         config = TcodConfig.from_args(args)
         try:
-            eos_ids = engine_eos_ids(args.hf_checkpoint)
-            tokenizer = GenerateState(args).tokenizer
-            chat = ChatTokens(tokenizer, args.apply_chat_template_kwargs, eos_ids, **config.chat_choices)
+            chat = load_chat(args.hf_checkpoint, args.apply_chat_template_kwargs, **config.chat_choices)
         except ValueError as error:
             raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
         limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
-        log = EpisodeLog(config.tcod_variant, limit, tokenizer)
+        log = EpisodeLog(config.tcod_variant, limit, chat.tokenizer)
         _run = Run(args, config, chat, log)
     return _run
 
