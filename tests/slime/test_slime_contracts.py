@@ -87,7 +87,7 @@ def checkout(tmp_path_factory):
             "generate",
             ["--custom-generate-function-path", "tcod_rollout.generate"],
             3,
-            ["ConfigError: tcod_variant is missing in --custom-config-path"],
+            ["ConfigError: tcod_horizon is missing in --custom-config-path"],
         ),
         (
             "rollout",
@@ -97,7 +97,7 @@ def checkout(tmp_path_factory):
         ),
         (
             "rollout",
-            ["--rollout-function-path", "fully_async_rollout.generate_rollout_fully_async"],
+            ["--rollout-function-path", "tcod_rollout.generate_rollout_fully_async"],
             5,
             ["TypeError: vars() argument must have __dict__"],
         ),
@@ -110,8 +110,8 @@ def checkout(tmp_path_factory):
         ),
         (
             "runtime_hook",
-            ["--custom-rollout-log-function-path", "tcod_rollout.log_rollout"]
-            + ["--custom-eval-rollout-log-function-path", "tcod_rollout.log_eval"],
+            ["--custom-rollout-log-function-path", "records.run_folder.log_rollout"]
+            + ["--custom-eval-rollout-log-function-path", "records.run_folder.log_eval"],
             8,
             # What slime's own reference does and no other hook.
             ["'Args' object has no attribute 'logged_rollout_id'", "no attribute 'logged_eval_rollout_id'"],

@@ -11,7 +11,9 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from examples.tcod import tcod_rollout
-from examples.tcod.episode import loop as episode
+from examples.tcod.episode.record import Episode, EpisodeRecord
+from examples.tcod.settings import build
+from examples.tcod.training.samples import to_samples
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import init_http_client
 from slime.utils.types import Sample
@@ -25,7 +27,7 @@ _rig = Rig(Path(_folder.name), _checkpoint, AutoTokenizer.from_pretrained(_check
 _rig.student.__enter__()
 _rig.teacher.__enter__()
 atexit.register(_folder.cleanup)
-episode.EnvironmentPool = LocalPool
+build.EnvironmentPool = LocalPool
 _common = {"input_key": "prompt", "label_key": "label", "metadata_key": "metadata", "n_samples_per_eval_prompt": 1}
 _args = _rig.args(
     [GOAL, GOAL],
@@ -40,7 +42,7 @@ init_http_client(_args)
 def _drawn(sample):
     """The sample before it is played: theirs are finished already."""
     fresh = Sample(index=sample.index, group_index=sample.group_index, prompt=sample.prompt)
-    fresh.metadata = {**GOAL, "tcod": {"n": 0, "k": 4}}
+    fresh.metadata = {**GOAL, "tcod": Episode(EpisodeRecord(n=0, k=4))}
     return fresh
 
 
@@ -56,7 +58,8 @@ async def generate(args, sample, sampling_params):
     params = {**UNTEMPERED, "max_new_tokens": 64, **sampling_params}
     played = await tcod_rollout.generate(_args, _drawn(sample), params)
     played.reward = await tcod_rollout.reward_func(_args, played)
-    return played
+    [made] = to_samples(_args, played, _rig.tokenizer)
+    return made
 
 
 async def reward_func(args, sample, **kwargs):

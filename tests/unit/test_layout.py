@@ -1,6 +1,7 @@
 """The house: few entries, each folder one question, and imports that go one way."""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def test_the_hooks_that_the_documents_name_are_there():
     texts = [tcod_rollout.__doc__, *(file.read_text(encoding="utf-8") for file in RECIPE.rglob("*.md"))]
     named = {name for text in texts for name in re.findall(r"\btcod\.tcod_rollout\.(\w+)", text)}
     assert named == set(tcod_rollout.__all__) and all(callable(getattr(tcod_rollout, name)) for name in named)
+
+
+def test_the_log_hooks_have_slimes_parameters():
+    """slime's contract tests compare names; where slime is not at hand, this does."""
+    from examples.tcod import tcod_rollout
+
+    rollout = ["rollout_id", "args", "samples", "rollout_extra_metrics", "rollout_time"]
+    assert list(inspect.signature(tcod_rollout.log_rollout).parameters) == rollout
+    assert list(inspect.signature(tcod_rollout.log_eval).parameters) == ["rollout_id", "args", "data", "extra_metrics"]
 
 
 def test_there_are_sixteen_entries_at_most():

@@ -83,14 +83,21 @@ def _replace(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def log_rollout(n: int, args: Any, samples: list[Any], metrics: dict[str, Any] | None, seconds: float) -> bool:
-    """The metrics that generate_rollout returned, and train_s. False: slime logs as well."""
-    return _log("rollout", n, metrics, seconds)
+def log_rollout(
+    rollout_id: int,
+    args: Any,
+    samples: list[Any],
+    rollout_extra_metrics: dict[str, Any] | None,
+    rollout_time: float,
+) -> bool:
+    """slime's hook: the metrics that generate_rollout returned, and train_s. False: slime logs as well."""
+    return _log("rollout", rollout_id, rollout_extra_metrics, rollout_time)
 
 
-def log_eval(evaluation_id: int, args: Any, data: dict[str, Any], metrics: dict[str, Any] | None) -> bool:
-    """An evaluation's metrics, and train_s. False: slime logs as well."""
-    return _log("eval", rollouts_before(evaluation_id), metrics, (metrics or {}).get("eval/tcod/eval_s", 0.0))
+def log_eval(rollout_id: int, args: Any, data: dict[str, Any], extra_metrics: dict[str, Any] | None) -> bool:
+    """slime's hook: an evaluation's metrics, and train_s. False: slime logs as well."""
+    seconds = (extra_metrics or {}).get("eval/tcod/eval_s", 0.0)
+    return _log("eval", rollouts_before(rollout_id), extra_metrics, seconds)
 
 
 def note_rollout() -> None:
