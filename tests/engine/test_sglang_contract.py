@@ -104,7 +104,7 @@ def test_a_student_that_is_its_own_teacher_has_no_kl(rollout, variant, n):
         scores = zip(sample.rollout_log_probs, sample.teacher_log_probs, sample.loss_mask, strict=True)
         assert max(abs(student - teacher) for student, teacher, trained in scores if trained) < CLOSE
         assert len(sample.loss_mask) == len(sample.teacher_log_probs) == sample.response_length
-        tokenizer = tcod_rollout.GenerateState(args).tokenizer
+        tokenizer = tcod_rollout.sglang_rollout.GenerateState(args).tokenizer
         text = tokenizer.decode(sample.tokens)
         # Replayed and sampled turns have one shape: header, empty think block, content, end of turn.
         turns = text.split("<|im_start|>assistant\n<think>\n\n</think>\n\n")[1:]
@@ -188,7 +188,7 @@ def test_the_teachers_scores_are_the_models_log_probs(server):
 def test_the_longest_context_that_the_launch_check_allows_can_be_scored(server, data):
     limit = requests.get(f"{server.url}/server_info", timeout=30).json()["max_req_input_len"]
     args = slime_args(server, data, "opd", rollout_max_context_len=limit - 1)
-    tokenizer = tcod_rollout.GenerateState(args).tokenizer
+    tokenizer = tcod_rollout.sglang_rollout.GenerateState(args).tokenizer
     chat = ChatTokens(tokenizer, args.apply_chat_template_kwargs)
     check_models(args, TcodConfig.from_args(args), chat)
     scores = run(client(server).score([5] * (limit - 1), 10))

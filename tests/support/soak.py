@@ -27,6 +27,7 @@ from aiohttp import web
 from transformers import AutoTokenizer
 
 from examples.tcod import tcod_rollout
+from examples.tcod.episode.record import Episode
 from examples.tcod.model import client as sglang_client
 from examples.tcod.model import student
 from slime.utils.http_utils import init_http_client
@@ -134,7 +135,9 @@ class Soak:
             task = int(sample.metadata["name"].split()[1].rstrip("."))
             assert task not in self.outcomes, f"task {task} was drawn twice"
             outcome = "aborted" if sample.status == Sample.Status.ABORTED else "trained"
-            outcome = self.outcomes[task] = sample.metadata["tcod"].get("failure") or outcome
+            if sample.status == Sample.Status.FAILED:
+                outcome = Episode.of(sample).record.failure
+            self.outcomes[task] = outcome
             counts[outcome] += 1
         assert counts.pop("trained") == BATCH
         assert metrics["rollout/tcod/aborted"] == counts.pop("aborted", 0)
