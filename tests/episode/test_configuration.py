@@ -104,6 +104,7 @@ WRONG = [
     ({"tcod_window": 2}, "tcod_window is for tcod_history turns"),
     ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
     ({"tcod_env_args": {"seed": 1}}, "tcod_env_args {'seed': 1} do not fit Corridor.__init__"),
+    ({"tcod_env_args": {"api_key": "k1"}}, "tcod_env_args {'api_key': 'SECRET'} do not fit Corridor.__init__"),
     ({"use_opd": False}, "--use-opd is missing"),
     ({"opd_kl_coef": 0.0}, "--opd-kl-coef 0 must be above 0"),
     ({"opd_kl_coef": -1.0}, "--opd-kl-coef -1 must be above 0"),
@@ -140,6 +141,7 @@ WRONG = [
     ({**FULLY_ASYNC, "eval_function_path": "mine.evaluate", "sglang_router_port": 9}, "engines behind"),  # allowed
     ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
     ({"rm_url": "http://127.0.0.1:9/generate"}, "the teacher at --rm-url http://127.0.0.1:9/generate does not score"),
+    ({"rm_url": "http://me:word@127.0.0.1:9/generate"}, "--rm-url http://127.0.0.1:9/generate does not score"),
     ({"rm_url": "http://[::1/generate"}, "does not score"),
     ({"rm_url": "127.0.0.1:9"}, "does not score"),
     ({"rollout_max_context_len": 4096}, "at most 4089 tokens, less than --rollout-max-context-len 4096: raise its"),

@@ -28,7 +28,7 @@ from .check_environment import play_rows, spread
 from .launch_settings import Settings, require
 from .ray_cluster import check_cluster
 from .ray_start import start_ray
-from .secrets import text_without
+from ..settings.secrets import text_without
 
 PLAYED = 2  # training rows
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
