@@ -91,6 +91,7 @@ class SGLangClient:
 
     async def _attempt(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[Any, str | None]:
         """The reply, or the trouble that another attempt may not see."""
+        shown = without_login(url)
         try:
             async with self._connections().post(url, data=body, headers=headers) as response:
                 if response.status == 200:
@@ -98,9 +99,9 @@ class SGLangClient:
                 detail = f"HTTP {response.status} {(await response.text())[:200]}"
                 if response.status == 429 or response.status >= 500:
                     return None, detail
-                raise Failure(f"{self._whom}_refused", f"{without_login(url)}: {detail}")
+                raise Failure(f"{self._whom}_refused", f"{shown}: {detail}")
         except asyncio.TimeoutError as error:
-            raise Failure(f"{self._whom}_timeout", f"{without_login(url)}: no reply in {self._timeout.total:g} s") from error
+            raise Failure(f"{self._whom}_timeout", f"{shown}: no reply in {self._timeout.total:g} s") from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: cut-off JSON
             return None, f"{type(error).__name__} {error}"
 

@@ -71,9 +71,8 @@ def check_environment_class(config: TcodConfig) -> None:
     try:
         inspect.signature(environment).bind(config.tcod_data_root, **config.tcod_env_args)
     except TypeError as error:
-        raise ConfigError(
-            f"tcod_env_args {without_secrets(config.tcod_env_args)} do not fit {environment.__name__}.__init__: {error}"
-        ) from error
+        given = without_secrets(config.tcod_env_args)
+        raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
 
 
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
