@@ -32,7 +32,7 @@ if DEVICE not in ENGINE_FLAGS:
 
 
 def free_port() -> int:
-    """A free loopback port. SGLang also takes the one 10,000 above: from 32,768 on the system lends them to connections.
+    """A free loopback port. SGLang also takes the one 10,000 above; the system lends those from 32,768 on.
 
     Below 20,000 are those of Ray's workers.
     """
