@@ -116,6 +116,7 @@ WRONG = [
     ({**REWARD, "tcod_eval_kl": True}, "tcod_eval_kl measures a KL to the teacher"),
     ({**REWARD, "normalize_advantages": True}, "--normalize-advantages"),
     ({"tcod_reward": "grade"}, "tcod_reward grade is not trained on with tcod_reward_coef (REWARD_COEF) 0"),
+    ({"tcod_env_args": {"api_key": "k1"}}, "tcod_env_args {'api_key': 'SECRET'} do not fit Corridor.__init__"),
     ({"opd_kl_coef": 0.0}, "--opd-kl-coef 0 must be above 0"),
     ({"opd_kl_coef": -1.0}, "--opd-kl-coef -1 must be above 0"),
     ({"rollout_max_context_len": None}, "--rollout-max-context-len is missing"),
@@ -151,6 +152,7 @@ WRONG = [
     ({**FULLY_ASYNC, "eval_function_path": "mine.evaluate", "sglang_router_port": 9}, "engines behind"),  # allowed
     ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
     ({"rm_url": "http://127.0.0.1:9/generate"}, "the teacher at --rm-url http://127.0.0.1:9/generate does not score"),
+    ({"rm_url": "http://me:word@127.0.0.1:9/generate"}, "--rm-url http://127.0.0.1:9/generate does not score"),
     ({"rm_url": "http://[::1/generate"}, "does not score"),
     ({"rm_url": "127.0.0.1:9"}, "does not score"),
     ({"rollout_max_context_len": 4096}, "at most 4089 tokens, less than --rollout-max-context-len 4096: raise its"),

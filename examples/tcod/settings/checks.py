@@ -15,6 +15,7 @@ from ..episode.loop import is_untempered
 from ..episode.rows import check_rows
 from ..training.turn_mean import is_turn_mean
 from .config import TcodConfig, read_yaml
+from .secrets import without_secrets
 
 HOOKS = {
     "custom_generate_function_path": "tcod_rollout.generate",
@@ -67,9 +68,8 @@ def check_environment_class(config: TcodConfig) -> None:
     try:
         inspect.signature(environment).bind(config.tcod_data_root, **config.tcod_env_args)
     except TypeError as error:
-        raise ConfigError(
-            f"tcod_env_args {config.tcod_env_args} do not fit {environment.__name__}.__init__: {error}"
-        ) from error
+        given = without_secrets(config.tcod_env_args)
+        raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
 
 
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:

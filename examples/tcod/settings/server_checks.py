@@ -11,7 +11,7 @@ import httpx
 
 from .. import ConfigError, Failure
 from ..model.chat_tokens import ChatTokens
-from ..model.client import http_url
+from ..model.client import http_url, without_login
 from ..model.teacher import check_scores, scoring_request, teacher_headers
 from .config import TcodConfig
 
@@ -64,8 +64,8 @@ def check_teacher_scores(url: str, chat: ChatTokens, needed: int, flag: str = "-
         limit = probe(url, chat, teacher_headers())
     except (httpx.HTTPError, ValueError) as error:
         raise ConfigError(
-            f"the teacher at --rm-url {url}/generate does not score ({error}): start it, or give its address and, "
-            "where it needs one, its key in TCOD_TEACHER_API_KEY"
+            f"the teacher at --rm-url {without_login(url)}/generate does not score ({error}): start it, or give its "
+            "address and, where it needs one, its key in TCOD_TEACHER_API_KEY"
         ) from error
     except Failure as failure:
         raise ConfigError(
@@ -118,11 +118,11 @@ def _ask(url: str, headers: dict[str, str] | None = None, payload: dict[str, Any
         try:
             reply = client.post(url, json=payload) if payload else client.get(url)
         except httpx.InvalidURL as error:
-            raise ValueError(f"{url} is no URL: {error}") from error
+            raise ValueError(f"{without_login(url)} is no URL: {error}") from error
     if reply.status_code == 404 and not payload:
         return {}
     if reply.is_error:
         raise ValueError(" ".join(f"HTTP {reply.status_code} {reply.text[:200]}".split()))
     if not isinstance(answer := reply.json(), dict):
-        raise ValueError(f"{url} answers with {str(answer)[:200]}")
+        raise ValueError(f"{without_login(url)} answers with {str(answer)[:200]}")
     return answer

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import PACKAGE
+from ..settings.secrets import is_secret, text_without, without_secrets
 from . import launch_settings
 from .launch_folder import begin, lock, to_yaml
 from .launch_settings import Settings, output, require
 from .processes import Supervisor, no_proxy
-from .secrets import is_secret, text_without, without_secrets
 
 # What slime's processes get on every node, beside WORKER_ENV and the variables in CONFIG's tcod_data_root.
 WORKER_VARIABLES = set(

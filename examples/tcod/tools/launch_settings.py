@@ -19,7 +19,7 @@ from typing import Any
 from .. import ConfigError
 from ..settings.checks import reward_refusals
 from ..settings.config import read_yaml
-from .secrets import without_secrets
+from ..settings.secrets import without_secrets
 
 # Variables that win over CONFIG: NAME over its tcod_name. A further one is a word here and a line in the script.
 RECIPE = "VARIANT HORIZON ETA REWARD_COEF".split()

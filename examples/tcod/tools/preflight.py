@@ -23,12 +23,12 @@ from ..model.chat_tokens import ChatTokens
 from ..settings.build import history_of, student_chat
 from ..settings.checks import check_environment_class, check_training_rows
 from ..settings.config import TcodConfig, read_yaml
+from ..settings.secrets import text_without
 from ..settings.server_checks import check_teacher_scores
 from .check_environment import play_rows, spread
 from .launch_settings import Settings, require
 from .ray_cluster import check_cluster
 from .ray_start import start_ray
-from .secrets import text_without
 
 PLAYED = 2  # training rows
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
