@@ -100,6 +100,7 @@ class EpisodePlayer:
                 action = await self._respond(assignment, episode, history, now)
             with assignment.trace("environment"):
                 observation = await engine.step(action)
+            episode.answers.append(observation.text)
             over = observation.won or observation.done
             if replayed:
                 assignment.demonstration.check_step(turn, observation, over)
