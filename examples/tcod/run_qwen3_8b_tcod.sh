@@ -15,6 +15,7 @@ CONFIG_NAME=$(basename "$CONFIG" .yaml)
 VARIANT=${VARIANT:-$(python3 -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)} # the arm: opd, f2b, b2f or reopd
 HORIZON=${HORIZON:-}                                   # largest number of turns
 ETA=${ETA:-}                                           # rollouts per turn of depth
+REWARD_COEF=${REWARD_COEF:-}                           # of the reward beside the KL, with SAMPLES_PER_TASK of 2 or more
 RUN_DIR=${RUN_DIR:-/root/tcod_runs/$CONFIG_NAME-qwen3-8b-$VARIANT} # checkpoints, settings, metrics and logs
 # Code and models. A Megatron checkpoint is optional: slime loads Hugging Face's of dense Qwen models itself.
 SLIME_DIR=${SLIME_DIR:-$(cd "$HERE/../.." && pwd)}
@@ -23,7 +24,7 @@ MODEL_SCRIPT=${MODEL_SCRIPT:-$SLIME_DIR/scripts/models/qwen3-8B.sh} # MODEL_ARGS
 STUDENT=${STUDENT:-/root/Qwen3-8B}                     # Hugging Face checkpoint
 STUDENT_LOAD=${STUDENT_LOAD:-$STUDENT}                 # where Megatron's weights come from
 CHAT_TEMPLATE_KWARGS=${CHAT_TEMPLATE_KWARGS:-'{"enable_thinking": false}'} # of the student's chat template
-TEACHER=${TEACHER:-sglang}                             # sglang: a server; megatron: in the training processes
+TEACHER=${TEACHER:-sglang}                             # sglang: a server; megatron: in training; none: reward alone
 TEACHER_MODEL=${TEACHER_MODEL:-/root/Qwen3-32B}        # Hugging Face checkpoint with the student's tokenizer
 TEACHER_LOAD=${TEACHER_LOAD:-$TEACHER_MODEL}           # the same for Megatron, where it is the teacher
 TEACHER_URL=${TEACHER_URL:-}                           # an SGLang server that is up, http://HOST:PORT: none is started
@@ -79,11 +80,11 @@ check() { # PATTERN, WHAT IT IS, NAME..
 check '|[1-9][0-9]*' 'a positive whole number' HORIZON ETA TEACHER_PORT TEACHER_START_S CONCURRENCY ACTOR_NODES \
   ACTOR_GPUS TENSOR_PARALLEL PIPELINE_PARALLEL CONTEXT_PARALLEL ROLLOUT_GPUS ENGINE_GPUS NODE_GPUS NUM_ROLLOUT BATCH \
   SAMPLES_PER_TASK MAX_TURN_LEN MAX_CONTEXT_LEN EVAL_INTERVAL SAVE_INTERVAL
-check '[0-9]*\.?[0-9]+(e-?[0-9]+)?' 'a number' LR EVAL_TEMPERATURE
+check '[0-9]*\.?[0-9]+(e-?[0-9]+)?' 'a number' LR EVAL_TEMPERATURE ${REWARD_COEF:+REWARD_COEF}
 check '[0-9]+(,[0-9]+)*' 'numbers like 6,7' TEACHER_GPUS
 check '0|1' '0 or 1' COLOCATE FP32_HEADS SAVE_HF DRY_RUN
 check 'opd|f2b|b2f|reopd' 'opd, f2b, b2f or reopd' VARIANT
-check 'sglang|megatron' 'sglang or megatron' TEACHER
+check 'sglang|megatron|none' 'sglang, megatron or none' TEACHER
 check 'sync|async|fully_async' 'sync, async or fully_async' MODE
 check 'last|all' 'last or all' KEEP_CHECKPOINTS
 for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_LOAD TEACHER_MODEL TEACHER_LOAD \
@@ -91,6 +92,7 @@ for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_L
   printf -v "$name" %s "$(realpath -m "${!name}")" # Ray's workers have other working directories
 done
 : "${TENSOR_PARALLEL:=$((ACTOR_GPUS / (PIPELINE_PARALLEL * CONTEXT_PARALLEL)))}"
+if [[ -z $ROLLOUT_GPUS && $TEACHER == none && $COLOCATE == 0 ]]; then ROLLOUT_GPUS=4; fi # there is no teacher's server
 : "${ROLLOUT_GPUS:=$((COLOCATE ? ACTOR_NODES * ACTOR_GPUS : 2))}"
 : "${CONCURRENCY:=$(((BATCH * ENGINE_GPUS + ROLLOUT_GPUS - 1) / ROLLOUT_GPUS))}"
 
@@ -119,7 +121,7 @@ TEACHER_COMMAND=(
   --tp $((${#COMMAS} + 1)) --context-length $((MAX_CONTEXT_LEN + 7)) --chunked-prefill-size 4096
   --mem-fraction-static 0.8 $([[ $FP32_HEADS == 0 ]] || echo --enable-fp32-lm-head)
 )
-if [[ $TEACHER == megatron || -n $TEACHER_URL ]]; then TEACHER_COMMAND=(); fi # none is started
+if [[ $TEACHER != sglang || -n $TEACHER_URL ]]; then TEACHER_COMMAND=(); fi # none is started
 
 PROGRAM=train.py HOOKS=$PACKAGE.tcod_rollout
 FLAGS=(
@@ -138,7 +140,8 @@ FLAGS=(
   --global-batch-size $((BATCH * SAMPLES_PER_TASK)) --balance-data
   --rollout-max-response-len "$MAX_TURN_LEN" --rollout-max-context-len "$MAX_CONTEXT_LEN" --rollout-temperature 1
   # the loss; the learning rate is constant, and the override lets a resumed run have another one, or more rollouts
-  --use-opd --opd-type "$TEACHER" --opd-kl-coef 1.0 --advantage-estimator grpo --entropy-coef 0.0
+  $([[ $TEACHER == none ]] || echo "--use-opd --opd-type $TEACHER --opd-kl-coef 1.0")
+  --advantage-estimator grpo --entropy-coef 0.0
   --optimizer adam --lr "$LR" --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
   --tensor-model-parallel-size "$TENSOR_PARALLEL" --sequence-parallel
   --pipeline-model-parallel-size "$PIPELINE_PARALLEL" --context-parallel-size "$CONTEXT_PARALLEL"

@@ -5,7 +5,7 @@ slime has no hook before the first rollout, so they are made there, and by the r
 
 import inspect
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,7 @@ HOOKS = {
     "custom_reward_post_process_path": "tcod_rollout.post_process_rewards",
     "dynamic_sampling_filter_path": "tcod_rollout.drop_failed",
 }
-NEEDED = {
-    "use_opd": "without it slime trains on the zero rewards alone, so set it",
-    "rollout_max_context_len": "set the largest length of a sequence in tokens",
-}
+NEEDED = {"rollout_max_context_len": "set the largest length of a sequence in tokens"}
 FORBIDDEN = {
     "normalize_advantages": "would whiten the KL away",
     "partial_rollout": "cannot continue a multi-turn episode",
@@ -80,6 +77,27 @@ def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) ->
     variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
     environment = load_environment(config.tcod_environment)
     check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon)
+
+
+def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int) -> Iterator[str]:
+    """A sentence for each setting with which there would be no signal, or one that compares unlike episodes.
+
+    Args:
+        settings: the tcod_* settings, as far as they are given.
+        samples: episodes of a task in a batch.
+    """
+    coef = settings.get("tcod_reward_coef")
+    name = f"tcod_reward_coef (REWARD_COEF) {coef or 0}"
+    if not (has_teacher or coef):
+        yield f"--use-opd is missing (TEACHER=none) and {name}, so there is no signal: set one of the two"
+    if coef and samples < 2:
+        yield f"{name} compares episodes of a task: set --n-samples-per-prompt (SAMPLES_PER_TASK) to 2 or more"
+    if coef and settings.get("tcod_variant") == "reopd":
+        yield f"{name} compares episodes of a task, and reopd starts each at another turn: choose another tcod_variant"
+    if settings.get("tcod_reward") == "grade" and not coef:
+        yield f"tcod_reward grade is not trained on with {name}: set that above 0, or remove tcod_reward"
+    if settings.get("tcod_eval_kl") and not has_teacher:
+        yield "tcod_eval_kl measures a KL to the teacher, and without --use-opd (TEACHER=none) is none: remove it"
 
 
 def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
@@ -142,8 +160,13 @@ def _pushes_copies(args: Namespace) -> bool:
 
 
 def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
-    if not args.opd_kl_coef > 0:
-        yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: the KL is the only signal"
+    yield from reward_refusals(config.model_dump(), args.use_opd, args.n_samples_per_prompt)
+    if args.use_opd and not args.opd_kl_coef > 0:
+        yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: to train on the reward alone, remove --use-opd"
+    if args.opd_type and not args.use_opd:
+        yield f"--opd-type {args.opd_type} names a teacher that nothing asks without --use-opd: remove it"
+    if config.tcod_reward_coef and args.advantage_estimator not in ("grpo", "gspo", "cispo"):
+        yield f"--advantage-estimator {args.advantage_estimator} does not take tcod_reward_coef's rewards: use grpo"
     if args.rollout_max_response_len >= args.rollout_max_context_len:
         yield (
             f"--rollout-max-response-len {args.rollout_max_response_len} bounds one turn and must be below "
