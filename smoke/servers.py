@@ -32,9 +32,12 @@ if DEVICE not in ENGINE_FLAGS:
 
 
 def free_port() -> int:
-    """A free loopback port, below the ones that the system lends to connections; SGLang adds 10,000 to it."""
+    """A free loopback port. SGLang also takes the one 10,000 above; the system lends those from 32,768 on.
+
+    Below 20,000 are those of Ray's workers.
+    """
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 22_700)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

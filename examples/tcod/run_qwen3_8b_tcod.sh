@@ -15,6 +15,7 @@ VARIANT=${VARIANT:-$(python3 -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)
 HORIZON=${HORIZON:-}                                   # largest number of turns
 ETA=${ETA:-}                                           # rollouts per turn of depth
 TEACHER_SEES=${TEACHER_SEES:-}                         # "demo hindsight" or one: what the teacher is shown beside
+REWARD_COEF=${REWARD_COEF:-}                           # of the reward beside the KL, with SAMPLES_PER_TASK of 2 or more
 RUN_DIR=${RUN_DIR:-/root/tcod_runs/$CONFIG_NAME-qwen3-8b-$VARIANT} # checkpoints, settings, metrics and logs
 # Code and models. A Megatron checkpoint is optional: slime loads Hugging Face's of dense Qwen models itself.
 SLIME_DIR=${SLIME_DIR:-$(cd "$HERE/../.." && pwd)}
@@ -23,7 +24,7 @@ MODEL_SCRIPT=${MODEL_SCRIPT:-$SLIME_DIR/scripts/models/qwen3-8B.sh} # MODEL_ARGS
 STUDENT=${STUDENT:-/root/Qwen3-8B}                     # Hugging Face checkpoint
 STUDENT_LOAD=${STUDENT_LOAD:-$STUDENT}                 # where Megatron's weights come from
 CHAT_TEMPLATE_KWARGS=${CHAT_TEMPLATE_KWARGS:-'{"enable_thinking": false}'} # of the student's chat template
-TEACHER=${TEACHER:-sglang} # sglang: a server; megatron: in the training processes; self: the student's own engines
+TEACHER=${TEACHER:-sglang} # sglang: a server; self: the student's engines; megatron: in training; none: reward alone
 TEACHER_MODEL=${TEACHER_MODEL:-/root/Qwen3-32B}        # Hugging Face checkpoint with the student's tokenizer
 TEACHER_LOAD=${TEACHER_LOAD:-$TEACHER_MODEL}           # the same for Megatron, where it is the teacher
 TEACHER_URL=${TEACHER_URL:-}                           # an SGLang server that is up, http://HOST:PORT: none is started
@@ -79,11 +80,11 @@ check() { # PATTERN, WHAT IT IS, NAME..
 check '|[1-9][0-9]*' 'a positive whole number' HORIZON ETA TEACHER_PORT TEACHER_START_S CONCURRENCY ACTOR_NODES \
   ACTOR_GPUS TENSOR_PARALLEL PIPELINE_PARALLEL CONTEXT_PARALLEL ROLLOUT_GPUS ENGINE_GPUS NODE_GPUS NUM_ROLLOUT BATCH \
   SAMPLES_PER_TASK MAX_TURN_LEN MAX_CONTEXT_LEN EVAL_INTERVAL SAVE_INTERVAL
-check '[0-9]*\.?[0-9]+(e-?[0-9]+)?' 'a number' LR EVAL_TEMPERATURE
+check '[0-9]*\.?[0-9]+(e-?[0-9]+)?' 'a number' LR EVAL_TEMPERATURE ${REWARD_COEF:+REWARD_COEF}
 check '[0-9]+(,[0-9]+)*' 'numbers like 6,7' TEACHER_GPUS
 check '0|1' '0 or 1' COLOCATE FP32_HEADS SAVE_HF DRY_RUN
 check 'opd|f2b|b2f|reopd' 'opd, f2b, b2f or reopd' VARIANT
-check 'sglang|megatron|self' 'sglang, megatron or self' TEACHER
+check 'sglang|self|megatron|none' 'sglang, self, megatron or none' TEACHER
 check 'sync|async|fully_async' 'sync, async or fully_async' MODE
 check 'last|all' 'last or all' KEEP_CHECKPOINTS
 for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_LOAD TEACHER_MODEL TEACHER_LOAD \
@@ -91,7 +92,8 @@ for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_L
   printf -v "$name" %s "$(realpath -m "${!name}")" # Ray's workers have other working directories
 done
 : "${TENSOR_PARALLEL:=$((ACTOR_GPUS / (PIPELINE_PARALLEL * CONTEXT_PARALLEL)))}"
-: "${ROLLOUT_GPUS:=$((COLOCATE ? ACTOR_NODES * ACTOR_GPUS : $([[ $TEACHER == self ]] && echo 4 || echo 2)))}"
+if [[ -z $ROLLOUT_GPUS && $TEACHER =~ none|self && $COLOCATE == 0 ]]; then ROLLOUT_GPUS=4; fi # no teacher's server
+: "${ROLLOUT_GPUS:=$((COLOCATE ? ACTOR_NODES * ACTOR_GPUS : 2))}"
 : "${CONCURRENCY:=$(((BATCH * ENGINE_GPUS + ROLLOUT_GPUS - 1) / ROLLOUT_GPUS))}"
 
 # This folder is a Python package: examples.NAME in slime's examples/, NAME anywhere else.
@@ -137,7 +139,8 @@ FLAGS=(
   --global-batch-size $((BATCH * SAMPLES_PER_TASK)) --balance-data
   --rollout-max-response-len "$MAX_TURN_LEN" --rollout-max-context-len "$MAX_CONTEXT_LEN" --rollout-temperature 1
   # the loss; the learning rate is constant, and the override lets a resumed run have another one, or more rollouts
-  --use-opd --opd-type "${TEACHER/self/sglang}" --opd-kl-coef 1.0 --advantage-estimator grpo --entropy-coef 0.0
+  $([[ $TEACHER == none ]] || echo "--use-opd --opd-type ${TEACHER/self/sglang} --opd-kl-coef 1.0")
+  --advantage-estimator grpo --entropy-coef 0.0
   --optimizer adam --lr "$LR" --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
   --tensor-model-parallel-size "$TENSOR_PARALLEL" --sequence-parallel
   --pipeline-model-parallel-size "$PIPELINE_PARALLEL" --context-parallel-size "$CONTEXT_PARALLEL"
@@ -157,9 +160,10 @@ FLAGS=(
 # Megatron retains multiples, and slime's checkpoints are SAVE_INTERVAL - 1, 2 x SAVE_INTERVAL - 1 ..: only the last.
 if [[ $KEEP_CHECKPOINTS == last ]]; then FLAGS+=(--save-retain-interval "$SAVE_INTERVAL"); fi
 if [[ $SAVE_HF == 1 ]]; then FLAGS+=(--save-hf "$RUN_DIR/hf/{rollout_id}"); fi
-if [[ $TEACHER == sglang ]]; then FLAGS+=(--rm-url "$TEACHER_ADDRESS/generate"); fi
-if [[ $TEACHER == self ]]; then FLAGS+=(--rm-url self --sglang-chunked-prefill-size 4096); fi
-if [[ $TEACHER == megatron ]]; then FLAGS+=(--opd-teacher-load "$TEACHER_LOAD"); fi
+case $TEACHER in
+  sglang) FLAGS+=(--rm-url "$TEACHER_ADDRESS/generate") ;; megatron) FLAGS+=(--opd-teacher-load "$TEACHER_LOAD") ;;
+  self) FLAGS+=(--rm-url self --sglang-chunked-prefill-size 4096) ;;
+esac
 if [[ $MODE == fully_async ]]; then FLAGS+=(--sglang-server-concurrency "$CONCURRENCY"); fi
 # The weights have moved since a token was sampled: slime weighs its loss by how much likelier it is now, at most 2.
 if [[ $MODE != sync ]]; then PROGRAM=train_async.py FLAGS+=(--use-tis); fi

@@ -32,6 +32,9 @@ VALUES = [
     ("tcod_admissible", [False, "always"], "'turn' or 'never'"),
     ("tcod_env_workers", [0], "greater than or equal to 1"),
     ("tcod_max_staleness", [-1], "greater than or equal to 0"),
+    ("tcod_reward_coef", [-0.5], "greater than or equal to 0"),
+    ("tcod_reward_coef", [float("inf")], "a finite number"),
+    ("tcod_reward", ["success"], "'won' or 'grade'"),
     ("tcod_window", [0], "greater than or equal to 1"),
     ("tcod_env_timeout_s", ["8", True], "a valid number"),
     ("tcod_teacher_timeout_s", [float("nan"), float("inf")], "a finite number"),
@@ -90,6 +93,7 @@ FULLY_ASYNC = {"rollout_function_path": "examples.tcod.any.generate_rollout_full
 MEGATRON = {"opd_type": "megatron", "offload_train": True}
 REDUCER = "custom_pg_loss_reducer_function_path"
 TURN = {REDUCER: "examples.tcod.training.turn_mean.turn_mean"}
+REWARD = {"tcod_reward_coef": 1.0, "n_samples_per_prompt": 2, "use_opd": False, "opd_type": None}
 # A change of working arguments (None: left out), and words of the sentence.
 WRONG = [
     ({"tcod_etta": 3}, "unknown setting tcod_etta in "),
@@ -112,8 +116,15 @@ WRONG = [
     ({"rm_url": "self", "tcod_teacher_sees": ["demo"], "tcod_note_len": 6000}, "raise --sglang-context-length"),
     ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
     ({"tcod_env_args": {"seed": 1}}, "tcod_env_args {'seed': 1} do not fit Corridor.__init__"),
+    ({"use_opd": False}, "--use-opd is missing (TEACHER=none) and tcod_reward_coef (REWARD_COEF) 0"),
+    ({**REWARD, "n_samples_per_prompt": 1}, "set --n-samples-per-prompt (SAMPLES_PER_TASK) to 2 or more"),
+    ({**REWARD, "tcod_variant": "reopd"}, "reopd starts each at another turn: choose another tcod_variant"),
+    ({**REWARD, "advantage_estimator": "ppo"}, "--advantage-estimator ppo does not take tcod_reward_coef's rewards"),
+    ({**REWARD, "opd_type": "sglang"}, "--opd-type sglang names a teacher that nothing asks without --use-opd"),
+    ({**REWARD, "tcod_eval_kl": True}, "tcod_eval_kl measures a KL to the teacher"),
+    ({**REWARD, "normalize_advantages": True}, "--normalize-advantages"),
+    ({"tcod_reward": "grade"}, "tcod_reward grade is not trained on with tcod_reward_coef (REWARD_COEF) 0"),
     ({"tcod_env_args": {"api_key": "k1"}}, "tcod_env_args {'api_key': 'SECRET'} do not fit Corridor.__init__"),
-    ({"use_opd": False}, "--use-opd is missing"),
     ({"opd_kl_coef": 0.0}, "--opd-kl-coef 0 must be above 0"),
     ({"opd_kl_coef": -1.0}, "--opd-kl-coef -1 must be above 0"),
     ({"rollout_max_context_len": None}, "--rollout-max-context-len is missing"),

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ class Corridor(Environment):
     @staticmethod
     def render(observation: Observation, first: bool, admissible: bool) -> str:
         return observation.text + (f" Actions: {', '.join(observation.admissible)}" if admissible else "")
+
+
+class GradedCorridor(Corridor):
+    """The grade is how far the door is reached, and may fall again."""
+
+    def step(self, action: str) -> Observation:
+        return replace(super().step(action), reward=self.at / self.goal)
 
 
 class SlowCorridor(Corridor):

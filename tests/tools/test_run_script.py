@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -30,6 +31,7 @@ MODES = {
     "colocated": ({"COLOCATE": "1"}, "train.py", "generate_rollout", 4, [4, 5, 6, 7]),
     "megatron": ({"TEACHER": "megatron"}, "train.py", "generate_rollout", 8, []),
     "self": ({"TEACHER": "self"}, "train.py", "generate_rollout", 8, []),
+    "none": ({"TEACHER": "none", "REWARD_COEF": "0.5"}, "train.py", "generate_rollout", 8, []),
 }
 
 
@@ -49,14 +51,16 @@ def test_every_mode_has_its_program_flags_and_gpus(place, mode):
     assert ("--colocate" in flags) == (mode in ("colocated", "megatron"))
     assert ("--eval-interval" in eval_flags(s)) == (mode != "fully_async")
     assert "--offload-train" not in flags and "--use-fault-tolerance" in flags
-    opd_type = s.teacher.replace("self", "sglang")
-    assert (s.local_gpus, s.teacher_gpus, value(flags, "--opd-type")) == (gpus, teacher_gpus, opd_type)
+    assert (s.local_gpus, s.teacher_gpus) == (gpus, teacher_gpus)
+    assert ["--use-opd" in flags, *re.findall(r"--opd-type (\w+)", " ".join(flags))] == (
+        [False] if mode == "none" else [True, s.teacher.replace("self", "sglang")]
+    )
     if teacher_gpus:
         assert value(asked.teacher, "--tp") == str(len(teacher_gpus))
         assert value(flags, "--rm-url") == f"http://127.0.0.1:{s.teacher_port}/generate"
     else:
-        flag, given = ("--rm-url", "self") if mode == "self" else ("--opd-teacher-load", f"{folder}/teacher")
-        assert asked.teacher == [] and value(flags, flag) == given
+        assert asked.teacher == [] and ("--rm-url" in flags) == (mode == "self")
+        assert mode in ("none", "self") or value(flags, "--opd-teacher-load") == f"{folder}/teacher"
 
 
 @pytest.mark.parametrize("batch, gpus, engine, tasks", [(16, 2, 1, 8), (16, 6, 2, 6), (8, 64, 8, 1)])
@@ -158,6 +162,8 @@ def test_a_dry_run_needs_neither_gpus_nor_checkpoints_and_prints_no_secret(place
         ({"VARIANT": "f2bb"}, "VARIANT must be opd, f2b, b2f or reopd, not f2bb"),
         ({"HORIZON": "09"}, "HORIZON must be a positive whole number, not 09"),
         ({"EVAL_TEMPERATURE": "x"}, "EVAL_TEMPERATURE must be a number, not x"),
+        ({"REWARD_COEF": "-1"}, "REWARD_COEF must be a number, not -1"),
+        ({"TEACHER": "some"}, "TEACHER must be sglang, megatron or none, not some"),
         ({"COLOCATE": "yes"}, "COLOCATE must be 0 or 1, not yes"),
         ({"TEACHER_GPUS": "6-7"}, "TEACHER_GPUS must be numbers like 6,7, not 6-7"),
         ({"MODEL_SCRIPT": "/nowhere"}, "no file /nowhere: set SLIME_DIR to slime's checkout, or MODEL_SCRIPT"),
@@ -176,10 +182,8 @@ def test_the_script_refuses_what_it_cannot_compute_with(place, change, sentence)
         ("ENGINE_GPUS=4", "ENGINE_GPUS 4 must divide 2 ROLLOUT_GPUS"),
         ("COLOCATE=1", "COLOCATE=1 has the engines on the 4 GPUs that train: unset ROLLOUT_GPUS"),
         ("TEACHER=megatron", "TEACHER=megatron needs COLOCATE=1"),
-        (
-            "TEACHER=megatron COLOCATE=1 ROLLOUT_GPUS=4 TEACHER_URL=http://a:1",
-            "asks no other server: unset TEACHER_URL",
-        ),
+        ("TEACHER=megatron COLOCATE=1 ROLLOUT_GPUS=4 TEACHER_URL=http://a:1", "no other server: unset TEACHER_URL"),
+        ("TEACHER=none TEACHER_URL=http://a:1", "TEACHER=none asks no other server: unset TEACHER_URL"),
         ("TEACHER_URL=http://a:1/generate", "must be http://HOST:PORT, an IPv6 address in brackets, not http://a:1/g"),
         ("TEACHER_URL=http://me:word@fd00::1:8000", "in brackets, not http://SECRET@fd00::1:8000"),
         ("TEACHER_GPUS=5,6", "GPU 5 of TEACHER_GPUS is taken: training and the student's engines have 0 to 5"),
@@ -198,6 +202,25 @@ def test_settings_that_contradict_themselves_are_refused(settings, change, sente
     assert sentence in str(error.value)
     with pytest.raises(ConfigError, match="EVAL_SETS has the name a, which is taken: choose another one"):
         settings(EVAL_SETS="a=a.jsonl a=b.jsonl")
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ("TEACHER=none", "--use-opd is missing (TEACHER=none) and tcod_reward_coef (REWARD_COEF) 0, so there is no"),
+        (
+            "REWARD_COEF=1",
+            "(REWARD_COEF) 1 compares episodes of a task: set --n-samples-per-prompt (SAMPLES_PER_TASK)",
+        ),
+        ("REWARD_COEF=1 SAMPLES_PER_TASK=4 VARIANT=reopd", "and reopd starts each at another turn: choose another"),
+    ],
+)
+def test_a_reward_that_cannot_work_is_refused(settings, change, sentence):
+    variables = dict(pair.split("=") for pair in change.split())
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        read_recipe(settings(**variables), variables)
+    working = {"TEACHER": "none", "REWARD_COEF": "0.5", "SAMPLES_PER_TASK": "2"}
+    assert read_recipe(settings(**working), working)["tcod_reward_coef"] == 0.5
 
 
 @pytest.mark.parametrize("flag, variable", [("--colocate", "COLOCATE"), ("--load=/x", "RUN_DIR")])

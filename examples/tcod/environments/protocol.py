@@ -43,7 +43,7 @@ class Observation:
     refused: Flag = False
     """The engine did not execute the last action, because it knows no such action or the action is impossible."""
     reward: float | None = None
-    """A grade of the episode so far, for the metrics alone."""
+    """A grade of the episode so far, for the metrics, and with tcod_reward: grade for training."""
 
 
 @dataclass(frozen=True)

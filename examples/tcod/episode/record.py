@@ -66,7 +66,7 @@ class EpisodeRecord:
     """The environment's answer to the last action."""
     won: bool = False
     reward: float | None = None
-    """The environment's own grade of the episode, where it gives one."""
+    """The environment's own grade of the episode at its end, where it gives one."""
     context_limited: bool = False
     """The context had no room for a further turn."""
     untempered: bool = False
@@ -78,6 +78,8 @@ class EpisodeRecord:
     """Why the episode cannot be used, see docs/FAULTS.md."""
     detail: str = ""
     """The failure in the words of what failed, at most 500 characters."""
+    no_signal: bool = False
+    """It was not trained on: without a teacher, a group of equal rewards teaches nothing."""
     unscored: str | None = None
     """Why an evaluation episode has no teacher log-probs although tcod_eval_kl asks for them."""
 

@@ -93,7 +93,7 @@ def _episodes(records: Sequence[EpisodeRecord]) -> Metrics:
 
 
 def _kl(episodes: Sequence[Episode]) -> Metrics:
-    """Nothing without the teacher's log-probs (--opd-type megatron, or an evaluation without tcod_eval_kl)."""
+    """Nothing without the log-probs of a teacher's server (there is none, or an evaluation without tcod_eval_kl)."""
     scored = [episode for episode in episodes if episode.is_scored]
     if not scored:
         return {}
@@ -142,6 +142,8 @@ def _failures(samples: Iterable[Any]) -> Metrics:
         counts["aborted"] += sample.status.value == "aborted"
         if record.failure:
             counts.update(["failed", f"failed/{record.failure}"])
+        if record.no_signal:
+            counts["no_signal"] += 1
         if record.unscored:
             counts[f"unscored/{record.unscored}"] += 1
     return dict(counts)

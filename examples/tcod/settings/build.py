@@ -16,6 +16,7 @@ from ..environments.protocol import load_environment
 from ..episode.history import AppendHistory, History, TurnHistory
 from ..episode.loop import EpisodePlayer
 from ..episode.note import NoteWriter
+from ..episode.record import Note, TokenSequence
 from ..model.chat_tokens import ChatTokens, load_chat
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
@@ -50,6 +51,13 @@ class Players:
     run: Run
     player: EpisodePlayer
     teacher: TeacherClient | None
+
+    async def score(
+        self, sequence: TokenSequence, note: Note | None, session: str, *check_wanted: Callable[[], None]
+    ) -> list[float]:
+        """What TeacherClient.score returns of a sequence behind its prompt, where it is shown this note."""
+        tokens, behind = self.run.notes.tokens(sequence, note), len(sequence.tokens) - len(sequence.prompt)
+        return await self.teacher.score(tokens, len(tokens) - behind, session, *check_wanted)
 
 
 _run: Run | None = None

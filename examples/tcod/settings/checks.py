@@ -5,7 +5,7 @@ slime has no hook before the first rollout, so they are made there, and by the r
 
 import inspect
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,7 @@ HOOKS = {
     "custom_reward_post_process_path": "tcod_rollout.post_process_rewards",
     "dynamic_sampling_filter_path": "tcod_rollout.drop_failed",
 }
-NEEDED = {
-    "use_opd": "without it slime trains on the zero rewards alone, so set it",
-    "rollout_max_context_len": "set the largest length of a sequence in tokens",
-}
+NEEDED = {"rollout_max_context_len": "set the largest length of a sequence in tokens"}
 FORBIDDEN = {
     "normalize_advantages": "would whiten the KL away",
     "partial_rollout": "cannot continue a multi-turn episode",
@@ -82,6 +79,27 @@ def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) ->
     check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon)
 
 
+def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int) -> Iterator[str]:
+    """A sentence for each setting with which there would be no signal, or one that compares unlike episodes.
+
+    Args:
+        settings: the tcod_* settings, as far as they are given.
+        samples: episodes of a task in a batch.
+    """
+    coef = settings.get("tcod_reward_coef")
+    name = f"tcod_reward_coef (REWARD_COEF) {coef or 0}"
+    if not (has_teacher or coef):
+        yield f"--use-opd is missing (TEACHER=none) and {name}, so there is no signal: set one of the two"
+    if coef and samples < 2:
+        yield f"{name} compares episodes of a task: set --n-samples-per-prompt (SAMPLES_PER_TASK) to 2 or more"
+    if coef and settings.get("tcod_variant") == "reopd":
+        yield f"{name} compares episodes of a task, and reopd starts each at another turn: choose another tcod_variant"
+    if settings.get("tcod_reward") == "grade" and not coef:
+        yield f"tcod_reward grade is not trained on with {name}: set that above 0, or remove tcod_reward"
+    if settings.get("tcod_eval_kl") and not has_teacher:
+        yield "tcod_eval_kl measures a KL to the teacher, and without --use-opd (TEACHER=none) is none: remove it"
+
+
 def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
     """A sentence for each flag that is missing, must be left out, or contradicts another."""
     hooks, needed = dict(HOOKS), dict(NEEDED)
@@ -104,11 +122,11 @@ def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
 
 
 def check_note(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
-    """Why what the teacher is shown does not fit TEACHER ("sglang", "megatron", "self") and MODE of the script."""
-    if config.tcod_teacher_sees and teacher == "megatron":
+    """Why what the teacher is shown does not fit TEACHER and MODE of the script."""
+    if config.tcod_teacher_sees and teacher not in ("sglang", SELF):
         yield (
-            "tcod_teacher_sees needs a teacher on SGLang: the one in Megatron (--opd-type megatron) scores the "
-            "student's own sequences; remove it, or set TEACHER=sglang"
+            "tcod_teacher_sees needs a teacher on SGLang, since one in Megatron scores the student's own sequences: "
+            "remove it, or set TEACHER=sglang (--opd-type sglang)"
         )
     if teacher == SELF and mode != "sync":
         yield (
@@ -164,8 +182,13 @@ def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
     teacher = SELF if args.opd_type == "sglang" and args.rm_url == SELF else args.opd_type
     is_sync = not args.rollout_function_path.endswith(".generate_rollout_fully_async")
     yield from check_note(config, teacher, "sync" if is_sync else "fully_async")
-    if not args.opd_kl_coef > 0:
-        yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: the KL is the only signal"
+    yield from reward_refusals(config.model_dump(), args.use_opd, args.n_samples_per_prompt)
+    if args.use_opd and not args.opd_kl_coef > 0:
+        yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: to train on the reward alone, remove --use-opd"
+    if args.opd_type and not args.use_opd:
+        yield f"--opd-type {args.opd_type} names a teacher that nothing asks without --use-opd: remove it"
+    if config.tcod_reward_coef and args.advantage_estimator not in ("grpo", "gspo", "cispo"):
+        yield f"--advantage-estimator {args.advantage_estimator} does not take tcod_reward_coef's rewards: use grpo"
     if args.rollout_max_response_len >= args.rollout_max_context_len:
         yield (
             f"--rollout-max-response-len {args.rollout_max_response_len} bounds one turn and must be below "

@@ -57,6 +57,10 @@ class TcodConfig(BaseModel):
     tcod_thoughts: Literal["none", "keep"] = "none"
     """Whether the student thinks before it acts. "none": the chat template closes the thought; "keep": thoughts are
     sampled and trained, and stay in the history (append), or as far as the template shows them (turns)."""
+    tcod_reward_coef: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """How much of an episode's reward, normalised within its group, is trained on beside the KL."""
+    tcod_reward: Literal["won", "grade"] = "won"
+    """The reward: 1 if the task was solved and else 0, or the environment's own grade at the end."""
     tcod_admissible: Literal["turn", "never"] = "turn"
     """List the admissible actions in each user turn, or never."""
     tcod_env_workers: int = Field(16, ge=1)
@@ -81,7 +85,8 @@ class TcodConfig(BaseModel):
     tcod_save_plain_scores: bool = False
     """Score saved episodes without their note, too: the page of episodes shows what the note changed."""
     tcod_max_replacements: int = Field(4, ge=1)
-    """Stop the run when failed groups were replaced more than this many whole batches within one rollout."""
+    """Stop the run when failed groups, or those without a signal, were replaced more than this many whole batches
+    within one rollout."""
     tcod_max_staleness: int = Field(2, ge=0)
     """Fully asynchronous mode: how many rollouts old an episode may be; a rollout waits for the oldest."""
     tcod_eval_kl: bool = False

@@ -17,11 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import ConfigError
+from ..settings.checks import reward_refusals
 from ..settings.config import TcodConfig, read_yaml
 from ..settings.secrets import without_secrets
 
 # Variables that win over CONFIG: NAME over its tcod_name. A further one is a word here and a line in the script.
-RECIPE = "VARIANT HORIZON ETA TEACHER_SEES".split()
+RECIPE = "VARIANT HORIZON ETA REWARD_COEF TEACHER_SEES".split()
 PATHS = "config run_dir slime_dir megatron_dir student student_load teacher_model teacher_load data_dir".split()
 NUMBERS = (
     "teacher_port teacher_start_s colocate actor_nodes actor_gpus tensor_parallel pipeline_parallel context_parallel "
@@ -37,7 +38,7 @@ OWN_FLAGS = dict(
         "--rollout-num-gpus=ROLLOUT_GPUS --rollout-num-gpus-per-engine=ENGINE_GPUS --num-gpus-per-node=NODE_GPUS "
         "--tensor-model-parallel-size=TENSOR_PARALLEL --pipeline-model-parallel-size=PIPELINE_PARALLEL --save=RUN_DIR "
         "--context-parallel-size=CONTEXT_PARALLEL --prompt-data=DATA_DIR --eval-prompt-data=EVAL_SETS "
-        "--apply-chat-template-kwargs=CHAT_TEMPLATE_KWARGS --custom-config-path=CONFIG"
+        "--apply-chat-template-kwargs=CHAT_TEMPLATE_KWARGS --custom-config-path=CONFIG --use-opd=TEACHER"
     ).split()
 )
 TAKEN_NAMES = ("train", "step", "tcod", "eval_s")  # metrics or files under these names are not an evaluation's
@@ -95,6 +96,8 @@ def read_recipe(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
             recipe[f"tcod_{name.lower()}"] = value
     if float(s.eval_temperature) == 1 and s.teacher == "sglang":
         recipe["tcod_eval_kl"] = True
+    if sentence := next(reward_refusals(recipe, s.teacher != "none", s.samples_per_task), None):
+        raise ConfigError(sentence)
     return recipe
 
 
