@@ -160,10 +160,9 @@ FLAGS=(
 # Megatron retains multiples, and slime's checkpoints are SAVE_INTERVAL - 1, 2 x SAVE_INTERVAL - 1 ..: only the last.
 if [[ $KEEP_CHECKPOINTS == last ]]; then FLAGS+=(--save-retain-interval "$SAVE_INTERVAL"); fi
 if [[ $SAVE_HF == 1 ]]; then FLAGS+=(--save-hf "$RUN_DIR/hf/{rollout_id}"); fi
-case $TEACHER in
-  sglang) FLAGS+=(--rm-url "$TEACHER_ADDRESS/generate") ;; megatron) FLAGS+=(--opd-teacher-load "$TEACHER_LOAD") ;;
-  self) FLAGS+=(--rm-url self --sglang-chunked-prefill-size 4096) ;;
-esac
+if [[ $TEACHER == sglang ]]; then FLAGS+=(--rm-url "$TEACHER_ADDRESS/generate"); fi
+if [[ $TEACHER == self ]]; then FLAGS+=(--rm-url self --sglang-chunked-prefill-size 4096); fi
+if [[ $TEACHER == megatron ]]; then FLAGS+=(--opd-teacher-load "$TEACHER_LOAD"); fi
 if [[ $MODE == fully_async ]]; then FLAGS+=(--sglang-server-concurrency "$CONCURRENCY"); fi
 # The weights have moved since a token was sampled: slime weighs its loss by how much likelier it is now, at most 2.
 if [[ $MODE != sync ]]; then PROGRAM=train_async.py FLAGS+=(--use-tis); fi
