@@ -13,7 +13,7 @@ from pathlib import Path
 
 import requests
 
-from examples.tcod.tools.processes import Process
+from examples.tcod.tools.launch.processes import Process
 from smoke import hooks
 
 __all__ = ["DEVICE", "HERE", "Process", "SGLangServer", "free_port", "wait_ready"]

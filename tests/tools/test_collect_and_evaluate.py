@@ -20,7 +20,7 @@ from examples.tcod.model import client
 from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.settings import build
 from examples.tcod.tools import collect_demos, evaluate, show_rollouts
-from examples.tcod.tools.journal import Journal
+from examples.tcod.tools.common.journal import Journal
 from tests.support.fake_sglang import FakeSGLang, generated, scored
 from tests.support.toys import LocalPool
 

@@ -19,7 +19,7 @@ from typing import Any
 from scipy.stats import binomtest, norm
 
 from ..episode.rows import task_key
-from .command import new_parser, table
+from .common.command import new_parser, table
 
 Episode = dict[str, Any]  # task, task_type, won, turns, context_limited
 Interval = tuple[float, float]

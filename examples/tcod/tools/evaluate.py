@@ -18,9 +18,9 @@ from .. import ConfigError
 from ..episode.record import Episode
 from ..episode.rows import Row
 from ..records.saved_episodes import transcript
-from .command import new_parser, one_sentence, result_file, table
+from .common.command import new_parser, one_sentence, result_file, table
+from .common.play import Player, add_options, play_missing, start
 from .compare_evals import summarise
-from .play import Player, add_options, play_missing, start
 
 
 def result_of(player: Player) -> dict[str, Any]:

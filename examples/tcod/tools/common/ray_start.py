@@ -4,8 +4,8 @@ import math
 import os
 import socket
 
-from .. import ConfigError, words
-from ..environments.pool import WORKER_CPUS
+from ... import ConfigError, words
+from ...environments.pool import WORKER_CPUS
 
 ANSWER_S = 10.0  # Ray itself would ask for minutes
 
