@@ -18,6 +18,7 @@ from typing import Any
 
 from scipy.stats import binomtest, norm
 
+from .. import words
 from ..episode.rows import task_key
 from .common.command import new_parser, table
 
@@ -131,7 +132,7 @@ def main() -> None:
         ours, theirs = (result["settings"] for result in results)
         about = [f"{name}: {of['model']} on {of['rows']}" for name, of in (("a", ours), ("b", theirs))]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"compare_evals.py: name two results of evaluate.py ({error!r})")
+        sys.exit(f"compare_evals.py: name two results of evaluate.py ({words(error)})")
     different = [name for name in ours if ours[name] != theirs.get(name, ours[name]) and name not in ("model", "rows")]
     for name in different:
         about.append(f"note: the two were played with different settings, {name} {ours[name]} and {theirs[name]}")
