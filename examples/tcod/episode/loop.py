@@ -1,7 +1,7 @@
 """The one episode loop of all arms and of evaluation.
 
-No slime and no settings in here: tcod_rollout.py makes slime's samples of the episodes, tools/common/play.py and programs of
-yours play them without slime.
+No slime and no settings in here: tcod_rollout.py makes slime's samples of the episodes, tools/common/play.py and
+programs of yours play them without slime.
 """
 
 import contextlib
