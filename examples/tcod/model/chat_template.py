@@ -21,6 +21,8 @@ THOUGHTS = tuple(
     (f"{a}{b}", f"{a}/{b}") for a, b in (("<", "think>"), ("[", "THINK]"), ("<", "seed:think>"), ("◁", "think▷"))
 )
 SWITCHES = ("enable_thinking", "thinking")  # Qwen3 and GLM; DeepSeek-V3.1
+# What a template may want beside a call, content and arguments: Qwen3 wants a text, DeepSeek-V3 none and JSON.
+CALL_FORMS = tuple(itertools.product(("", None), (dict, json.dumps)))
 
 
 def conversation(turns: int, form: str = PLAIN) -> list[str]:
@@ -47,6 +49,7 @@ class ChatTemplate:
 
     Attributes:
         thought: what opens and what closes a thought.
+        call_markers: the added tokens that it writes for a tool call.
         opened: the beginning of a thought at the end of after_user ("<think>\\n"), or "".
 
     Raises:
@@ -73,13 +76,17 @@ class ChatTemplate:
         self.thought = opening, closing = written_first[0]
         _, begun, rest = self.after_user.rpartition(opening)
         self.opened = begun + rest if begun and closing not in rest else ""
+        self.call_markers = self._call_markers(known)
 
-    def render(self, texts: list[str], **more: Any) -> str:
-        """The template's own rendering of [system, user, answer, user, ..., user], up to the next answer."""
-        system, user, *later = texts
+    def render(self, turns: list[Any], **more: Any) -> str:
+        """The template's own rendering of [system, user, answer, user, ..., user], up to the next answer.
+
+        An answer is a text, or what a template wants of one that calls tools: the message's other keys.
+        """
+        system, user, *later = turns
         first = [("system", system), ("user", user)] if self._has_system_role else [("user", f"{system}\n\n{user}")]
-        turns = itertools.chain(first, zip(itertools.cycle(("assistant", "user")), later, strict=False))
-        messages = [{"role": role, "content": text} for role, text in turns]
+        told = itertools.chain(first, zip(itertools.cycle(("assistant", "user")), later, strict=False))
+        messages = [{"role": role, **({"content": said} if isinstance(said, str) else said)} for role, said in told]
         kwargs = {**self._kwargs, **more}
         try:
             return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)
@@ -160,6 +167,20 @@ class ChatTemplate:
         with contextlib.suppress(ValueError):
             return texts[0] in self.render(texts)
         return False
+
+    def _call_markers(self, added: set[str]) -> frozenset[str]:
+        """Of the added tokens those that stand in an answer with two calls, or one, and in no other."""
+        tokens = self._tokenizer.tokenize
+        system, user, _, after = marks = conversation(2, "{}")
+        plain = set(tokens(self.render(marks)))
+        for count, (content, arguments) in itertools.product((2, 1), CALL_FORMS):
+            function = {"name": "PLACEHOLDERf", "arguments": arguments({"text": "x"})}
+            calls = [{"type": "function", "id": f"call{i:05}", "function": function} for i in range(count)]
+            with contextlib.suppress(ValueError):
+                written = self.render([system, user, {"content": content, "tool_calls": calls}, after])
+                if written.count(function["name"]) == count:
+                    return frozenset(added & (set(tokens(written)) - plain))
+        return frozenset()
 
     def _without_thought(self, text: str) -> str:
         opening, closing = self.thought

@@ -105,7 +105,8 @@ class ChatTokens:
         template.check_thoughts(thoughts == "keep")
         self._thinks = thoughts == "keep"
         self._data = _without_added_tokens(tokenizer.backend_tokenizer)
-        self._set_control_tokens()
+        eos_ids = {*eos_ids, tokenizer.eos_token_id} - {None}
+        self._set_control_tokens(eos_ids)
         self._set_turns(eos_ids)
         template.check_answers(history == "append")
         if history == "append":
@@ -120,16 +121,16 @@ class ChatTokens:
     def assistant(self, text: str) -> list[int]:
         """A response that was not sampled here (a replayed demonstration), with its end-of-turn token.
 
-        Where the vocabulary has <think> and </think>, they are these tokens, as they were when it was sampled. Where
-        the template opens a thought, a response without one has an empty thought.
+        The markers of thoughts and tool calls are tokens where the vocabulary has them, as they were when it was
+        sampled. Where the template opens a thought, a response without one has an empty thought.
         """
         (opening, closing), opened = self._template.thought, self._template.opened
         if opened:
             text = text if closing in text else f"{opened}\n{closing}\n\n{text}"
             # The template has begun the thought. A text may begin it otherwise: "<think>hm" for "<think>\nhm".
             text = text.removeprefix(opened).removeprefix(opening)
-        parts = re.split(f"({re.escape(opening)}|{re.escape(closing)})", text)
-        ids = ([self._thought_ids[part]] if part in self._thought_ids else self._text_ids(part) for part in parts)
+        parts = self._marker.split(text) if self._marker_ids else [text]
+        ids = ([self._marker_ids[part]] if part in self._marker_ids else self._text_ids(part) for part in parts)
         return [*_flat(ids), self.end_of_turn]
 
     def user(self, text: str) -> list[int]:
@@ -140,7 +141,7 @@ class ChatTokens:
         """[system, user, answer, user, ..., user] as the template renders it, up to where the next response begins.
 
         Token for token what tokenizer.apply_chat_template gives, except that names of control tokens stay characters;
-        in an answer those that open and close a thought are the template's to treat.
+        in an answer those of thoughts and tool calls are the template's to treat.
         """
         hidden = [self._hide_names(text, is_answer=i > 1 and i % 2 == 0) for i, text in enumerate(texts)]
         pieces = _MARK.split(self._template.render(hidden))
@@ -168,24 +169,26 @@ class ChatTokens:
     def spells(self, response_ids: list[int], turn_text: str) -> bool:
         """Whether ids from a file may stand for a recorded response: they say it, and name nothing but text.
 
-        As in text, an added token may only open or close a thought, or end the turn.
+        An added token may only mark a thought or a tool call, or end the turn.
         """
         if not response_ids or not all(0 <= i < self.vocab_size for i in response_ids):
             return False
         inner = response_ids[:-1] if response_ids[-1] in self.stop_ids else response_ids
         return not self._control_ids.intersection(inner) and self.turn_text(response_ids) == turn_text
 
-    def _set_control_tokens(self) -> None:
+    def _set_control_tokens(self, eos_ids: set[int]) -> None:
         added = self.tokenizer.added_tokens_decoder.items()
         # Special by its flag: many tokenizers name no end of turn. A token that text can spell ("!" as pad) is a word.
         self._special = {i for i, token in added if token.special and self._data_ids(token.content) != [i]}
         control = {token.content: i for i, token in added if token.content.strip()}
-        self._thought_ids = {name: control[name] for name in self._template.thought if name in control}
-        self._control_ids = {*control.values()} - {*self._thought_ids.values()}
+        markers = sorted({*self._template.thought, *self._template.call_markers} & {*control}, key=len, reverse=True)
+        self._marker_ids = {name: control[name] for name in markers if control[name] not in eos_ids}
+        self._marker = re.compile(f"({'|'.join(map(re.escape, self._marker_ids))})")
+        self._control_ids = {*control.values()} - {*self._marker_ids.values()}
         self._names = [*sorted(control, key=len, reverse=True), _HIDDEN[0]]
         self._name = re.compile("|".join(map(re.escape, self._names)))
 
-    def _set_turns(self, eos_ids: Iterable[int]) -> None:
+    def _set_turns(self, eos_ids: set[int]) -> None:
         before_next = self._template.before_next
         self.end_of_turn, *self._before_next = self._template_ids(before_next) or [-1]
         self._after_user = self._template_ids(self._template.after_user)
@@ -194,17 +197,16 @@ class ChatTokens:
                 f"the chat template ends an assistant turn with {before_next[:20]!r}, which is not a special token: "
                 "use a model or a chat template that ends turns with one"
             )
-        self.stop_ids = {self.end_of_turn, *eos_ids, self.tokenizer.eos_token_id} - {None}
-        self.stop_ids |= self._special & {self.tokenizer.pad_token_id}
+        self.stop_ids = {self.end_of_turn, *eos_ids, *self._special & {self.tokenizer.pad_token_id}}
         # A long conversation is encoded in parts, which are kept: as a whole it would hold up the event loop.
         self._part_ids = functools.lru_cache(4096)(self._template_ids)
         self._part = re.compile(f"(?={re.escape(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))})")
 
     def _hide_names(self, text: str, is_answer: bool) -> str:
-        """A text without names of control tokens, but in an answer with those of a thought."""
+        """A text without names of control tokens, but in an answer with those of thoughts and tool calls."""
 
         def hide(match: re.Match[str]) -> str:
-            stays = is_answer and match[0] in self._template.thought
+            stays = is_answer and match[0] in self._marker_ids
             return match[0] if stays else _HIDDEN.format(self._names.index(match[0]))
 
         return self._name.sub(hide, text)
