@@ -175,9 +175,10 @@ def test_a_journal_is_cut_at_its_torn_line_and_locked(tmp_path, monkeypatch):
     path.write_bytes(whole[:5])
     assert Journal(path, {"temperature": 1.0}).of(row) == []
     Journal(path, {"temperature": 0.5})  # nothing was played under the other one
-    for damaged in (whole.replace(b"{", b"x", 2), whole + b"{}\n", b"[]\n"):
+    no_task = whole + b"{}\n", "it has no 'task'"
+    for damaged, said in ((whole.replace(b"{", b"x", 2), "line 1 of "), no_task, (b"[]\n", "line 1 of ")):
         path.write_bytes(damaged)
-        with pytest.raises(ConfigError, match="is damaged .*: repair or remove it"):
+        with pytest.raises(ConfigError, match=f"is damaged .{said}.*: repair or remove it"):
             Journal(path, {"temperature": 1.0})
 
     def no_locks(*_):

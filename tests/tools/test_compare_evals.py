@@ -130,7 +130,9 @@ def test_results_on_different_games_are_compared_as_samples(tmp_path, monkeypatc
     row = compare_evals.compare(*(json.loads(path.read_text())["episodes"] for path in (b, a)))["all"]
     assert row["interval"] == pytest.approx((0.1705, 0.8090), abs=5e-5) and not row["paired"]
     assert compared(monkeypatch, capsys, a, b)[-1] == "no game in common: compared as independent samples"
-    for text in ("{}", '{"settings": {}, "episodes": []}', "{"):
+    for text, said in (("{}", "KeyError: 'episodes'"), ('{"settings": {}, "episodes": []}', ""), ("{", "JSONDecode")):
         b.write_text(text)
-        with pytest.raises(SystemExit, match="name two results of evaluate.py"):
+        with pytest.raises(SystemExit, match=f"name two results of evaluate.py .{said}"):
             compared(monkeypatch, capsys, a, b)
+    with pytest.raises(SystemExit, match="nowhere.json"):
+        compared(monkeypatch, capsys, a, tmp_path / "nowhere.json")

@@ -93,6 +93,7 @@ def test_of_lines_written_twice_the_last_counts_and_odd_ones_are_named(tmp_path,
     assert plot_runs.work_minutes(lines) == {"rollouts": 2.0, "training": 1.0, "evaluation": 1.5}
     left_out = [f"line {number} of {folder / 'metrics.jsonl'} is no line of metrics: " for number in (8, 9, 10, 11)]
     assert [message[: len(words)] for message, words in zip(caplog.messages, left_out, strict=True)] == left_out
+    assert all(message.endswith("; it is left out") for message in caplog.messages)
 
 
 def test_an_arm_looks_the_same_in_every_figure():

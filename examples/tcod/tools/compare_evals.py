@@ -17,6 +17,7 @@ from typing import Any
 
 from scipy.stats import binomtest, norm, t
 
+from .. import words
 from ..episode.rows import task_key
 from ..records.repeats import grouped, statistics_of
 from .command import new_parser, table
@@ -146,7 +147,7 @@ def main() -> None:
         ours, theirs = (result["settings"] for result in results)
         about = [f"{name}: {of['model']} on {of['rows']}" for name, of in (("a", ours), ("b", theirs))]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"compare_evals.py: name two results of evaluate.py ({error!r})")
+        sys.exit(f"compare_evals.py: name two results of evaluate.py ({words(error)})")
     different = [name for name in ours if ours[name] != theirs.get(name, ours[name]) and name not in ("model", "rows")]
     for name in different:
         about.append(f"note: the two were played with different settings, {name} {ours[name]} and {theirs[name]}")

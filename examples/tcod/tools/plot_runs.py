@@ -55,7 +55,8 @@ def read_run(folder: Path) -> list[Line]:
         if isinstance(kind, str) and isinstance(n, int):
             lines[kind, n] = line
         else:
-            logger.warning("line %d of %s is no line of metrics: its kind is %r and its n %r", number, path, kind, n)
+            about = f"its kind is {kind} and its n {n}"
+            logger.warning("line %d of %s is no line of metrics: %s; it is left out", number, path, about)
     return list(lines.values())
 
 
