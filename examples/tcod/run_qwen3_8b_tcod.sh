@@ -3,11 +3,11 @@
 #   VARIANT=f2b bash examples/tcod/run_qwen3_8b_tcod.sh
 #   DRY_RUN=1   bash examples/tcod/run_qwen3_8b_tcod.sh     # print the commands, start nothing
 # Everything below is set in the environment; arguments of the script are appended to train.py's. Running it again
-# continues from the last checkpoint in RUN_DIR. tools/launch.py checks settings, starts the commands, and ends them.
+# continues from the last checkpoint in RUN_DIR. tools/launch checks settings, starts the commands, and ends them.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 VARIANT_OF='import sys, yaml; print(yaml.safe_load(open(sys.argv[1])).get("tcod_variant", "f2b"))'
-set -a # the settings are exported: launch.py reads them
+set -a # the settings are exported: tools/launch reads them
 # What is trained. CONFIG has the environment and other tcod_* settings; the next variables win over what it says.
 CONFIG=${CONFIG:-$HERE/configs/alfworld.yaml}
 CONFIG_NAME=$(basename "$CONFIG" .yaml)
@@ -132,7 +132,7 @@ FLAGS=(
   --custom-generate-function-path "$HOOKS.generate" --dynamic-sampling-filter-path "$HOOKS.drop_failed"
   --custom-rollout-log-function-path "$HOOKS.log_rollout" --custom-eval-rollout-log-function-path "$HOOKS.log_eval"
   --custom-config-path "$RUN_DIR/tcod.yaml"
-  # rollouts; launch.py adds the evaluations
+  # rollouts; tools/launch adds the evaluations
   --prompt-data "$DATA_DIR/train.jsonl" --input-key prompt --label-key label
   --apply-chat-template-kwargs "$CHAT_TEMPLATE_KWARGS" --rollout-shuffle
   --num-rollout "$NUM_ROLLOUT" --rollout-batch-size "$BATCH" --n-samples-per-prompt "$SAMPLES_PER_TASK"
@@ -168,6 +168,6 @@ if [[ $MODE == fully_async ]]; then FLAGS+=(--sglang-server-concurrency "$CONCUR
 if [[ $MODE != sync ]]; then PROGRAM=train_async.py FLAGS+=(--use-tis); fi
 [[ -n $WANDB_PROJECT ]] || unset WANDB_PROJECT # to wandb, an empty one is one
 
-# -P: the current folder is not searched for modules. exec: signals reach launch.py.
+# -P: the current folder is not searched for modules. exec: signals reach it.
 exec python3 -P -m "$PACKAGE.tools.launch" "${TEACHER_COMMAND[@]}" -- \
   python3 "$SLIME_DIR/$PROGRAM" "${MODEL_ARGS[@]}" "${FLAGS[@]}" -- "$@"

@@ -8,7 +8,7 @@ import pytest
 
 from examples.tcod import ConfigError
 from examples.tcod.settings import build
-from examples.tcod.tools import preflight
+from examples.tcod.tools.launch import preflight
 from tests.support.fake_sglang import FakeSGLang, generated
 from tests.support.run_script import commands
 from tests.support.toys import LocalPool

@@ -14,7 +14,7 @@ from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import prepare_alfworld
-from examples.tcod.tools.prepare import Task, check_task
+from examples.tcod.tools.common.prepare import Task, check_task
 from examples.tcod.tools.prepare_alfworld import make_task, read_source, rebase
 from smoke.make_games import make_game
 from tests.support.toys import LocalPool

@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 from examples.tcod import ConfigError
-from examples.tcod.tools import launch, launch_folder, launch_settings
-from examples.tcod.tools.launch_settings import Settings, check_machine, check_settings, eval_flags, read_recipe
+from examples.tcod.tools.launch import __main__ as launcher
+from examples.tcod.tools.launch import folder
+from examples.tcod.tools.launch import settings as launch_settings
+from examples.tcod.tools.launch.settings import Settings, check_machine, check_settings, eval_flags, read_recipe
 from tests.support.fake_cluster import executable
 from tests.support.run_script import checkpoint, commands, dry_run, run, value
 
@@ -114,6 +116,11 @@ def test_another_environment_gets_nothing_of_alfworld(place):
     assert env["RUN_DIR"] == "/root/tcod_runs/scienceworld-qwen3-8b-f2b"
 
 
+@pytest.mark.parametrize("address", ["local", "localhost:6379", "10.0.0.1:6379"])
+def test_a_cluster_is_where_its_address_says(settings, address):
+    assert settings(RAY_ADDRESS=address).ray_address == ("" if address == "local" else address)
+
+
 def test_gpus_are_numbered_within_the_visible_ones(place, monkeypatch):
     """Some schedulers give UUIDs, which slime's int() does not take."""
     monkeypatch.setenv("PATH", place[1]["PATH"])
@@ -122,7 +129,7 @@ def test_gpus_are_numbered_within_the_visible_ones(place, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert launch_settings.visible_gpus() == gpus
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert launch.pick(["8", "9", "10"], [1, 2, 3]) == "9,10,3"
+    assert launcher.pick(["8", "9", "10"], [1, 2, 3]) == "9,10,3"
 
 
 def test_a_dry_run_prints_what_can_be_pasted_and_starts_nothing(place):
@@ -267,14 +274,14 @@ def test_a_run_dir_is_locked_where_that_can_be_done(tmp_path, monkeypatch, capsy
     (tmp_path / "file").write_text("")
     for run_dir in (tmp_path / "file", tmp_path / "file/below", Path("/proc/run")):
         with pytest.raises(ConfigError, match=f"RUN_DIR {run_dir} cannot be written .*: set another one"):
-            launch_folder.lock(run_dir)
+            folder.lock(run_dir)
     held = r"has a run that goes on \(process \d+ on .*\): wait"
-    with launch_folder.lock(tmp_path), pytest.raises(ConfigError, match=held):
-        launch_folder.lock(tmp_path)
+    with folder.lock(tmp_path), pytest.raises(ConfigError, match=held):
+        folder.lock(tmp_path)
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
         refuse = OSError(number, "no locks")
         monkeypatch.setattr(fcntl, "flock", lambda *_, refuse=refuse: (_ for _ in ()).throw(refuse))
-        launch_folder.lock(tmp_path).close()
+        folder.lock(tmp_path).close()
         assert "no locks" in capsys.readouterr().err
 
 
@@ -286,7 +293,7 @@ def resume(settings, tmp_path, monkeypatch):
     def begin(**changes):
         s = settings(**changes)
         try:
-            launch_folder.begin(s, read_recipe(s, {"VARIANT": "f2b", **changes}), "")
+            folder.begin(s, read_recipe(s, {"VARIANT": "f2b", **changes}), "")
         except ConfigError as error:
             return str(error)
 
@@ -307,6 +314,15 @@ def test_a_run_goes_on_with_other_ways_to_run_it(resume, tmp_path):
     assert resume(**moved) is None
     for name in ("tcod.yaml", "run.yaml", *(f"logs/{logs.name}" for logs in (tmp_path / "run/logs").iterdir())):
         assert (tmp_path / "run" / name).stat().st_mode & 0o077 == 0, name  # there may be a key in it
+
+
+def test_a_model_counts_by_its_files_wherever_they_lie(tmp_path):
+    """A checkpoint of Megatron has them in a folder of its own."""
+    (tmp_path / "iter_0000001").mkdir()
+    (tmp_path / "iter_0000001" / "__0_0.distcp").write_bytes(b"weights")
+    before = folder.digest(tmp_path, "TEACHER_MODEL")
+    (tmp_path / "iter_0000001" / "__0_0.distcp").write_bytes(b"others!")
+    assert folder.digest(tmp_path, "TEACHER_MODEL") != before
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ class EpisodeRecord:
     won: bool = False
     reward: float | None = None
     """The environment's own grade of the episode at its end, where it gives one."""
+    score: float | None = None
+    """The best grade on the way."""
     context_limited: bool = False
     """The context had no room for a further turn."""
     untempered: bool = False
@@ -87,6 +89,11 @@ class EpisodeRecord:
     def truncated(self) -> bool:
         """Whether a length limit ended the episode, rather than success or the plan."""
         return self.context_limited or (bool(self.turns) and self.turns[-1].cut and not self.won)
+
+    def note_grade(self, grade: float | None) -> None:
+        """The environment has graded the episode so far."""
+        if grade is not None:
+            self.score = grade if self.score is None else max(self.score, grade)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that Ray, JSON and torch.save take."""

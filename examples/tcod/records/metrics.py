@@ -12,6 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from ..episode.record import Episode, EpisodeRecord
+from ..episode.rows import task_key, task_of
+from .repeats import grouped, statistics_of
 
 Metrics = dict[str, float]
 
@@ -57,12 +59,26 @@ def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
         ours = [sample for sample in result["samples"] if "tcod" in (sample.metadata or {})]  # others have other hooks
         if not ours:
             continue
+        times: Counter[str] = Counter()
+        repeats = [_repeat(sample, times) for sample in sorted(ours, key=lambda sample: sample.index)]
+        repeats = [repeat for repeat in repeats if repeat]
         played = [Episode.of(sample) for sample in ours if not Episode.of(sample).record.failure]
         values = {"episodes": len(played), **_failures(ours)}
         if played:
-            values |= {**_episodes([episode.record for episode in played]), **_kl(played)}
+            values |= {**_episodes([episode.record for episode in played]), **_kl(played), **statistics_of(repeats)}
+            for label, group in grouped(repeats, "task_type").items():
+                values |= {f"{key}_by_type/{label}": value for key, value in statistics_of(group).items()}
         metrics |= {f"eval/tcod/{name}/{key}": value for key, value in values.items()}
     return metrics
+
+
+def _repeat(sample: Any, times: Counter[str]) -> dict[str, Any] | None:
+    """An evaluation's sample for repeats.py; None where it failed. `times` counts how often each task has come."""
+    record, task = Episode.of(sample).record, task_key(task_of(sample.metadata))
+    times[task] += 1
+    about = {"task": task, "repeat": times[task] - 1, "task_type": str(sample.label or "")}
+    played = {"won": record.won, "turns": len(record.turns), "score": record.score}
+    return None if record.failure else about | played
 
 
 def turn_kl(episode: Episode) -> dict[int, float]:

@@ -20,9 +20,9 @@ from typing import Any
 from ..episode.record import Episode
 from ..episode.rows import task_key
 from ..model.chat_tokens import ChatTokens
-from .command import at_least, new_parser, one_sentence, result_file, table
-from .journal import Entry
-from .play import Player, add_options, play_missing, start
+from .common.command import at_least, new_parser, one_sentence, result_file, table
+from .common.journal import Entry
+from .common.play import Player, add_options, play_missing, start
 
 
 def solution(episode: Episode, chat: ChatTokens) -> dict[str, Any]:

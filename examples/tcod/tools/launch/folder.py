@@ -15,9 +15,9 @@ from typing import IO, Any
 
 import yaml
 
-from .. import ConfigError
-from ..settings.config import TcodConfig
-from .launch_settings import Settings, require
+from ... import ConfigError
+from ...settings.config import TcodConfig
+from .settings import Settings, require
 
 MIB = 2**20
 
@@ -96,7 +96,8 @@ def identity(s: Settings, config: TcodConfig) -> dict[str, Any]:
 
 def digest(path: Path, variable: str) -> str:
     """Of a file, or of a model's files, of which sizes and ends are enough. Raises ConfigError if there is nothing."""
-    files = [path] if path.is_file() else sorted(path.glob("*.[js]*"))  # json, jinja, safetensors
+    files = [path] if path.is_file() else sorted(path.glob("*.[js]*"))  # json, jinja, safetensors; or Megatron's
+    files = files or sorted(file for file in path.rglob("*") if file.is_file())
     require(files, f"nothing there, {path}: set {variable.partition(' ')[0]}, or prepare it as README.md says")
     whole = hashlib.sha256()
     for file in files:

@@ -26,17 +26,17 @@ from typing import Any
 
 from tqdm.asyncio import tqdm
 
-from .. import ConfigError, Failure
-from ..environments.pool import EnvironmentPool
-from ..environments.protocol import Environment, Observation, load_environment
-from ..episode.demonstration import Demonstration
-from ..settings.build import new_pool
-from ..settings.checks import check_environment_class
-from ..settings.config import TcodConfig
+from ... import ConfigError, Failure
+from ...environments.pool import EnvironmentPool
+from ...environments.protocol import Environment, Observation, load_environment
+from ...episode.demonstration import Demonstration
+from ...settings.build import new_pool
+from ...settings.checks import check_environment_class
+from ...settings.config import TcodConfig
 from .command import at_least, new_parser, one_sentence, result_file, table
 from .ray_start import start_ray
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRAIN, HARD, LEFT_OUT = "train", "hard", "left_out.jsonl"
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .. import ConfigError
-from ..settings.checks import reward_refusals
-from ..settings.config import TcodConfig, read_yaml
-from ..settings.secrets import without_secrets
+from ... import ConfigError
+from ...settings.checks import reward_refusals
+from ...settings.config import TcodConfig, read_yaml
+from ...settings.secrets import without_secrets
 
 # Variables that win over CONFIG: NAME over its tcod_name. A further one is a word here and a line in the script.
 RECIPE = "VARIANT HORIZON ETA REWARD_COEF TEACHER_SEES".split()
@@ -55,7 +55,7 @@ class Settings(SimpleNamespace):
         s = cls(**{name.lower(): text for name, text in variables.items()})
         vars(s).update({name: int(vars(s)[name]) for name in NUMBERS})
         vars(s).update({name: Path(vars(s)[name]) for name in PATHS})
-        s.ray_address = s.ray_address.removeprefix("local")  # Ray's own word for one that starts here
+        s.ray_address = "" if s.ray_address == "local" else s.ray_address  # Ray's own word for one that starts here
         s.actors = s.actor_nodes * s.actor_gpus  # GPUs that train, on all nodes together
         s.train_gpus = s.actors if s.colocate else s.actors + s.rollout_gpus  # that train and play
         s.local_gpus = 0 if s.ray_address else s.train_gpus  # those of this machine, from the first on
