@@ -60,6 +60,7 @@ class AppendHistory(History):
 
     def begin(self, system: str | Rules, user: str) -> bool:
         self._spans: list[Span] = []
+        self._texts = [system, user]
         self._extend(Span("prompt", self.chat.prompt(system, user)))
         return self.room() >= 1
 
@@ -73,7 +74,7 @@ class AppendHistory(History):
 
     def respond(self, response: Response) -> None:
         self._extend(Span("sampled", response.ids, next(self._turns), response))
-        self.sequences = [TokenSequence(self._spans)]
+        self.sequences = [TokenSequence(self._spans, texts=self._texts)]
 
     def observe(self, turn: Turn) -> bool:
         ids = self.chat.user(turn)
@@ -103,7 +104,7 @@ class TurnHistory(History):
         self._texts: list[Any] = []  # [Rules, user, answer, Turn, ..]
 
     def begin(self, system: str | Rules, user: str) -> bool:
-        self._texts = [system, user]
+        self._texts, self._context_texts = [system, user], [system, user]
         self.context = self.chat.context(self._texts)
         return self.room() >= 1
 
@@ -118,14 +119,15 @@ class TurnHistory(History):
     def respond(self, response: Response) -> None:
         self._texts.append(self.chat.turn_text(response.ids))
         sampled = Span("sampled", response.ids, next(self._turns), response)
-        self.sequences.append(TokenSequence([Span("prompt", self.context), sampled]))
+        self.sequences.append(TokenSequence([Span("prompt", self.context), sampled], texts=self._context_texts))
 
     def observe(self, turn: Turn) -> bool:
-        context = self.chat.context(self._shown([*self._texts, turn]))
+        texts = self._shown([*self._texts, turn])
+        context = self.chat.context(texts)
         if self.max_context_len - len(context) < 1:
             return False
         self._texts.append(turn)
-        self.context = context
+        self.context, self._context_texts = context, texts
         return True
 
     def _shown(self, texts: list[Any]) -> list[Any]:

@@ -78,6 +78,7 @@ class ChatTokens:
         tools: whether answers may call tools, so that the template must write them.
 
     Attributes:
+        after_user: ids between a user's text and the answer to it.
         end_of_turn: id of the token that ends every assistant turn (<|im_end|> for Qwen3).
         vocabulary: a digest that two tokenizers share where the same ids are the same tokens.
         stop_ids: ids that end a sampled turn: end_of_turn, eos_ids, the tokenizer's eos, and its pad if it is special.
@@ -203,7 +204,7 @@ class ChatTokens:
     def _set_turns(self, eos_ids: set[int]) -> None:
         before_next, tool = self._template.before_next, self._template.tool
         self.end_of_turn = (self._template_ids(before_next) or [-1])[0]
-        self._after_user = self._template_ids(self._template.after_user)
+        self.after_user = self._template_ids(self._template.after_user)
         if self.end_of_turn not in self._special:
             raise ValueError(
                 f"the chat template ends an assistant turn with {before_next[:20]!r}, which is not a special token: "

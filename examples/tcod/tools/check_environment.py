@@ -24,9 +24,9 @@ from ..episode.text_side import TextSide
 from ..settings.build import new_pool, text_side_of
 from ..settings.checks import check_environment_class, check_training_rows
 from ..settings.config import TcodConfig
-from .command import at_least, new_parser, one_sentence
-from .prepare import play_demonstration
-from .ray_start import start_ray
+from .common.command import at_least, new_parser, one_sentence
+from .common.prepare import play_demonstration
+from .common.ray_start import start_ray
 
 NONSENSE = "no such action"
 # What the suggestion assumes.

@@ -19,25 +19,25 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from tqdm.asyncio import tqdm
 
-from .. import ConfigError, Failure
-from ..environments.pool import EnvironmentPool
-from ..environments.protocol import Observation
-from ..episode.demonstration import Demonstration
-from ..episode.text_side import TextSide
-from ..settings.build import new_pool, text_side_of
-from ..settings.checks import check_environment_class
-from ..settings.config import TcodConfig
+from ... import ConfigError, Failure
+from ...environments.pool import EnvironmentPool
+from ...environments.protocol import Observation
+from ...episode.demonstration import Demonstration
+from ...episode.text_side import TextSide
+from ...settings.build import new_pool, text_side_of
+from ...settings.checks import check_environment_class
+from ...settings.config import TcodConfig
 from .command import at_least, new_parser, one_sentence, result_file, table
 from .ray_start import start_ray
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRAIN, HARD, LEFT_OUT = "train", "hard", "left_out.jsonl"
 
 
@@ -101,11 +101,12 @@ async def play_demonstration(
             not won exactly by the last action; or what the engine does wrong.
     """
     demo.check(math.inf if cut else horizon)
-    observation = await engine.reset(side.task)
+    observation, answers = await engine.reset(side.task), []
     for turn, action in enumerate(demo.actions):
         demo.response(turn, observation, side)
         observation = await engine.step(action)
         side.turn(observation, first=False)
+        answers.append(observation.text)
         if cut and observation.won:
             demo = demo.first(turn + 1)
             break
@@ -114,7 +115,7 @@ async def play_demonstration(
     demo.check(horizon)
     if not (await engine.finish(observation)).won:
         raise Failure("demo_not_won", f"{len(demo.actions)} actions do not reach the goal")
-    return demo
+    return replace(demo, observations=tuple(answers))
 
 
 async def check_task(
