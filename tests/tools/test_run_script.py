@@ -32,6 +32,7 @@ MODES = {
     "fully_async": ({"MODE": "fully_async"}, "train_async.py", "generate_rollout_fully_async", 6, [6, 7]),
     "colocated": ({"COLOCATE": "1"}, "train.py", "generate_rollout", 4, [4, 5, 6, 7]),
     "megatron": ({"TEACHER": "megatron"}, "train.py", "generate_rollout", 8, []),
+    "self": ({"TEACHER": "self"}, "train.py", "generate_rollout", 8, []),
     "none": ({"TEACHER": "none", "REWARD_COEF": "0.5"}, "train.py", "generate_rollout", 8, []),
 }
 
@@ -54,14 +55,14 @@ def test_every_mode_has_its_program_flags_and_gpus(place, mode):
     assert "--offload-train" not in flags and "--use-fault-tolerance" in flags
     assert (s.local_gpus, s.teacher_gpus) == (gpus, teacher_gpus)
     assert ["--use-opd" in flags, *re.findall(r"--opd-type (\w+)", " ".join(flags))] == (
-        [False] if mode == "none" else [True, s.teacher]
+        [False] if mode == "none" else [True, s.teacher.replace("self", "sglang")]
     )
     if teacher_gpus:
         assert value(asked.teacher, "--tp") == str(len(teacher_gpus))
         assert value(flags, "--rm-url") == f"http://127.0.0.1:{s.teacher_port}/generate"
     else:
-        assert asked.teacher == [] and "--rm-url" not in flags
-        assert mode == "none" or value(flags, "--opd-teacher-load") == f"{folder}/teacher"
+        assert asked.teacher == [] and ("--rm-url" in flags) == (mode == "self")
+        assert mode in ("none", "self") or value(flags, "--opd-teacher-load") == f"{folder}/teacher"
 
 
 @pytest.mark.parametrize("batch, gpus, engine, tasks", [(16, 2, 1, 8), (16, 6, 2, 6), (8, 64, 8, 1)])
@@ -133,15 +134,17 @@ def test_gpus_are_numbered_within_the_visible_ones(place, monkeypatch):
 
 def test_a_dry_run_prints_what_can_be_pasted_and_starts_nothing(place):
     folder, env = place
-    env |= {"RUN_DIR": f"{folder}/it's a run", "HORIZON": "20"}
+    env |= {"RUN_DIR": f"{folder}/it's a run", "HORIZON": "20", "TEACHER_SEES": "demo hindsight"}
     lines, flags = dry_run(env, "--wandb-group", "$(touch x) 'and' more")
     assert not (folder / "it's a run").exists() and not list((folder / "seen").iterdir())
-    assert lines[-2].startswith("CUDA_VISIBLE_DEVICES=6,7 python3 -m sglang") and lines.pop(-2).endswith(" &")
+    assert lines[-2].startswith("CUDA_VISIBLE_DEVICES=6,7 python3 -m sglang")
+    assert lines.pop(-2).endswith(f" --context-length {27648 + 4096 + 7} &")  # an episode and the teacher's note
     assert lines[-1].startswith("RAY_ADDRESS=local CUDA_VISIBLE_DEVICES=0,1,2,3,4,5 python3 ")
     done = subprocess.run(["bash", "-euc", "\n".join(lines)], env={"PATH": env["PATH"]}, cwd=folder, timeout=60)
     seen = json.loads((folder / "seen/train.json").read_text())
     assert done.returncode == 0 and seen["command"][1:] == flags and seen["folder"] == f"{folder}/slime"
     settings = yaml.safe_load((folder / "alfworld.yaml").read_text()) | {"tcod_variant": "f2b", "tcod_horizon": 20}
+    settings |= {"tcod_teacher_sees": "demo hindsight"}
     assert yaml.safe_load((folder / "it's a run/tcod.yaml").read_text()) == settings
 
 
@@ -167,7 +170,7 @@ def test_a_dry_run_needs_neither_gpus_nor_checkpoints_and_prints_no_secret(place
         ({"HORIZON": "09"}, "HORIZON must be a positive whole number, not 09"),
         ({"EVAL_TEMPERATURE": "x"}, "EVAL_TEMPERATURE must be a number, not x"),
         ({"REWARD_COEF": "-1"}, "REWARD_COEF must be a number, not -1"),
-        ({"TEACHER": "some"}, "TEACHER must be sglang, megatron or none, not some"),
+        ({"TEACHER": "some"}, "TEACHER must be sglang, self, megatron or none, not some"),
         ({"COLOCATE": "yes"}, "COLOCATE must be 0 or 1, not yes"),
         ({"TEACHER_GPUS": "6-7"}, "TEACHER_GPUS must be numbers like 6,7, not 6-7"),
         ({"MODEL_SCRIPT": "/nowhere"}, "no file /nowhere: set SLIME_DIR to slime's checkout, or MODEL_SCRIPT"),
@@ -186,8 +189,8 @@ def test_the_script_refuses_what_it_cannot_compute_with(place, change, sentence)
         ("ENGINE_GPUS=4", "ENGINE_GPUS 4 must divide 2 ROLLOUT_GPUS"),
         ("COLOCATE=1", "COLOCATE=1 has the engines on the 4 GPUs that train: unset ROLLOUT_GPUS"),
         ("TEACHER=megatron", "TEACHER=megatron needs COLOCATE=1"),
-        ("TEACHER=megatron COLOCATE=1 ROLLOUT_GPUS=4 TEACHER_URL=http://a:1", "asks no server: unset TEACHER_URL"),
-        ("TEACHER=none TEACHER_URL=http://a:1", "TEACHER=none asks no server: unset TEACHER_URL"),
+        ("TEACHER=megatron COLOCATE=1 ROLLOUT_GPUS=4 TEACHER_URL=http://a:1", "no other server: unset TEACHER_URL"),
+        ("TEACHER=none TEACHER_URL=http://a:1", "TEACHER=none asks no other server: unset TEACHER_URL"),
         ("TEACHER_URL=http://a:1/generate", "must be http://HOST:PORT, an IPv6 address in brackets, not http://a:1/g"),
         ("TEACHER_URL=http://me:word@fd00::1:8000", "in brackets, not http://SECRET@fd00::1:8000"),
         ("TEACHER_GPUS=5,6", "GPU 5 of TEACHER_GPUS is taken: training and the student's engines have 0 to 5"),

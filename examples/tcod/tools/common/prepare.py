@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -101,10 +101,11 @@ async def play_demonstration(
             not won exactly by the last action; or what the engine does wrong.
     """
     demo.check(math.inf if cut else horizon)
-    observation = await engine.reset(task)
+    observation, answers = await engine.reset(task), []
     for turn, action in enumerate(demo.actions):
         demo.response(turn, observation, environment)
         observation = await engine.step(action)
+        answers.append(observation.text)
         if cut and observation.won:
             demo = demo.first(turn + 1)
             break
@@ -113,7 +114,7 @@ async def play_demonstration(
     demo.check(horizon)
     if not (await engine.finish(observation)).won:
         raise Failure("demo_not_won", f"{len(demo.actions)} actions do not reach the goal")
-    return demo
+    return replace(demo, observations=tuple(answers))
 
 
 async def check_task(

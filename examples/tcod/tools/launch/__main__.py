@@ -53,6 +53,7 @@ def launch(supervisor: Supervisor, teacher: list[str], train: list[str], extra: 
     launch_settings.check_settings(s, extra)
     recipe = launch_settings.read_recipe(s, os.environ)
     train = [*train, *launch_settings.eval_flags(s), *extra]
+    teacher = teacher and [*teacher, "--context-length", str(launch_settings.teacher_context(s, recipe))]
     os.environ.update(no_proxy(*output("hostname", "-I").split()))
     gpus = launch_settings.visible_gpus()
     for_teacher = {"CUDA_VISIBLE_DEVICES": pick(gpus, s.teacher_gpus)}

@@ -20,11 +20,11 @@ from ... import ConfigError
 from ...environments.protocol import Observation, ask, load_environment
 from ...episode.rows import Row, check_rows, read_rows, task_of
 from ...model.chat_tokens import ChatTokens
-from ...settings.build import history_of, student_chat
-from ...settings.checks import check_environment_class, check_training_rows
+from ...settings.build import history_of, new_notes, student_chat
+from ...settings.checks import check_environment_class, check_note, check_training_rows
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.secrets import text_without
-from ...settings.server_checks import check_teacher_scores
+from ...settings.server_checks import check_teacher_scores, with_note
 from ..check_environment import play_rows, spread
 from ..common.ray_start import start_ray
 from .ray_cluster import check_cluster
@@ -51,7 +51,7 @@ def main() -> None:
         if s.starts_teacher:
             wait_for_teacher(s)
         if s.teacher == "sglang":
-            check_teacher_scores(s.teacher_address, chat, s.max_context_len)
+            check_teacher_scores(s.teacher_address, chat, *with_note(s.max_context_len, "MAX_CONTEXT_LEN", config))
     except ConfigError as error:
         sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
 
@@ -67,6 +67,9 @@ def run_chat(s: Settings, config: TcodConfig) -> ChatTokens:
 def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: str) -> list[str]:
     """What can be known before a GPU is taken. Returns the addresses of the cluster's nodes. Raises ConfigError."""
     check_environment_class(config)
+    for sentence in check_note(config, s.teacher, s.mode):
+        raise ConfigError(sentence)
+    new_notes(config, chat)
     if s.teacher == "megatron":
         check_architecture(s.student, s.teacher_model)
     train = s.data_dir / "train.jsonl"
