@@ -23,9 +23,9 @@ from ..episode.rows import Row, place, read_rows
 from ..settings.build import new_pool
 from ..settings.checks import check_environment_class, check_training_rows
 from ..settings.config import TcodConfig
-from .command import at_least, new_parser, one_sentence
-from .prepare import play_demonstration
-from .ray_start import start_ray
+from .common.command import at_least, new_parser, one_sentence
+from .common.prepare import play_demonstration
+from .common.ray_start import start_ray
 
 NONSENSE = "no such action"
 # What the suggestion assumes.
