@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from .. import ConfigError
 from ..curriculum import Curriculum
+from .secrets import without_secrets
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Words = BeforeValidator(lambda value: value.split() if isinstance(value, str) else value)  # of the script's variable
@@ -161,7 +162,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_bytes(), _UniqueKeys) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        mark = getattr(error, "problem_mark", None)  # YAML's own words quote the line, and a key may be in it
+        reason = f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read ({reason}): name a YAML file of tcod_* settings") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is no mapping: write one `tcod_key: value` a line")
@@ -194,5 +196,6 @@ def _sentence(errors: list[ErrorDetails], source: str) -> str:
     if error["type"] == "value_error":
         return f"{source}: {error['ctx']['error']}"
     choices = [other["msg"] for other in errors if other["loc"][0] == error["loc"][0]]  # more than one of a union
+    given = without_secrets(error["input"])
     wanted = " or ".join(choice.removeprefix("Input should be ") for choice in choices)
-    return f"{error['loc'][0] if choices[1:] else key} in {source} should be {wanted}, not {error['input']!r:.80}"
+    return f"{error['loc'][0] if choices[1:] else key} in {source} should be {wanted}, not {given!r:.80}"
