@@ -173,7 +173,8 @@ def test_a_long_list_is_made_as_far_as_it_is_in_view(tmp_path):
 def test_the_teachers_note_is_folded_and_tokens_show_what_it_changed(page):
     script = """
         const numbers = () => [...document.querySelectorAll(".token[data-kl]")].map((token) => token.dataset.kl);
-        const kls = numbers(), open = document.querySelector("#note").open, note = document.querySelector("#note pre").textContent;
+        const kls = numbers(), box = document.querySelector("#note"), open = box.open;
+        const note = box.querySelector("pre").textContent;
         click("#note button");
         return [open, texts("#note summary")[0], note, kls, numbers(), document.querySelector("#note").open];
     """
@@ -182,7 +183,7 @@ def test_the_teachers_note_is_folded_and_tokens_show_what_it_changed(page):
     assert note.startswith("A note.\n</script><script>window.broken = 1")
     turns = made_up(5, n=1, task=2, turns=3)["turns"]
     pairs = [pair for turn in turns for pair in zip(turn["student"], turn["teacher"], strict=True)]
-    signed = lambda value: f"{value:+.2f}".replace("-", "\u2212")  # noqa: E731
+    signed = lambda value: f"{value:{'+' * (value >= 0.005)}.2f}".replace("-", "\u2212")  # noqa: E731
     assert kls == [signed(student - teacher) for student, teacher in pairs]
     assert effects == [signed(teacher + 3) for _, teacher in pairs]
     assert found(page, "return [document.querySelector('#note')];", fragment="#6") == [None]

@@ -210,9 +210,11 @@ function heading(row, episode) {
 function teacherNote({ note, turns }) {
   if (!note?.tokens) return null;
   const toggle = () => { byNote = !byNote; open(current); };
-  return element("details", { id: "note", open: byNote ? "" : null }, element("summary", {}, "The teacher's note, " + counted(note.tokens, "token")
-    + (note.left_out ? ", " + counted(note.left_out, "observation") + " left out" : "")),
-    turns.some((turn) => turn.plain) ? button({ "aria-pressed": byNote, onclick: toggle }, "colour by its effect") : null,
+  const cut = note.left_out ? ", " + counted(note.left_out, "observation") + " left out" : "";
+  const effect = turns.some((turn) => turn.plain)
+    ? button({ "aria-pressed": byNote, onclick: toggle }, "colour tokens by its effect") : null;
+  return element("details", { id: "note", open: byNote ? "" : null },
+    element("summary", {}, "The teacher's note, " + counted(note.tokens, "token") + cut), effect,
     element("pre", {}, note.text.join("\n")));
 }
 
