@@ -183,7 +183,7 @@ def test_the_teachers_note_is_folded_and_tokens_show_what_it_changed(page):
     assert note.startswith("A note.\n</script><script>window.broken = 1")
     turns = made_up(5, n=1, task=2, turns=3)["turns"]
     pairs = [pair for turn in turns for pair in zip(turn["student"], turn["teacher"], strict=True)]
-    signed = lambda value: f"{value:{'+' * (value >= 0.005)}.2f}".replace("-", "\u2212")  # noqa: E731
-    assert kls == [signed(student - teacher) for student, teacher in pairs]
-    assert effects == [signed(teacher + 3) for _, teacher in pairs]
+    numbers = [[float(number.replace("\u2212", "-")) for number in numbers] for numbers in (kls, effects)]
+    expected = [[student - teacher for student, teacher in pairs], [teacher + 3 for _, teacher in pairs]]
+    assert numbers == [pytest.approx(values, abs=0.0051) for values in expected]
     assert found(page, "return [document.querySelector('#note')];", fragment="#6") == [None]

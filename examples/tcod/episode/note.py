@@ -82,7 +82,9 @@ def _attempted(episode: Episode) -> Execution:
     record = episode.record
     actions = [turn.action for turn in record.demonstration]
     actions += [turn.action if turn.valid else NO_ACTION for turn in record.turns]
-    return Execution(tuple(map(Step, actions, [*episode.answers[:-1], record.outcome])), record.won)
+    return Execution(
+        tuple(map(Step, actions, [*episode.answers[:-1], record.outcome or episode.answers[-1]])), record.won
+    )
 
 
 def _shortened(told: dict[str, Execution], left_out: int) -> dict[str, Execution]:
