@@ -34,7 +34,7 @@ def main() -> None:
         use_float32()
     program = sys.argv.pop(1) if sys.argv[1].endswith(".py") else "train.py"
     gpus = ["--actor-num-gpus-per-node"]
-    if "--rollout-external-engine-addrs" not in sys.argv:
+    if not {"--rollout-external-engine-addrs", "--colocate"} & set(sys.argv):
         gpus.append("--rollout-num-gpus")
     ranks = sum(int(sys.argv[sys.argv.index(flag) + 1]) for flag in gpus)
     hook = {"worker_process_setup_hook": "smoke.slime_cpu.cuda_on_cpu.install"}

@@ -14,14 +14,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out" "$work/bundle/slime" "$work/bundle/megatron" "$work/bundle/site"
 
-# Left out: of the packages, what only development, figures and ScienceWorld use, and what PyTorch brings; of what is
-# installed, what nothing on the way opens.
+# Left out: of the packages, what only development, tables and ScienceWorld use, what PyTorch brings, and pyarrow with
+# what needs it, which wants NumPy 2 where slime wants 1; of what is installed, what nothing on the way opens.
 other='black|isort|ruff|pytest|pytest-xdist|hypothesis|execnet|iniconfig|pluggy|pathspec|mypy_extensions|scienceworld|py4j'
-other+='|matplotlib|contourpy|kiwisolver|cycler|fonttools|pyparsing|sortedcontainers|hf-xet|torchvision|triton|numpy'
+other+='|matplotlib|contourpy|kiwisolver|cycler|fonttools|pyparsing|sortedcontainers|hf-xet|torchvision|triton|numpy|pandas'
+other+='|pyarrow|datasets|tensorboard|tensorboard-data-server|jedi|parso'
 unused=(
   sgl_kernel/sm100 sgl_kernel/flash_ops.abi3.so sgl_kernel/flashmla_ops.abi3.so # other GPUs, other attention: 1.8 GB
   torchvision.libs/libnv\* wandb/bin                                            # decoders; the program that uploads
-  ray/{rllib,serve,tune,jars,cpp,dashboard/client} ray/core/src/ray/core/worker # Ray's libraries, Java, C++
+  ray/{rllib,serve,tune,jars,cpp,dashboard/client}                              # Ray's libraries, Java, C++
 )
 grep -hvE "^(#|($other)==)" smoke/requirements.txt smoke/requirements-slime.txt >"$work/requirements.txt"
 "$python" -m pip install --quiet --no-deps --no-compile --target "$work/bundle/site" \
