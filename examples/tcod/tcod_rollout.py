@@ -18,13 +18,14 @@ A sample's way through one training step n:
     3. curriculum.py         who acts at which turn
     4. episode/loop.py       the episode is played: an Episode, in metadata["tcod"]
     5. episode/history.py    what the student sees at a turn, and which tokens are trained
-    6. model/teacher.py      the teacher scores what was sampled (reward_func)
-    7. drop_failed           a group with a failed sample is replaced by another one
+    6. model/teacher.py      the teacher scores what was sampled (reward_func), with what episode/note.py shows it
+    7. drop_failed           a group with a failed sample, or with nothing to learn from, is replaced by another one
     8. records/              metrics, and some episodes to read
     9. training/samples.py   slime's samples are made of the episodes
-   10. post_process_rewards  slime is given (solved, 0.0): it logs success and trains on the KL alone
+   10. post_process_rewards  slime is given the reward to log, and what is trained on of it beside the KL
 """
 
+import asyncio
 import functools
 import logging
 import math
@@ -37,6 +38,7 @@ from slime.rollout import sglang_rollout
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput
 from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.rm_hub import async_rm
+from slime.utils import async_utils
 from slime.utils.types import Sample
 
 from . import ABORTED, ConfigError, Failure
@@ -48,6 +50,7 @@ from .records.metrics import eval_metrics, rollout_metrics
 from .records.run_folder import log_eval, log_rollout
 from .settings.build import Run, checked_run, drawing_of, players_of, run_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
+from .training.rewards import NO_SIGNAL, has_signal, normalised, reward_of
 from .training.samples import fill, flat, settle, timeline_span, to_samples
 from .training.turn_mean import count_turns, is_turn_mean
 
@@ -72,7 +75,7 @@ def generate_rollout(
 
     Raises:
         ConfigError: on the first call, when a setting cannot work.
-        RuntimeError: when more than tcod_max_replacements whole batches of failed groups were replaced.
+        RuntimeError: when more than tcod_max_replacements whole batches of groups were replaced.
     """
     run = checked_run(args, data_source)
     started = time.monotonic()
@@ -96,7 +99,7 @@ def generate_rollout_fully_async(
 
     Raises:
         ConfigError: on the first call, when a setting cannot work; always in an evaluation, which slime lacks there.
-        RuntimeError: when more than tcod_max_replacements whole batches of failed groups were replaced, or slime's
+        RuntimeError: when more than tcod_max_replacements whole batches of groups were replaced, or slime's
             worker has lost a group.
     """
     if evaluation:
@@ -148,6 +151,8 @@ async def generate(
         await players.player.play(assignment, episode)
         if evaluation:
             fill(args, sample, episode.sequences)
+        else:
+            reward_of(episode.record, config.tcod_reward)  # what has none fails before the teacher is asked
     settle(sample, players.run.chat.tokenizer)
     if evaluation and not episode.record.failure:
         # What is left without a reward is asked for it: the teacher's scores, or the data set's own function.
@@ -158,7 +163,7 @@ async def generate(
 
 
 async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: Any) -> float | list[float]:
-    """1.0 if the task was solved, else 0.0; before that the teacher scores the trajectory (--opd-type sglang).
+    """The episode's reward (tcod_reward); before that the teacher scores the trajectory (--opd-type sglang).
 
     Sets the teacher's log-probs of the episode's sequences. A training sample without a usable score is FAILED. A list
     is what another generate function of an evaluation has made: each sample's own function is asked.
@@ -173,31 +178,42 @@ async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: 
         started = time.monotonic()
         fail = episode.leave_unscored if episode.record.evaluation else episode.fail
         with failures_go_to(fail, check_wanted), timeline_span(sample, "teacher"):
+            players = players_of(args)
+            episode.note = players.run.notes.write(sample.metadata, episode)
             for sequence in episode.sequences:  # one after the other: each finds the one before in the cache
-                sequence.teacher_log_probs = await players_of(args).teacher.score(
-                    sequence.tokens, len(sequence.prompt), sample.session_id, check_wanted
+                sequence.teacher_log_probs = await players.score(
+                    sequence, episode.note, sample.session_id, check_wanted
                 )
         episode.record.teacher_s = time.monotonic() - started
         if episode.record.failure:
             settle(sample, run_of(args).chat.tokenizer)
             return 0.0
-    return float(episode.record.won)
+    return reward_of(episode.record, "won" if episode.record.evaluation else run_of(args).config.tcod_reward)
 
 
 def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> DynamicFilterOutput:
-    """Keep a group only if all of its samples can be trained on; slime draws another one for a dropped one."""
+    """Keep a group only if all of its samples can be trained on; slime draws another one for a dropped one.
+
+    Without a teacher, equal rewards teach nothing: such a group is dropped too, however long its episodes took.
+    """
     for sample in samples:
         if sample.status == Sample.Status.FAILED:
             return DynamicFilterOutput(keep=False, reason=Episode.of(sample).record.failure)
         if sample.status == Sample.Status.ABORTED:
             return DynamicFilterOutput(keep=False, reason=ABORTED)
+    if not args.use_opd and not has_signal(samples):
+        for sample in samples:
+            Episode.of(sample).record.no_signal = True
+        return DynamicFilterOutput(keep=False, reason=NO_SIGNAL)
     return DynamicFilterOutput(keep=True)
 
 
 def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[float], list[float]]:
-    """(solved, 0.0) per sample: the first is logged, the second trained on, so the KL is the only signal.
+    """(rewards, what is trained on of them) per sample. slime logs the first.
 
-    Under tcod_history turns slime logs a mean over turns; rollout/tcod/success is that over episodes.
+    The second is tcod_reward_coef x the reward, normalised in its group; slime subtracts --opd-kl-coef x KL from it.
+    With a coefficient of 0 the KL is the only signal. Under tcod_history turns slime logs a mean over turns;
+    rollout/tcod/success is that over episodes.
 
     The last gate before training, because slime asks the first sample alone whether a batch has teacher log-probs.
     Where the loss is a mean over turns (training/turn_mean.py), their count is written into the masks here.
@@ -217,7 +233,8 @@ def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[f
                 )
     if is_turn_mean(args):
         count_turns(samples, args.global_batch_size)  # the last look at a whole batch before its micro-batches
-    return [float(sample.reward) for sample in samples], [0.0] * len(samples)
+    rewards = [float(sample.reward) for sample in samples]
+    return rewards, normalised(samples, getattr(args, "tcod_reward_coef", 0.0))
 
 
 def _plan(run: Run, record: EpisodeRecord, sample: Sample) -> tuple[EpisodePlan, Demonstration]:
@@ -231,6 +248,23 @@ def _plan(run: Run, record: EpisodeRecord, sample: Sample) -> tuple[EpisodePlan,
     return curriculum.plan(record.k, len(demonstration.actions), record.n, sample.index), demonstration
 
 
+def _score_plainly(run: Run, samples: list[Sample]) -> None:
+    """tcod_save_plain_scores: without their note too, for people to read. What fails leaves them as they are."""
+
+    async def score(sample: Sample) -> None:
+        episode = Episode.of(sample)
+        if not (episode.note and episode.note.text and episode.is_scored):
+            return
+        with failures_go_to(lambda *failure: logger.warning("no score without a note, %s: %s", *failure)):
+            for sequence in episode.sequences:
+                sequence.plain_log_probs = await players_of(run.args).score(sequence, None, sample.session_id)
+
+    async def score_all() -> None:
+        await asyncio.gather(*map(score, samples))
+
+    async_utils.run(score_all())
+
+
 def _check_wanted(args: Namespace) -> None:
     """Raises Failure(ABORTED) once slime has all the groups that this rollout needs; in an evaluation never."""
     if sglang_rollout.GenerateState(args).aborted:
@@ -241,6 +275,8 @@ def _trained(
     run: Run, rollout_id: int, groups: list[list[Sample]], drawn: list[Sample], metrics: dict[str, Any]
 ) -> RolloutFnTrainOutput:
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
+    if run.config.tcod_save_plain_scores:
+        _score_plainly(run, run.episode_log.chosen(drawn))
     metrics |= run.episode_log.save_rollout(rollout_id, drawn)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":

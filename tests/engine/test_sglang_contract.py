@@ -59,7 +59,11 @@ def rollout(server, data):
         args = slime_args(server, data, variant, **changes)
         SingletonMeta._instances.clear()
         init_http_client(args)
-        output = tcod_rollout.generate_rollout(args, n, RolloutDataSourceWithBuffer(args))
+        try:
+            output = tcod_rollout.generate_rollout(args, n, RolloutDataSourceWithBuffer(args))
+        except RuntimeError:
+            server.check_running()  # if it ended, its log says why
+            raise
         return args, [sample for group in output.samples for sample in group], output.metrics
 
     return play

@@ -32,6 +32,9 @@ VALUES = [
     ("tcod_admissible", [False, "always"], "'turn' or 'never'"),
     ("tcod_env_workers", [0], "greater than or equal to 1"),
     ("tcod_max_staleness", [-1], "greater than or equal to 0"),
+    ("tcod_reward_coef", [-0.5], "greater than or equal to 0"),
+    ("tcod_reward_coef", [float("inf")], "a finite number"),
+    ("tcod_reward", ["success"], "'won' or 'grade'"),
     ("tcod_window", [0], "greater than or equal to 1"),
     ("tcod_env_timeout_s", ["8", True], "a valid number"),
     ("tcod_teacher_timeout_s", [float("nan"), float("inf")], "a finite number"),
@@ -70,6 +73,20 @@ def test_a_yaml_that_is_read_otherwise_than_it_looks_is_refused(tmp_path, text, 
         assert str(wrong) in str(stop.value) and "\n" not in str(stop.value)
 
 
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ("{api_key: hush", "cannot be read (line 2: expected ',' or '}', but got '<stream end>')"),
+        ("[{api_key: hush}]", "should be a valid dictionary, not [{'api_key': 'SECRET'}]"),
+    ],
+)
+def test_a_setting_that_is_refused_shows_no_key(tmp_path, args, says):
+    (tmp_path / "tcod.yaml").write_text(f"tcod_horizon: 4\ntcod_env_args: {args}")
+    with pytest.raises(ConfigError, match=re.escape(says)) as stop:
+        TcodConfig.read(tmp_path / "tcod.yaml")
+    assert "hush" not in str(stop.value)
+
+
 def test_a_yaml_is_utf_8_whatever_the_locale(tmp_path, monkeypatch):
     monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")
     file = tmp_path / "tcod.yaml"
@@ -90,6 +107,7 @@ FULLY_ASYNC = {"rollout_function_path": "examples.tcod.any.generate_rollout_full
 MEGATRON = {"opd_type": "megatron", "offload_train": True}
 REDUCER = "custom_pg_loss_reducer_function_path"
 TURN = {REDUCER: "examples.tcod.training.turn_mean.turn_mean"}
+REWARD = {"tcod_reward_coef": 1.0, "n_samples_per_prompt": 2, "use_opd": False, "opd_type": None}
 # A change of working arguments (None: left out), and words of the sentence.
 WRONG = [
     ({"tcod_etta": 3}, "unknown setting tcod_etta in "),
@@ -102,9 +120,25 @@ WRONG = [
     ({"tcod_data_root": "$TCOD_UNSET/x"}, "tcod_data_root is $TCOD_UNSET/x, but that variable is not set"),
     ({"tcod_data_root": "$TCOD_EMPTY"}, "tcod_data_root is $TCOD_EMPTY, but that variable is not set"),
     ({"tcod_window": 2}, "tcod_window is for tcod_history turns"),
+    ({"tcod_save_plain_scores": True}, "tcod_save_plain_scores are of tcod_teacher_sees: set it too"),
+    ({"tcod_teacher_sees": "demo hindsigt"}, "tcod.yaml should be 'demo' or 'hindsight', not 'hindsigt'"),
+    ({**MEGATRON, "tcod_teacher_sees": ["demo"]}, "tcod_teacher_sees needs a teacher on SGLang"),
+    ({"rm_url": "self"}, "without a note has a KL of 0: set tcod_teacher_sees"),
+    ({"rm_url": "self", "tcod_teacher_sees": ["demo"], "tcod_sees_from": 3}, "leave tcod_sees_from out"),
+    ({**FULLY_ASYNC, "rm_url": "self", "tcod_teacher_sees": ["demo"], "eval_interval": None}, "needs MODE=sync"),
+    ({"tcod_teacher_sees": ["demo"]}, "4089 tokens, less than --rollout-max-context-len + tcod_note_len 6096: raise"),
+    ({"rm_url": "self", "tcod_teacher_sees": ["demo"], "tcod_note_len": 6000}, "raise --sglang-context-length"),
     ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
     ({"tcod_env_args": {"seed": 1}}, "tcod_env_args {'seed': 1} do not fit Corridor.__init__"),
-    ({"use_opd": False}, "--use-opd is missing"),
+    ({"use_opd": False}, "--use-opd is missing (TEACHER=none) and tcod_reward_coef (REWARD_COEF) 0"),
+    ({**REWARD, "n_samples_per_prompt": 1}, "set --n-samples-per-prompt (SAMPLES_PER_TASK) to 2 or more"),
+    ({**REWARD, "tcod_variant": "reopd"}, "reopd starts each at another turn: choose another tcod_variant"),
+    ({**REWARD, "advantage_estimator": "ppo"}, "--advantage-estimator ppo does not take tcod_reward_coef's rewards"),
+    ({**REWARD, "opd_type": "sglang"}, "--opd-type sglang names a teacher that nothing asks without --use-opd"),
+    ({**REWARD, "tcod_eval_kl": True}, "tcod_eval_kl measures a KL to the teacher"),
+    ({**REWARD, "normalize_advantages": True}, "--normalize-advantages"),
+    ({"tcod_reward": "grade"}, "tcod_reward grade is not trained on with tcod_reward_coef (REWARD_COEF) 0"),
+    ({"tcod_env_args": {"api_key": "k1"}}, "tcod_env_args {'api_key': 'SECRET'} do not fit Corridor.__init__"),
     ({"opd_kl_coef": 0.0}, "--opd-kl-coef 0 must be above 0"),
     ({"opd_kl_coef": -1.0}, "--opd-kl-coef -1 must be above 0"),
     ({"rollout_max_context_len": None}, "--rollout-max-context-len is missing"),
@@ -140,6 +174,7 @@ WRONG = [
     ({**FULLY_ASYNC, "eval_function_path": "mine.evaluate", "sglang_router_port": 9}, "engines behind"),  # allowed
     ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
     ({"rm_url": "http://127.0.0.1:9/generate"}, "the teacher at --rm-url http://127.0.0.1:9/generate does not score"),
+    ({"rm_url": "http://me:word@127.0.0.1:9/generate"}, "--rm-url http://127.0.0.1:9/generate does not score"),
     ({"rm_url": "http://[::1/generate"}, "does not score"),
     ({"rm_url": "127.0.0.1:9"}, "does not score"),
     ({"rollout_max_context_len": 4096}, "at most 4089 tokens, less than --rollout-max-context-len 4096: raise its"),
@@ -172,6 +207,7 @@ def test_a_wrong_configuration_stops_before_the_first_evaluation(rig):
     [
         ([{"goal": 2}, {}], "row {} of --prompt-data cannot be played: its metadata has no goal"),
         ([{"goal": 2, "demo": {"actions": "right"}}], "actions of its demo is no list of texts"),
+        ([{"goal": 2, "demo": {"actions": [], "observations": [1]}}], "observations of its demo is no list of texts"),
         ([], "has no rows"),
     ],
 )

@@ -1,16 +1,19 @@
 """Evaluations: the full horizon, no curriculum, and a KL only where it is defined."""
 
 import copy
+from collections import Counter
 
 import pytest
 
 from examples.tcod import ConfigError, tcod_rollout
+from examples.tcod.tools.compare_evals import summarise
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
 from tests.support.fake_sglang import generated
+from tests.support.rig import HEADER, LEFT, RIGHT
 
 NUM_GPUS = 0
 
@@ -43,7 +46,7 @@ def evaluation(rig, temperatures=(0.4,), rows=({"goal": 2}, {"goal": 9}), hooks=
             input_key="prompt",
             label_key="label",
             metadata_key="metadata",
-            n_samples_per_eval_prompt=1,
+            n_samples_per_eval_prompt=changes.get("n_samples_per_eval_prompt", 1),
             temperature=temperature,
             top_p=1.0,
             top_k=-1,
@@ -65,6 +68,32 @@ def test_evaluation_plays_the_full_horizon_without_the_teacher(rig):
     assert output.metrics["eval/tcod/t0.4/turns/student"] == 3.0
     assert rig.scoring_requests() == []
     assert {payload["sampling_params"]["temperature"] for payload in rig.student.payloads()} == {0.4}
+
+
+def test_repeats_in_training_have_the_numbers_of_evaluate(rig):
+    """The second of three plays of a task goes astray at first: within three turns, goal 2 is then lost."""
+    begun = Counter()
+
+    def reply(payload):
+        text = rig.tokenizer.decode(payload["input_ids"])
+        begun[text] += text.count(HEADER) == 1
+        return rig.answer(int(text.count(HEADER) == 1 and begun[text] == 2), payload)
+
+    rig.script, rig.student.reply = [RIGHT, LEFT], reply
+    more = {"n_samples_per_eval_prompt": 3, "tcod_environment": "tests.support.corridor.GradedCorridor"}
+    output = evaluation(rig, rows=({"goal": 2}, {"goal": 1}), tcod_horizon=3, sglang_server_concurrency=1, **more)
+    metrics = {name.removeprefix("eval/tcod/t0.4/"): value for name, value in output.metrics.items()}
+    plays = [(goal, n, goal == 1 or n != 1) for goal in (2, 1) for n in range(3)]
+    turns = {(2, True): 2, (2, False): 3, (1, True): 1}
+    episodes = [
+        {"task": {"goal": goal}, "attempt": n, "won": won, "task_type": "walk", "score": 1.0 if won else 0.5}
+        | {"turns": 3 if (goal, n) == (1, 1) else turns[goal, won]}
+        for goal, n, won in plays
+    ]
+    expected = summarise(episodes)["all"]
+    for name in ("success", "success_sd", "pass_at_k", "repeats", "turns_won", "turns_lost", "score"):
+        assert metrics[name] == metrics[f"{name}_by_type/walk"] == pytest.approx(expected[name]), name
+    assert metrics["success_sd"] == pytest.approx(0.5 / 3**0.5) and metrics["pass_at_k"] == 1
 
 
 def test_an_evaluation_does_not_look_at_demonstrations(rig):

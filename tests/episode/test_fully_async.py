@@ -12,7 +12,7 @@ from slime.utils.http_utils import init_http_client
 from slime.utils.misc import SingletonMeta
 from smoke import hooks
 from tests.support.fake_sglang import generated
-from tests.support.rig import HEADER, check_invariants
+from tests.support.rig import HEADER, LEFT, RIGHT, check_invariants
 
 NUM_GPUS = 0
 
@@ -62,6 +62,25 @@ def test_fully_async_failed_groups_never_train(fully_async):
     goals = [sample.metadata.get("explode") for output in outputs for group in output.samples for sample in group]
     assert goals == [None] * 12
     assert sum(output.metrics["rollout/tcod/failed/env_error"] for output in outputs) >= 2
+
+
+def test_fully_async_groups_of_equals_never_train_without_a_teacher(rig, fully_async):
+    alone = {"use_opd": False, "opd_type": None, "rm_url": None, "tcod_reward_coef": 1.0, "n_samples_per_prompt": 2}
+    begun = Counter()
+
+    def reply(payload):
+        text = rig.tokenizer.decode(payload["input_ids"])
+        if text.count(HEADER) == 1:
+            begun[text] += 1
+            return rig.answer(begun[text] % 2, payload)
+        return rig.answer(0 if RIGHT in text else 1, payload)
+
+    rig.script, rig.student.reply = [RIGHT, LEFT], reply
+    outputs = fully_async([{"goal": 1}, {"goal": 9}], 3, sglang_server_concurrency=2, **alone)
+    samples = [sample for output in outputs for group in output.samples for sample in group]
+    assert {sample.metadata["goal"] for sample in samples} == {1} and len(samples) == 12
+    assert sum(output.metrics.get("rollout/tcod/no_signal", 0) for output in outputs) >= 4
+    assert sum(output.metrics["rollout/tcod/failed"] for output in outputs) == 0
 
 
 def test_fully_async_a_weight_push_costs_no_episode(rig, fully_async):
@@ -148,7 +167,7 @@ def test_fully_async_trains_long_episodes_as_often_as_they_are_drawn(rig, fully_
 
 def test_fully_async_stops_when_everything_fails(rig, fully_async):
     rig.teacher_reply = lambda payload: {"error": "?"}
-    with pytest.raises(RuntimeError, match="failed groups were replaced.*teacher_invalid"):
+    with pytest.raises(RuntimeError, match="groups were replaced.*teacher_invalid"):
         fully_async([{"goal": 2}] * 2, 1)
 
 

@@ -12,11 +12,11 @@ import os
 import sys
 
 TRACES = os.environ.get("TCOD_TRACES", "")  # a folder: a file for each process
-# What the code names and the bundle lacks, by the reason for which a run with a Qwen3 on NVIDIA's GPU never imports it.
+# What the code names and the bundle lacks, by the reason for which a run of a Qwen3 on an NVIDIA GPU does without it.
 ABSENT = {
     "other processors": """aiter amdsmi custom_ops habana_frameworks mate memfabric_hybrid mindspore mlx mori msprobe
         pymtml quark rocpd rpdTracerControl sgl_kernel_npu torch_npu torchada torchair zbal""",
-    "kernels of mixtures of experts, other attention and quantised weights": """auto_round bitsandbytes deep_ep deep_gemm
+    "mixtures of experts, other attention, quantised weights": """auto_round bitsandbytes deep_ep deep_gemm
         dequant_k_cache fast_hadamard_transform flash_attn flash_attn_interface kt_kernel modelopt mooncake nixl_ep
         petit_kernel sglang.srt.single_batch_overlap tilelang torchao vllm xformers xielu""",
     "weights from elsewhere": "boto3 fastsafetensors modelexpress modelscope redis runai_model_streamer",

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from examples.tcod.tools.processes import Process
+from examples.tcod.tools.launch.processes import Process
 from smoke import make_models
 from smoke.train_slime import CPU_SETTINGS, as_flags
 from tests.gpu.engines import ON_GPU, Engine, copy_tokenizer, report

@@ -47,7 +47,7 @@ TEACHER = [
         "gone for good",
         wire("teacher", "down"),
         "stops",
-        "more than tcod_max_replacements whole batches of failed groups were replaced",
+        "more than tcod_max_replacements whole batches of groups were replaced",
     ),
     Case("reset in the middle of a reply, once", wire("teacher", "reset", 1), says="; again in", **HEALED),
     Case(

@@ -4,6 +4,8 @@ They are kept in $TCOD_CACHE (by default ~/.cache/tcod), as folders that AutoTok
 `python -m tests.support.real_tokenizers` fetches all of them.
 """
 
+import copy
+import functools
 import json
 import os
 import shutil
@@ -14,6 +16,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from examples.tcod.model.chat_tokens import ChatTokens, engine_eos_ids
 
 CACHE = Path(os.environ.get("TCOD_CACHE") or Path.home() / ".cache" / "tcod") / "tokenizers"
 NPM_VERSION = "3.7.2"
@@ -52,6 +59,29 @@ def _from_npm(name: str, scratch: Path, made: Path) -> None:
         (made / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"}))
 
 
+@functools.cache
+def checkpoint(name: str) -> str:
+    """The folder of a tokenizer; the test is skipped where it cannot be had."""
+    try:
+        return str(folder(name))
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+@functools.cache
+def loaded(name: str) -> tuple[Any, set[int]]:
+    """A tokenizer, and the ids that end a text."""
+    return AutoTokenizer.from_pretrained(checkpoint(name)), engine_eos_ids(checkpoint(name))
+
+
+def chat_with(name: str, template: str | None, kwargs: dict[str, Any], **choices: Any) -> ChatTokens:
+    """The chat of a tokenizer, with its own template (None) or another."""
+    tokenizer, eos_ids = loaded(name)
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return ChatTokens(tokenizer, kwargs, eos_ids, **choices)
+
+
 def smollm2_model(target: Path, noise: float = 0.0) -> Path:
     """SmolLM2-135M-Instruct in float32, as a folder that transformers and SGLang load; its weights times 1 + noise.
 
@@ -72,8 +102,6 @@ def smollm2_model(target: Path, noise: float = 0.0) -> Path:
 
 
 def _from_pip(name: str, scratch: Path, made: Path) -> None:
-    from transformers import AutoTokenizer
-
     tokenizer = _from_gguf(AutoTokenizer, scratch)
     # transformers names other tokens than the model's own configuration.
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"

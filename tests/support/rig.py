@@ -171,12 +171,14 @@ def check_invariants(args, samples):
     for sample in samples:
         assert sample.status in (Sample.Status.COMPLETED, Sample.Status.TRUNCATED)
         assert 0 < sample.response_length < len(sample.tokens) <= args.rollout_max_context_len
-        lists = (sample.loss_mask, sample.rollout_log_probs, sample.teacher_log_probs)
-        assert [len(values) for values in lists] == [sample.response_length] * 3
+        lists = [sample.loss_mask, sample.rollout_log_probs]
+        lists += [sample.teacher_log_probs] if args.use_opd else []
+        assert {len(values) for values in lists} == {sample.response_length}
         assert all(math.isfinite(value) for values in lists for value in values)
         assert type(sample.reward) is float
     raw, trained = tcod_rollout.post_process_rewards(args, samples)
-    assert raw == [sample.reward for sample in samples] and trained == [0.0] * len(samples)
+    assert raw == [sample.reward for sample in samples] and len(trained) == len(samples)
+    assert any(trained) == (getattr(args, "tcod_reward_coef", 0) > 0 and len(set(raw)) > 1)
 
 
 def spans(tokenizer, *parts):

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +33,7 @@ def run(env, *arguments, script=SCRIPT):
 
 
 def commands(place, *arguments, script=SCRIPT, **variables):
-    """What the script hands to launch.py: .env, its variables, and .teacher, .train and .extra, the three commands."""
+    """What the script hands to the launcher: .env, the variables, .teacher, .train and .extra, the three commands."""
     folder, env = place
     done = run({**env, **variables, "FAKE_LAUNCH": "1"}, *arguments, script=script)
     assert done.returncode == 0, done.stderr
@@ -74,14 +73,18 @@ def copy_recipe(folder):
     return folder / SCRIPT.name
 
 
+def heed(hangup=signal.SIG_DFL):
+    """In a child: SIGINT and SIGHUP as ever. The tests' own process ignores them under nohup, or in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, hangup)
+
+
 class Running:
     """The script as a process, with stand-ins for its checks, the teacher and training."""
 
     def __init__(self, folder, env):
         self.folder, self.output = folder, folder / f"output{time.monotonic()}.txt"
         env = {"FAKE_CHECKS": "ask the teacher", **env}
-        # A shell in the background would hand over SIGINT ignored.
-        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         with self.output.open("w") as output:
             self.popen = subprocess.Popen(["bash", SCRIPT], env=env, stdout=output, stderr=output, preexec_fn=heed)
 

@@ -20,7 +20,7 @@ from examples.tcod.model import client
 from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.settings import build
 from examples.tcod.tools import collect_demos, evaluate, show_rollouts
-from examples.tcod.tools.journal import Journal
+from examples.tcod.tools.common.journal import Journal
 from tests.support.fake_sglang import FakeSGLang, generated, scored
 from tests.support.toys import LocalPool
 
@@ -118,6 +118,7 @@ def test_the_shortest_replayable_solution_is_kept_with_its_responses(rig, capsys
     one, two, three, four, never = read(rig.folder / "demos.jsonl")
     demo = two["metadata"].pop("demo")
     assert two == {"prompt": "walk", "label": "walk 2", "metadata": {"goal": 2}}
+    assert demo["observations"] == ["You are at door 1.", "You are at door 2."]
     assert demo["actions"] == ["right", "right"] and demo["responses"] == ["Right it is. " + RIGHT, RIGHT]
     tokenizer = AutoTokenizer.from_pretrained(rig.checkpoint)
     assert [tokenizer.decode(ids) for ids in demo["ids"]] == [f"{text}<|im_end|>" for text in demo["responses"]]
@@ -175,9 +176,10 @@ def test_a_journal_is_cut_at_its_torn_line_and_locked(tmp_path, monkeypatch):
     path.write_bytes(whole[:5])
     assert Journal(path, {"temperature": 1.0}).of(row) == []
     Journal(path, {"temperature": 0.5})  # nothing was played under the other one
-    for damaged in (whole.replace(b"{", b"x", 2), whole + b"{}\n", b"[]\n"):
+    no_task = whole + b"{}\n", "it has no 'task'"
+    for damaged, said in ((whole.replace(b"{", b"x", 2), "line 1 of "), no_task, (b"[]\n", "line 1 of ")):
         path.write_bytes(damaged)
-        with pytest.raises(ConfigError, match="is damaged .*: repair or remove it"):
+        with pytest.raises(ConfigError, match=f"is damaged .{said}.*: repair or remove it"):
             Journal(path, {"temperature": 1.0})
 
     def no_locks(*_):
@@ -240,7 +242,7 @@ def test_an_evaluation_counts_success_and_turns_by_task_type(rig, capsys):
     ]
     assert result["settings"]["temperature"] == 0.4 and result["settings"]["horizon"] == HORIZON
     assert result["success"]["all"] == {
-        **{"episodes": 3, "won": 2, "success": 2 / 3, "turns": 11 / 3},
+        **{"episodes": 3, "won": 2, "success": 2 / 3, "turns": 11 / 3, "turns_won": 3.0, "turns_lost": HORIZON},
         "interval": [pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4)],
     }
     assert {name: row["episodes"] for name, row in result["success"]["by_label"].items()} == {
@@ -248,7 +250,7 @@ def test_an_evaluation_counts_success_and_turns_by_task_type(rig, capsys):
     }
     assert result["failed"] == {"env_error": 1}
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["all", "3", "0.667", "[0.208,", "0.939]", "3.7"] and len(lines) == 6
+    assert lines[1].split() == ["all", "3", "0.667", "[0.208,", "0.939]", "3.7", "3.0", "5.0"] and len(lines) == 6
     assert lines[5] == "1 episodes failed and are not counted: {'env_error': 1}; run it again to play them"
     payload = next(payload for payload in rig.server.payloads() if "input_ids" in payload)
     assert payload["sampling_params"]["temperature"] == 0.4 and payload["sampling_params"]["top_p"] == 1.0
@@ -258,6 +260,32 @@ def test_an_evaluation_counts_success_and_turns_by_task_type(rig, capsys):
     assert won["dataset"] == "rows" and won["arm"] == rig.checkpoint.name and won["kl"] is None and won["index"] == 2
     assert "".join(won["turns"][0]["tokens"]) == f"{RIGHT}<|im_end|>" and won["turns"][0]["student"][0] == -0.1
     assert [(turn["action"], "tokens" in turn) for turn in failed["turns"]] == [("right", False)] * 2
+
+
+def test_repeats_of_an_evaluation_go_on_where_they_were(rig, capsys):
+    """Goal 2 is won at once or by a detour, goal 5 only without one. The server goes away in the second repeat."""
+    settings = yaml.safe_load(rig.config.read_text())
+    settings["tcod_environment"] = "tests.support.corridor.GradedCorridor"
+    rig.config.write_text(yaml.safe_dump(settings))
+    rig.openings |= {2: [RIGHT, LEFT, RIGHT], 5: [RIGHT, LEFT, LEFT]}
+    rows, more = rig.rows(2, 5), ["--repeats", "3", "--concurrency", "1"]
+    rig.answers = 10
+    assert rig.refusal(evaluate, rows, "r.json", *more).endswith("the same command goes on")
+    assert [entry["attempt"] for entry in read(rig.folder / "r.journal.jsonl")[1:]] == [0, 0]
+    rig.answers = 10**6
+    rig.begun[2] -= 1  # the episode that was broken off
+    rig.run(evaluate, rows, "r.json", *more)
+    result = json.loads((rig.folder / "r.json").read_text())
+    assert [(one["task"]["goal"], one["attempt"], one["won"], one["turns"]) for one in result["episodes"]] == [
+        *((2, 0, True, 2), (2, 1, True, 4), (2, 2, True, 2)),
+        *((5, 0, True, 5), (5, 1, False, 5), (5, 2, False, 5)),
+    ]
+    numbers = result["success"]["all"]
+    assert (numbers["repeats"], numbers["pass_at_k"], numbers["success"]) == (3, 1.0, 4 / 6)
+    assert numbers["success_sd"] == pytest.approx((((1 - 2 / 3) ** 2 + 2 * (0.5 - 2 / 3) ** 2) / 2) ** 0.5)
+    assert numbers["score"] == pytest.approx((1 + 1 + 1 + 1 + 0.6 + 0.6) / 6)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("all")]
+    assert line.split()[-6:] == ["0.289", "1.000", "0.867", "3.8", "3.2", "5.0"]
 
 
 def test_episodes_that_the_context_ends_count_and_failed_ones_do_not(rig, capsys):
@@ -332,7 +360,7 @@ def test_a_student_that_thinks_in_turns(rig):
         rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "1", *more)
         [row] = read(rig.folder / "demos.jsonl")
         assert len(row["metadata"]["demo"].pop("ids", [1, 1])) == 2 and demo.items() <= row["metadata"]["demo"].items()
-    assert set(row["metadata"]["demo"]) == {"actions", "responses"}
+    assert set(row["metadata"]["demo"]) == {"actions", "observations", "responses"}
     settings = read(rig.folder / "demos.journal.jsonl")[0]["settings"]
     assert (settings["history"], settings["thoughts"], settings["window"]) == ("turns", "keep", None)
     rig.run(evaluate, rig.rows(2), "result.json", "--episodes", str(rig.folder))

@@ -6,10 +6,13 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
+from examples.tcod.records.repeats import grouped, statistics_of
 from examples.tcod.tools import compare_evals
-from examples.tcod.tools.compare_evals import difference, mcnemar, paired_difference
+from examples.tcod.tools.compare_evals import difference, mcnemar, paired_difference, repeated_difference
 
 NUM_GPUS = 0
 
@@ -72,7 +75,53 @@ def test_results_on_the_same_games_are_compared_in_pairs(tmp_path, monkeypatch, 
     ]
     # A task type may be called "all".
     assert lines[5].split()[:2] == ["all", "2"] and lines[6].split()[:2] == ["odd", "3"]
-    assert lines[-1] == "not compared: 2 episodes of games that only one of the two has"
+    assert lines[-1] == "not compared: 2 games that only one of the two has"
+
+
+def test_games_that_were_played_repeatedly_are_compared_by_their_rates(tmp_path, monkeypatch, capsys):
+    """The interval and p of scipy's paired t-test over the games' rates; a repeat of b's second game has failed."""
+    wins = {"a": [[1, 0, 0], [0, 0, 1], [1, 1, 1], [0, 0, 0]], "b": [[1, 1, 0], [1, 1], [1, 1, 1], [1, 0, 0]]}
+    for name, games in wins.items():
+        result(tmp_path / f"{name}.json", {})
+        of_it = json.loads((tmp_path / f"{name}.json").read_text())
+        of_it["episodes"] = [
+            {"task": {"goal": i}, "task_type": "all", "won": bool(won), "turns": 3, "attempt": n}
+            for i, game in enumerate(games)
+            for n, won in enumerate(game)
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps(of_it))
+    lines = compared(monkeypatch, capsys, tmp_path / "a.json", tmp_path / "b.json")
+    rates = [[sum(game) / len(game) for game in wins[name]] for name in "ba"]
+    test = ttest_rel(*rates)
+    low, high = test.confidence_interval(0.95)
+    mean = sum(rates[0]) / 4 - sum(rates[1]) / 4
+    assert lines[3].split()[:3] == ["all", "12", "11"]
+    assert lines[3].split()[5:9] == [f"{mean:+.3f}", f"[{low:+.3f},", f"{high:+.3f}]", f"{test.pvalue:.3f}"]
+    assert lines[-1].endswith("p: Student's t over the games' rates")
+    assert repeated_difference([0.5, 0.5])["p"] == 0 and repeated_difference([0.0, 0.0])["p"] == 1
+    assert repeated_difference([0.5]) == {"success": 0.5, "interval": (-1.0, 1.0), "p": 1.0}
+
+
+def test_the_statistics_of_repeats_by_an_oracle():
+    """Five tasks of two types, four repeats; the fourth repeat of the last task has failed."""
+    won = np.array([[1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 1, -1]])
+    episodes = [
+        {"task": f"{i}", "repeat": n, "task_type": "ab"[i % 2], "won": won[i, n] == 1, "turns": 1 + i + 10 * n}
+        | {"score": None if i == 0 else i / 10 + n}
+        for i, n in zip(*np.where(won >= 0), strict=True)
+    ]
+    numbers = statistics_of(episodes)
+    turns, score = np.add.outer(1 + np.arange(5), 10 * np.arange(4)), np.add.outer(np.arange(5) / 10, np.arange(4))
+    by_repeat = [won[:, n][won[:, n] >= 0].mean() for n in range(4)]
+    assert numbers == pytest.approx(
+        {
+            **{"success": 8 / 19, "turns_won": turns[won == 1].mean(), "turns_lost": turns[won == 0].mean()},
+            **{"score": score[1:][won[1:] >= 0].mean(), "repeats": 4, "success_sd": np.std(by_repeat, ddof=1)},
+            "pass_at_k": 3 / 4,
+        }
+    )
+    assert list(statistics_of(episodes[:1])) == ["success", "turns_won"]
+    assert [len(group) for group in grouped(episodes, "task_type").values()] == [11, 8]
 
 
 def test_results_on_different_games_are_compared_as_samples(tmp_path, monkeypatch, capsys):
@@ -81,7 +130,9 @@ def test_results_on_different_games_are_compared_as_samples(tmp_path, monkeypatc
     row = compare_evals.compare(*(json.loads(path.read_text())["episodes"] for path in (b, a)))["all"]
     assert row["interval"] == pytest.approx((0.1705, 0.8090), abs=5e-5) and not row["paired"]
     assert compared(monkeypatch, capsys, a, b)[-1] == "no game in common: compared as independent samples"
-    for text in ("{}", '{"settings": {}, "episodes": []}', "{"):
+    for text, said in (("{}", "KeyError: 'episodes'"), ('{"settings": {}, "episodes": []}', ""), ("{", "JSONDecode")):
         b.write_text(text)
-        with pytest.raises(SystemExit, match="name two results of evaluate.py"):
+        with pytest.raises(SystemExit, match=f"name two results of evaluate.py .{said}"):
             compared(monkeypatch, capsys, a, b)
+    with pytest.raises(SystemExit, match="nowhere.json"):
+        compared(monkeypatch, capsys, a, tmp_path / "nowhere.json")

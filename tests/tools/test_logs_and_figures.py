@@ -93,6 +93,7 @@ def test_of_lines_written_twice_the_last_counts_and_odd_ones_are_named(tmp_path,
     assert plot_runs.work_minutes(lines) == {"rollouts": 2.0, "training": 1.0, "evaluation": 1.5}
     left_out = [f"line {number} of {folder / 'metrics.jsonl'} is no line of metrics: " for number in (8, 9, 10, 11)]
     assert [message[: len(words)] for message, words in zip(caplog.messages, left_out, strict=True)] == left_out
+    assert all(message.endswith("; it is left out") for message in caplog.messages)
 
 
 def test_an_arm_looks_the_same_in_every_figure():
@@ -135,13 +136,18 @@ def test_wall_time_is_stacked_and_the_range_of_the_seeds_stands_over_it(tmp_path
     assert axes.collections[0].get_segments()[0][:, 1].tolist() == [4.0, 8.0]
 
 
-def test_the_command_draws_all_arms(tmp_path, monkeypatch):
+def test_the_command_draws_all_arms(tmp_path, monkeypatch, caplog):
     folders = [run_dir(tmp_path / name, seed, scored=seed > 1) for seed, name in enumerate("abc")]
     for number, arms in enumerate((["f2b", "f2b", "b2f"], ["opd"])):  # the last one without the teacher's scores
         runs = [f"{arm}={folder}" for arm, folder in zip(arms, folders, strict=False)]
         monkeypatch.setattr("sys.argv", ["plot_runs.py", f"{tmp_path}/{number}.png", *runs])
         plot_runs.main()
         assert matplotlib.image.imread(tmp_path / f"{number}.png").std() > 0
+        assert "no run has a KL" not in caplog.text
+    draw_by_turn = []
+    monkeypatch.setattr(plot_runs, "draw_by_turn", lambda *_: draw_by_turn.append(1))
+    plot_runs.draw({"reward": [[{"kind": "rollout", "n": 0, "rollout/tcod/success": 0.5}]]}, tmp_path / "reward.png")
+    assert "no run has a KL to a teacher: its panels are left out" in caplog.text and not draw_by_turn
 
 
 @pytest.mark.parametrize(

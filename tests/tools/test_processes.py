@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
-from examples.tcod.tools import processes
-from examples.tcod.tools.processes import Process, Supervisor, members, no_proxy
+from examples.tcod.tools.launch import processes
+from examples.tcod.tools.launch.processes import Process, Supervisor, members, no_proxy
+from tests.support.run_script import heed
 
 NUM_GPUS = 0
 # A process that ignores SIGTERM, as does its child in a process group of its own.
@@ -24,7 +26,7 @@ time.sleep(600)
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from examples.tcod.tools.processes import Supervisor
+from examples.tcod.tools.launch.processes import Supervisor
 command = "trap 'echo asked; sleep 2; exit' TERM; echo up; sleep 600 & wait"
 with Supervisor() as supervisor:
     process = supervisor.start("child", ["sh", "-c", command], Path(sys.argv[1]))
@@ -49,9 +51,9 @@ def supervised(tmp_path):
     """supervised() -> (the supervisor's process, the session of what it supervises)"""
     started = []
 
-    def begin(**options):
+    def begin(hangup=signal.SIG_DFL):
         command = [sys.executable, "-c", SUPERVISOR, tmp_path / "log"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=partial(heed, hangup))
         started.append((process, int(process.stdout.readline())))
         return started[-1]
 
@@ -110,7 +112,7 @@ def test_a_signal_ends_what_is_supervised_and_a_second_one_changes_nothing(super
 
 def test_what_was_ignored_at_the_start_stays_ignored(supervised):
     """nohup: a run outlives the terminal."""
-    supervisor, session = supervised(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    supervisor, session = supervised(hangup=signal.SIG_IGN)
     supervisor.send_signal(signal.SIGHUP)
     time.sleep(0.5)
     assert supervisor.poll() is None and members(session)

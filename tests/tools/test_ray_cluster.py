@@ -11,8 +11,9 @@ import ray
 from examples.tcod import ConfigError
 from examples.tcod.episode.rows import Row
 from examples.tcod.settings.config import TcodConfig
-from examples.tcod.tools import ray_cluster
-from examples.tcod.tools.ray_start import start_ray
+from examples.tcod.tools.common import ray_start
+from examples.tcod.tools.common.ray_start import start_ray
+from examples.tcod.tools.launch import ray_cluster
 
 NUM_GPUS = 0
 
@@ -104,6 +105,15 @@ def test_a_ray_cluster_that_is_gone_is_named_at_once(monkeypatch, without_ray, a
     monkeypatch.setenv("RAY_ADDRESS", address.format(closed_port()))
     with pytest.raises(ConfigError, match=f"start it, or unset RAY_ADDRESS .*{address[:6]}".replace("[", r"\[")):
         start_ray(workers=1)
+
+
+def test_a_ray_cluster_that_does_not_answer_is_named_soon(monkeypatch, without_ray):
+    monkeypatch.setattr(ray, "init", None)
+    monkeypatch.setattr(ray_start, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as tunnel:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{tunnel.getsockname()[1]}")
+        with pytest.raises(ConfigError, match=r"\(TimeoutError: timed out\): start it, or unset RAY_ADDRESS"):
+            start_ray(workers=1)
 
 
 @pytest.mark.parametrize(

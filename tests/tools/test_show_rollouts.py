@@ -63,13 +63,14 @@ def test_nothing_in_a_text_is_markup(tmp_path):
 @pytest.mark.parametrize(
     "change, why",
     [
-        ('{"half": ', "is no transcript: Expecting value"),
-        ("[17]", "is no transcript: it is [17]"),
-        ({"n": None}, "TypeError"),
-        ({"kl": float("nan")}, "ValueError: Out of range float values are not JSON compliant"),
-        ({"kl": "KL"}, "ValueError: "),
-        ({"goal": 17}, "ValueError: "),
-        ({"turns": [{"turn": 0, "role": "student", "action": "go"}]}, "KeyError: 'observation'"),
+        ('{"half": ', "Expecting value: line 1 column 9 (char 8)"),
+        ("[17]", "it is [17]"),
+        ('{"foreign": 1}', "it has no 'failure'"),
+        ({"n": None}, "a value in it cannot be used (unsupported format string passed to NoneType.__format__)"),
+        ({"kl": float("nan")}, "a value in it cannot be used (Out of range float values are not JSON compliant"),
+        ({"kl": "KL"}, "a value in it cannot be used (Unknown format code 'f' for object of type 'str')"),
+        ({"goal": 17}, "a value in it cannot be used (Unknown format code 's' for object of type 'int')"),
+        ({"turns": [{"turn": 0, "role": "student", "action": "go"}]}, "it has no 'observation'"),
     ],
 )
 def test_a_line_that_is_no_transcript_is_left_out_and_named(tmp_path, caplog, change, why):
@@ -81,7 +82,7 @@ def test_a_line_that_is_no_transcript_is_left_out_and_named(tmp_path, caplog, ch
     [run] = read(tmp_path)
     assert [episode["source"] for episode in run.episodes] == ["train_000000:1", "train_000000:4"]
     [message] = caplog.messages
-    assert message.startswith(f"line 3 of {file} is no transcript: ") and why in message
+    assert message.startswith(f"line 3 of {file} is no transcript: {why}") and message.endswith("; it is left out")
 
 
 def test_the_command_writes_the_page_or_prints_an_episode(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """The chat spans of real tokenizers, which are fetched once; a tokenizer that cannot be had is skipped."""
 
-import copy
 import functools
 import unicodedata
 from dataclasses import replace
@@ -8,14 +7,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.episode.history import TurnHistory
-from examples.tcod.model.chat_tokens import ChatTokens, engine_eos_ids, load_chat
+from examples.tcod.model.chat_tokens import load_chat
 from examples.tcod.model.student import Response
 from smoke import cpu_only
-from tests.support import real_tokenizers
+from tests.support.real_tokenizers import chat_with, checkpoint
 
 cpu_only.prepare()
 
@@ -32,33 +30,6 @@ USABLE = {
     "smollm2": ({}, "<|im_end|>", {"<|endoftext|>"}),
 }
 each = pytest.mark.parametrize("name", USABLE)
-
-
-@functools.cache
-def folder(name):
-    try:
-        return str(real_tokenizers.folder(name))
-    except real_tokenizers.Unavailable as error:
-        return error
-
-
-def checkpoint(name):
-    if isinstance(folder(name), Exception):
-        pytest.skip(str(folder(name)))
-    return folder(name)
-
-
-@functools.cache
-def loaded(name):
-    return AutoTokenizer.from_pretrained(checkpoint(name)), engine_eos_ids(checkpoint(name))
-
-
-def chat_with(name, template, kwargs, **choices):
-    """The chat of a tokenizer, with its own template (None) or another."""
-    tokenizer, eos_ids = loaded(name)
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.chat_template = template or tokenizer.chat_template
-    return ChatTokens(tokenizer, kwargs, eos_ids, **choices)
 
 
 @functools.cache
@@ -127,7 +98,7 @@ def test_text_is_encoded_as_ever_but_never_an_added_token(name, data):
     chat, names = chat_of(name), names_of(name)
     text = data.draw(texts(name)).strip()
     span = chat.user(text)
-    ids = span[len(chat.user("")) - len(chat._after_user) : len(span) - len(chat._after_user)]
+    ids = span[len(chat.user("")) - len(chat.after_user) : len(span) - len(chat.after_user)]
     assert not set(ids) & set(names.values())
     assert alike(chat.tokenizer.decode(ids)) == alike(text)
     if not any(content in text for content in names):
@@ -149,7 +120,7 @@ def test_a_character_that_the_vocabulary_lacks_ends_no_text():
 
 def test_a_demonstrations_own_thought_is_a_thought():
     chat = chat_of("qwen3")
-    ids = chat.assistant("<think>\nhm <tool_call>\n</think>\n\n<action>look</action>")
+    ids = chat.assistant("<think>\nhm <tool_response>\n</think>\n\n<action>look</action>")
     named = [token for token in chat.tokenizer.convert_ids_to_tokens(ids) if token.startswith("<") and ">" in token]
     assert named == ["<think>", "</think>", "<|im_end|>"]
     plain = "<think>\nhm\n</think>\n\n<action>look</action>"

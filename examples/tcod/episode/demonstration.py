@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import Failure
-from ..environments.protocol import Environment, Observation, as_listed, ask, is_admissible
+from ..environments.protocol import Observation, as_listed, calls_of, is_admissible
 
 if TYPE_CHECKING:
     from ..model.chat_tokens import ChatTokens
+    from .text_side import TextSide
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A recorded solution: L actions, and the responses that they were parsed from where those were recorded.
+    """A recorded solution: L actions; where they were recorded, the environment's answers to them, and the responses
+    that they were parsed from.
 
     Many texts are sampled with other tokens than a tokenizer encodes them with: `ids` are the sampled ones, under the
     vocabulary (a digest, see ChatTokens) that they belong to.
@@ -27,6 +29,7 @@ class Demonstration:
     responses: Sequence[str] | None = None
     ids: Sequence[list[int]] | None = None
     vocabulary: str | None = None
+    observations: Sequence[str] | None = None
 
     @classmethod
     def of(cls, metadata: dict[str, Any]) -> "Demonstration":
@@ -41,20 +44,26 @@ class Demonstration:
         if not isinstance(demo, dict):
             raise Failure("demo_malformed", f"its demo is no JSON object but {str(demo)[:80]!r}")
         actions, responses, ids = demo.get("actions", []), demo.get("responses"), demo.get("ids")
-        for key, texts in (("actions", actions), ("responses", [] if responses is None else responses)):
+        observations = demo.get("observations")
+        for key, texts in (("actions", actions), ("responses", responses), ("observations", observations)):
+            if texts is None and key != "actions":
+                continue
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise Failure("demo_malformed", f"{key} of its demo is no list of texts")
         if ids is not None and not (
             isinstance(ids, list) and all(isinstance(turn, list) and {*map(type, turn)} <= {int} for turn in ids)
         ):
             raise Failure("demo_malformed", "ids of its demo is no list of lists of token ids")
-        responses, ids = (None if values is None else tuple(values) for values in (responses, ids))
-        return cls(tuple(actions), responses, ids, demo.get("vocabulary"))
+        optional = (responses, ids, observations)
+        responses, ids, observations = (None if values is None else tuple(values) for values in optional)
+        return cls(tuple(actions), responses, ids, demo.get("vocabulary"), observations)
 
     def first(self, turns: int) -> "Demonstration":
         """Its first turns."""
-        responses, ids = (values and values[:turns] for values in (self.responses, self.ids))
-        return replace(self, actions=self.actions[:turns], responses=responses, ids=ids)
+        responses, ids, observations = (
+            values and values[:turns] for values in (self.responses, self.ids, self.observations)
+        )
+        return replace(self, actions=self.actions[:turns], responses=responses, ids=ids, observations=observations)
 
     def check(self, horizon: float) -> None:
         """Whether it can be replayed within so many turns, as far as it shows without an engine.
@@ -66,22 +75,23 @@ class Demonstration:
             raise Failure("demo_missing", "it has none")
         if len(self.actions) > horizon:
             raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
-        for name, values in (("responses", self.responses), ("turns of ids", self.ids)):
+        counted = {"responses": self.responses, "turns of ids": self.ids, "observations": self.observations}
+        for name, values in counted.items():
             if values is not None and len(values) != len(self.actions):
                 raise Failure("demo_mismatch", f"{len(values)} {name}, {len(self.actions)} actions")
 
-    def response(self, turn: int, observation: Observation, environment: type[Environment]) -> str:
+    def response(self, turn: int, observation: Observation, side: "TextSide") -> str:
         """The response to replay at `turn` (0-based), to this observation.
 
         Raises:
             Failure: demo_inadmissible, or demo_mismatch where the response does not give the action.
         """
         action = self.actions[turn]
-        if not is_admissible(action, observation, environment):
+        if not is_admissible(action, observation, side.environment):
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is not admissible")
-        response = self.responses[turn] if self.responses else ask(environment, "format_action", action)
-        said, valid = ask(environment, "parse_action", response)
-        if not valid or as_listed(said, observation) != action:
+        response = self.responses[turn] if self.responses else side.format(action)
+        said, valid = side.parse(response)
+        if not valid or not (as_listed(said, observation) == action or calls_of(said) == calls_of(action) != []):
             raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} is not the action of {response!r}")
         return response
 
@@ -95,10 +105,14 @@ class Demonstration:
         """Whether the engine executed the action of `turn`, and the episode can go on from this answer.
 
         Raises:
-            Failure: demo_inadmissible; demo_won_early, where the episode is over.
+            Failure: demo_inadmissible; demo_won_early, where the episode is over; demo_mismatch, where the engine
+                answered otherwise when the demonstration was recorded.
         """
         action = self.actions[turn]
         if observation.refused:
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: the engine refuses {action!r}")
         if over:
             raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
+        if self.observations and observation.text != self.observations[turn]:
+            recorded = self.observations[turn]
+            raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} gives {observation.text!r}, not {recorded!r}")

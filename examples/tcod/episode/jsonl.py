@@ -41,11 +41,16 @@ def read_lines(
                     sentence = f"line {number} of {path} is no {kind}: {error}"
                     if leave_out is None:
                         raise ConfigError(sentence) from error
-                    leave_out(sentence)
+                    leave_out(f"{sentence}; it is left out")
                 else:
                     yield number, value
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): name a JSONL file") from error
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with a line, by what was raised when its values were used."""
+    return f"it has no {error}" if isinstance(error, KeyError) else f"a value in it cannot be used ({error})"
 
 
 def _parse(text: str) -> dict[str, Any]:

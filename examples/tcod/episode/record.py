@@ -66,7 +66,9 @@ class EpisodeRecord:
     """The environment's answer to the last action."""
     won: bool = False
     reward: float | None = None
-    """The environment's own grade of the episode, where it gives one."""
+    """The environment's own grade of the episode at its end, where it gives one."""
+    score: float | None = None
+    """The best grade on the way."""
     context_limited: bool = False
     """The context had no room for a further turn."""
     untempered: bool = False
@@ -78,6 +80,8 @@ class EpisodeRecord:
     """Why the episode cannot be used, see docs/FAULTS.md."""
     detail: str = ""
     """The failure in the words of what failed, at most 500 characters."""
+    no_signal: bool = False
+    """It was not trained on: without a teacher, a group of equal rewards teaches nothing."""
     unscored: str | None = None
     """Why an evaluation episode has no teacher log-probs although tcod_eval_kl asks for them."""
 
@@ -85,6 +89,11 @@ class EpisodeRecord:
     def truncated(self) -> bool:
         """Whether a length limit ended the episode, rather than success or the plan."""
         return self.context_limited or (bool(self.turns) and self.turns[-1].cut and not self.won)
+
+    def note_grade(self, grade: float | None) -> None:
+        """The environment has graded the episode so far."""
+        if grade is not None:
+            self.score = grade if self.score is None else max(self.score, grade)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that Ray, JSON and torch.save take."""
@@ -114,10 +123,14 @@ class TokenSequence:
 
     Attributes:
         teacher_log_probs: one number for each token behind the prompt, in nats; None before the teacher was asked.
+        plain_log_probs: the same of a teacher that was shown no note, where tcod_save_plain_scores asks for them.
+        texts: those that the first span is the rendering of: [system, user, answer, user, ..].
     """
 
     spans: list[Span] = field(default_factory=list)
     teacher_log_probs: list[float] | None = None
+    plain_log_probs: list[float] | None = None
+    texts: list[str] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
@@ -145,6 +158,22 @@ class TokenSequence:
         return next((i for i, span in enumerate(self.spans) if span.role == "sampled"), len(self.spans))
 
 
+@dataclass(frozen=True)
+class Note:
+    """What the teacher was shown of an episode beside the conversation, see note.py.
+
+    Attributes:
+        parts: "demo", "hindsight": what is in it.
+        left_out: observations, and then steps, that tcod_note_len had no room for.
+        tokens: by which it made the first sequence longer.
+    """
+
+    text: str = ""
+    parts: tuple[str, ...] = ()
+    left_out: int = 0
+    tokens: int = 0
+
+
 @dataclass
 class Episode:
     """An episode from the draw to its end; sample.metadata["tcod"] until slime's samples are made of it."""
@@ -152,6 +181,9 @@ class Episode:
     record: EpisodeRecord = field(default_factory=EpisodeRecord)
     sequences: list[TokenSequence] = field(default_factory=list)
     """Those that are trained on: one under tcod_history append, under turns one for each turn of the student."""
+    answers: list[str] = field(default_factory=list)
+    """The environment's own to every action, replayed turns' included."""
+    note: Note | None = None
 
     @classmethod
     def of(cls, sample: Any) -> "Episode":

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,11 @@ KEPT_S = 4.0  # An idle connection; SGLang's server closes them after 5.
 def http_url(host: str, port: int) -> str:
     """An IPv6 address stands in brackets in a URL; slime has put them there, users have not."""
     return f"http://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"http://{host}:{port}"
+
+
+def without_login(url: str) -> str:
+    """For messages: the URL without a user and a password."""
+    return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
 def routing(session: str | None) -> dict[str, str]:
@@ -70,7 +76,7 @@ class SGLangClient:
                 what check_wanted raises.
         """
         body = orjson.dumps(payload)  # thousands of ids a turn: json would take most of this loop's time
-        headers = {**self._headers, **(headers or {})}
+        headers, shown = {**self._headers, **(headers or {})}, without_login(url)
         for attempt in itertools.count():
             async with self._slots:
                 check_wanted()
@@ -78,13 +84,14 @@ class SGLangClient:
             if trouble is None:
                 return reply
             if attempt == RETRIES:
-                raise Failure(f"{self._whom}_unavailable", f"{url}: {trouble}")
+                raise Failure(f"{self._whom}_unavailable", f"{shown}: {trouble}")
             pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-            logger.warning("%s: %s; again in %.1f s", url, trouble, pause_s)
+            logger.warning("%s: %s; again in %.1f s", shown, trouble, pause_s)
             await asyncio.sleep(pause_s)
 
     async def _attempt(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[Any, str | None]:
         """The reply, or the trouble that another attempt may not see."""
+        shown = without_login(url)
         try:
             async with self._connections().post(url, data=body, headers=headers) as response:
                 if response.status == 200:
@@ -92,9 +99,9 @@ class SGLangClient:
                 detail = f"HTTP {response.status} {(await response.text())[:200]}"
                 if response.status == 429 or response.status >= 500:
                     return None, detail
-                raise Failure(f"{self._whom}_refused", f"{url}: {detail}")
+                raise Failure(f"{self._whom}_refused", f"{shown}: {detail}")
         except asyncio.TimeoutError as error:
-            raise Failure(f"{self._whom}_timeout", f"{url}: no reply in {self._timeout.total:g} s") from error
+            raise Failure(f"{self._whom}_timeout", f"{shown}: no reply in {self._timeout.total:g} s") from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: cut-off JSON
             return None, f"{type(error).__name__} {error}"
 

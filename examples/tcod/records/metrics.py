@@ -1,8 +1,9 @@
 """TCOD's metrics, computed from finished samples; they reach every tracker through slime's own logging.
 
 The KL of a token is log pi_student - log pi_teacher with the rollout engine's log-probs (slime's advantage uses
-Megatron's own unless --use-rollout-logprobs). Its sum over a trajectory's sampled tokens is a one-sample estimate of
-the reverse KL between the two policies over whole episodes, in nats.
+Megatron's own unless --use-rollout-logprobs), and the teacher's as it scored: with its note, where it was shown one.
+Its sum over a trajectory's sampled tokens is a one-sample estimate of the reverse KL between the two policies over
+whole episodes, in nats.
 """
 
 from collections import Counter, defaultdict
@@ -11,6 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from ..episode.record import Episode, EpisodeRecord
+from ..episode.rows import task_key, task_of
+from .repeats import grouped, statistics_of
 
 Metrics = dict[str, float]
 
@@ -27,7 +30,7 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     records = [episode.record for episode in episodes]
     # One depth for all, unless a fully asynchronous rollout spans a change of it.
     metrics = {"k": fmean(record.k for record in records)}
-    metrics |= {**_episodes(records), **_kl(episodes), **_failures(drawn)}
+    metrics |= {**_episodes(records), **_kl(episodes), **_notes(episodes), **_failures(drawn)}
     metrics |= _by_index("success_by_start", ((record.replayed, record.won) for record in records))
     sequences = [sequence for episode in episodes for sequence in episode.sequences]
     metrics["tokens/scored"] = sum(len(sequence.teacher_log_probs or ()) for sequence in sequences)
@@ -56,12 +59,26 @@ def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
         ours = [sample for sample in result["samples"] if "tcod" in (sample.metadata or {})]  # others have other hooks
         if not ours:
             continue
+        times: Counter[str] = Counter()
+        repeats = [_repeat(sample, times) for sample in sorted(ours, key=lambda sample: sample.index)]
+        repeats = [repeat for repeat in repeats if repeat]
         played = [Episode.of(sample) for sample in ours if not Episode.of(sample).record.failure]
         values = {"episodes": len(played), **_failures(ours)}
         if played:
-            values |= {**_episodes([episode.record for episode in played]), **_kl(played)}
+            values |= {**_episodes([episode.record for episode in played]), **_kl(played), **statistics_of(repeats)}
+            for label, group in grouped(repeats, "task_type").items():
+                values |= {f"{key}_by_type/{label}": value for key, value in statistics_of(group).items()}
         metrics |= {f"eval/tcod/{name}/{key}": value for key, value in values.items()}
     return metrics
+
+
+def _repeat(sample: Any, times: Counter[str]) -> dict[str, Any] | None:
+    """An evaluation's sample for repeats.py; None where it failed. `times` counts how often each task has come."""
+    record, task = Episode.of(sample).record, task_key(task_of(sample.metadata))
+    times[task] += 1
+    about = {"task": task, "repeat": times[task] - 1, "task_type": str(sample.label or "")}
+    played = {"won": record.won, "turns": len(record.turns), "score": record.score}
+    return None if record.failure else about | played
 
 
 def turn_kl(episode: Episode) -> dict[int, float]:
@@ -92,7 +109,7 @@ def _episodes(records: Sequence[EpisodeRecord]) -> Metrics:
 
 
 def _kl(episodes: Sequence[Episode]) -> Metrics:
-    """Nothing without the teacher's log-probs (--opd-type megatron, or an evaluation without tcod_eval_kl)."""
+    """Nothing without the log-probs of a teacher's server (there is none, or an evaluation without tcod_eval_kl)."""
     scored = [episode for episode in episodes if episode.is_scored]
     if not scored:
         return {}
@@ -103,6 +120,19 @@ def _kl(episodes: Sequence[Episode]) -> Metrics:
         "kl/token": total / _sampled_tokens(scored),
         "kl/episodes": len(scored),
         **_by_index("kl_by_turn", by_turn),
+    }
+
+
+def _notes(episodes: Sequence[Episode]) -> Metrics:
+    """Nothing where the teacher is shown none: then the loss is the paper's."""
+    notes = [episode.note for episode in episodes if episode.note]
+    if not notes:
+        return {}
+    parts = {f"note_{part}": fmean(part in note.parts for note in notes) for part in ("demo", "hindsight")}
+    return {
+        "note_tokens": fmean(note.tokens for note in notes),
+        "note_cut": fmean(note.left_out > 0 for note in notes),
+        **parts,
     }
 
 
@@ -128,6 +158,8 @@ def _failures(samples: Iterable[Any]) -> Metrics:
         counts["aborted"] += sample.status.value == "aborted"
         if record.failure:
             counts.update(["failed", f"failed/{record.failure}"])
+        if record.no_signal:
+            counts["no_signal"] += 1
         if record.unscored:
             counts[f"unscored/{record.unscored}"] += 1
     return dict(counts)

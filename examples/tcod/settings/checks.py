@@ -5,7 +5,7 @@ slime has no hook before the first rollout, so they are made there, and by the r
 
 import inspect
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
 from ..episode.loop import is_untempered
 from ..episode.rows import check_rows
+from ..model.tool_calls import ToolParser
 from ..training.turn_mean import is_turn_mean
-from .config import TcodConfig, read_yaml
+from .config import SELF, TcodConfig, read_yaml
+from .secrets import without_secrets
 
 HOOKS = {
     "custom_generate_function_path": "tcod_rollout.generate",
@@ -22,10 +24,7 @@ HOOKS = {
     "custom_reward_post_process_path": "tcod_rollout.post_process_rewards",
     "dynamic_sampling_filter_path": "tcod_rollout.drop_failed",
 }
-NEEDED = {
-    "use_opd": "without it slime trains on the zero rewards alone, so set it",
-    "rollout_max_context_len": "set the largest length of a sequence in tokens",
-}
+NEEDED = {"rollout_max_context_len": "set the largest length of a sequence in tokens"}
 FORBIDDEN = {
     "normalize_advantages": "would whiten the KL away",
     "partial_rollout": "cannot continue a multi-turn episode",
@@ -57,6 +56,8 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConf
         read_yaml(Path(args.custom_config_path))  # slime takes any key in it
     config = TcodConfig.from_args(args)
     check_environment_class(config)
+    if config.tcod_tool_parser:
+        ToolParser(config.tcod_tool_parser).load()
     if sentence := next(_refusals(args, config), None):
         raise ConfigError(sentence)
     if rows is not None:
@@ -70,16 +71,45 @@ def check_environment_class(config: TcodConfig) -> None:
     try:
         inspect.signature(environment).bind(config.tcod_data_root, **config.tcod_env_args)
     except TypeError as error:
-        raise ConfigError(
-            f"tcod_env_args {config.tcod_env_args} do not fit {environment.__name__}.__init__: {error}"
-        ) from error
+        given = without_secrets(config.tcod_env_args)
+        raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
 
 
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
     """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError."""
     variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
-    environment = load_environment(config.tcod_environment)
-    check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon)
+    _check_rows(config, rows, source, variant)
+
+
+def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
+    """Whether rows can be played, as far as they show it. Raises ConfigError."""
+    _check_rows(config, rows, source, "")
+
+
+def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: str) -> None:
+    environment, has_parser = load_environment(config.tcod_environment), config.tcod_tool_parser is not None
+    check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon, has_parser)
+
+
+def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int) -> Iterator[str]:
+    """A sentence for each setting with which there would be no signal, or one that compares unlike episodes.
+
+    Args:
+        settings: the tcod_* settings, as far as they are given.
+        samples: episodes of a task in a batch.
+    """
+    coef = settings.get("tcod_reward_coef")
+    name = f"tcod_reward_coef (REWARD_COEF) {coef or 0}"
+    if not (has_teacher or coef):
+        yield f"--use-opd is missing (TEACHER=none) and {name}, so there is no signal: set one of the two"
+    if coef and samples < 2:
+        yield f"{name} compares episodes of a task: set --n-samples-per-prompt (SAMPLES_PER_TASK) to 2 or more"
+    if coef and settings.get("tcod_variant") == "reopd":
+        yield f"{name} compares episodes of a task, and reopd starts each at another turn: choose another tcod_variant"
+    if settings.get("tcod_reward") == "grade" and not coef:
+        yield f"tcod_reward grade is not trained on with {name}: set that above 0, or remove tcod_reward"
+    if settings.get("tcod_eval_kl") and not has_teacher:
+        yield "tcod_eval_kl measures a KL to the teacher, and without --use-opd (TEACHER=none) is none: remove it"
 
 
 def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
@@ -88,7 +118,7 @@ def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
     if str(args.custom_pg_loss_reducer_function_path).endswith(".turn_mean"):
         hooks["custom_pg_loss_reducer_function_path"] = "training.turn_mean.turn_mean"
     if args.opd_type == "sglang":
-        needed["rm_url"] = "set it to the teacher's http://HOST:PORT/generate"
+        needed["rm_url"] = f"set it to the teacher's http://HOST:PORT/generate, or to {SELF}"
     if config.tcod_history == "turns":
         needed["use_dynamic_batch_size"] = "tcod_history turns makes any number of samples, so set it"
     for name, function in hooks.items():
@@ -101,6 +131,25 @@ def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
         if value := getattr(args, name, None):
             yield f"{_flag(name)} {'' if value is True else f'{value} '}{why}: remove it"
     yield from _contradictions(args, config)
+
+
+def check_note(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
+    """Why what the teacher is shown does not fit TEACHER and MODE of the script."""
+    if config.tcod_teacher_sees and teacher not in ("sglang", SELF):
+        yield (
+            "tcod_teacher_sees needs a teacher on SGLang, since one in Megatron scores the student's own sequences: "
+            "remove it, or set TEACHER=sglang (--opd-type sglang)"
+        )
+    if teacher == SELF and mode != "sync":
+        yield (
+            "TEACHER=self (--rm-url self) needs MODE=sync: in the others training is ahead of the weights that sample "
+            "and score, so that it would be pulled back to them"
+        )
+    if teacher == SELF and (not config.tcod_teacher_sees or config.tcod_sees_from):
+        yield (
+            "TEACHER=self (--rm-url self) without a note has a KL of 0: set tcod_teacher_sees (TEACHER_SEES), and "
+            "leave tcod_sees_from out"
+        )
 
 
 def _flag(name: str) -> str:
@@ -142,8 +191,16 @@ def _pushes_copies(args: Namespace) -> bool:
 
 
 def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
-    if not args.opd_kl_coef > 0:
-        yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: the KL is the only signal"
+    teacher = SELF if args.opd_type == "sglang" and args.rm_url == SELF else args.opd_type
+    is_sync = not args.rollout_function_path.endswith(".generate_rollout_fully_async")
+    yield from check_note(config, teacher, "sync" if is_sync else "fully_async")
+    yield from reward_refusals(config.model_dump(), args.use_opd, args.n_samples_per_prompt)
+    if args.use_opd and not args.opd_kl_coef > 0:
+        yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: to train on the reward alone, remove --use-opd"
+    if args.opd_type and not args.use_opd:
+        yield f"--opd-type {args.opd_type} names a teacher that nothing asks without --use-opd: remove it"
+    if config.tcod_reward_coef and args.advantage_estimator not in ("grpo", "gspo", "cispo"):
+        yield f"--advantage-estimator {args.advantage_estimator} does not take tcod_reward_coef's rewards: use grpo"
     if args.rollout_max_response_len >= args.rollout_max_context_len:
         yield (
             f"--rollout-max-response-len {args.rollout_max_response_len} bounds one turn and must be below "

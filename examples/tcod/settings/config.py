@@ -12,12 +12,17 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic.functional_validators import BeforeValidator
 from pydantic_core import ErrorDetails
 
 from .. import ConfigError
 from ..curriculum import Curriculum
+from .secrets import without_secrets
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Words = BeforeValidator(lambda value: value.split() if isinstance(value, str) else value)  # of the script's variable
+
+SELF = "self"  # --rm-url, where the student's own engines are the teacher
 
 
 class TcodConfig(BaseModel):
@@ -53,8 +58,14 @@ class TcodConfig(BaseModel):
     tcod_thoughts: Literal["none", "keep"] = "none"
     """Whether the student thinks before it acts. "none": the chat template closes the thought; "keep": thoughts are
     sampled and trained, and stay in the history (append), or as far as the template shows them (turns)."""
+    tcod_reward_coef: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """How much of an episode's reward, normalised within its group, is trained on beside the KL."""
+    tcod_reward: Literal["won", "grade"] = "won"
+    """The reward: 1 if the task was solved and else 0, or the environment's own grade at the end."""
     tcod_admissible: Literal["turn", "never"] = "turn"
     """List the admissible actions in each user turn, or never."""
+    tcod_tool_parser: str | None = None
+    """Of an environment with tools: SGLang's parser of the model's calls, by its name (qwen, llama3, ..)."""
     tcod_env_workers: int = Field(16, ge=1)
     """Ray actors that host environment engines."""
     tcod_engines_per_worker: int = Field(8, ge=1)
@@ -67,8 +78,18 @@ class TcodConfig(BaseModel):
     """Longest scoring request, waiting in the teacher's queue included; it is not repeated."""
     tcod_teacher_concurrency: int = Field(64, ge=1)
     """Scoring requests in flight at once."""
+    tcod_teacher_sees: Annotated[list[Literal["demo", "hindsight"]], Words] = []
+    """What the teacher is shown beside the conversation, see note.py: the row's demonstration, the student's own
+    episode to its end, both ([demo, hindsight]) or nothing, which is the paper."""
+    tcod_note_len: int = Field(4096, ge=1)
+    """Tokens of that note: the oldest observations are left out of a longer one."""
+    tcod_sees_from: int = Field(0, ge=0)
+    """The first rollout whose episodes are scored with a note."""
+    tcod_save_plain_scores: bool = False
+    """Score saved episodes without their note, too: the page of episodes shows what the note changed."""
     tcod_max_replacements: int = Field(4, ge=1)
-    """Stop the run when failed groups were replaced more than this many whole batches within one rollout."""
+    """Stop the run when failed groups, or those without a signal, were replaced more than this many whole batches
+    within one rollout."""
     tcod_max_staleness: int = Field(2, ge=0)
     """Fully asynchronous mode: how many rollouts old an episode may be; a rollout waits for the oldest."""
     tcod_eval_kl: bool = False
@@ -94,7 +115,14 @@ class TcodConfig(BaseModel):
         self._curriculum = Curriculum(**of_it)
         if self.tcod_window and self.tcod_history == "append":
             raise ValueError("tcod_window is for tcod_history turns, an appended context keeps all turns: remove it")
+        if not self.tcod_teacher_sees and (self.tcod_sees_from or self.tcod_save_plain_scores):
+            raise ValueError("tcod_sees_from and tcod_save_plain_scores are of tcod_teacher_sees: set it too")
         return self
+
+    @property
+    def note_room(self) -> int:
+        """Tokens that the teacher takes beside those of a sequence."""
+        return self.tcod_note_len if self.tcod_teacher_sees else 0
 
     @property
     def curriculum(self) -> Curriculum:
@@ -104,7 +132,8 @@ class TcodConfig(BaseModel):
     @property
     def chat_choices(self) -> dict[str, Any]:
         """What ChatTokens needs of the settings."""
-        return {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": self.tcod_horizon}
+        choices = {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": self.tcod_horizon}
+        return {**choices, "tools": self.tcod_tool_parser is not None}
 
     @property
     def template_kwargs(self) -> dict[str, bool]:
@@ -136,7 +165,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_bytes(), _UniqueKeys) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        mark = getattr(error, "problem_mark", None)  # YAML's own words quote the line, and a key may be in it
+        reason = f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read ({reason}): name a YAML file of tcod_* settings") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is no mapping: write one `tcod_key: value` a line")
@@ -169,5 +199,6 @@ def _sentence(errors: list[ErrorDetails], source: str) -> str:
     if error["type"] == "value_error":
         return f"{source}: {error['ctx']['error']}"
     choices = [other["msg"] for other in errors if other["loc"][0] == error["loc"][0]]  # more than one of a union
+    given = without_secrets(error["input"])
     wanted = " or ".join(choice.removeprefix("Input should be ") for choice in choices)
-    return f"{error['loc'][0] if choices[1:] else key} in {source} should be {wanted}, not {error['input']!r:.80}"
+    return f"{error['loc'][0] if choices[1:] else key} in {source} should be {wanted}, not {given!r:.80}"

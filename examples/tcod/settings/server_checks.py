@@ -11,9 +11,9 @@ import httpx
 
 from .. import ConfigError, Failure
 from ..model.chat_tokens import ChatTokens
-from ..model.client import http_url
+from ..model.client import http_url, without_login
 from ..model.teacher import check_scores, scoring_request, teacher_headers
-from .config import TcodConfig
+from .config import SELF, TcodConfig
 
 ROUTER_PATIENCE_S = 60  # The router lists an engine only after its own check of it, which slime does not wait for.
 PROBED_TOKENS = 256  # Of the vocabulary, evenly spaced: two tokenizers may agree on a short text.
@@ -27,14 +27,23 @@ def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     """
     training = (args.rollout_max_context_len, "--rollout-max-context-len")
     longest = max(training, (args.eval_max_context_len or 0, "--eval-max-context-len"))
-    _check_engines(http_url(args.sglang_router_ip, args.sglang_router_port), *longest)
+    scored = with_note(*training, config)
+    router, teacher = http_url(args.sglang_router_ip, args.sglang_router_port), teacher_url(args)
+    _check_engines(router, *(max(longest, scored) if teacher == router else longest))
     if args.opd_type == "sglang":
-        check_teacher_scores(base_url(args.rm_url), chat, *(longest if config.tcod_eval_kl else training))
+        check_teacher_scores(teacher, chat, *(max(longest, scored) if config.tcod_eval_kl else scored))
 
 
-def base_url(rm_url: str) -> str:
-    """The teacher's server out of slime's --rm-url."""
-    return rm_url.rstrip("/").removesuffix("/generate")
+def with_note(needed: int, flag: str, config: TcodConfig) -> tuple[int, str]:
+    """The longest sequence that is scored, and the flags that say so."""
+    return needed + config.note_room, f"{flag} + tcod_note_len" if config.note_room else flag
+
+
+def teacher_url(args: Namespace) -> str:
+    """The teacher's server: of slime's --rm-url, or with "self" the router of the student's engines."""
+    if args.rm_url == SELF:
+        return http_url(args.sglang_router_ip, args.sglang_router_port)
+    return (args.rm_url or "").rstrip("/").removesuffix("/generate")
 
 
 def _check_engines(router: str, needed: int, flag: str) -> None:
@@ -64,8 +73,8 @@ def check_teacher_scores(url: str, chat: ChatTokens, needed: int, flag: str = "-
         limit = probe(url, chat, teacher_headers())
     except (httpx.HTTPError, ValueError) as error:
         raise ConfigError(
-            f"the teacher at --rm-url {url}/generate does not score ({error}): start it, or give its address and, "
-            "where it needs one, its key in TCOD_TEACHER_API_KEY"
+            f"the teacher at --rm-url {without_login(url)}/generate does not score ({error}): start it, or give its "
+            "address and, where it needs one, its key in TCOD_TEACHER_API_KEY"
         ) from error
     except Failure as failure:
         raise ConfigError(
@@ -118,11 +127,11 @@ def _ask(url: str, headers: dict[str, str] | None = None, payload: dict[str, Any
         try:
             reply = client.post(url, json=payload) if payload else client.get(url)
         except httpx.InvalidURL as error:
-            raise ValueError(f"{url} is no URL: {error}") from error
+            raise ValueError(f"{without_login(url)} is no URL: {error}") from error
     if reply.status_code == 404 and not payload:
         return {}
     if reply.is_error:
         raise ValueError(" ".join(f"HTTP {reply.status_code} {reply.text[:200]}".split()))
     if not isinstance(answer := reply.json(), dict):
-        raise ValueError(f"{url} answers with {str(answer)[:200]}")
+        raise ValueError(f"{without_login(url)} answers with {str(answer)[:200]}")
     return answer

@@ -1,4 +1,4 @@
-"""Success rates on any SGLang server: every game once, full horizon, by task type, with 95% intervals.
+"""Success rates on any SGLang server: every game --repeats times, full horizon, by task type, with 95% intervals.
 
     python -m examples.tcod.tools.evaluate --rows valid_seen.jsonl --out f2b.json --url http://HOST:PORT --model DIR
 
@@ -18,9 +18,15 @@ from .. import ConfigError
 from ..episode.record import Episode
 from ..episode.rows import Row
 from ..records.saved_episodes import transcript
-from .command import new_parser, one_sentence, result_file, table
+from .common.command import at_least, new_parser, one_sentence, result_file, table
+from .common.play import Player, add_options, play_missing, start
 from .compare_evals import summarise
-from .play import Player, add_options, play_missing, start
+
+COLUMNS = {  # of the table: the number's name in a summary, and how it is written
+    **{"episodes": ("episodes", "{}"), "success": ("success", "{:.3f}"), "95% interval": ("interval", "{}")},
+    **{"+- SD": ("success_sd", "{:.3f}"), "pass@k": ("pass_at_k", "{:.3f}"), "score": ("score", "{:.3f}")},
+    **{"turns": ("turns", "{:.1f}"), "won": ("turns_won", "{:.1f}"), "lost": ("turns_lost", "{:.1f}")},
+}
 
 
 def result_of(player: Player) -> dict[str, Any]:
@@ -32,7 +38,8 @@ def result_of(player: Player) -> dict[str, Any]:
         ConfigError: all failed.
     """
     failed, settings = dict(player.failed), {**player.settings, "rows": str(player.options.rows)}
-    episodes = [{**entry, "task_type": row.label} for row in player.rows for entry in player.journal.of(row)]
+    played = [(entry, row.label) for row in player.rows for entry in player.journal.of(row)]
+    episodes = [{**one, "task_type": label} for one, label in played if one["attempt"] < player.options.repeats]
     if not episodes:
         raise ConfigError(f"all {sum(failed.values())} episodes failed ({failed}): see the warnings above")
     return {"settings": settings, "success": summarise(episodes), "failed": failed, "episodes": episodes}
@@ -56,17 +63,19 @@ def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row
         if file:
             about = {"arm": arm, "dataset": name, "n": 0, "index": row.line}
             file.write(json.dumps(transcript(episode, row, player.episodes.chat.tokenizer, **about)) + "\n")
-        return {"context_limited": episode.record.context_limited}
+        return {"context_limited": episode.record.context_limited, "score": episode.record.score}
 
     return save
 
 
 def report(result: dict[str, Any]) -> str:
     """The summaries as a table, and what is not in it."""
-    lines = [("task type", "episodes", "success", "95% interval", "turns")]
-    for name, row in [("all", result["success"]["all"]), *result["success"]["by_label"].items()]:
-        interval = "[{:.3f}, {:.3f}]".format(*row["interval"])
-        lines.append((name, row["episodes"], f"{row['success']:.3f}", interval, f"{row['turns']:.1f}"))
+    rows = [("all", result["success"]["all"]), *result["success"]["by_label"].items()]
+    columns = {name: key for name, key in COLUMNS.items() if any(key[0] in row for _, row in rows)}
+    lines = [("task type", *columns)]
+    for name, row in rows:
+        row = {**row, "interval": "[{:.3f}, {:.3f}]".format(*row["interval"])}
+        lines.append((name, *(form.format(row[key]) if key in row else "-" for key, form in columns.values())))
     text = table(lines)
     if limited := sum(episode["context_limited"] for episode in result["episodes"]):
         text += f"\n{limited} episodes ended because --max-context-len was reached"
@@ -78,12 +87,13 @@ def report(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--episodes", type=Path, metavar="DIR", help="save all episodes there, for show_rollouts")
+    parser.add_argument("--repeats", type=at_least(1), default=1, help="plays of each game, default: %(default)s")
     add_options(parser, temperature=0.4)
     options = parser.parse_args()
     with one_sentence("evaluate", options.out), ExitStack() as stack:
         file = stack.enter_context(result_file(options.out))
         player = start(options, "evaluate")
-        asyncio.run(play_missing(player, 1, saver(options, player, stack)))
+        asyncio.run(play_missing(player, options.repeats, saver(options, player, stack)))
         result = result_of(player)
         json.dump(result, file, indent=1)
     if not player.failed:

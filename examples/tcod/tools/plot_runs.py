@@ -55,7 +55,8 @@ def read_run(folder: Path) -> list[Line]:
         if isinstance(kind, str) and isinstance(n, int):
             lines[kind, n] = line
         else:
-            logger.warning("line %d of %s is no line of metrics: its kind is %r and its n %r", number, path, kind, n)
+            about = f"its kind is {kind} and its n {n}"
+            logger.warning("line %d of %s is no line of metrics: %s; it is left out", number, path, about)
     return list(lines.values())
 
 
@@ -165,13 +166,17 @@ def draw_work(axes: Axes, arms: Arms) -> None:
 def draw(arms: Arms, path: Path) -> None:
     """Write the figure."""
     arms = {name: arms[name] for name in styles(arms)}
-    curves = [(metric, name) for metric in AXES for name in datasets(arms, metric)]
+    has_kl = any("kl/trajectory" in key for runs in arms.values() for lines in runs for line in lines for key in line)
+    if not has_kl:
+        logger.warning("no run has a KL to a teacher: its panels are left out")
+    curves = [(metric, name) for metric in (AXES if has_kl else ["success"]) for name in datasets(arms, metric)]
     rows = math.ceil((len(curves) + 2) / 3)
     figure = Figure(figsize=(13, 4 * rows), layout="constrained")
     panels = iter(figure.subplots(rows, 3, squeeze=False).flat)
     for metric, name in curves:
         draw_metric(next(panels), arms, metric, name)
-    draw_by_turn(next(panels), arms, datasets(arms, "kl/trajectory")[0])
+    if has_kl:
+        draw_by_turn(next(panels), arms, datasets(arms, "kl/trajectory")[0])
     draw_work(next(panels), arms)
     for axes in panels:
         axes.set_axis_off()

@@ -23,9 +23,9 @@ from typing import Any
 from .. import ConfigError, Failure, words
 from ..environments.protocol import Observation
 from ..episode.demonstration import Demonstration
-from ..episode.jsonl import read_lines
+from ..episode.jsonl import fault, read_lines
 from ..settings.config import TcodConfig
-from .prepare import TRAIN, Task, check_tasks, left_out_line, option_parser, run, write_sets
+from .common.prepare import TRAIN, Task, check_tasks, left_out_line, option_parser, run, write_sets
 
 DATA_VERSION = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen")
@@ -78,7 +78,7 @@ def read_source(path: str) -> tuple[dict[str, Demonstration], list[dict[str, Any
             game_file = rebase(row["game_file"])
             demo = _demo(row.get("demo", row))
         except (Failure, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"line {number} of {path} is no row with a game_file and actions ({error!r})") from error
+            raise ConfigError(f"line {number} of {path} has no game_file and actions: {fault(error)}") from error
         if game_file in demos:
             failure = Failure("duplicate", f"line {number} repeats the game, the first one counts")
             repeated.append(left_out_line({"game_file": game_file}, path, failure))

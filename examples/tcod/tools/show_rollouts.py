@@ -22,8 +22,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from .. import words
-from ..episode.jsonl import read_lines
+from ..episode.jsonl import fault, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def _read(file: Path) -> Iterator[Transcript]:
             line = json.loads(text.encode(errors="replace"))  # browsers take neither NaN nor half of a surrogate pair
             rollout_text(line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("line %d of %s is no transcript: %s", number, file, words(error))
+            logger.warning("line %d of %s is no transcript: %s; it is left out", number, file, fault(error))
         else:
             yield {**line, "source": f"{file.stem}:{number}"}
 

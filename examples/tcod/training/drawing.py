@@ -19,6 +19,7 @@ from slime.utils.types import Sample
 
 from .. import ABORTED
 from ..episode.record import Episode, EpisodeRecord
+from .rewards import NO_SIGNAL
 from .samples import Groups, flat
 
 # In the data source's metadata: {group index: {"trained_in": rollout or None, "samples": as they were drawn}}.
@@ -36,8 +37,7 @@ class Drawing:
         args: slime's arguments.
         source: slime's data source.
         depth: k by the number of a rollout.
-        max_replacements: the run stops when more than so many whole batches of failed groups were replaced in one
-            rollout.
+        max_replacements: the run stops when more than so many whole batches of groups were replaced in one rollout.
         max_staleness: how many rollouts ago a group may have been drawn, in the fully asynchronous mode.
         rollout_id: the first rollout that is played here.
     """
@@ -86,10 +86,12 @@ class Drawing:
 
     def _check_replacements(self, replaced: int, missing: int, drawn: list[Sample]) -> None:
         if replaced > self._max_replacements * self.args.rollout_batch_size:
-            reasons = [Episode.of(sample).record.failure or ABORTED for sample in drawn if sample.status in LOST]
+            records = [(Episode.of(sample).record, sample.status in LOST) for sample in drawn]
+            reasons = [record.failure or ABORTED for record, lost in records if lost]
+            reasons += [NO_SIGNAL for record, _ in records if record.no_signal]
             raise RuntimeError(
-                f"rollout {self.rollout_id} stops: more than tcod_max_replacements whole batches of failed groups "
-                f"were replaced and {missing} are still missing; failures by reason: {dict(Counter(reasons))}"
+                f"rollout {self.rollout_id} stops: more than tcod_max_replacements whole batches of groups "
+                f"were replaced and {missing} are still missing; samples by reason: {dict(Counter(reasons))}"
             )
 
 

@@ -1,6 +1,6 @@
 """The loss as a mean over turns, instead of slime's mean over trajectories. slime loads by flag:
 
-    --custom-pg-loss-reducer-function-path examples.tcod.loss.turn_mean
+    --custom-pg-loss-reducer-function-path examples.tcod.training.turn_mean.turn_mean
 
 What a token weighs in a step of B trajectories with N turns in all, where its trajectory has n trained tokens and its
 turn has l:

@@ -4,10 +4,11 @@ import math
 import os
 import socket
 
-from .. import ConfigError, words
-from ..environments.pool import WORKER_CPUS
+from ... import ConfigError, words
+from ...environments.pool import WORKER_CPUS
 
 ANSWER_S = 10.0  # Ray itself would ask for minutes
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # gRPC answers with its settings
 
 
 def start_ray(workers: int) -> None:
@@ -29,7 +30,9 @@ def start_ray(workers: int) -> None:
     try:
         if ":" in address:
             host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+            with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as connection:
+                connection.sendall(HELLO)
+                connection.recv(1)  # a tunnel, or a head that hangs, takes connections too
         ray.init(**options)
     except Exception as error:  # Ray gives itself 30 s to start
         if "AF_UNIX" in str(error):

@@ -8,9 +8,9 @@ from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
-from .. import ConfigError
-from ..episode.jsonl import read_lines
-from ..episode.rows import Row, task_key
+from ... import ConfigError
+from ...episode.jsonl import fault, read_lines
+from ...episode.rows import Row, task_key
 
 Entry = dict[str, Any]  # one episode: task, attempt, won, turns, and what the tool adds
 
@@ -47,7 +47,8 @@ class Journal:
             for entry in entries:
                 self._by_task[task_key(entry["task"])].append(entry)
         except (ConfigError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is damaged ({error}): repair or remove it") from error
+            said = str(error) if isinstance(error, ConfigError) else fault(error)
+            raise ConfigError(f"{path} is damaged ({said}): repair or remove it") from error
         different = [name for name in settings if begun_with[name] != settings[name]]
         if different and entries:
             raise ConfigError(f"{path} was begun with another {', '.join(different)}: choose another --out")
