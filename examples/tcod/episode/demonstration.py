@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import Failure
-from ..environments.protocol import Environment, Observation, as_listed, ask, is_admissible
+from ..environments.protocol import Observation, as_listed, calls_of, is_admissible
 
 if TYPE_CHECKING:
     from ..model.chat_tokens import ChatTokens
+    from .text_side import TextSide
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,18 @@ class Demonstration:
             if values is not None and len(values) != len(self.actions):
                 raise Failure("demo_mismatch", f"{len(values)} {name}, {len(self.actions)} actions")
 
-    def response(self, turn: int, observation: Observation, environment: type[Environment]) -> str:
+    def response(self, turn: int, observation: Observation, side: "TextSide") -> str:
         """The response to replay at `turn` (0-based), to this observation.
 
         Raises:
             Failure: demo_inadmissible, or demo_mismatch where the response does not give the action.
         """
         action = self.actions[turn]
-        if not is_admissible(action, observation, environment):
+        if not is_admissible(action, observation, side.environment):
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is not admissible")
-        response = self.responses[turn] if self.responses else ask(environment, "format_action", action)
-        said, valid = ask(environment, "parse_action", response)
-        if not valid or as_listed(said, observation) != action:
+        response = self.responses[turn] if self.responses else side.format(action)
+        said, valid = side.parse(response)
+        if not valid or not (as_listed(said, observation) == action or calls_of(said) == calls_of(action) != []):
             raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} is not the action of {response!r}")
         return response
 
@@ -112,6 +113,6 @@ class Demonstration:
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: the engine refuses {action!r}")
         if over:
             raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
-        if self.observations and observation.text != self.observations[turn]:
-            recorded = self.observations[turn]
-            raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} gives {observation.text!r}, not {recorded!r}")
+        if self.observations and observation.answer != (recorded := self.observations[turn]):
+            said = f"{action!r} gives {observation.answer!r}, not {recorded!r}"
+            raise Failure("demo_mismatch", f"turn {turn + 1} of the demonstration: {said}")

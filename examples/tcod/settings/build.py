@@ -17,9 +17,11 @@ from ..episode.history import AppendHistory, History, TurnHistory
 from ..episode.loop import EpisodePlayer
 from ..episode.note import NoteWriter
 from ..episode.record import Note, TokenSequence
+from ..episode.text_side import TextSide
 from ..model.chat_tokens import ChatTokens, load_chat
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
+from ..model.tool_calls import ToolParser
 from ..records.run_folder import write_about
 from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
@@ -94,11 +96,12 @@ def run_of(args: Namespace) -> Run:
         config = TcodConfig.from_args(args)
         try:
             chat = load_chat(args.hf_checkpoint, args.apply_chat_template_kwargs, **config.chat_choices)
-            notes = new_notes(config, chat)
         except ValueError as error:
             raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
         limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
         log = EpisodeLog(config.tcod_variant, limit, chat.tokenizer)
+        environment = load_environment(config.tcod_environment)
+        notes = NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
         _run = Run(args, config, chat, notes, log)
     return _run
 
@@ -127,13 +130,21 @@ def drawing_of(kind: type[DrawingT], run: Run, data_source: Any, rollout_id: int
 def new_player(config: TcodConfig, chat: ChatTokens, engine_url: str) -> EpisodePlayer:
     """A player of episodes whose student is served at a base URL."""
     return EpisodePlayer(
-        environment=load_environment(config.tcod_environment),
+        text_side=text_side_of(config, chat),
         pool=new_pool(config, config.tcod_env_workers, config.tcod_engines_per_worker),
         chat=chat,
         student=StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids),
         new_history=history_of(config, chat),
-        lists_actions=config.tcod_admissible == "turn",
     )
+
+
+def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
+    """What makes the text side of a task's environment, for a student's chat, if there is one. Raises ConfigError."""
+    environment, lists_actions = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
+    parser = ToolParser(config.tcod_tool_parser)
+    if chat and parser.name:
+        parser.load()
+    return lambda task: TextSide(environment, task, lists_actions, parser, chat)
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
@@ -164,12 +175,6 @@ def history_of(config: TcodConfig, chat: ChatTokens) -> Callable[[int], History]
     if config.tcod_history == "turns":
         return functools.partial(TurnHistory, chat, window=config.tcod_window)
     return functools.partial(AppendHistory, chat)
-
-
-def new_notes(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
-    """What writes the teacher's notes. Raises ConfigError where the chat template has no place for them."""
-    environment = load_environment(config.tcod_environment)
-    return NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
 
 
 def new_teacher(config: TcodConfig, url: str, chat: ChatTokens) -> TeacherClient:

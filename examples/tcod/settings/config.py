@@ -64,6 +64,8 @@ class TcodConfig(BaseModel):
     """The reward: 1 if the task was solved and else 0, or the environment's own grade at the end."""
     tcod_admissible: Literal["turn", "never"] = "turn"
     """List the admissible actions in each user turn, or never."""
+    tcod_tool_parser: str | None = None
+    """Of an environment with tools: SGLang's parser of the model's calls, by its name (qwen, llama3, ..)."""
     tcod_env_workers: int = Field(16, ge=1)
     """Ray actors that host environment engines."""
     tcod_engines_per_worker: int = Field(8, ge=1)
@@ -130,7 +132,8 @@ class TcodConfig(BaseModel):
     @property
     def chat_choices(self) -> dict[str, Any]:
         """What ChatTokens needs of the settings."""
-        return {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": self.tcod_horizon}
+        choices = {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": self.tcod_horizon}
+        return {**choices, "tools": self.tcod_tool_parser is not None}
 
     @property
     def template_kwargs(self) -> dict[str, bool]:
