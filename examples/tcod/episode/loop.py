@@ -109,7 +109,7 @@ class EpisodePlayer:
                 action = await self._respond(assignment, episode, history, now)
             with assignment.trace("environment"):
                 observation = await engine.step(action)
-            episode.answers.append(observation.text)
+            episode.answers.append(observation.answer)
             episode.record.note_grade(observation.reward)
             over = observation.won or observation.done
             if replayed:

@@ -106,7 +106,7 @@ async def play_demonstration(
         demo.response(turn, observation, side)
         observation = await engine.step(action)
         side.turn(observation, first=False)
-        answers.append(observation.text)
+        answers.append(observation.answer)
         if cut and observation.won:
             demo = demo.first(turn + 1)
             break
