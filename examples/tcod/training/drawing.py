@@ -189,6 +189,8 @@ class AsynchronousDrawing(Drawing):
 
         worker = _get_global_worker(self.args, self)
         while not self.is_complete:
+            if not worker.worker_thread.is_alive():  # cancelled: slime reaps no such task
+                self._errors.seen.append("its thread has ended")
             if self._errors.seen:
                 raise RuntimeError(f"slime's fully asynchronous worker has lost episodes: {self._errors.seen[0]}")
             groups = worker.get_completed_groups()
