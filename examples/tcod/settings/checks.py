@@ -142,7 +142,7 @@ def check_note(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
         )
     itself = f"TEACHER={SELF} (--rm-url {SELF})"
     if teacher == SELF and mode != "sync":
-        yield f"{itself} needs MODE=sync: in the others training is ahead of the weights that score, which pull it back"
+        yield f"{itself} needs MODE=sync: in the others training is ahead of the weights that score, and pulled back"
     if teacher == SELF and (not config.tcod_teacher_sees or config.tcod_sees_from):
         yield f"{itself} without a note has a KL of 0: set tcod_teacher_sees (TEACHER_SEES), leave tcod_sees_from out"
 
