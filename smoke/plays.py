@@ -1,4 +1,4 @@
-"""What a smoke run plays: ALFWorld games made here, ScienceWorld's own tasks, or any rows with their config."""
+"""What a smoke run plays: games and databases made here, ScienceWorld's own tasks, or any rows with their config."""
 
 import shutil
 import subprocess
@@ -62,7 +62,7 @@ def choose(options: Namespace) -> Play:
     try:
         if options.config:
             return _given(options)
-        return {"alfworld": _alfworld, "scienceworld": _scienceworld}[options.environment](options)
+        return {"alfworld": _alfworld, "scienceworld": _scienceworld, "sqlite": _sqlite}[options.environment](options)
     except (ConfigError, OSError) as error:
         sys.exit(f"smoke run: {error}")
     except subprocess.CalledProcessError as error:  # the prepare tool has said why
@@ -102,6 +102,16 @@ def _scienceworld(options: Namespace) -> Play:
     subprocess.run(command, check=True)
     _take(data / "dev.jsonl", data / "heldout.jsonl", options.heldout_games)
     return Play("scienceworld", arms, data)
+
+
+def _sqlite(options: Namespace) -> Play:
+    data = options.out / "data" / "sqlite"
+    arms = {arm: settings_of("sqlite", arm, tcod_data_root=str(data)) for arm in options.variant or CURRICULA}
+    config = write_settings(data / "tcod.yaml", next(iter(arms.values())))
+    command = [sys.executable, "-m", "examples.tcod.tools.prepare_sqlite", "--out", str(data), "--config", str(config)]
+    command += ["--databases", str(options.train_games // 4), "--heldout", str(options.heldout_games // 4)]
+    subprocess.run([*command, "--questions", "1", "--processes", "2"], check=True)
+    return Play("sqlite", arms, data)
 
 
 def _given(options: Namespace) -> Play:
