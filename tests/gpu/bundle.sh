@@ -29,6 +29,7 @@ grep -hvE "^(#|($other)==)" smoke/requirements.txt smoke/requirements-slime.txt 
   -r "$work/requirements.txt" -r tests/gpu/requirements.txt
 for path in "${unused[@]}"; do rm -rf "$work/bundle/site"/$path; done
 find "$work/bundle/site" -type d -name tests -prune -exec rm -rf {} +
+find "$work/bundle/site" -type f -size +500k -not -path '*.libs/*' -exec strip --strip-unneeded {} + 2>/dev/null || true
 cp -r "$slime"/{slime,slime_plugins,scripts,train.py,train_async.py} "$work/bundle/slime"
 cp -r "$megatron"/{megatron,*.py} "$work/bundle/megatron"
 find "$work/bundle" -name __pycache__ -prune -exec rm -rf {} +
@@ -40,6 +41,6 @@ find "$work/bundle" -name __pycache__ -prune -exec rm -rf {} +
   (cd "$work/bundle" && du -sk slime megatron site/* | sort -rn)
 } >"$out/contents.txt"
 rm -f "$out"/part.*
-tar -C "$work/bundle" -cf - . | xz -T0 -6 | split -d -b 55M - "$out/part."
+tar -C "$work/bundle" -cf - . | xz -T0 -3 | split -d -b 55M - "$out/part."
 (cd "$out" && sha256sum part.* >sums)
 ls -l "$out"

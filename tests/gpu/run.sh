@@ -52,12 +52,19 @@ fi
 unset SGLANG_USE_CPU_ENGINE PYTHONHOME
 site=$(echo "$root"/env/lib/python3.*/site-packages)
 export PATH=$root/env/bin:$site/bin:$PATH SLIME_DIR=$root/slime MEGATRON_DIR=$root/megatron HOME=$root/home PYTHONPATH=$PWD
-if [[ $DEVICE == cpu ]]; then PYTHONPATH=$PWD/smoke/stubs:$PWD; fi # its kernels are for GPUs
+# CUDA as PyTorch has it, for what is preloaded to save memory, and for what engines compile.
+export LD_LIBRARY_PATH=$site/nvidia/cu13/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} CPATH=$site/nvidia/cu13/include
+if [[ $DEVICE == cpu ]]; then PYTHONPATH=$PWD/smoke/stubs:$PWD; fi # the bundle's kernels are for GPUs
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false RAY_USAGE_STATS_ENABLED=0
 mkdir -p "$HOME"
-for name in ${STEPS-engines colocated megatron async fully_async}; do
-  if [[ $name == engines ]]; then step engines 190 python3 -m tests.gpu.engines
-  else step "$name" "$([[ $name == colocated ]] && echo 200 || echo 100)" python3 -m tests.gpu.steps "$name"; fi
+declare -A limits=([kernels]=90 [engines]=150 [colocated]=240 [megatron]=110 [async]=100 [fully_async]=100)
+for name in ${STEPS-kernels engines colocated megatron async fully_async}; do
+  case $name in
+    kernels) step=(rehearsal kernels) ;;
+    engines) step=(engines) ;;
+    *) step=(steps "$name") ;;
+  esac
+  step "$name" "${limits[$name]}" python3 -m "tests.gpu.${step[@]}"
 done
 rm -rf "$RESULTS/work"
 cat "$RESULTS/results.jsonl" 2>/dev/null
