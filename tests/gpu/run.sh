@@ -52,11 +52,16 @@ fi
 unset SGLANG_USE_CPU_ENGINE PYTHONHOME
 site=$(echo "$root"/env/lib/python3.*/site-packages)
 export PATH=$root/env/bin:$site/bin:$PATH SLIME_DIR=$root/slime MEGATRON_DIR=$root/megatron HOME=$root/home PYTHONPATH=$PWD
-# CUDA as PyTorch has it, for what is preloaded to save memory, and for what engines compile.
-export LD_LIBRARY_PATH=$site/nvidia/cu13/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} CPATH=$site/nvidia/cu13/include
+# CUDA as PyTorch and the driver have it, for what is preloaded to save memory, and for what engines compile.
+export LD_LIBRARY_PATH=$site/nvidia/cu13/lib:$root/driver${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export CPATH=$site/nvidia/cu13/include LIBRARY_PATH=$root/driver
+mkdir -p "$HOME" "$root/driver"
+ln -sf "$("$machine" -c "
+import ctypes
+ctypes.CDLL('libcuda.so.1')
+print(next(line.split()[-1] for line in open('/proc/self/maps') if 'libcuda.so' in line))" 2>/dev/null)" "$root/driver/libcuda.so" 2>/dev/null
 if [[ $DEVICE == cpu ]]; then PYTHONPATH=$PWD/smoke/stubs:$PWD; fi # the bundle's kernels are for GPUs
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false RAY_USAGE_STATS_ENABLED=0
-mkdir -p "$HOME"
 declare -A limits=([kernels]=90 [engines]=150 [colocated]=240 [megatron]=110 [async]=100 [fully_async]=100)
 for name in ${STEPS-kernels engines colocated megatron async fully_async}; do
   case $name in
