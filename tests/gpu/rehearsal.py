@@ -79,6 +79,7 @@ def pretend() -> None:
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_device_properties = lambda *_: properties
     torch.cuda.get_device_capability = lambda *_: (9, 0)
+    torch.cuda.mem_get_info = lambda *_: (properties.total_memory, properties.total_memory)
     torch.cuda.get_device_name = lambda *_: properties.name
 
 
@@ -109,7 +110,7 @@ def kernels() -> list[str]:
 
 
 def gpu() -> list[str]:
-    """Import what a GPU's processes do; returns what went wrong."""
+    """Import what a GPU's processes do, and have SGLang read its engine's settings; returns what went wrong."""
     pretend()
     wrong = []
     for name in ON_GPU:
@@ -117,6 +118,14 @@ def gpu() -> list[str]:
             importlib.import_module(name)
         except Exception as error:  # all of them are wanted, not the first
             wrong.append(f"{name}: {type(error).__name__}: {error}")
+    from sglang.srt.server_args import prepare_server_args
+
+    from smoke.make_models import SHIPPED
+    from smoke.train_slime import as_flags
+    from tests.gpu import engines
+
+    read = prepare_server_args(["--model-path", str(SHIPPED), "--enable-memory-saver", *as_flags(engines.KERNELS)])
+    print(f"SGLang reads: {read.device} {read.attention_backend}, decode graphs up to {read.cuda_graph_config}")
     return wrong
 
 
