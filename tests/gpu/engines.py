@@ -15,7 +15,7 @@ from typing import Any
 
 import requests
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from smoke import make_models
 from smoke.servers import Process, free_port, wait_ready
@@ -83,7 +83,7 @@ def make_model(folder: Path) -> int:
     torch.manual_seed(1)
     tiny = Qwen3Config.from_pretrained(make_models.SHIPPED)
     with torch.device("cuda" if ON_GPU else "cpu"):
-        model = Qwen3ForCausalLM(Qwen3Config.from_dict({**tiny.to_dict(), **SHAPE})).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(Qwen3Config.from_dict({**tiny.to_dict(), **SHAPE})).to(torch.bfloat16)
     with torch.no_grad():
         model.model.norm.weight.fill_(LOGIT_SCALE)
     copy_tokenizer(folder)

@@ -200,4 +200,5 @@ def traces(folder: str) -> list[str]:
 if TRACES and __name__ == "tcod_trace":
     trace()
 elif __name__ == "__main__":
-    sys.exit("\n".join({"gpu": gpu, "kernels": kernels, "traces": traces}[sys.argv[1]](*sys.argv[2:])))
+    problems = {"gpu": gpu, "kernels": kernels, "traces": traces}[sys.argv[1]](*sys.argv[2:])
+    sys.exit("\n".join(problems) or 0)

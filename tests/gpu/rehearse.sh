@@ -18,7 +18,7 @@ import fcntl, socket, struct
 with socket.socket() as s:
     fcntl.ioctl(s, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS, IFF_UP and IFF_RUNNING
 END
-export TCOD_GPU_ROOT=$root HOME=$results/home DEVICE=cpu PATH=$(dirname "$PYTHON"):$PATH
+export TCOD_GPU_ROOT=$root HOME=$results/home DEVICE=cpu PATH=${PYTHON%/*}:$PATH
 mkdir -p "$HOME" "$results/traces" "$root/driver"
 STEPS='' bash tests/gpu/run.sh "$parts" "$results" # unpacks
 env=$root/env site=$(echo "$root"/env/lib/python3.*/site-packages)

@@ -23,7 +23,7 @@ unpack() {
 import sys, tarfile
 tarfile.open(fileobj=sys.stdin.buffer, mode='r|xz').extractall('$root', filter='fully_trusted')" || return
   mv "$root"/site/* "$site" || return
-  "$machine" - "$site" <<'END'
+  "$machine" -W ignore - "$site" <<'END'
 import pathlib, sys, torch
 site = pathlib.Path(sys.argv[1])
 for name in ("torch", "torchgen", "functorch", "triton", "nvidia", "cuda", "torch-*", "triton-*", "nvidia_*", "cuda_*"):
@@ -46,7 +46,8 @@ step() { # NAME LIMIT COMMAND..
 
 say "$(git log -1 --format=%h 2>/dev/null || echo no commit) on $(nvidia-smi -L 2>/dev/null || echo a CPU)"
 if [[ ! -e $root/unpacked ]]; then
-  unpack && touch "$root/unpacked" || { say "the bundle: FAILED"; exit 1; }
+  if ! unpack; then say "the bundle: FAILED"; exit 1; fi
+  touch "$root/unpacked"
   say "unpacked after $SECONDS s"
 fi
 unset SGLANG_USE_CPU_ENGINE PYTHONHOME
@@ -65,11 +66,11 @@ export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false RAY_USAG
 declare -A limits=([kernels]=90 [engines]=150 [colocated]=240 [megatron]=110 [async]=100 [fully_async]=100)
 for name in ${STEPS-kernels engines colocated megatron async fully_async}; do
   case $name in
-    kernels) step=(rehearsal kernels) ;;
-    engines) step=(engines) ;;
-    *) step=(steps "$name") ;;
+    kernels) module=rehearsal ;;
+    engines) module=engines ;;
+    *) module=steps ;;
   esac
-  step "$name" "${limits[$name]}" python3 -m "tests.gpu.${step[@]}"
+  step "$name" "${limits[$name]}" python3 -m "tests.gpu.$module" "$name"
 done
 rm -rf "$RESULTS/work"
 cat "$RESULTS/results.jsonl" 2>/dev/null

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from examples.tcod.tools.launch.processes import Process
 from smoke import make_models
@@ -43,7 +43,7 @@ def make_pair(student: Path, teacher: Path) -> None:
     torch.manual_seed(1)
     tiny = Qwen3Config.from_pretrained(make_models.SHIPPED)
     shape = SHAPE if ON_GPU else {"layer_types": None}
-    model = Qwen3ForCausalLM(Qwen3Config.from_dict({**tiny.to_dict(), **shape})).to(torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(Qwen3Config.from_dict({**tiny.to_dict(), **shape})).to(torch.bfloat16)
     for folder, noise in ((student, 0.0), (teacher, NOISE)):
         copy_tokenizer(folder)
         with torch.no_grad():
