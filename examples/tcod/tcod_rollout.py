@@ -44,9 +44,9 @@ from .curriculum import EpisodePlan
 from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
-from .records.metrics import eval_metrics, rollout_metrics
+from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import log_eval, log_rollout
-from .settings.build import Run, checked_run, drawing_of, players_of, run_of
+from .settings.build import Run, checked_run, drawing_of, imitator_of, players_of, run_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
 from .training.rewards import NO_SIGNAL, has_signal, normalised, reward_of
 from .training.samples import fill, flat, settle, timeline_span, to_samples
@@ -81,6 +81,10 @@ def generate_rollout(
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
         return _evaluated(run, rollout_id, output, time.monotonic() - started)
     drawing = drawing_of(SynchronousDrawing, run, data_source, rollout_id)
+    if run.config.tcod_variant == "sft":
+        groups = _demonstrated(run, drawing)
+        metrics = imitation_metrics(flat(groups), drawing.drawn, time.monotonic() - started)
+        return _trained(run, rollout_id, groups, [], metrics)
     output = sglang_rollout.generate_rollout(args, rollout_id, drawing)
     drawing.end(output.samples)
     metrics = rollout_metrics(flat(output.samples), drawing.drawn, time.monotonic() - started)
@@ -218,7 +222,9 @@ def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[f
         ValueError: a sample is incomplete; it must never be trained on.
     """
     for sample in samples:
-        needed = {"loss_mask": sample.loss_mask, "rollout_log_probs": sample.rollout_log_probs}
+        needed = {"loss_mask": sample.loss_mask}
+        if args.loss_type != "sft_loss":
+            needed["rollout_log_probs"] = sample.rollout_log_probs
         if args.opd_type == "sglang":
             needed["teacher_log_probs"] = sample.teacher_log_probs
         for name, values in needed.items():
@@ -242,6 +248,20 @@ def _plan(run: Run, record: EpisodeRecord, sample: Sample) -> tuple[EpisodePlan,
         demonstration = Demonstration.of(sample.metadata)
         demonstration.check(curriculum.horizon)
     return curriculum.plan(record.k, len(demonstration.actions), record.n, sample.index), demonstration
+
+
+def _demonstrated(run: Run, drawing: SynchronousDrawing) -> list[list[Sample]]:
+    """A batch of demonstrations as episodes. One that cannot be used has failed, and another one takes its place."""
+    imitate, groups = imitator_of(run), []
+    while missing := run.args.rollout_batch_size - len(groups):
+        for [sample] in drawing.get_samples(missing):
+            episode, sample.reward = Episode.of(sample), 0.0
+            with failures_go_to(episode.fail):
+                imitate(sample.metadata, episode)
+            settle(sample, run.chat.tokenizer)
+            groups += [] if episode.record.failure else [[sample]]
+    drawing.end(groups)
+    return groups
 
 
 def _check_wanted(args: Namespace) -> None:

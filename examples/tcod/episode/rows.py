@@ -99,6 +99,8 @@ def check_rows(
             demo = Demonstration.of(row.metadata)
             if variant:
                 demo.check(horizon)
+            if variant == "sft":
+                demo.observation(0)
         except Failure as failure:
             reasons[failure.reason] += 1
             first = first or f"{place(row, source)}: {failure}"

@@ -14,7 +14,9 @@ from .. import ConfigError
 from ..environments.pool import EnvironmentPool
 from ..environments.protocol import load_environment
 from ..episode.history import AppendHistory, History, TurnHistory
+from ..episode.imitation import imitate
 from ..episode.loop import EpisodePlayer
+from ..episode.record import Episode
 from ..model.chat_tokens import ChatTokens, load_chat
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
@@ -70,7 +72,8 @@ def checked_run(args: Namespace, data_source: Any) -> Run:
         run = run_of(args)
         for warning in run.chat.warnings:
             logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
-        check_models(args, run.config, run.chat)
+        if not args.debug_train_only:
+            check_models(args, run.config, run.chat)
         logger.info("TCOD: %s", run.config)
         write_about()
         _checked = run
@@ -123,6 +126,17 @@ def new_player(config: TcodConfig, chat: ChatTokens, engine_url: str) -> Episode
         new_history=history_of(config, chat),
         lists_actions=config.tcod_admissible == "turn",
     )
+
+
+def imitator_of(run: Run) -> Callable[[dict[str, Any], Episode], None]:
+    """What fills in an episode of a row's metadata as if the student had played the demonstration."""
+
+    def imitate_row(metadata: dict[str, Any], episode: Episode) -> None:
+        history = history_of(run.config, run.chat)(run.args.rollout_max_context_len)
+        environment, listed = load_environment(run.config.tcod_environment), run.config.tcod_admissible == "turn"
+        imitate(metadata, episode, environment, history, listed, run.config.tcod_horizon)
+
+    return imitate_row
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:

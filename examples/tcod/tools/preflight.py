@@ -75,6 +75,8 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
     for file in s.eval_files.values():
         check_rows(read_rows(file), str(file), load_environment(config.tcod_environment), config.tcod_data_root)
     nodes = check_cluster(s, teacher_gpus, config, rows[0]) if s.ray_address else []
+    if config.tcod_variant == "sft":  # nothing is played
+        return nodes
     start_ray(workers=1)
     check_context(s, config, chat, rows[0], play_rows(config, spread(rows, PLAYED), str(train)).first)
     return nodes
