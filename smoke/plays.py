@@ -25,6 +25,7 @@ from smoke.make_games import make_games
 CONFIGS = Path(__file__).resolve().parent / "configs"
 # What an arm sets beside its name: a curriculum that ends within a smoke run.
 CURRICULA = {"f2b": {"tcod_k_start": 4, "tcod_eta": 1}, "b2f": {"tcod_k_start": 1, "tcod_eta": 2}}
+IMITATION = {"tcod_eval_kl": False}  # it has no teacher
 THOUGHTS = {"tcod_history": "turns", "tcod_thoughts": "keep"}
 # The tiny models take sequences of 4,096 tokens, and spell words other than ALFWorld's letter by letter.
 FOREIGN = ["--context-len", "4000", "--batch", "8", "--concurrency", "8"]
@@ -72,7 +73,7 @@ def choose(options: Namespace) -> Play:
 
 def settings_of(environment: str, variant: str, **more: Any) -> dict[str, Any]:
     """The recipe's settings for an arm in one of the smoke run's own environments."""
-    arm = {"tcod_variant": variant, **CURRICULA.get(variant, {})}
+    arm = {"tcod_variant": variant, **CURRICULA.get(variant, {}), **(IMITATION if variant == "sft" else {})}
     return {**read_yaml(CONFIGS / f"{environment}.yaml"), **arm, **more}
 
 
@@ -112,7 +113,7 @@ def _given(options: Namespace) -> Play:
     """
     settings = read_yaml(options.config)
     variants: Sequence[str] = options.variant or [settings.get("tcod_variant", "f2b")]
-    arms = {arm: {**settings, "tcod_variant": arm, "tcod_eval_kl": True} for arm in variants}
+    arms = {arm: {**settings, "tcod_variant": arm, "tcod_eval_kl": arm != "sft"} for arm in variants}
     train, heldout = options.data / "train.jsonl", options.data / "heldout.jsonl"
     heldout = heldout if heldout.exists() else train
     for arm in arms.values():

@@ -8,6 +8,7 @@ leads it back. `bash smoke/run.sh` sets up the environment and starts this.
 import argparse
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
@@ -156,7 +157,7 @@ def row(line: dict[str, Any]) -> str:
         return "  ".join([f"{line['n']:4d}"] + [f"{cell:>8}" for cell in cells])
     return (
         f"{line['n']:4d}  held-out games, full horizon: success {line[SUCCESS]:.2f} at temperature 0.4, "
-        f"{line['eval/tcod/heldout_t1/success']:.2f} at 1; trajectory KL {line[KL]:.1f} nats "
+        f"{line['eval/tcod/heldout_t1/success']:.2f} at 1; trajectory KL {line.get(KL, math.nan):.1f} nats "
         f"({line['eval/tcod/eval_s']:.0f} s)"
     )
 
@@ -181,7 +182,7 @@ def summary(results: dict[str, Lines], play: Play) -> str:
         first, last = evaluations[0], evaluations[-1]
         parts.append(
             f"{arm.upper()}, {last['n']} updates: held-out success {first[SUCCESS]:.2f} -> {last[SUCCESS]:.2f}, "
-            f"trajectory KL {first[KL]:.1f} -> {last[KL]:.1f} nats"
+            f"trajectory KL {first.get(KL, math.nan):.1f} -> {last.get(KL, math.nan):.1f} nats"
         )
     return f"{play.name}, {play.title}: {'; '.join(parts)}"
 
