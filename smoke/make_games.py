@@ -212,8 +212,10 @@ def _write_game(folder: Path, task_type: str, obj: str, target: str, key: str) -
         "turk_annotations": {"anns": []},
         "plan": {"high_pddl": [], "low_actions": []},
     }
+    before = random.getstate()
     random.seed(key)  # add_task_to_grammar words the goal with the global generator
     grammar = add_task_to_grammar(Path(ALFRED_TWL2_PATH).read_text(), trajectory)
+    random.setstate(before)
     game = {"pddl_domain": Path(ALFRED_PDDL_PATH).read_text(), "grammar": grammar, "pddl_problem": problem}
     game |= {"walkthrough": _walkthrough(game), "solvable": True}
     folder.mkdir(parents=True, exist_ok=True)

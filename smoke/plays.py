@@ -19,7 +19,7 @@ from examples.tcod.episode.jsonl import read_lines
 from examples.tcod.episode.rows import check_rows, read_rows
 from examples.tcod.settings.checks import check_environment_class, check_training_rows
 from examples.tcod.settings.config import TcodConfig, read_yaml
-from examples.tcod.tools.prepare import write_jsonl
+from examples.tcod.tools.common.prepare import write_jsonl
 from smoke.make_games import make_games
 
 CONFIGS = Path(__file__).resolve().parent / "configs"

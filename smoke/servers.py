@@ -13,7 +13,7 @@ from pathlib import Path
 
 import requests
 
-from examples.tcod.tools.processes import Process
+from examples.tcod.tools.launch.processes import Process
 from smoke import hooks
 
 __all__ = ["DEVICE", "HERE", "Process", "SGLangServer", "free_port", "wait_ready"]
@@ -34,10 +34,11 @@ if DEVICE not in ENGINE_FLAGS:
 def free_port() -> int:
     """A free loopback port. SGLang also takes the one 10,000 above; the system lends those from 32,768 on.
 
-    Below 20,000 are those of Ray's workers.
+    Below 20,000 are those of Ray's workers. Not from the global generator: two runs that have seeded it alike would
+    choose alike, and one would talk to the other's server.
     """
     while True:
-        port = random.randrange(20_000, 22_700)
+        port = random.SystemRandom().randrange(20_000, 22_700)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # TCOD on ALFWorld inside slime's container: student Qwen3-8B, teacher Qwen3-32B, one node of 8 GPUs of 80 GB.
-#
 #   VARIANT=f2b bash examples/tcod/run_qwen3_8b_tcod.sh
 #   DRY_RUN=1   bash examples/tcod/run_qwen3_8b_tcod.sh     # print the commands, start nothing
 # Everything below is set in the environment; arguments of the script are appended to train.py's. Running it again
-# continues from the last checkpoint in RUN_DIR. tools/launch.py checks settings, starts the commands, and ends them.
+# continues from the last checkpoint in RUN_DIR. tools/launch checks settings, starts the commands, and ends them.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 VARIANT_OF='import sys, yaml; print(yaml.safe_load(open(sys.argv[1])).get("tcod_variant", "f2b"))'
-set -a # the settings are exported: launch.py reads them
+set -a # the settings are exported: tools/launch reads them
 # What is trained. CONFIG has the environment and other tcod_* settings; the next variables win over what it says.
 CONFIG=${CONFIG:-$HERE/configs/alfworld.yaml}
 CONFIG_NAME=$(basename "$CONFIG" .yaml)
 VARIANT=${VARIANT:-$(python3 -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)} # opd, f2b, b2f, reopd or sft
 HORIZON=${HORIZON:-}                                   # largest number of turns
 ETA=${ETA:-}                                           # rollouts per turn of depth
+TEACHER_SEES=${TEACHER_SEES:-}                         # "demo hindsight" or one: what the teacher is shown beside
 REWARD_COEF=${REWARD_COEF:-}                           # of the reward beside the KL, with SAMPLES_PER_TASK of 2 or more
 RUN_DIR=${RUN_DIR:-/root/tcod_runs/$CONFIG_NAME-qwen3-8b-$VARIANT} # checkpoints, settings, metrics and logs
 # Code and models. A Megatron checkpoint is optional: slime loads Hugging Face's of dense Qwen models itself.
@@ -24,7 +24,7 @@ MODEL_SCRIPT=${MODEL_SCRIPT:-$SLIME_DIR/scripts/models/qwen3-8B.sh} # MODEL_ARGS
 STUDENT=${STUDENT:-/root/Qwen3-8B}                     # Hugging Face checkpoint
 STUDENT_LOAD=${STUDENT_LOAD:-$STUDENT}                 # where Megatron's weights come from
 CHAT_TEMPLATE_KWARGS=${CHAT_TEMPLATE_KWARGS:-'{"enable_thinking": false}'} # of the student's chat template
-# sglang: a server; megatron: in training; none: the reward alone, or VARIANT=sft
+# sglang: a server; self: the student's engines; megatron: in training; none: the reward alone, or VARIANT=sft
 TEACHER=${TEACHER:-$([[ $VARIANT == sft ]] && echo none || echo sglang)}
 TEACHER_MODEL=${TEACHER_MODEL:-/root/Qwen3-32B}        # Hugging Face checkpoint with the student's tokenizer
 TEACHER_LOAD=${TEACHER_LOAD:-$TEACHER_MODEL}           # the same for Megatron, where it is the teacher
@@ -44,7 +44,7 @@ ACTOR_GPUS=${ACTOR_GPUS:-$([[ $TEACHER == megatron || $VARIANT == sft ]] && echo
 TENSOR_PARALLEL=${TENSOR_PARALLEL:-}                   # GPUs that share a layer in training: all that are left by the
 PIPELINE_PARALLEL=${PIPELINE_PARALLEL:-1}              # GPUs that share the layers, and the
 CONTEXT_PARALLEL=${CONTEXT_PARALLEL:-1}                # GPUs that share an episode
-ROLLOUT_GPUS=${ROLLOUT_GPUS:-}                         # GPUs of all engines of the student: 2, or those of training
+ROLLOUT_GPUS=${ROLLOUT_GPUS:-}                         # GPUs of the student's engines: 2, or those of training, or 4
 ENGINE_GPUS=${ENGINE_GPUS:-1}                          # of them for each engine
 NODE_GPUS=${NODE_GPUS:-8}                              # most GPUs of engines on one node
 TEACHER_GPUS=${TEACHER_GPUS:-$([[ $COLOCATE == 1 ]] && echo 4,5,6,7 || echo 6,7)} # GPUs here of the teacher's server
@@ -85,7 +85,7 @@ check '[0-9]*\.?[0-9]+(e-?[0-9]+)?' 'a number' LR EVAL_TEMPERATURE ${REWARD_COEF
 check '[0-9]+(,[0-9]+)*' 'numbers like 6,7' TEACHER_GPUS
 check '0|1' '0 or 1' COLOCATE FP32_HEADS SAVE_HF DRY_RUN
 check 'opd|f2b|b2f|reopd|sft' 'opd, f2b, b2f, reopd or sft' VARIANT
-check 'sglang|megatron|none' 'sglang, megatron or none' TEACHER
+check 'sglang|self|megatron|none' 'sglang, self, megatron or none' TEACHER
 check 'sync|async|fully_async' 'sync, async or fully_async' MODE
 check 'last|all' 'last or all' KEEP_CHECKPOINTS
 for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_LOAD TEACHER_MODEL TEACHER_LOAD \
@@ -93,7 +93,7 @@ for name in CONFIG RUN_DIR SLIME_DIR MEGATRON_DIR MODEL_SCRIPT STUDENT STUDENT_L
   printf -v "$name" %s "$(realpath -m "${!name}")" # Ray's workers have other working directories
 done
 : "${TENSOR_PARALLEL:=$((ACTOR_GPUS / (PIPELINE_PARALLEL * CONTEXT_PARALLEL)))}"
-if [[ -z $ROLLOUT_GPUS && $TEACHER == none && $COLOCATE == 0 ]]; then ROLLOUT_GPUS=4; fi # there is no teacher's server
+if [[ -z $ROLLOUT_GPUS && $TEACHER =~ none|self && $COLOCATE == 0 ]]; then ROLLOUT_GPUS=4; fi # no teacher's server
 : "${ROLLOUT_GPUS:=$((COLOCATE ? ACTOR_NODES * ACTOR_GPUS : 2))}"
 : "${CONCURRENCY:=$(((BATCH * ENGINE_GPUS + ROLLOUT_GPUS - 1) / ROLLOUT_GPUS))}"
 
@@ -110,8 +110,7 @@ export TCOD_RUN_DIR=$RUN_DIR CUDA_DEVICE_MAX_CONNECTIONS=1
 # shellcheck disable=SC1090
 source "$MODEL_SCRIPT"
 
-# The teacher's server. It gets 7 tokens more than an episode, which SGLang keeps, and small chunks: the log-probs of a
-# chunk are a float per vocabulary entry and token.
+# The teacher's server; launch.py adds its length. Small chunks: a chunk's log-probs are a float per token and word.
 if [[ -z $TEACHER_HOST && -n $RAY_ADDRESS ]]; then TEACHER_HOST=$(hostname -I | cut -d ' ' -f 1); fi
 TEACHER_HOST=${TEACHER_HOST:-127.0.0.1} HOST=$TEACHER_HOST
 if [[ $HOST == *:* ]]; then HOST=[$HOST]; fi # IPv6
@@ -119,8 +118,8 @@ export TEACHER_ADDRESS=${TEACHER_URL:-http://$HOST:$TEACHER_PORT}
 COMMAS=${TEACHER_GPUS//[^,]/}
 TEACHER_COMMAND=(
   python3 -m sglang.launch_server --model-path "$TEACHER_MODEL" --host "$TEACHER_HOST" --port "$TEACHER_PORT"
-  --tp $((${#COMMAS} + 1)) --context-length $((MAX_CONTEXT_LEN + 7)) --chunked-prefill-size 4096
-  --mem-fraction-static 0.8 $([[ $FP32_HEADS == 0 ]] || echo --enable-fp32-lm-head)
+  --tp $((${#COMMAS} + 1)) --chunked-prefill-size 4096 --mem-fraction-static 0.8
+  $([[ $FP32_HEADS == 0 ]] || echo --enable-fp32-lm-head)
 )
 if [[ $TEACHER != sglang || -n $TEACHER_URL ]]; then TEACHER_COMMAND=(); fi # none is started
 
@@ -134,14 +133,14 @@ FLAGS=(
   --custom-generate-function-path "$HOOKS.generate" --dynamic-sampling-filter-path "$HOOKS.drop_failed"
   --custom-rollout-log-function-path "$HOOKS.log_rollout" --custom-eval-rollout-log-function-path "$HOOKS.log_eval"
   --custom-config-path "$RUN_DIR/tcod.yaml"
-  # rollouts; launch.py adds the evaluations
+  # rollouts; tools/launch adds the evaluations
   --prompt-data "$DATA_DIR/train.jsonl" --input-key prompt --label-key label
   --apply-chat-template-kwargs "$CHAT_TEMPLATE_KWARGS" --rollout-shuffle
   --num-rollout "$NUM_ROLLOUT" --rollout-batch-size "$BATCH" --n-samples-per-prompt "$SAMPLES_PER_TASK"
   --global-batch-size $((BATCH * SAMPLES_PER_TASK)) --balance-data
   --rollout-max-response-len "$MAX_TURN_LEN" --rollout-max-context-len "$MAX_CONTEXT_LEN" --rollout-temperature 1
   # the loss; the learning rate is constant, and the override lets a resumed run have another one, or more rollouts
-  $([[ $TEACHER == none ]] || echo "--use-opd --opd-type $TEACHER --opd-kl-coef 1.0")
+  $([[ $TEACHER == none ]] || echo "--use-opd --opd-type ${TEACHER/self/sglang} --opd-kl-coef 1.0")
   --advantage-estimator grpo --entropy-coef 0.0
   --optimizer adam --lr "$LR" --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
   --tensor-model-parallel-size "$TENSOR_PARALLEL" --sequence-parallel
@@ -167,12 +166,13 @@ if [[ $VARIANT == sft ]]; then
   FLAGS+=(--loss-type sft_loss --calculate-per-token-loss --disable-compute-advantages-and-returns --debug-train-only)
 fi
 if [[ $TEACHER == sglang ]]; then FLAGS+=(--rm-url "$TEACHER_ADDRESS/generate"); fi
+if [[ $TEACHER == self ]]; then FLAGS+=(--rm-url self --sglang-chunked-prefill-size 4096); fi
 if [[ $TEACHER == megatron ]]; then FLAGS+=(--opd-teacher-load "$TEACHER_LOAD"); fi
 if [[ $MODE == fully_async ]]; then FLAGS+=(--sglang-server-concurrency "$CONCURRENCY"); fi
 # The weights have moved since a token was sampled: slime weighs its loss by how much likelier it is now, at most 2.
 if [[ $MODE != sync ]]; then PROGRAM=train_async.py FLAGS+=(--use-tis); fi
 [[ -n $WANDB_PROJECT ]] || unset WANDB_PROJECT # to wandb, an empty one is one
 
-# -P: the current folder is not searched for modules. exec: signals reach launch.py.
+# -P: the current folder is not searched for modules. exec: signals reach it.
 exec python3 -P -m "$PACKAGE.tools.launch" "${TEACHER_COMMAND[@]}" -- \
   python3 "$SLIME_DIR/$PROGRAM" "${MODEL_ARGS[@]}" "${FLAGS[@]}" -- "$@"

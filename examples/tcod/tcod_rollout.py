@@ -18,13 +18,14 @@ A sample's way through one training step n:
     3. curriculum.py         who acts at which turn
     4. episode/loop.py       the episode is played: an Episode, in metadata["tcod"]
     5. episode/history.py    what the student sees at a turn, and which tokens are trained
-    6. model/teacher.py      the teacher scores what was sampled (reward_func)
+    6. model/teacher.py      the teacher scores what was sampled (reward_func), with what episode/note.py shows it
     7. drop_failed           a group with a failed sample, or with nothing to learn from, is replaced by another one
     8. records/              metrics, and some episodes to read
     9. training/samples.py   slime's samples are made of the episodes
    10. post_process_rewards  slime is given the reward to log, and what is trained on of it beside the KL
 """
 
+import asyncio
 import functools
 import logging
 import math
@@ -37,6 +38,7 @@ from slime.rollout import sglang_rollout
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput
 from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.rm_hub import async_rm
+from slime.utils import async_utils
 from slime.utils.types import Sample
 
 from . import ABORTED, ConfigError, Failure
@@ -180,9 +182,11 @@ async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: 
         started = time.monotonic()
         fail = episode.leave_unscored if episode.record.evaluation else episode.fail
         with failures_go_to(fail, check_wanted), timeline_span(sample, "teacher"):
+            players = players_of(args)
+            episode.note = players.run.notes.write(sample.metadata, episode)
             for sequence in episode.sequences:  # one after the other: each finds the one before in the cache
-                sequence.teacher_log_probs = await players_of(args).teacher.score(
-                    sequence.tokens, len(sequence.prompt), sample.session_id, check_wanted
+                sequence.teacher_log_probs = await players.score(
+                    sequence, episode.note, sample.session_id, check_wanted
                 )
         episode.record.teacher_s = time.monotonic() - started
         if episode.record.failure:
@@ -264,6 +268,23 @@ def _demonstrated(run: Run, drawing: SynchronousDrawing) -> list[list[Sample]]:
     return groups
 
 
+def _score_plainly(run: Run, samples: list[Sample]) -> None:
+    """tcod_save_plain_scores: without their note too, for people to read. What fails leaves them as they are."""
+
+    async def score(sample: Sample) -> None:
+        episode = Episode.of(sample)
+        if not (episode.note and episode.note.text and episode.is_scored):
+            return
+        with failures_go_to(lambda *failure: logger.warning("no score without a note, %s: %s", *failure)):
+            for sequence in episode.sequences:
+                sequence.plain_log_probs = await players_of(run.args).score(sequence, None, sample.session_id)
+
+    async def score_all() -> None:
+        await asyncio.gather(*map(score, samples))
+
+    async_utils.run(score_all())
+
+
 def _check_wanted(args: Namespace) -> None:
     """Raises Failure(ABORTED) once slime has all the groups that this rollout needs; in an evaluation never."""
     if sglang_rollout.GenerateState(args).aborted:
@@ -274,6 +295,8 @@ def _trained(
     run: Run, rollout_id: int, groups: list[list[Sample]], drawn: list[Sample], metrics: dict[str, Any]
 ) -> RolloutFnTrainOutput:
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
+    if run.config.tcod_save_plain_scores:
+        _score_plainly(run, run.episode_log.chosen(drawn))
     metrics |= run.episode_log.save_rollout(rollout_id, drawn)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":

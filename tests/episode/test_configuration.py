@@ -106,6 +106,14 @@ WRONG = [
     ({"tcod_data_root": "$TCOD_UNSET/x"}, "tcod_data_root is $TCOD_UNSET/x, but that variable is not set"),
     ({"tcod_data_root": "$TCOD_EMPTY"}, "tcod_data_root is $TCOD_EMPTY, but that variable is not set"),
     ({"tcod_window": 2}, "tcod_window is for tcod_history turns"),
+    ({"tcod_save_plain_scores": True}, "tcod_save_plain_scores are of tcod_teacher_sees: set it too"),
+    ({"tcod_teacher_sees": "demo hindsigt"}, "tcod.yaml should be 'demo' or 'hindsight', not 'hindsigt'"),
+    ({**MEGATRON, "tcod_teacher_sees": ["demo"]}, "tcod_teacher_sees needs a teacher on SGLang"),
+    ({"rm_url": "self"}, "without a note has a KL of 0: set tcod_teacher_sees"),
+    ({"rm_url": "self", "tcod_teacher_sees": ["demo"], "tcod_sees_from": 3}, "leave tcod_sees_from out"),
+    ({**FULLY_ASYNC, "rm_url": "self", "tcod_teacher_sees": ["demo"], "eval_interval": None}, "needs MODE=sync"),
+    ({"tcod_teacher_sees": ["demo"]}, "4089 tokens, less than --rollout-max-context-len + tcod_note_len 6096: raise"),
+    ({"rm_url": "self", "tcod_teacher_sees": ["demo"], "tcod_note_len": 6000}, "raise --sglang-context-length"),
     ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
     ({"tcod_env_args": {"seed": 1}}, "tcod_env_args {'seed': 1} do not fit Corridor.__init__"),
     ({"use_opd": False}, "--use-opd is missing (TEACHER=none) and tcod_reward_coef (REWARD_COEF) 0"),
@@ -185,6 +193,7 @@ def test_a_wrong_configuration_stops_before_the_first_evaluation(rig):
     [
         ([{"goal": 2}, {}], "row {} of --prompt-data cannot be played: its metadata has no goal"),
         ([{"goal": 2, "demo": {"actions": "right"}}], "actions of its demo is no list of texts"),
+        ([{"goal": 2, "demo": {"actions": [], "observations": [1]}}], "observations of its demo is no list of texts"),
         ([], "has no rows"),
     ],
 )

@@ -25,7 +25,7 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR") and torch
 
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from examples.tcod.tools.processes import Process
+from examples.tcod.tools.launch.processes import Process
 from smoke import make_models
 from smoke.servers import free_port, wait_ready
 from smoke.train_slime import CPU_SETTINGS, as_flags

@@ -1,10 +1,11 @@
 """What a smoke run plays, what its files are called, and what it says at its end."""
 
+import random
 from argparse import Namespace
 
 import pytest
 
-from smoke import plays, run, train_arm
+from smoke import plays, run, servers, train_arm
 
 NUM_GPUS = 0
 ROW = '{"prompt": "x", "label": "x", "metadata": {"goal": 1, "demo": {"actions": ["right"]}}}\n'
@@ -62,3 +63,11 @@ def test_the_models_think_where_the_settings_say_so(play, tmp_path, thoughts):
         flags += ["--student-port", "1", "--teacher-port", "2", "--run-dir", "r"]
         given = train_arm.run_flags(train_arm.option_parser().parse_args(flags))
         assert given["apply_chat_template_kwargs"] == {"enable_thinking": thoughts}
+
+
+def test_runs_with_the_same_seed_have_ports_of_their_own():
+    chosen = []
+    for _ in range(2):
+        random.seed(1)
+        chosen.append([servers.free_port() for _ in range(8)])
+    assert chosen[0] != chosen[1]

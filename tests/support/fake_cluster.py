@@ -1,7 +1,7 @@
 """A place for the run script: checkpoints, data and code that are small or fake, and executables that stand for GPUs.
 
 fake_cluster.py itself is what the place's `python3` runs as SGLang's server, as slime's train.py, as preflight.py
-where FAKE_CHECKS is set, and as launch.py where FAKE_LAUNCH is. It writes what it was given to seen/. The first three
+where FAKE_CHECKS is set, and as the launcher where FAKE_LAUNCH is. It writes its part to seen/. The first three
 start a process in a process group of its own, as Ray and SGLang do, and wait or fail if FAKE_TEACHER, .. says so.
 """
 
@@ -18,7 +18,7 @@ from urllib.request import urlopen
 PYTHON3 = """#!/bin/sh
 case "$*" in
   *" -m "*".tools.launch "*) role=${{FAKE_LAUNCH:+launch}} ;;
-  *" -m "*".tools.preflight "*) role=${{FAKE_CHECKS:+checks}} ;;
+  *" -m "*".tools.launch.preflight "*) role=${{FAKE_CHECKS:+checks}} ;;
   "-m sglang.launch_server"*) role=teacher ;;
   */train.py*|*/train_async.py*) role=train ;;
 esac

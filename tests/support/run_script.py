@@ -33,7 +33,7 @@ def run(env, *arguments, script=SCRIPT):
 
 
 def commands(place, *arguments, script=SCRIPT, **variables):
-    """What the script hands to launch.py: .env, its variables, and .teacher, .train and .extra, the three commands."""
+    """What the script hands to the launcher: .env, the variables, .teacher, .train and .extra, the three commands."""
     folder, env = place
     done = run({**env, **variables, "FAKE_LAUNCH": "1"}, *arguments, script=script)
     assert done.returncode == 0, done.stderr

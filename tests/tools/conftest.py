@@ -34,8 +34,8 @@ def script(place):
 
 @pytest.fixture
 def settings(place):
-    """settings(**changes): launch.py's Settings, as the script gives them, with these variables instead."""
-    from examples.tcod.tools.launch_settings import Settings
+    """settings(**changes): the launcher's Settings, as the script gives them, with these variables instead."""
+    from examples.tcod.tools.launch.settings import Settings
 
     env = run_script.commands(place).env
     return lambda **changes: Settings.read({**env, **changes})

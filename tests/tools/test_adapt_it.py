@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from examples.tcod.settings.config import TcodConfig
-from examples.tcod.tools import check_environment, command
+from examples.tcod.tools import check_environment
+from examples.tcod.tools.common import command
 from smoke import hooks, plays
 
 NUM_GPUS = 0

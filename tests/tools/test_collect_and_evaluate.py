@@ -20,7 +20,7 @@ from examples.tcod.model import client
 from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.settings import build
 from examples.tcod.tools import collect_demos, evaluate, show_rollouts
-from examples.tcod.tools.journal import Journal
+from examples.tcod.tools.common.journal import Journal
 from tests.support.fake_sglang import FakeSGLang, generated, scored
 from tests.support.toys import LocalPool
 
@@ -118,6 +118,7 @@ def test_the_shortest_replayable_solution_is_kept_with_its_responses(rig, capsys
     one, two, three, four, never = read(rig.folder / "demos.jsonl")
     demo = two["metadata"].pop("demo")
     assert two == {"prompt": "walk", "label": "walk 2", "metadata": {"goal": 2}}
+    assert demo["observations"] == ["You are at door 1.", "You are at door 2."]
     assert demo["actions"] == ["right", "right"] and demo["responses"] == ["Right it is. " + RIGHT, RIGHT]
     tokenizer = AutoTokenizer.from_pretrained(rig.checkpoint)
     assert [tokenizer.decode(ids) for ids in demo["ids"]] == [f"{text}<|im_end|>" for text in demo["responses"]]
@@ -359,7 +360,7 @@ def test_a_student_that_thinks_in_turns(rig):
         rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "1", *more)
         [row] = read(rig.folder / "demos.jsonl")
         assert len(row["metadata"]["demo"].pop("ids", [1, 1])) == 2 and demo.items() <= row["metadata"]["demo"].items()
-    assert set(row["metadata"]["demo"]) == {"actions", "responses"}
+    assert set(row["metadata"]["demo"]) == {"actions", "observations", "responses"}
     settings = read(rig.folder / "demos.journal.jsonl")[0]["settings"]
     assert (settings["history"], settings["thoughts"], settings["window"]) == ("turns", "keep", None)
     rig.run(evaluate, rig.rows(2), "result.json", "--episodes", str(rig.folder))

@@ -8,7 +8,7 @@ import pytest
 
 from examples.tcod import ConfigError
 from examples.tcod.settings import build
-from examples.tcod.tools import preflight
+from examples.tcod.tools.launch import preflight
 from tests.support.fake_sglang import FakeSGLang, generated
 from tests.support.run_script import commands
 from tests.support.toys import LocalPool
@@ -43,6 +43,23 @@ def row(**metadata):
 def test_preflight_accepts_what_can_run(check):
     assert check() is None
     assert check("tcod_variant: b2f\n", TEACHER="megatron") is None
+
+
+@pytest.mark.parametrize(
+    "more, variables, sentence",
+    [
+        ("", {"TEACHER": "self"}, "TEACHER=self .* without a note has a KL of 0: set tcod_teacher_sees"),
+        (
+            "tcod_teacher_sees: [demo]\n",
+            {"TEACHER": "self", "MODE": "async"},
+            "TEACHER=self .* needs MODE=sync: in the",
+        ),
+        ("tcod_teacher_sees: [demo]\n", {"TEACHER": "megatron"}, "tcod_teacher_sees needs a teacher on SGLang"),
+    ],
+)
+def test_a_note_and_its_teacher_fit_each_other(check, more, variables, sentence):
+    assert re.match(sentence, check(more, **variables))
+    assert check("tcod_teacher_sees: hindsight\n", TEACHER="self") is None
 
 
 @pytest.mark.parametrize(

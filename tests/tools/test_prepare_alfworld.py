@@ -14,7 +14,7 @@ from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import prepare_alfworld
-from examples.tcod.tools.prepare import Task, check_task
+from examples.tcod.tools.common.prepare import Task, check_task
 from examples.tcod.tools.prepare_alfworld import make_task, read_source, rebase
 from smoke.make_games import make_game
 from tests.support.toys import LocalPool
@@ -105,6 +105,14 @@ def actions(row: dict) -> list[str]:
     return list(row["metadata"]["demo"]["actions"])
 
 
+def answered(pool: OneEngine, row: dict) -> dict:
+    """A row whose demonstration has the engine's answers, too."""
+    engine = pool._make()
+    engine.reset(row["metadata"])
+    demo = {"actions": actions(row), "observations": [engine.step(action).text for action in actions(row)]}
+    return {**row, "metadata": {**row["metadata"], "demo": demo}}
+
+
 def published(row: dict, actions: list[str]) -> dict:
     return {"game_file": FOREIGN + game_file(row), "target": "", "actions": actions}
 
@@ -112,9 +120,9 @@ def published(row: dict, actions: list[str]) -> dict:
 # ------------------------------------------------------------------------------------------------------- whole runs
 
 
-def test_a_download_and_its_walkthroughs_are_enough(in_process, root, rows, tmp_path, capsys):
+def test_a_download_and_its_walkthroughs_are_enough(in_process, pool, root, rows, tmp_path, capsys):
     prepare(root, tmp_path, ["walkthrough"])
-    assert read(tmp_path / "train.jsonl") == rows["train"]
+    assert read(tmp_path / "train.jsonl") == [answered(pool, row) for row in rows["train"]]
     for split in ("valid_seen", "valid_unseen"):
         assert read(tmp_path / f"{split}.jsonl") == [without_demo(row) for row in rows[split]]
     assert {path.stem for path in tmp_path.iterdir()} == {"train", "valid_seen", "valid_unseen"}
@@ -236,7 +244,8 @@ def test_a_demonstration_gives_its_actions_within_the_horizon_and_wins_by_the_la
     said = [f"Now I {action}. <action>{action}</action>" for action in right]
     ids, after = [[n] for n in range(len(right) + 2)], ("look", "look")
     longer = Demonstration(right + after, [*said, "<action>look</action>", "look"], ids, "v")
-    kept = Demonstration(right, said, ids[:-2], "v")
+    answers = tuple(answered(pool, rows["train"][0])["metadata"]["demo"]["observations"])
+    kept = Demonstration(right, said, ids[:-2], "v", answers)
     for demo, cut, horizon, result in (
         (kept, False, len(right), kept),
         (kept, False, len(right) - 1, "demo_too_long"),
@@ -245,7 +254,9 @@ def test_a_demonstration_gives_its_actions_within_the_horizon_and_wins_by_the_la
         (Demonstration(right, [right[0], *said[1:]]), False, HORIZON, "demo_mismatch"),
         (longer, False, HORIZON, "demo_won_early"),
         (longer, True, len(right), kept),  # all of its parts are cut at the success
-        (Demonstration(right + after), True, len(right), Demonstration(right)),
+        (Demonstration(right + after), True, len(right), Demonstration(right, observations=answers)),
+        (Demonstration(right, observations=answers[::-1]), False, HORIZON, "demo_mismatch"),
+        (Demonstration(right, observations=answers[1:]), False, HORIZON, "demo_mismatch"),
     ):
         task = check(pool, Task("train", "t", row["metadata"], [("a", demo)], cut), horizon)
         assert (task.demo if task.set else task.left_out[0]["reason"]) == result

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from examples.tcod.tools import processes
-from examples.tcod.tools.processes import Process, Supervisor, members, no_proxy
+from examples.tcod.tools.launch import processes
+from examples.tcod.tools.launch.processes import Process, Supervisor, members, no_proxy
 from tests.support.run_script import heed
 
 NUM_GPUS = 0
@@ -26,7 +26,7 @@ time.sleep(600)
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from examples.tcod.tools.processes import Supervisor
+from examples.tcod.tools.launch.processes import Supervisor
 command = "trap 'echo asked; sleep 2; exit' TERM; echo up; sleep 600 & wait"
 with Supervisor() as supervisor:
     process = supervisor.start("child", ["sh", "-c", command], Path(sys.argv[1]))

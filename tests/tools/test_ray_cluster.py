@@ -11,8 +11,9 @@ import ray
 from examples.tcod import ConfigError
 from examples.tcod.episode.rows import Row
 from examples.tcod.settings.config import TcodConfig
-from examples.tcod.tools import ray_cluster, ray_start
-from examples.tcod.tools.ray_start import start_ray
+from examples.tcod.tools.common import ray_start
+from examples.tcod.tools.common.ray_start import start_ray
+from examples.tcod.tools.launch import ray_cluster
 
 NUM_GPUS = 0
 

@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 from examples.tcod import ConfigError
-from examples.tcod.tools import launch, launch_folder, launch_settings
-from examples.tcod.tools.launch_settings import Settings, check_machine, check_settings, eval_flags, read_recipe
+from examples.tcod.tools.launch import __main__ as launcher
+from examples.tcod.tools.launch import folder
+from examples.tcod.tools.launch import settings as launch_settings
+from examples.tcod.tools.launch.settings import Settings, check_machine, check_settings, eval_flags, read_recipe
 from tests.support.fake_cluster import executable
 from tests.support.run_script import checkpoint, commands, dry_run, run, value
 
@@ -30,6 +32,7 @@ MODES = {
     "fully_async": ({"MODE": "fully_async"}, "train_async.py", "generate_rollout_fully_async", 6, [6, 7]),
     "colocated": ({"COLOCATE": "1"}, "train.py", "generate_rollout", 4, [4, 5, 6, 7]),
     "megatron": ({"TEACHER": "megatron"}, "train.py", "generate_rollout", 8, []),
+    "self": ({"TEACHER": "self"}, "train.py", "generate_rollout", 8, []),
     "none": ({"TEACHER": "none", "REWARD_COEF": "0.5"}, "train.py", "generate_rollout", 8, []),
 }
 
@@ -52,14 +55,14 @@ def test_every_mode_has_its_program_flags_and_gpus(place, mode):
     assert "--offload-train" not in flags and "--use-fault-tolerance" in flags
     assert (s.local_gpus, s.teacher_gpus) == (gpus, teacher_gpus)
     assert ["--use-opd" in flags, *re.findall(r"--opd-type (\w+)", " ".join(flags))] == (
-        [False] if mode == "none" else [True, s.teacher]
+        [False] if mode == "none" else [True, s.teacher.replace("self", "sglang")]
     )
     if teacher_gpus:
         assert value(asked.teacher, "--tp") == str(len(teacher_gpus))
         assert value(flags, "--rm-url") == f"http://127.0.0.1:{s.teacher_port}/generate"
     else:
-        assert asked.teacher == [] and "--rm-url" not in flags
-        assert mode == "none" or value(flags, "--opd-teacher-load") == f"{folder}/teacher"
+        assert asked.teacher == [] and ("--rm-url" in flags) == (mode == "self")
+        assert mode in ("none", "self") or value(flags, "--opd-teacher-load") == f"{folder}/teacher"
 
 
 @pytest.mark.parametrize("batch, gpus, engine, tasks", [(16, 2, 1, 8), (16, 6, 2, 6), (8, 64, 8, 1)])
@@ -113,6 +116,11 @@ def test_another_environment_gets_nothing_of_alfworld(place):
     assert env["RUN_DIR"] == "/root/tcod_runs/scienceworld-qwen3-8b-f2b"
 
 
+@pytest.mark.parametrize("address", ["local", "localhost:6379", "10.0.0.1:6379"])
+def test_a_cluster_is_where_its_address_says(settings, address):
+    assert settings(RAY_ADDRESS=address).ray_address == ("" if address == "local" else address)
+
+
 def test_gpus_are_numbered_within_the_visible_ones(place, monkeypatch):
     """Some schedulers give UUIDs, which slime's int() does not take."""
     monkeypatch.setenv("PATH", place[1]["PATH"])
@@ -121,20 +129,22 @@ def test_gpus_are_numbered_within_the_visible_ones(place, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert launch_settings.visible_gpus() == gpus
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert launch.pick(["8", "9", "10"], [1, 2, 3]) == "9,10,3"
+    assert launcher.pick(["8", "9", "10"], [1, 2, 3]) == "9,10,3"
 
 
 def test_a_dry_run_prints_what_can_be_pasted_and_starts_nothing(place):
     folder, env = place
-    env |= {"RUN_DIR": f"{folder}/it's a run", "HORIZON": "20"}
+    env |= {"RUN_DIR": f"{folder}/it's a run", "HORIZON": "20", "TEACHER_SEES": "demo hindsight"}
     lines, flags = dry_run(env, "--wandb-group", "$(touch x) 'and' more")
     assert not (folder / "it's a run").exists() and not list((folder / "seen").iterdir())
-    assert lines[-2].startswith("CUDA_VISIBLE_DEVICES=6,7 python3 -m sglang") and lines.pop(-2).endswith(" &")
+    assert lines[-2].startswith("CUDA_VISIBLE_DEVICES=6,7 python3 -m sglang")
+    assert lines.pop(-2).endswith(f" --context-length {27648 + 4096 + 7} &")  # an episode and the teacher's note
     assert lines[-1].startswith("RAY_ADDRESS=local CUDA_VISIBLE_DEVICES=0,1,2,3,4,5 python3 ")
     done = subprocess.run(["bash", "-euc", "\n".join(lines)], env={"PATH": env["PATH"]}, cwd=folder, timeout=60)
     seen = json.loads((folder / "seen/train.json").read_text())
     assert done.returncode == 0 and seen["command"][1:] == flags and seen["folder"] == f"{folder}/slime"
     settings = yaml.safe_load((folder / "alfworld.yaml").read_text()) | {"tcod_variant": "f2b", "tcod_horizon": 20}
+    settings |= {"tcod_teacher_sees": "demo hindsight"}
     assert yaml.safe_load((folder / "it's a run/tcod.yaml").read_text()) == settings
 
 
@@ -160,7 +170,7 @@ def test_a_dry_run_needs_neither_gpus_nor_checkpoints_and_prints_no_secret(place
         ({"HORIZON": "09"}, "HORIZON must be a positive whole number, not 09"),
         ({"EVAL_TEMPERATURE": "x"}, "EVAL_TEMPERATURE must be a number, not x"),
         ({"REWARD_COEF": "-1"}, "REWARD_COEF must be a number, not -1"),
-        ({"TEACHER": "some"}, "TEACHER must be sglang, megatron or none, not some"),
+        ({"TEACHER": "some"}, "TEACHER must be sglang, self, megatron or none, not some"),
         ({"COLOCATE": "yes"}, "COLOCATE must be 0 or 1, not yes"),
         ({"TEACHER_GPUS": "6-7"}, "TEACHER_GPUS must be numbers like 6,7, not 6-7"),
         ({"MODEL_SCRIPT": "/nowhere"}, "no file /nowhere: set SLIME_DIR to slime's checkout, or MODEL_SCRIPT"),
@@ -179,8 +189,8 @@ def test_the_script_refuses_what_it_cannot_compute_with(place, change, sentence)
         ("ENGINE_GPUS=4", "ENGINE_GPUS 4 must divide 2 ROLLOUT_GPUS"),
         ("COLOCATE=1", "COLOCATE=1 has the engines on the 4 GPUs that train: unset ROLLOUT_GPUS"),
         ("TEACHER=megatron", "TEACHER=megatron needs COLOCATE=1"),
-        ("TEACHER=megatron COLOCATE=1 ROLLOUT_GPUS=4 TEACHER_URL=http://a:1", "asks no server: unset TEACHER_URL"),
-        ("TEACHER=none TEACHER_URL=http://a:1", "TEACHER=none asks no server: unset TEACHER_URL"),
+        ("TEACHER=megatron COLOCATE=1 ROLLOUT_GPUS=4 TEACHER_URL=http://a:1", "no other server: unset TEACHER_URL"),
+        ("TEACHER=none TEACHER_URL=http://a:1", "TEACHER=none asks no other server: unset TEACHER_URL"),
         ("TEACHER_URL=http://a:1/generate", "must be http://HOST:PORT, an IPv6 address in brackets, not http://a:1/g"),
         ("TEACHER_URL=http://me:word@fd00::1:8000", "in brackets, not http://SECRET@fd00::1:8000"),
         ("TEACHER_GPUS=5,6", "GPU 5 of TEACHER_GPUS is taken: training and the student's engines have 0 to 5"),
@@ -264,14 +274,14 @@ def test_a_run_dir_is_locked_where_that_can_be_done(tmp_path, monkeypatch, capsy
     (tmp_path / "file").write_text("")
     for run_dir in (tmp_path / "file", tmp_path / "file/below", Path("/proc/run")):
         with pytest.raises(ConfigError, match=f"RUN_DIR {run_dir} cannot be written .*: set another one"):
-            launch_folder.lock(run_dir)
+            folder.lock(run_dir)
     held = r"has a run that goes on \(process \d+ on .*\): wait"
-    with launch_folder.lock(tmp_path), pytest.raises(ConfigError, match=held):
-        launch_folder.lock(tmp_path)
+    with folder.lock(tmp_path), pytest.raises(ConfigError, match=held):
+        folder.lock(tmp_path)
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
         refuse = OSError(number, "no locks")
         monkeypatch.setattr(fcntl, "flock", lambda *_, refuse=refuse: (_ for _ in ()).throw(refuse))
-        launch_folder.lock(tmp_path).close()
+        folder.lock(tmp_path).close()
         assert "no locks" in capsys.readouterr().err
 
 
@@ -283,7 +293,7 @@ def resume(settings, tmp_path, monkeypatch):
     def begin(**changes):
         s = settings(**changes)
         try:
-            launch_folder.begin(s, read_recipe(s, {"VARIANT": "f2b", **changes}), "")
+            folder.begin(s, read_recipe(s, {"VARIANT": "f2b", **changes}), "")
         except ConfigError as error:
             return str(error)
 
@@ -304,6 +314,15 @@ def test_a_run_goes_on_with_other_ways_to_run_it(resume, tmp_path):
     assert resume(**moved) is None
     for name in ("tcod.yaml", "run.yaml", *(f"logs/{logs.name}" for logs in (tmp_path / "run/logs").iterdir())):
         assert (tmp_path / "run" / name).stat().st_mode & 0o077 == 0, name  # there may be a key in it
+
+
+def test_a_model_counts_by_its_files_wherever_they_lie(tmp_path):
+    """A checkpoint of Megatron has them in a folder of its own."""
+    (tmp_path / "iter_0000001").mkdir()
+    (tmp_path / "iter_0000001" / "__0_0.distcp").write_bytes(b"weights")
+    before = folder.digest(tmp_path, "TEACHER_MODEL")
+    (tmp_path / "iter_0000001" / "__0_0.distcp").write_bytes(b"others!")
+    assert folder.digest(tmp_path, "TEACHER_MODEL") != before
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_text_is_encoded_as_ever_but_never_an_added_token(name, data):
     chat, names = chat_of(name), names_of(name)
     text = data.draw(texts(name)).strip()
     span = chat.user(text)
-    ids = span[len(chat.user("")) - len(chat._after_user) : len(span) - len(chat._after_user)]
+    ids = span[len(chat.user("")) - len(chat.after_user) : len(span) - len(chat.after_user)]
     assert not set(ids) & set(names.values())
     assert alike(chat.tokenizer.decode(ids)) == alike(text)
     if not any(content in text for content in names):

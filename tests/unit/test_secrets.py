@@ -16,12 +16,12 @@ def test_a_secret_is_known_by_its_name(names, secret):
 
 
 def test_secrets_are_left_out_however_deep():
-    command = ["--wandb-key", "abcd", "--api-key=x y", "--flag", "http://me:word@h:1", '{"api_key": "k"}']
+    command = ["--wandb-key", "abcd", "--api-key=x y", "--flag", "http://me:w@rd@h:1", '{"api_key": "k"}']
     shown = ["--wandb-key", "SECRET", "--api-key=SECRET", "--flag", "http://SECRET@h:1", '{"api_key": "SECRET"}']
     assert without_secrets(command) == shown
     settings = {"tcod_env_args": {"size": 9, "shops": [{"password": "abcd"}]}, "tcod_horizon": 3, "no_key": ""}
     assert without_secrets(settings) == {**settings, "tcod_env_args": {"size": 9, "shops": [{"password": "SECRET"}]}}
-    log = "args: {'password': 'abcd'} me:word, x y and key k"
+    log = "args: {'password': 'abcd'} me:w@rd, x y and key k"
     assert text_without(log, command, settings) == "args: {'password': 'SECRET'} SECRET, x y and key k"
 
 

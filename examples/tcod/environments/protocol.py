@@ -46,6 +46,22 @@ class Observation:
     """A grade of the episode so far, for the metrics, and with tcod_reward: grade for training."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """An action, and what the environment answered; None where that is not known, or left out."""
+
+    action: str
+    observation: str | None = None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One way through a task, from its first action on."""
+
+    steps: tuple[Step, ...]
+    won: bool
+
+
 class Environment(ABC):
     """One engine, reused over episodes.
 
@@ -108,9 +124,30 @@ class Environment(ABC):
         """The shortest valid response for an action: what a demonstration without recorded responses replays."""
         return f"<action>{action}</action>"
 
+    @staticmethod
+    def teacher_note(demonstration: Execution | None, attempt: Execution | None) -> str:
+        """What the teacher alone is shown, behind the first user turn: tcod_teacher_sees. Nothing for "".
+
+        `attempt` is the episode that is scored, to its end. What all attempts at a task have in common comes first:
+        the server's cache holds it.
+        """
+        parts = ["A note that is not part of the conversation: its agent does not know it."]
+        if demonstration:
+            parts.append(f"What solves the task:\n{_listed(demonstration)}")
+        if attempt:
+            end = "The task was solved." if attempt.won else "The task was not solved."
+            parts.append(f"What the agent does in this conversation, to its end:\n{_listed(attempt)}\n{end}")
+        parts.append("Judge the next answer as one that has to be found from the conversation alone.")
+        return "\n\n".join(parts)
+
+
+def _listed(execution: Execution) -> str:
+    lines = [(f"> {step.action}", step.observation) for step in execution.steps]
+    return "\n".join(line for pair in lines for line in pair if line)
+
 
 _ACTION_TAG = re.compile(r"<\s*action\s*>((?:(?!<\s*action\s*>).)*?)<\s*/\s*action\s*>", re.IGNORECASE | re.DOTALL)
-_TEXT_SIDE = ("check_row", "system_prompt", "render", "parse_action", "format_action")
+_TEXT_SIDE = ("check_row", "system_prompt", "render", "parse_action", "format_action", "teacher_note")
 _OBSERVATION, _TEXT, _PAIR = map(TypeAdapter, (Observation, Text, tuple[Text, Flag]))
 
 

@@ -58,6 +58,7 @@ class AppendHistory(History):
 
     def begin(self, system: str, user: str) -> bool:
         self._spans: list[Span] = []
+        self._texts = [system, user]
         self._extend(Span("prompt", self.chat.prompt(system, user)))
         return self.room() >= 1
 
@@ -71,7 +72,7 @@ class AppendHistory(History):
 
     def respond(self, response: Response, text: str | None = None) -> None:
         self._extend(Span("sampled", response.ids, next(self._turns), response))
-        self.sequences = [TokenSequence(self._spans)]
+        self.sequences = [TokenSequence(self._spans, texts=self._texts)]
 
     def observe(self, text: str) -> bool:
         ids = self.chat.user(text)
@@ -101,7 +102,7 @@ class TurnHistory(History):
         self._texts: list[str] = []  # [system, user, answer, user, ..]
 
     def begin(self, system: str, user: str) -> bool:
-        self._texts = [system, user]
+        self._texts, self._context_texts = [system, user], [system, user]
         self.context = self.chat.context(self._texts)
         return self.room() >= 1
 
@@ -116,14 +117,15 @@ class TurnHistory(History):
     def respond(self, response: Response, text: str | None = None) -> None:
         self._texts.append(self.chat.turn_text(response.ids) if text is None else text)
         sampled = Span("sampled", response.ids, next(self._turns), response)
-        self.sequences.append(TokenSequence([Span("prompt", self.context), sampled]))
+        self.sequences.append(TokenSequence([Span("prompt", self.context), sampled], texts=self._context_texts))
 
     def observe(self, text: str) -> bool:
-        context = self.chat.context(self._shown([*self._texts, text]))
+        texts = self._shown([*self._texts, text])
+        context = self.chat.context(texts)
         if self.max_context_len - len(context) < 1:
             return False
         self._texts.append(text)
-        self.context = context
+        self.context, self._context_texts = context, texts
         return True
 
     def _shown(self, texts: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The one episode loop of all arms and of evaluation.
 
-No slime and no settings in here: tcod_rollout.py makes slime's samples of the episodes, tools/play.py and programs of
-yours play them without slime.
+No slime and no settings in here: tcod_rollout.py makes slime's samples of the episodes, tools/common/play.py and
+programs of yours play them without slime.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ class EpisodePlayer:
                 last = await engine.finish(last)
             record.env_s = engine.seconds
         record.won, record.reward, record.outcome = last.won, last.reward, last.text
-        record.note_grade(last.reward)
+        record.score = max((one.reward for one in (*episode.seen, last) if one.reward is not None), default=None)
         record.episode_s = time.monotonic() - started
         if not record.turns:
             raise Failure("prompt_too_long", "no room for a response: raise --rollout-max-context-len")
@@ -89,7 +89,7 @@ class EpisodePlayer:
         plan, task = assignment.plan, task_of(assignment.metadata)
         with assignment.trace("environment"):
             observation = await engine.reset(task)
-        episode.record.note_grade(observation.reward)
+        episode.seen.append(observation)
         shown = self._render(observation, first=True)
         if not history.begin(ask(self.environment, "system_prompt", task), shown):
             return observation
@@ -102,7 +102,7 @@ class EpisodePlayer:
                 action = await self._respond(assignment, episode, history, now)
             with assignment.trace("environment"):
                 observation = await engine.step(action)
-            episode.record.note_grade(observation.reward)
+            episode.seen.append(observation)
             over = observation.won or observation.done
             if replayed:
                 assignment.demonstration.check_step(turn, observation, over)

@@ -77,6 +77,7 @@ class ChatTokens:
         horizon: tcod_horizon; "append" is tried with as many turns.
 
     Attributes:
+        after_user: ids between a user's text and the answer to it.
         end_of_turn: id of the token that ends every assistant turn (<|im_end|> for Qwen3).
         vocabulary: a digest that two tokenizers share where the same ids are the same tokens.
         stop_ids: ids that end a sampled turn: end_of_turn, eos_ids, the tokenizer's eos, and its pad if it is special.
@@ -135,7 +136,7 @@ class ChatTokens:
 
     def user(self, text: str) -> list[int]:
         """What stands between two responses: from behind the end-of-turn token to where the next response begins."""
-        return [*self._before_next, *self._text_ids(self._template.shown(text)), *self._after_user]
+        return [*self._before_next, *self._text_ids(self._template.shown(text)), *self.after_user]
 
     def context(self, texts: list[str]) -> list[int]:
         """[system, user, answer, user, ..., user] as the template renders it, up to where the next response begins.
@@ -191,7 +192,7 @@ class ChatTokens:
     def _set_turns(self, eos_ids: set[int]) -> None:
         before_next = self._template.before_next
         self.end_of_turn, *self._before_next = self._template_ids(before_next) or [-1]
-        self._after_user = self._template_ids(self._template.after_user)
+        self.after_user = self._template_ids(self._template.after_user)
         if self.end_of_turn not in self._special:
             raise ValueError(
                 f"the chat template ends an assistant turn with {before_next[:20]!r}, which is not a special token: "

@@ -1,8 +1,9 @@
 """TCOD's metrics, computed from finished samples; they reach every tracker through slime's own logging.
 
 The KL of a token is log pi_student - log pi_teacher with the rollout engine's log-probs (slime's advantage uses
-Megatron's own unless --use-rollout-logprobs). Its sum over a trajectory's sampled tokens is a one-sample estimate of
-the reverse KL between the two policies over whole episodes, in nats.
+Megatron's own unless --use-rollout-logprobs), and the teacher's as it scored: with its note, where it was shown one.
+Its sum over a trajectory's sampled tokens is a one-sample estimate of the reverse KL between the two policies over
+whole episodes, in nats.
 """
 
 from collections import Counter, defaultdict
@@ -29,7 +30,7 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     records = [episode.record for episode in episodes]
     # One depth for all, unless a fully asynchronous rollout spans a change of it.
     metrics = {"k": fmean(record.k for record in records)}
-    metrics |= {**_episodes(records), **_kl(episodes), **_failures(drawn)}
+    metrics |= {**_episodes(records), **_kl(episodes), **_notes(episodes), **_failures(drawn)}
     metrics |= _by_index("success_by_start", ((record.replayed, record.won) for record in records))
     metrics |= _tokens(episodes)
     if replayed := [turn.as_sampled for record in records for turn in record.demonstration]:
@@ -131,6 +132,19 @@ def _tokens(episodes: Sequence[Episode]) -> Metrics:
         "tokens/trained": _sampled_tokens(episodes),
         "tokens/total": sum(len(sequence.tokens) for sequence in sequences),
         "samples": len(sequences),
+    }
+
+
+def _notes(episodes: Sequence[Episode]) -> Metrics:
+    """Nothing where the teacher is shown none: then the loss is the paper's."""
+    notes = [episode.note for episode in episodes if episode.note]
+    if not notes:
+        return {}
+    parts = {f"note_{part}": fmean(part in note.parts for note in notes) for part in ("demo", "hindsight")}
+    return {
+        "note_tokens": fmean(note.tokens for note in notes),
+        "note_cut": fmean(note.left_out > 0 for note in notes),
+        **parts,
     }
 
 

@@ -5,13 +5,15 @@
 
 `python -m examples.tcod.tools.show_rollouts RUN_DIR` makes a page of them. A line is an episode: EpisodeRecord's
 fields, "arm", "dataset" ("train", or the evaluation's), "index" (the sample's), "task" (the row's metadata, as JSON),
-"task_type", "goal", "kl" (nats, summed over the student's tokens; null without the teacher's scores) and "turns". One
-of these has the fields of ReplayedTurn or TurnRecord, and
+"task_type", "goal", "kl" (nats, summed over the student's tokens; null without the teacher's scores), "note" (Note's
+fields, the text in lines; null where the teacher was shown none) and "turns". One of these has the fields of
+ReplayedTurn or TurnRecord, and
 
     role                         "replayed" or "student"
     context, context_tokens      what precedes the response, parted at the observation, which is not in there once more
     response, response_tokens    the text, empty where "tokens" has it
     tokens, student, teacher     of each sampled token: its text, the student's and the teacher's log-prob
+    plain                        the teacher's without its note, where tcod_save_plain_scores asks for them
     kl                           summed over them
 
 A replayed turn without tokens of its own is in the first student's context; a failed episode may have no tokens.
@@ -26,7 +28,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -61,7 +63,8 @@ def transcript(episode: Episode, row: Any, tokenizer: Any, **about: Any) -> dict
     turns = [{"turn": turn, "role": "replayed", **vars(one)} for turn, one in enumerate(facts.pop("demonstration"))]
     turns += [{"role": "student", "kl": kl.get(one.turn), **vars(one)} for one in facts.pop("turns")]
     _add_tokens({turn["turn"]: turn for turn in turns}, episode, tokenizer)
-    facts |= {"kl": sum(kl.values()) if kl else None, "turns": turns}
+    note = episode.note and {**vars(episode.note), "text": episode.note.text.split("\n")}
+    facts |= {"kl": sum(kl.values()) if kl else None, "note": note, "turns": turns}
     facts |= {"task": task_key(task_of(row.metadata)), "task_type": str(row.label or ""), "goal": str(row.prompt)}
     return _bounded({**facts, **about})
 
@@ -85,6 +88,12 @@ def _add_tokens(turns: dict[int, dict[str, Any]], episode: Episode, tokenizer: A
                 "teacher": teacher,
             }
 
+    for sequence in episode.sequences:
+        if sequence.plain_log_probs:
+            for span, plain in replace(sequence, teacher_log_probs=sequence.plain_log_probs).sampled():
+                if "tokens" in turns[span.turn]:
+                    turns[span.turn]["plain"] = plain
+
 
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """The text of every token. A character that several tokens make up stands at the last of them."""
@@ -105,7 +114,7 @@ def _bounded(value: Any) -> Any:
     """The same data with clipped texts and short numbers; one that JSON lacks becomes None."""
     if isinstance(value, dict):
         return {name: _bounded(one) for name, one in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_bounded(one) for one in value]
     if isinstance(value, float):
         return round(value, 4) if math.isfinite(value) else None
@@ -124,6 +133,10 @@ class EpisodeLog:
     arm: str
     limit: int
     tokenizer: Any
+
+    def chosen(self, drawn: Sequence[Any]) -> list[Any]:
+        """Those of the samples of a rollout that are saved."""
+        return choose(drawn, self.limit) if run_dir() else []
 
     def save_rollout(self, n: int, drawn: Sequence[Any]) -> Metrics:
         """Save some of the samples that were drawn for rollout n, failed ones included.

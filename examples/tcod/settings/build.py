@@ -16,7 +16,8 @@ from ..environments.protocol import load_environment
 from ..episode.history import AppendHistory, History, TurnHistory
 from ..episode.imitation import imitate
 from ..episode.loop import EpisodePlayer
-from ..episode.record import Episode
+from ..episode.note import NoteWriter
+from ..episode.record import Episode, Note, TokenSequence
 from ..model.chat_tokens import ChatTokens, load_chat
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
@@ -24,7 +25,7 @@ from ..records.run_folder import write_about
 from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
 from .config import TcodConfig
-from .server_checks import base_url, check_models
+from .server_checks import check_models, teacher_url
 
 if TYPE_CHECKING:
     from ..training.drawing import Drawing  # needs slime, and the tools do without
@@ -40,6 +41,7 @@ class Run:
     args: Namespace
     config: TcodConfig
     chat: ChatTokens
+    notes: NoteWriter
     episode_log: EpisodeLog
 
 
@@ -50,6 +52,13 @@ class Players:
     run: Run
     player: EpisodePlayer
     teacher: TeacherClient | None
+
+    async def score(
+        self, sequence: TokenSequence, note: Note | None, session: str, *check_wanted: Callable[[], None]
+    ) -> list[float]:
+        """What TeacherClient.score returns of a sequence behind its prompt, where it is shown this note."""
+        tokens, behind = self.run.notes.tokens(sequence, note), len(sequence.tokens) - len(sequence.prompt)
+        return await self.teacher.score(tokens, len(tokens) - behind, session, *check_wanted)
 
 
 _run: Run | None = None
@@ -87,11 +96,12 @@ def run_of(args: Namespace) -> Run:
         config = TcodConfig.from_args(args)
         try:
             chat = load_chat(args.hf_checkpoint, args.apply_chat_template_kwargs, **config.chat_choices)
+            notes = new_notes(config, chat)
         except ValueError as error:
             raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
         limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
         log = EpisodeLog(config.tcod_variant, limit, chat.tokenizer)
-        _run = Run(args, config, chat, log)
+        _run = Run(args, config, chat, notes, log)
     return _run
 
 
@@ -100,7 +110,7 @@ def players_of(args: Namespace) -> Players:
     loop, run = asyncio.get_running_loop(), run_of(args)
     if loop not in _players or _players[loop].run is not run:
         engine_url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
-        teacher = new_teacher(run.config, args.rm_url, run.chat) if args.opd_type == "sglang" else None
+        teacher = new_teacher(run.config, teacher_url(args), run.chat) if args.opd_type == "sglang" else None
         _players[loop] = Players(run, new_player(run.config, run.chat, engine_url), teacher)
     return _players[loop]
 
@@ -169,10 +179,16 @@ def history_of(config: TcodConfig, chat: ChatTokens) -> Callable[[int], History]
     return functools.partial(AppendHistory, chat)
 
 
-def new_teacher(config: TcodConfig, rm_url: str, chat: ChatTokens) -> TeacherClient:
-    """The client of the teacher's server at slime's --rm-url."""
+def new_notes(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
+    """What writes the teacher's notes. Raises ConfigError where the chat template has no place for them."""
+    environment = load_environment(config.tcod_environment)
+    return NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
+
+
+def new_teacher(config: TcodConfig, url: str, chat: ChatTokens) -> TeacherClient:
+    """The client of the teacher's server at a base URL."""
     return TeacherClient(
-        f"{base_url(rm_url)}/generate",
+        f"{url}/generate",
         timeout_s=config.tcod_teacher_timeout_s,
         concurrency=config.tcod_teacher_concurrency,
         vocab_size=chat.vocab_size,

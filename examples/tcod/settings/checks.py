@@ -14,7 +14,7 @@ from ..environments.protocol import load_environment
 from ..episode.loop import is_untempered
 from ..episode.rows import check_rows
 from ..training.turn_mean import is_turn_mean
-from .config import TcodConfig, read_yaml
+from .config import SELF, TcodConfig, read_yaml
 from .secrets import without_secrets
 
 HOOKS = {
@@ -112,7 +112,7 @@ def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
     if str(args.custom_pg_loss_reducer_function_path).endswith(".turn_mean"):
         hooks["custom_pg_loss_reducer_function_path"] = "training.turn_mean.turn_mean"
     if args.opd_type == "sglang":
-        needed["rm_url"] = "set it to the teacher's http://HOST:PORT/generate"
+        needed["rm_url"] = f"set it to the teacher's http://HOST:PORT/generate, or to {SELF}"
     if config.tcod_history == "turns":
         needed["use_dynamic_batch_size"] = "tcod_history turns makes any number of samples, so set it"
     for name, function in hooks.items():
@@ -125,6 +125,25 @@ def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
         if value := getattr(args, name, None):
             yield f"{_flag(name)} {'' if value is True else f'{value} '}{why}: remove it"
     yield from _contradictions(args, config)
+
+
+def check_note(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
+    """Why what the teacher is shown does not fit TEACHER and MODE of the script."""
+    if config.tcod_teacher_sees and teacher not in ("sglang", SELF):
+        yield (
+            "tcod_teacher_sees needs a teacher on SGLang, since one in Megatron scores the student's own sequences: "
+            "remove it, or set TEACHER=sglang (--opd-type sglang)"
+        )
+    if teacher == SELF and mode != "sync":
+        yield (
+            "TEACHER=self (--rm-url self) needs MODE=sync: in the others training is ahead of the weights that sample "
+            "and score, so that it would be pulled back to them"
+        )
+    if teacher == SELF and (not config.tcod_teacher_sees or config.tcod_sees_from):
+        yield (
+            "TEACHER=self (--rm-url self) without a note has a KL of 0: set tcod_teacher_sees (TEACHER_SEES), and "
+            "leave tcod_sees_from out"
+        )
 
 
 def _flag(name: str) -> str:
@@ -171,6 +190,9 @@ def _pushes_copies(args: Namespace) -> bool:
 
 
 def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
+    teacher = SELF if args.opd_type == "sglang" and args.rm_url == SELF else args.opd_type
+    is_sync = not args.rollout_function_path.endswith(".generate_rollout_fully_async")
+    yield from check_note(config, teacher, "sync" if is_sync else "fully_async")
     yield from reward_refusals(config.model_dump(), args.use_opd, args.n_samples_per_prompt)
     if args.use_opd and not args.opd_kl_coef > 0:
         yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: to train on the reward alone, remove --use-opd"

@@ -12,12 +12,16 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic.functional_validators import BeforeValidator
 from pydantic_core import ErrorDetails
 
 from .. import ConfigError
 from ..curriculum import Curriculum
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Words = BeforeValidator(lambda value: value.split() if isinstance(value, str) else value)  # of the script's variable
+
+SELF = "self"  # --rm-url, where the student's own engines are the teacher
 
 
 class TcodConfig(BaseModel):
@@ -71,6 +75,15 @@ class TcodConfig(BaseModel):
     """Longest scoring request, waiting in the teacher's queue included; it is not repeated."""
     tcod_teacher_concurrency: int = Field(64, ge=1)
     """Scoring requests in flight at once."""
+    tcod_teacher_sees: Annotated[list[Literal["demo", "hindsight"]], Words] = []
+    """What the teacher is shown beside the conversation, see note.py: the row's demonstration, the student's own
+    episode to its end, both ([demo, hindsight]) or nothing, which is the paper."""
+    tcod_note_len: int = Field(4096, ge=1)
+    """Tokens of that note: the oldest observations are left out of a longer one."""
+    tcod_sees_from: int = Field(0, ge=0)
+    """The first rollout whose episodes are scored with a note."""
+    tcod_save_plain_scores: bool = False
+    """Score saved episodes without their note, too: the page of episodes shows what the note changed."""
     tcod_max_replacements: int = Field(4, ge=1)
     """Stop the run when failed groups, or those without a signal, were replaced more than this many whole batches
     within one rollout."""
@@ -99,7 +112,14 @@ class TcodConfig(BaseModel):
         self._curriculum = Curriculum(**of_it)
         if self.tcod_window and self.tcod_history == "append":
             raise ValueError("tcod_window is for tcod_history turns, an appended context keeps all turns: remove it")
+        if not self.tcod_teacher_sees and (self.tcod_sees_from or self.tcod_save_plain_scores):
+            raise ValueError("tcod_sees_from and tcod_save_plain_scores are of tcod_teacher_sees: set it too")
         return self
+
+    @property
+    def note_room(self) -> int:
+        """Tokens that the teacher takes beside those of a sequence."""
+        return self.tcod_note_len if self.tcod_teacher_sees else 0
 
     @property
     def curriculum(self) -> Curriculum:

@@ -14,7 +14,7 @@ _COLUMNS = "".join(f"(?<!{name}[-_])" for name in ("input", "label", "tool", "me
 _NAME = re.compile(
     rf"secret|passw|credential|authorization|api[-_]?keys$|(?:^|[-_]|api|access|auth){_COLUMNS}(?:key|token)$", re.I
 )
-_LOGIN = re.compile(r"(?<=://)[^/@\s\"']+(?=@)")
+_LOGIN = re.compile(r"(?<=://)[^/\s\"']+(?=@)")
 
 
 def is_secret(name: str) -> bool:

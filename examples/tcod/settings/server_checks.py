@@ -13,7 +13,7 @@ from .. import ConfigError, Failure
 from ..model.chat_tokens import ChatTokens
 from ..model.client import http_url, without_login
 from ..model.teacher import check_scores, scoring_request, teacher_headers
-from .config import TcodConfig
+from .config import SELF, TcodConfig
 
 ROUTER_PATIENCE_S = 60  # The router lists an engine only after its own check of it, which slime does not wait for.
 PROBED_TOKENS = 256  # Of the vocabulary, evenly spaced: two tokenizers may agree on a short text.
@@ -27,14 +27,23 @@ def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     """
     training = (args.rollout_max_context_len, "--rollout-max-context-len")
     longest = max(training, (args.eval_max_context_len or 0, "--eval-max-context-len"))
-    _check_engines(http_url(args.sglang_router_ip, args.sglang_router_port), *longest)
+    scored = with_note(*training, config)
+    router, teacher = http_url(args.sglang_router_ip, args.sglang_router_port), teacher_url(args)
+    _check_engines(router, *(max(longest, scored) if teacher == router else longest))
     if args.opd_type == "sglang":
-        check_teacher_scores(base_url(args.rm_url), chat, *(longest if config.tcod_eval_kl else training))
+        check_teacher_scores(teacher, chat, *(max(longest, scored) if config.tcod_eval_kl else scored))
 
 
-def base_url(rm_url: str) -> str:
-    """The teacher's server out of slime's --rm-url."""
-    return rm_url.rstrip("/").removesuffix("/generate")
+def with_note(needed: int, flag: str, config: TcodConfig) -> tuple[int, str]:
+    """The longest sequence that is scored, and the flags that say so."""
+    return needed + config.note_room, f"{flag} + tcod_note_len" if config.note_room else flag
+
+
+def teacher_url(args: Namespace) -> str:
+    """The teacher's server: of slime's --rm-url, or with "self" the router of the student's engines."""
+    if args.rm_url == SELF:
+        return http_url(args.sglang_router_ip, args.sglang_router_port)
+    return (args.rm_url or "").rstrip("/").removesuffix("/generate")
 
 
 def _check_engines(router: str, needed: int, flag: str) -> None:

@@ -1,4 +1,4 @@
-"""Programs around the recipe: `python -m <package>.tools.NAME --help`. The recipe itself needs none of them.
+"""Programs around the recipe: `python -m <package>.tools.NAME --help`. `launch` is the run script's, `common` theirs.
 
 Imports everything except the hooks.
 """

@@ -17,16 +17,18 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from ..episode.demonstration import RECORDED, recorded
 from ..episode.record import Episode
 from ..episode.rows import task_key
 from ..model.chat_tokens import ChatTokens
-from .command import at_least, new_parser, one_sentence, result_file, table
-from .journal import Entry
-from .play import Player, add_options, play_missing, start
+from .common.command import at_least, new_parser, one_sentence, result_file, table
+from .common.journal import Entry
+from .common.play import Player, add_options, play_missing, start
 
 
 def solution(episode: Episode, chat: ChatTokens) -> dict[str, Any]:
-    """What the journal keeps of a won episode: its actions, the responses they are parsed from, and their ids.
+    """What the journal keeps of a won episode: actions, the answers to them, the responses they are parsed from, and
+    their ids.
 
     usable: every response gives one admissible action, so that it can be replayed.
     exact: replayed, it also has the same tokens, where the vocabulary is the same.
@@ -39,6 +41,7 @@ def solution(episode: Episode, chat: ChatTokens) -> dict[str, Any]:
         "usable": all(turn.valid and turn.admissible for turn in record.turns),
         "exact": all(map(chat.spells, ids, texts)),
         "actions": [turn.action for turn in record.turns],
+        **recorded(episode.seen),
         "responses": texts,
         "ids": ids,
     }
@@ -52,9 +55,10 @@ def best(entries: Sequence[Entry]) -> Entry | None:
 
 def demonstration(entry: Entry, chat: ChatTokens, drop_thoughts: bool) -> dict[str, Any]:
     """An entry as a row's `demo`. Without thoughts a response is text alone: its tokens were sampled after them."""
+    kept = {name: entry[name] for name in ("actions", *RECORDED) if name in entry}
     if drop_thoughts:
-        return {"actions": entry["actions"], "responses": [chat.after_thought(ids).strip() for ids in entry["ids"]]}
-    return {**{name: entry[name] for name in ("actions", "responses", "ids")}, "vocabulary": chat.vocabulary}
+        return kept | {"responses": [chat.after_thought(ids).strip() for ids in entry["ids"]]}
+    return kept | {"responses": entry["responses"], "ids": entry["ids"], "vocabulary": chat.vocabulary}
 
 
 def make_rows(player: Player, samples: int, drop_thoughts: bool = False) -> tuple[list[dict[str, Any]], list[str]]:

@@ -20,7 +20,7 @@ from scipy.stats import binomtest, norm, t
 from .. import words
 from ..episode.rows import task_key
 from ..records.repeats import grouped, statistics_of
-from .command import new_parser, table
+from .common.command import new_parser, table
 
 Episode = dict[str, Any]  # task, attempt, task_type, won, turns, score, context_limited
 Interval = tuple[float, float]

@@ -18,9 +18,9 @@ from .. import ConfigError
 from ..episode.record import Episode
 from ..episode.rows import Row
 from ..records.saved_episodes import transcript
-from .command import at_least, new_parser, one_sentence, result_file, table
+from .common.command import at_least, new_parser, one_sentence, result_file, table
+from .common.play import Player, add_options, play_missing, start
 from .compare_evals import summarise
-from .play import Player, add_options, play_missing, start
 
 COLUMNS = {  # of the table: the number's name in a summary, and how it is written
     **{"episodes": ("episodes", "{}"), "success": ("success", "{:.3f}"), "95% interval": ("interval", "{}")},

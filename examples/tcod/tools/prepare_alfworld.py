@@ -25,7 +25,7 @@ from ..environments.protocol import Observation
 from ..episode.demonstration import Demonstration
 from ..episode.jsonl import fault, read_lines
 from ..settings.config import TcodConfig
-from .prepare import TRAIN, Task, check_tasks, left_out_line, option_parser, run, write_sets
+from .common.prepare import TRAIN, Task, check_tasks, left_out_line, option_parser, run, write_sets
 
 DATA_VERSION = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen")

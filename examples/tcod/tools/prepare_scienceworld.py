@@ -22,8 +22,8 @@ from ..env_scienceworld import ScienceworldEnvironment
 from ..environments.protocol import Observation
 from ..episode.demonstration import Demonstration
 from ..settings.config import TcodConfig
-from .command import at_least
-from .prepare import TRAIN, Task, check_tasks, option_parser, run, write_sets
+from .common.command import at_least
+from .common.prepare import TRAIN, Task, check_tasks, option_parser, run, write_sets
 
 GOLD = "gold"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from .. import PACKAGE, ConfigError
+from ... import PACKAGE, ConfigError
 
 
 def new_parser(module_doc: str) -> argparse.ArgumentParser:

@@ -16,13 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .. import ConfigError
-from ..settings.checks import reward_refusals
-from ..settings.config import read_yaml
-from ..settings.secrets import without_secrets
+from ... import ConfigError
+from ...settings.checks import reward_refusals
+from ...settings.config import TcodConfig, read_yaml
+from ...settings.secrets import without_secrets
 
 # Variables that win over CONFIG: NAME over its tcod_name. A further one is a word here and a line in the script.
-RECIPE = "VARIANT HORIZON ETA REWARD_COEF".split()
+RECIPE = "VARIANT HORIZON ETA REWARD_COEF TEACHER_SEES".split()
 PATHS = "config run_dir slime_dir megatron_dir student student_load teacher_model teacher_load data_dir".split()
 NUMBERS = (
     "teacher_port teacher_start_s colocate actor_nodes actor_gpus tensor_parallel pipeline_parallel context_parallel "
@@ -38,7 +38,8 @@ OWN_FLAGS = dict(
         "--rollout-num-gpus=ROLLOUT_GPUS --rollout-num-gpus-per-engine=ENGINE_GPUS --num-gpus-per-node=NODE_GPUS "
         "--tensor-model-parallel-size=TENSOR_PARALLEL --pipeline-model-parallel-size=PIPELINE_PARALLEL --save=RUN_DIR "
         "--context-parallel-size=CONTEXT_PARALLEL --prompt-data=DATA_DIR --eval-prompt-data=EVAL_SETS "
-        "--apply-chat-template-kwargs=CHAT_TEMPLATE_KWARGS --custom-config-path=CONFIG --use-opd=TEACHER --loss-type=VARIANT"
+        "--apply-chat-template-kwargs=CHAT_TEMPLATE_KWARGS --custom-config-path=CONFIG --loss-type=VARIANT "
+        "--use-opd=TEACHER"
     ).split()
 )
 TAKEN_NAMES = ("train", "step", "tcod", "eval_s")  # metrics or files under these names are not an evaluation's
@@ -55,7 +56,7 @@ class Settings(SimpleNamespace):
         s = cls(**{name.lower(): text for name, text in variables.items()})
         vars(s).update({name: int(vars(s)[name]) for name in NUMBERS})
         vars(s).update({name: Path(vars(s)[name]) for name in PATHS})
-        s.ray_address = s.ray_address.removeprefix("local")  # Ray's own word for one that starts here
+        s.ray_address = "" if s.ray_address == "local" else s.ray_address  # Ray's own word for one that starts here
         s.actors = s.actor_nodes * s.actor_gpus  # GPUs that train, on all nodes together
         imitates = s.variant == "sft"  # nothing is played, and so nothing evaluated
         s.train_gpus = s.actors if s.colocate or imitates else s.actors + s.rollout_gpus  # that train and play
@@ -102,6 +103,12 @@ def read_recipe(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
     return recipe
 
 
+def teacher_context(s: Settings, recipe: dict[str, Any]) -> int:
+    """Tokens that the teacher's server takes: an episode, a note, and 7 that SGLang keeps. Raises ConfigError."""
+    settings = {name: value for name, value in recipe.items() if name != "tcod_data_root"}  # may be another machine's
+    return s.max_context_len + TcodConfig.from_mapping(settings, str(s.config)).note_room + 7
+
+
 def eval_flags(s: Settings) -> list[str]:
     """train.py's flags of evaluations, which slime's fully asynchronous mode does not have."""
     if s.mode == "fully_async" or not s.eval_files:
@@ -141,7 +148,7 @@ def check_settings(s: Settings, extra: list[str]) -> None:
     require(s.mode == "sync" or s.variant != "sft", "VARIANT=sft plays nothing, so nothing ahead: set MODE=sync")
     alone = "TEACHER=megatron needs COLOCATE=1: elsewhere slime pushes the teacher's weights to the engines"
     require(s.teacher != "megatron" or s.colocate, alone)
-    require(s.teacher == "sglang" or not url, f"TEACHER={s.teacher} asks no server: unset TEACHER_URL")
+    require(s.teacher == "sglang" or not url, f"TEACHER={s.teacher} asks no other server: unset TEACHER_URL")
     valid = re.fullmatch(r"(https?://([^/@]+@)?(\[[0-9A-Fa-f:.]+\]|[^][/:@]+)(:\d+)?)?", s.teacher_url)
     require(valid, f"TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not {url}")
 

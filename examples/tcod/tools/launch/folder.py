@@ -15,9 +15,9 @@ from typing import IO, Any
 
 import yaml
 
-from .. import ConfigError
-from ..settings.config import TcodConfig
-from .launch_settings import Settings, require
+from ... import ConfigError
+from ...settings.config import TcodConfig
+from .settings import Settings, require
 
 MIB = 2**20
 
@@ -87,7 +87,7 @@ def identity(s: Settings, config: TcodConfig) -> dict[str, Any]:
     """What the run is made of, by setting and by variable. Rows and models count by content, not by path."""
     files = {"DATA_DIR": s.data_dir / "train.jsonl", "STUDENT": s.student}
     files |= {f"EVAL_SETS {name}": file for name, file in s.eval_files.items()}
-    if s.teacher != "none" and not s.teacher_url:
+    if s.teacher in ("sglang", "megatron") and not s.teacher_url:
         files["TEACHER_MODEL"] = s.teacher_load if s.teacher == "megatron" else s.teacher_model
     made_of = config.model_dump(exclude={"tcod_data_root"}) | {"CHAT_TEMPLATE_KWARGS": s.chat_template_kwargs}
     made_of |= {"MAX_TURN_LEN": s.max_turn_len, "MAX_CONTEXT_LEN": s.max_context_len, "TEACHER": s.teacher}
@@ -96,7 +96,8 @@ def identity(s: Settings, config: TcodConfig) -> dict[str, Any]:
 
 def digest(path: Path, variable: str) -> str:
     """Of a file, or of a model's files, of which sizes and ends are enough. Raises ConfigError if there is nothing."""
-    files = [path] if path.is_file() else sorted(path.glob("*.[js]*"))  # json, jinja, safetensors
+    files = [path] if path.is_file() else sorted(path.glob("*.[js]*"))  # json, jinja, safetensors; or Megatron's
+    files = files or sorted(file for file in path.rglob("*") if file.is_file())
     require(files, f"nothing there, {path}: set {variable.partition(' ')[0]}, or prepare it as README.md says")
     whole = hashlib.sha256()
     for file in files:

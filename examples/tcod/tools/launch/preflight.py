@@ -1,6 +1,6 @@
-"""The checks of launch.py that read data and models. They are a process of their own because Ray starts in it.
+"""The checks of the launcher that read data and models. They are a process of their own because Ray starts in it.
 
-    python3 -P -m examples.tcod.tools.preflight FILE GPUS     # with the variables of run_qwen3_8b_tcod.sh
+    python3 -P -m examples.tcod.tools.launch.preflight FILE GPUS     # with the variables of run_qwen3_8b_tcod.sh
 
 When all is checked that needs no teacher, FILE gets the addresses of the Ray cluster's nodes. Then the teacher is
 waited for and checked. GPUS are the teacher's. A refusal is one sentence and exit status 1.
@@ -16,19 +16,19 @@ import httpx
 import ray
 from transformers import AutoConfig
 
-from .. import ConfigError
-from ..environments.protocol import Observation, ask, load_environment
-from ..episode.rows import Row, check_rows, read_rows, task_of
-from ..model.chat_tokens import ChatTokens
-from ..settings.build import history_of, student_chat
-from ..settings.checks import check_environment_class, check_training_rows
-from ..settings.config import TcodConfig, read_yaml
-from ..settings.secrets import text_without
-from ..settings.server_checks import check_teacher_scores
-from .check_environment import play_rows, spread
-from .launch_settings import Settings, require
+from ... import ConfigError
+from ...environments.protocol import Observation, ask, load_environment
+from ...episode.rows import Row, check_rows, read_rows, task_of
+from ...model.chat_tokens import ChatTokens
+from ...settings.build import history_of, new_notes, student_chat
+from ...settings.checks import check_environment_class, check_note, check_training_rows
+from ...settings.config import TcodConfig, read_yaml
+from ...settings.secrets import text_without
+from ...settings.server_checks import check_teacher_scores, with_note
+from ..check_environment import play_rows, spread
+from ..common.ray_start import start_ray
 from .ray_cluster import check_cluster
-from .ray_start import start_ray
+from .settings import Settings, require
 
 PLAYED = 2  # training rows
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
@@ -51,7 +51,7 @@ def main() -> None:
         if s.starts_teacher:
             wait_for_teacher(s)
         if s.teacher == "sglang":
-            check_teacher_scores(s.teacher_address, chat, s.max_context_len)
+            check_teacher_scores(s.teacher_address, chat, *with_note(s.max_context_len, "MAX_CONTEXT_LEN", config))
     except ConfigError as error:
         sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
 
@@ -67,6 +67,9 @@ def run_chat(s: Settings, config: TcodConfig) -> ChatTokens:
 def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: str) -> list[str]:
     """What can be known before a GPU is taken. Returns the addresses of the cluster's nodes. Raises ConfigError."""
     check_environment_class(config)
+    for sentence in check_note(config, s.teacher, s.mode):
+        raise ConfigError(sentence)
+    new_notes(config, chat)
     if s.teacher == "megatron":
         check_architecture(s.student, s.teacher_model)
     train = s.data_dir / "train.jsonl"

@@ -4,8 +4,8 @@ import math
 import os
 import socket
 
-from .. import ConfigError, words
-from ..environments.pool import WORKER_CPUS
+from ... import ConfigError, words
+from ...environments.pool import WORKER_CPUS
 
 ANSWER_S = 10.0  # Ray itself would ask for minutes
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # gRPC answers with its settings

@@ -21,24 +21,24 @@ import httpx
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .. import ConfigError, Failure
-from ..environments.protocol import load_environment
-from ..episode.demonstration import Demonstration
-from ..episode.loop import Assignment, EpisodePlayer, failures_go_to
-from ..episode.record import Episode, EpisodeRecord
-from ..episode.rows import Row, check_rows, read_rows, task_key
-from ..model.chat_tokens import ChatTokens
-from ..settings.build import new_player, student_chat
-from ..settings.checks import check_environment_class
-from ..settings.config import TcodConfig
-from ..settings.server_checks import probe
+from ... import ConfigError, Failure
+from ...environments.protocol import load_environment
+from ...episode.demonstration import Demonstration
+from ...episode.loop import Assignment, EpisodePlayer, failures_go_to
+from ...episode.record import Episode, EpisodeRecord
+from ...episode.rows import Row, check_rows, read_rows, task_key
+from ...model.chat_tokens import ChatTokens
+from ...settings.build import new_player, student_chat
+from ...settings.checks import check_environment_class
+from ...settings.config import TcodConfig
+from ...settings.server_checks import probe
 from .command import at_least
 from .journal import Entry, Journal
 from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "alfworld.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "alfworld.yaml"
 FAILURES_IN_A_ROW = 32  # then something is broken for good
 
 

@@ -19,24 +19,24 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from tqdm.asyncio import tqdm
 
-from .. import ConfigError, Failure
-from ..environments.pool import EnvironmentPool
-from ..environments.protocol import Environment, Observation, load_environment
-from ..episode.demonstration import Demonstration
-from ..settings.build import new_pool
-from ..settings.checks import check_environment_class
-from ..settings.config import TcodConfig
+from ... import ConfigError, Failure
+from ...environments.pool import EnvironmentPool
+from ...environments.protocol import Environment, Observation, load_environment
+from ...episode.demonstration import Demonstration, recorded
+from ...settings.build import new_pool
+from ...settings.checks import check_environment_class
+from ...settings.config import TcodConfig
 from .command import at_least, new_parser, one_sentence, result_file, table
 from .ray_start import start_ray
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRAIN, HARD, LEFT_OUT = "train", "hard", "left_out.jsonl"
 
 
@@ -101,10 +101,11 @@ async def play_demonstration(
             not won exactly by the last action; or what the engine does wrong.
     """
     demo.check(math.inf if cut else horizon)
-    observation = await engine.reset(task)
+    seen = [observation := await engine.reset(task)]
     for turn, action in enumerate(demo.actions):
         demo.response(turn, observation, environment)
         observation = await engine.step(action)
+        seen.append(observation)
         if cut and observation.won:
             demo = demo.first(turn + 1)
             break
@@ -113,7 +114,7 @@ async def play_demonstration(
     demo.check(horizon)
     if not (await engine.finish(observation)).won:
         raise Failure("demo_not_won", f"{len(demo.actions)} actions do not reach the goal")
-    return demo
+    return replace(demo, **recorded(seen))
 
 
 async def check_task(

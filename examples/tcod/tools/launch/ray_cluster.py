@@ -11,12 +11,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from .. import ConfigError
-from ..environments.protocol import load_environment
-from ..episode.rows import Row, task_of
-from ..settings.config import TcodConfig
-from .launch_settings import Settings, require
-from .ray_start import start_ray
+from ... import ConfigError
+from ...environments.protocol import load_environment
+from ...episode.rows import Row, task_of
+from ...settings.config import TcodConfig
+from ..common.ray_start import start_ray
+from .settings import Settings, require
 
 PROBE_S = 300.0  # of an engine on every node: the first import of an environment takes its time there
 GPU_IDS_S = 20.0  # Ray's GPUs are free before a run, or slime waits for them

@@ -2,8 +2,8 @@
 
     python3 -P -m examples.tcod.tools.launch [the teacher's command] -- train.py's command -- the user's own flags
 
-1. What contradicts itself or does not fit the machine is refused (launch_settings.py).
-2. RUN_DIR gets tcod.yaml, the settings, run.yaml, what the run is made of, and a folder of logs (launch_folder.py).
+1. What contradicts itself or does not fit the machine is refused (settings.py).
+2. RUN_DIR gets tcod.yaml, the settings, run.yaml, what the run is made of, and a folder of logs (folder.py).
 3. preflight.py checks settings, data and models. The teacher starts, and preflight.py checks it too.
 4. train.py runs. Its log is shown until it ends. If the teacher ends before, so does the run.
 
@@ -21,12 +21,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import PACKAGE
-from ..settings.secrets import is_secret, text_without, without_secrets
-from . import launch_settings
-from .launch_folder import begin, lock, to_yaml
-from .launch_settings import Settings, output, require
+from ... import PACKAGE
+from ...settings.secrets import is_secret, text_without, without_secrets
+from . import settings as launch_settings
+from .folder import begin, lock, to_yaml
 from .processes import Supervisor, no_proxy
+from .settings import Settings, output, require
 
 # What slime's processes get on every node, beside WORKER_ENV and the variables in CONFIG's tcod_data_root.
 WORKER_VARIABLES = set(
@@ -53,6 +53,7 @@ def launch(supervisor: Supervisor, teacher: list[str], train: list[str], extra: 
     launch_settings.check_settings(s, extra)
     recipe = launch_settings.read_recipe(s, os.environ)
     train = [*train, *launch_settings.eval_flags(s), *extra]
+    teacher = teacher and [*teacher, "--context-length", str(launch_settings.teacher_context(s, recipe))]
     os.environ.update(no_proxy(*output("hostname", "-I").split()))
     gpus = launch_settings.visible_gpus()
     for_teacher = {"CUDA_VISIBLE_DEVICES": pick(gpus, s.teacher_gpus)}
@@ -67,7 +68,7 @@ def launch(supervisor: Supervisor, teacher: list[str], train: list[str], extra: 
     logs = begin(s, recipe, commands)
     os.chdir(s.slime_dir)  # Ray's workers, and python3 -m, look for modules in the current folder first
     nodes = logs / "nodes.txt"  # is there when all is checked that needs no teacher
-    check = ["python3", "-P", "-m", f"{PACKAGE}.tools.preflight", str(nodes), *for_teacher.values()]
+    check = ["python3", "-P", "-m", f"{PACKAGE}.tools.launch.preflight", str(nodes), *for_teacher.values()]
     checks = supervisor.start("preflight", check, env=for_workers(s, recipe) if s.ray_address else {})
     supervisor.wait(checks, until=nodes.exists)
     starts = teacher and nodes.exists()

@@ -1,0 +1,209 @@
+"""What the teacher is shown beside the conversation: that it arrives, and that it changes nothing else."""
+
+import pytest
+
+from examples.tcod.episode.history import LEFT_OUT
+from slime.utils.types import Sample
+from tests.episode.test_evaluation import evaluation
+from tests.support.corridor import CONTROL_TOKENS
+from tests.support.fake_sglang import scored
+from tests.support.rig import LEFT, RIGHT, teacher_value
+
+NUM_GPUS = 0
+DEMO = {"actions": ["right"] * 3, "observations": ["You are at door 1.", "You are at door 2.", "You are at door 3."]}
+BOTH = ["demo", "hindsight"]
+THOUGHT = "<think>\nwhich one\n</think>\n\n"
+NO_THOUGHTS = {"apply_chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.fixture
+def rig(rig):
+    rig.teacher.pages["/server_info"] = {"max_req_input_len": 6200}  # an episode's 2000 and the note's 4096
+    return rig
+
+
+def told(steps):
+    return "\n".join(f"> {action}" + (f"\n{answer}" if answer else "") for action, answer in steps)
+
+
+def expected_note(attempt=None, won=False, demo=DEMO):
+    """The protocol's own words, of (action, answer) pairs."""
+    parts = ["A note that is not part of the conversation: its agent does not know it."]
+    if demo:
+        parts.append("What solves the task:\n" + told(zip(demo["actions"], demo["observations"], strict=True)))
+    if attempt:
+        end = f"The task was {'' if won else 'not '}solved."
+        parts.append(f"What the agent does in this conversation, to its end:\n{told(attempt)}\n{end}")
+    return "\n\n".join([*parts, "Judge the next answer as one that has to be found from the conversation alone."])
+
+
+def attempt_of(record):
+    """(action, answer) pairs out of the record of a whole episode; an answer is what the next turn answers."""
+    turns = [*record["demonstration"], *record["turns"]]
+    answers = [*(turn["observation"] for turn in turns[1:]), record["outcome"]]
+    actions = [turn["action"] if turn.get("valid", True) else "(no valid action)" for turn in turns]
+    return list(zip(actions, answers, strict=True))
+
+
+def rendered(rig, texts, kwargs):
+    roles = ["system", *["user", "assistant"] * len(texts)]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    return rig.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **kwargs)
+
+
+CASES = {
+    "append": {},
+    "append, replayed": {"tcod_variant": "b2f"},
+    "append, thoughts": {"tcod_thoughts": "keep"},
+    "turns": {"tcod_history": "turns"},
+    "turns, replayed": {"tcod_history": "turns", "tcod_variant": "b2f"},
+    "turns, window": {"tcod_history": "turns", "tcod_window": 1},
+    "turns, thoughts": {"tcod_history": "turns", "tcod_thoughts": "keep"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_teachers_request_is_the_record_with_the_note_in_the_first_user_turn(rig, case):
+    changes = {**CASES[case], **({"apply_chat_template_kwargs": {}} if "thoughts" in case else NO_THOUGHTS)}
+    says = THOUGHT if "thoughts" in case else ""
+    rig.script = [says + RIGHT, "hm", says + LEFT, says + RIGHT, says + RIGHT, says + RIGHT]
+    row, kwargs = {"goal": 3, "demo": DEMO}, changes["apply_chat_template_kwargs"]
+    samples, metrics = rig.rollout([row], n=0, tcod_horizon=6, tcod_teacher_sees=BOTH, **changes)
+    records = [sample.metadata["tcod"] for sample in samples]
+    whole = {**records[0], "turns": [turn for record in records for turn in record["turns"]]}
+    if "replayed" in case:  # the demonstration's two turns, which are with no sample of a turn
+        whole["demonstration"] = [
+            {"observation": text, "action": "right"}
+            for text in ("Goal: door 3. You are at door 0.", "You are at door 1.")
+        ]
+    note = expected_note(attempt_of(whole), won=whole["won"])
+    first, *later = [turn["observation"] for turn in [*whole["demonstration"], *whole["turns"]]]
+    answers, requests = [RIGHT] * len(whole["demonstration"]), rig.scoring_requests()
+    for request, sample in zip(requests, samples, strict=True):
+        texts, own = ["Walk.", f"{first}\n\n{note}"], sample.tokens[-sample.response_length :]
+        if "append" in case:  # behind the first prompt; what was replayed is there, too
+            own = sample.tokens[len(rendered(rig, ["Walk.", first], kwargs)) :]
+        else:
+            texts += [text for pair in zip(answers, later, strict=False) for text in pair]
+            if "window" in case and len(answers) > 1:
+                texts = ["Walk.", f"{first}\n\n{LEFT_OUT}\n\n{note}", *texts[-2:]]
+            answers.append(rig.tokenizer.decode(own).removesuffix("<|im_end|>"))
+        ids = rendered(rig, texts, kwargs) + own
+        assert request["input_ids"] == ids, case
+        assert request["logprob_start_len"] == (start := len(ids) - sample.response_length) - 1
+        assert sample.teacher_log_probs == [teacher_value(start + i, 0) for i in range(sample.response_length)]
+    assert metrics["rollout/tcod/note_tokens"] == len(requests[0]["input_ids"]) - len(samples[0].tokens)
+    shares = [metrics[f"rollout/tcod/note_{name}"] for name in ("demo", "hindsight", "cut")]
+    assert shares == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("history", ["append", "turns"])
+def test_the_student_and_what_is_trained_are_the_same_without_it(rig, history):
+    """The scripted teacher scores by whether it sees the note, so its scores alone differ."""
+    rig.teacher_reply = lambda payload: scored(
+        payload, lambda at, token: -0.1 if "What solves" in rig.tokenizer.decode(payload["input_ids"]) else -0.9
+    )
+    fields = ("tokens", "loss_mask", "rollout_log_probs", "response", "response_length", "reward", "status")
+    seen = []
+    for sees in (BOTH, None):
+        rig.student.requests.clear()
+        samples, _ = rig.rollout([{"goal": 2, "demo": DEMO}], tcod_history=history, tcod_teacher_sees=sees)
+        asked = [payload["input_ids"] for payload in rig.student.payloads()]
+        seen.append(([[getattr(one, name) for name in fields] for one in samples], asked))
+        assert {value for one in samples for value in one.teacher_log_probs} == {-0.1 if sees else -0.9}
+        assert not any("solves" in rig.tokenizer.decode(ids) for ids in asked)
+    assert seen[0] == seen[1]
+
+
+def test_text_that_spells_control_tokens_stays_text(rig):
+    demo = {"actions": ["right", "<|im_end|>"], "observations": [CONTROL_TOKENS, "<|im_start|>system"]}
+    row = {"goal": 1, "demo": demo, "hazard": "control tokens"}
+    rig.script = [RIGHT]
+    for history in ("append", "turns"):
+        rig.teacher.requests.clear()
+        [sample], _ = rig.rollout(
+            [row], tcod_environment="tests.support.corridor.HazardousCorridor", tcod_history=history,
+            tcod_teacher_sees=BOTH,
+        )  # fmt: skip
+        [request] = rig.scoring_requests()
+        assert CONTROL_TOKENS in rig.tokenizer.decode(request["input_ids"])
+        for token in rig.tokenizer.added_tokens_decoder:
+            assert request["input_ids"].count(token) == sample.tokens.count(token)
+
+
+def test_an_evaluation_is_scored_without_it(rig):
+    output = evaluation(rig, temperatures=(1.0,), tcod_eval_kl=True, tcod_teacher_sees=BOTH)
+    assert output.metrics["eval/tcod/t1/kl/episodes"] == 2 and not any("note" in name for name in output.metrics)
+    tokens = [sample.tokens for sample in output.data["t1"]["samples"]]
+    assert sorted(payload["input_ids"] for payload in rig.scoring_requests()) == sorted(tokens)
+
+
+@pytest.mark.parametrize(
+    "n, rows, sees, shares",
+    [
+        (0, [{"goal": 2, "demo": DEMO}], BOTH, None),  # tcod_sees_from: 1
+        (1, [{"goal": 2, "demo": DEMO}, {"goal": 2}], BOTH, (0.5, 1.0)),
+        (1, [{"goal": 2}], ["demo"], (0.0, 0.0)),
+        (1, [{"goal": 2, "demo": DEMO}], "hindsight", (0.0, 1.0)),
+    ],
+)
+def test_each_sample_is_shown_what_there_is(rig, n, rows, sees, shares):
+    samples, metrics = rig.rollout(rows, n=n, tcod_teacher_sees=sees, tcod_sees_from=1)
+    found = [metrics.get(f"rollout/tcod/note_{part}") for part in ("demo", "hindsight")]
+    assert found == list(shares or (None, None))
+    plain = sorted(sample.tokens for sample in samples) == sorted(one["input_ids"] for one in rig.scoring_requests())
+    assert plain is not any(shares or ())
+
+
+def note_in(rig):
+    [request] = rig.scoring_requests()
+    text = rig.tokenizer.decode(request["input_ids"])
+    return text.partition("You are at door 0.\n\n")[2].partition("<|im_end|>")[0]
+
+
+def test_a_long_note_loses_its_oldest_observations_first(rig):
+    attempt = [("right", "You are at door 1."), ("left", "You are at door 0."), ("right", "You are at door 1.")]
+    attempt += [("right", "You are at door 2.")]
+    rig.script = [RIGHT, LEFT, RIGHT, RIGHT]
+    everything = [(w, i) for w, size in (("attempt", 4), ("demo", 3)) for i in range(size)]
+    lengths = []
+    for left_out in range(len(everything) + 1):
+        gone = everything[:left_out]
+        told = [(a, None if ("attempt", i) in gone else o) for i, (a, o) in enumerate(attempt)]
+        left = [None if ("demo", i) in gone else o for i, o in enumerate(DEMO["observations"])]
+        expected = expected_note(told, won=True, demo={**DEMO, "observations": left})
+        around = len(
+            rig.tokenizer.encode("\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        )
+        lengths.append(len(rig.tokenizer.encode(expected, add_special_tokens=False)) + around)
+        rig.teacher.requests.clear()
+        row = {"goal": 2, "demo": DEMO}
+        _, metrics = rig.rollout([row], tcod_teacher_sees=BOTH, tcod_note_len=lengths[-1])
+        assert note_in(rig) == expected and metrics["rollout/tcod/note_cut"] == float(left_out > 0)
+        assert metrics["rollout/tcod/note_tokens"] <= lengths[-1]
+    # Beyond those its oldest steps go; where even the words around them do not fit, the episode fails.
+    rig.teacher.requests.clear()
+    rig.rollout([row], tcod_teacher_sees=BOTH, tcod_note_len=lengths[-1] - 1)
+    assert note_in(rig).count("> ") == 6 and note_in(rig).endswith("conversation alone.")
+    [sample] = rig.play(row, 4, tcod_teacher_sees=BOTH, tcod_note_len=9)
+    assert sample.status == Sample.Status.FAILED and sample.metadata["tcod"].record.failure == "note_too_long"
+
+
+def test_the_students_own_engines_score_behind_slimes_router(rig):
+    def answer(payload):
+        return scored(payload, teacher_value) if "logprob_start_len" in payload else rig.student_reply(payload)
+
+    rig.student.reply = lambda payload: rig.teacher_answer(payload) if "text" in payload else answer(payload)
+    [sample], metrics = rig.rollout([{"goal": 2, "demo": DEMO}], rm_url="self", tcod_teacher_sees=["demo"])
+    [request] = [one for one in rig.student.payloads() if "input_ids" in one and "logprob_start_len" in one]
+    assert rig.teacher.requests == [] and expected_note() in rig.tokenizer.decode(request["input_ids"])
+    assert metrics["rollout/tcod/tokens/scored"] == sample.response_length
+
+
+def test_a_replayed_turn_that_is_answered_otherwise_fails(rig):
+    row = {"goal": 3, "demo": {**DEMO, "observations": ["You are at door 1.", "No.", "No."]}}
+    [sample] = rig.play(row, 2, tcod_variant="b2f")  # its first turn is
+    assert sample.metadata["tcod"]["replayed"] == 1
+    [sample] = rig.play(row, 1, tcod_variant="b2f")
+    record = sample.metadata["tcod"].record
+    assert record.failure == "demo_mismatch" and "'right' gives 'You are at door 2.', not 'No.'" in record.detail
