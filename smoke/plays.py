@@ -62,9 +62,13 @@ class Play:
 def choose(options: Namespace) -> Play:
     """What the options ask for, with its rows on disk. What cannot be played is one sentence and exit status 1."""
     try:
-        if options.config:
-            return _given(options)
-        return {"alfworld": _alfworld, "scienceworld": _scienceworld}[options.environment](options)
+        make = (
+            _given if options.config else {"alfworld": _alfworld, "scienceworld": _scienceworld}[options.environment]
+        )
+        play = make(options)
+        if "sft" in play.arms:
+            record(play.data, play.arms["sft"])
+        return play
     except (ConfigError, OSError) as error:
         sys.exit(f"smoke run: {error}")
     except subprocess.CalledProcessError as error:  # the prepare tool has said why
@@ -117,7 +121,8 @@ def _given(options: Namespace) -> Play:
     train, heldout = options.data / "train.jsonl", options.data / "heldout.jsonl"
     heldout = heldout if heldout.exists() else train
     for arm in arms.values():
-        given = TcodConfig.from_mapping(arm, str(options.config))
+        playable = arm["tcod_variant"].replace("sft", "b2f")  # what imitation needs more is added by record
+        given = TcodConfig.from_mapping({**arm, "tcod_variant": playable}, str(options.config))
         check_environment_class(given)
         check_training_rows(given, read_rows(train), str(train))
         check_rows(read_rows(heldout), str(heldout), load_environment(given.tcod_environment), given.tcod_data_root)
@@ -128,6 +133,14 @@ def _given(options: Namespace) -> Play:
     _take(train, data / "train.jsonl", options.train_games)
     _take(heldout, data / "heldout.jsonl", options.heldout_games)
     return Play(name, arms, data)
+
+
+def record(data: Path, settings: dict[str, Any]) -> None:
+    """Have the training rows tell what the environment says in their demonstrations: imitation asks it nothing."""
+    rows = data / "train.jsonl"
+    config = write_settings(data / "record.yaml", {**settings, "tcod_variant": "b2f"})
+    command = [sys.executable, "-m", "examples.tcod.tools.check_environment", "--config", str(config)]
+    subprocess.run([*command, "--rows", str(rows), "--record", str(rows)], check=True, stdout=subprocess.DEVNULL)
 
 
 def _take(source: Path, target: Path, rows: int) -> None:

@@ -79,7 +79,7 @@ def run_arms(options: Namespace, play: Play, trainer: str) -> dict[str, Lines]:
         command = [sys.executable, "-m", trainer, *play.flags, "--student", student, "--data", play.data]
         command += ["--student-port", servers[0].port, "--teacher-port", servers[1].port]
         command += ["--seed", options.seed, "--updates", options.updates]
-        for arm, settings in play.arms.items():
+        for arm, settings in sorted(play.arms.items(), key=lambda one: one[0] == "sft"):  # whose evaluation has no KL
             folder = run_dir(options, play, arm)
             hooks.clear(folder)
             config = write_settings(folder / "tcod.yaml", settings)

@@ -2,8 +2,8 @@
 
 It takes the batch fields that slime ships to Megatron and follows slime's arithmetic for its default settings:
 advantage estimator grpo, one optimizer step per rollout, the loss one of the three means that
-examples/tcod/training/turn_mean.py describes. Without a teacher's log-probs the reward alone is trained on. A batch that
-nobody sampled is imitated: slime's sft_loss. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
+examples/tcod/training/turn_mean.py describes. Without a teacher's log-probs the reward alone is trained on. A batch
+that nobody sampled is imitated: slime's sft_loss. Megatron's Adam decouples its weight decay, as torch's AdamW does.
 """
 
 from collections import Counter
