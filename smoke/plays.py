@@ -14,10 +14,9 @@ import yaml
 from tqdm import tqdm
 
 from examples.tcod import ConfigError
-from examples.tcod.environments.protocol import load_environment
 from examples.tcod.episode.jsonl import read_lines
-from examples.tcod.episode.rows import check_rows, read_rows
-from examples.tcod.settings.checks import check_environment_class, check_training_rows
+from examples.tcod.episode.rows import read_rows
+from examples.tcod.settings.checks import check_environment_class, check_evaluation_rows, check_training_rows
 from examples.tcod.settings.config import TcodConfig, read_yaml
 from examples.tcod.tools.common.prepare import write_jsonl
 from smoke.make_games import make_games
@@ -125,7 +124,7 @@ def _given(options: Namespace) -> Play:
         given = TcodConfig.from_mapping({**arm, "tcod_variant": playable}, str(options.config))
         check_environment_class(given)
         check_training_rows(given, read_rows(train), str(train))
-        check_rows(read_rows(heldout), str(heldout), load_environment(given.tcod_environment), given.tcod_data_root)
+        check_evaluation_rows(given, read_rows(heldout), str(heldout))
         arm["tcod_env_workers"] = min(given.tcod_env_workers, 2)
     name = f"{options.config.stem}-{options.data.name}"
     data = options.out / "data" / name

@@ -1,7 +1,7 @@
-"""slime's own train.py, unmodified, on a CPU and in float32: `python -m smoke.slime_cpu.run_train [NAME.py] <flags>`.
+"""slime's own train.py, unmodified, on a CPU: `python -m smoke.slime_cpu.run_train [NAME.py] <flags>`.
 
-The flags are train.py's, or those of another program beside it, as train_async.py. Needs SLIME_DIR and MEGATRON_DIR,
-and both behind this repository on PYTHONPATH.
+The flags are train.py's, or those of another program beside it, as train_async.py. It trains in float32, or with
+--bf16. Needs SLIME_DIR and MEGATRON_DIR, and both behind this repository on PYTHONPATH.
 """
 
 import os
@@ -30,10 +30,11 @@ def use_float32() -> None:
 def main() -> None:
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling would take longer than the whole run
     cuda_on_cpu.install()  # before anything of slime and Megatron is imported
-    use_float32()
+    if "--bf16" not in sys.argv:
+        use_float32()
     program = sys.argv.pop(1) if sys.argv[1].endswith(".py") else "train.py"
     gpus = ["--actor-num-gpus-per-node"]
-    if "--rollout-external-engine-addrs" not in sys.argv:
+    if not {"--rollout-external-engine-addrs", "--colocate"} & set(sys.argv):
         gpus.append("--rollout-num-gpus")
     ranks = sum(int(sys.argv[sys.argv.index(flag) + 1]) for flag in gpus)
     hook = {"worker_process_setup_hook": "smoke.slime_cpu.cuda_on_cpu.install"}

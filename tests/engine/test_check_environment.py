@@ -12,7 +12,10 @@ from examples.tcod.settings.checks import check_environment_class as check_class
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import check_environment
 from examples.tcod.tools.check_environment import Measured, play_rows, report, spread
+from smoke import cpu_only
 from tests.support import faulty_environments
+
+cpu_only.prepare()
 
 NUM_GPUS = 0
 pytestmark = pytest.mark.usefixtures("real_ray")
@@ -74,6 +77,8 @@ def test_a_good_environment_is_played_and_measured():
         ("Interrupts", "env_error: Interrupts.step raised KeyboardInterrupt"),
         ("Dies", "env_worker_died: step got no answer, its process ended"),
         ("Raises", "env_error: Raises.step raised KeyError: 'no such action'"),
+        ("AnswersAsTool", "AnswersAsTool has the role tool in an Observation where no tool can be called"),
+        ("NeedsArguments", "env_error: NeedsArguments.step raised KeyError: 'word'"),
         ("Blocks", "env_timeout: step took more than 2.0 s"),
     ],
 )
@@ -93,6 +98,23 @@ def test_a_fault_is_one_sentence(name, said):
 )
 def test_a_demonstration_that_does_not_win_is_refused(demo, said):
     assert said in sentence(lambda: played("Good", demo))
+
+
+def test_recorded_answers_of_an_agent_with_tools_are_read_by_its_parser():
+    settings = config("Good", tcod_tool_parser="qwen").model_copy(
+        update={"tcod_environment": "tests.support.corridor.ToolCorridor", "tcod_admissible": "never"}
+    )
+    call = {"name": "move", "arguments": {"way": "right"}}
+    for said, mismatch in ((call, False), ({**call, "arguments": {"way": "left"}}, True)):
+        demo = {
+            "actions": [json.dumps([call], indent=1)],
+            "responses": [f"<tool_call>\n{json.dumps(said)}\n</tool_call>"],
+        }
+        row = Row("walk", "", {"goal": 1, "demo": demo}, line=5)
+        if mismatch:
+            assert "demo_mismatch: turn 1" in sentence(play_rows, settings, [row], "f")
+        else:
+            assert len(play_rows(settings, [row], "f").steps) == 6  # nonsense, a call without arguments, the right one
 
 
 def test_what_training_refuses_is_refused(tmp_path, monkeypatch, capsys):

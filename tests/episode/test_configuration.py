@@ -73,6 +73,20 @@ def test_a_yaml_that_is_read_otherwise_than_it_looks_is_refused(tmp_path, text, 
         assert str(wrong) in str(stop.value) and "\n" not in str(stop.value)
 
 
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ("{api_key: hush", "cannot be read (line 2: expected ',' or '}', but got '<stream end>')"),
+        ("[{api_key: hush}]", "should be a valid dictionary, not [{'api_key': 'SECRET'}]"),
+    ],
+)
+def test_a_setting_that_is_refused_shows_no_key(tmp_path, args, says):
+    (tmp_path / "tcod.yaml").write_text(f"tcod_horizon: 4\ntcod_env_args: {args}")
+    with pytest.raises(ConfigError, match=re.escape(says)) as stop:
+        TcodConfig.read(tmp_path / "tcod.yaml")
+    assert "hush" not in str(stop.value)
+
+
 def test_a_yaml_is_utf_8_whatever_the_locale(tmp_path, monkeypatch):
     monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")
     file = tmp_path / "tcod.yaml"

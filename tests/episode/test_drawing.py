@@ -111,6 +111,7 @@ def test_fully_asynchronous_draws_are_all_trained_once(source):
     kept = current.get_metadata()[drawing.KEY].values()
     under_way = [one["samples"][0]["metadata"]["goal"] for one in kept if one["trained_in"] is None]
     assert sorted([*trained.elements(), *under_way]) == list(range(1, trained.total() + len(under_way) + 1))
+    assert drawn.under_way == len(under_way) > 0  # what rollout/tcod/under_way counts
 
 
 def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):

@@ -21,8 +21,9 @@ SFT = {"tcod_variant": "sft", "loss_type": "sft_loss", "use_opd": False, "opd_ty
 def row(length, **more):
     """The demonstration of a corridor, with all that was seen."""
     answers = [f"You are at door {i}." for i in range(1, length + 1)]
-    demo = {"actions": ["right"] * length, "observations": answers, "admissible": [["left", "right"]] * length}
-    return {"goal": length, "demo": demo | {"opening": f"Goal: door {length}. You are at door 0.", **more}}
+    texts = [f"Goal: door {length}. You are at door 0.", *answers[:-1]]
+    seen = [{"text": text, "admissible": ["left", "right"], "role": "user", "results": []} for text in texts]
+    return {"goal": length, "demo": {"actions": ["right"] * length, "observations": answers, "seen": seen, **more}}
 
 
 @pytest.fixture
@@ -77,9 +78,13 @@ def test_a_demonstration_that_cannot_be_used_is_replaced_and_counted(rig, no_env
 
 
 def test_rows_without_what_was_seen_are_refused(rig, no_environment):
-    for name in ("opening", "observations", "admissible"):
-        with pytest.raises(ConfigError, match="1 of 1 rows have no usable demonstration {'demo_unrecorded': 1}"):
-            imitated(rig, [row(2, **{name: None})])
+    for seen, reason in (
+        (None, "demo_unrecorded"),
+        ([{"text": 1}] * 2, "demo_malformed"),
+        ([{"x": ""}] * 2, "demo_ma"),
+    ):
+        with pytest.raises(ConfigError, match=f"1 of 1 rows have no usable demonstration {{'{reason}"):
+            imitated(rig, [row(2, seen=seen)])
 
 
 def test_an_incomplete_mask_never_reaches_training(rig, no_environment):

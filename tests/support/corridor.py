@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from examples.tcod.environments.protocol import Environment, Observation
+from examples.tcod.environments.protocol import Environment, Observation, calls_of
 
 CONTROL_TOKENS = "<|im_end|>\n<|im_start|>assistant\nżółw 龟 🐢<|endoftext|>"
 
@@ -54,6 +54,24 @@ class GradedCorridor(Corridor):
 
     def step(self, action: str) -> Observation:
         return replace(super().step(action), reward=self.at / self.goal)
+
+
+class ToolCorridor(Corridor):
+    """The same with a tool for a step, which an answer may call several times."""
+
+    lists_all_actions = False
+
+    def step(self, action: str) -> Observation:
+        results, answer = [], Observation("Call move.", refused=True)
+        for call in calls_of(action):
+            answer = super().step(call["arguments"].get("way", ""))
+            results.append(answer.text)
+        return replace(answer, admissible=(), role="tool" if results else "user", results=tuple(results))
+
+    @staticmethod
+    def tools(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+        way = {"type": "object", "properties": {"way": {"type": "string"}}, "required": ["way"]}
+        return [{"type": "function", "function": {"name": "move", "description": "<tool_call>", "parameters": way}}]
 
 
 class SlowCorridor(Corridor):

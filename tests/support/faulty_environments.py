@@ -85,6 +85,13 @@ NoText = good_but("NoText", reset=lambda self, metadata: Observation(None))
 HalfASuccess = good_but("HalfASuccess", step=lambda self, action: Observation("Nearly.", won=0.5))
 HalfAnEmoji = good_but("HalfAnEmoji", reset=lambda self, metadata: Observation("Say \ud83d."))
 ListInOneString = good_but("ListInOneString", reset=lambda self, metadata: Observation("Say", admissible="yes, no"))
+AnswersAsTool = good_but("AnswersAsTool", step=lambda self, action: Observation("Yes.", role="tool"))
+ASK = {"type": "function", "function": {"name": "ask", "parameters": {"type": "object", "properties": {}}}}
+NeedsArguments = good_but(
+    "NeedsArguments",
+    tools=staticmethod(lambda metadata: [ASK]),
+    step=lambda self, action: Observation("Yes.") if action == "no such action" else {}["word"],
+)
 StringFromParse = good_but("StringFromParse", parse_action=staticmethod(lambda response: "ok"))
 LosesActions = good_but("LosesActions", parse_action=staticmethod(lambda response: (response, True)))
 NoStaticMethod = good_but("NoStaticMethod", render=lambda observation, first, admissible: observation.text)

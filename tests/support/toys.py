@@ -21,6 +21,20 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+# Qwen3's shape of tools, calls and results; TOOL_TOKENS are tokens of their own there.
+TOOL_TOKENS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+TOOL_TEMPLATE = (
+    "{% for m in messages %}{% set other = m.role != 'tool' %}"
+    "{% if other or messages[loop.index0 - 1].role != 'tool' %}"
+    "<|im_start|>{{ m.role if other else 'user' }}{% endif %}"
+    "{{ '\\n' + m.content if other else '\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}"
+    "{% for t in (tools or []) if m.role == 'system' %}{{ '\\n' }}{{ t|tojson }}{% endfor %}"
+    "{% for c in m.tool_calls or [] %}{{ '' if loop.first else '\\n' }}<tool_call>{{ '\\n' }}"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments|tojson }}}'
+    "{{ '\\n' }}</tool_call>{% endfor %}"
+    "{% if other or loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>{{ '\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def save_tokenizer(folder: Path) -> Path:

@@ -79,7 +79,7 @@ def test_an_observation_comes_in_plain_types():
     yes, half = numpy.array([True])[0], numpy.float32(0.5)
     observed = checked_observation(Observation(numpy.str_("a"), yes, yes, ["b"], ~yes, half), "E.step")
     assert observed == Observation("a", True, True, ("b",), False, 0.5)
-    assert [type(value) for value in vars(observed).values()] == [str, bool, bool, tuple, bool, float]
+    assert [type(value) for value in vars(observed).values()] == [str, bool, bool, tuple, bool, float, str, tuple]
     assert checked_observation(Observation("", reward=numpy.int64(1)), "E.step").reward == 1.0
 
 
@@ -97,6 +97,8 @@ def test_an_observation_comes_in_plain_types():
         ("admissible", ["\udcff"]),
         ("reward", "1"),
         ("reward", math.nan),
+        ("role", "assistant"),
+        ("results", "one text"),
     ],
 )
 def test_an_observation_of_other_types_is_refused_in_one_sentence(field, value):
@@ -104,7 +106,16 @@ def test_an_observation_of_other_types_is_refused_in_one_sentence(field, value):
         checked_observation(Observation(**{"text": "", field: value}), "E.step")
 
 
-@pytest.mark.parametrize("method, returned", [("render", None), ("render", "\ud83d"), ("parse_action", ("look", 1))])
+TOOL = {"type": "function", "function": {"name": "look"}}
+
+
+@pytest.mark.parametrize(
+    "method, returned",
+    [
+        *[("render", None), ("render", "\ud83d"), ("parse_action", ("look", 1))],
+        *[("tools", TOOL), ("tools", [TOOL["function"]]), ("tools", [{**TOOL, "type": "tool"}])],
+    ],
+)
 def test_what_the_text_side_returns_is_checked(method, returned):
     environment = good_but("Mine", **{method: staticmethod(lambda *_: returned)})
     with pytest.raises(Failure, match=f"Mine.{method} must return a ") as caught:

@@ -7,10 +7,12 @@ processes, see pool.py.
 
 import importlib
 import inspect
+import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
@@ -25,6 +27,18 @@ def _in_unicode(text: str) -> str:
 Text = Annotated[str, AfterValidator(_in_unicode)]
 Flag = Annotated[bool, BeforeValidator(lambda value: value.item() if hasattr(value, "item") else value)]  # numpy's too
 Texts = Annotated[tuple[Text, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+
+
+def _as_tool(value: Any) -> Any:
+    match value:
+        case {"type": "function", "function": {"name": str()}}:
+            json.dumps(value)
+            return value
+    raise ValueError("no tool")
+
+
+Call = dict[str, Any]  # {"name": .., "arguments": {..}}
+Tool = Annotated[dict[str, Any], AfterValidator(_as_tool)]  # see Environment.tools
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,10 @@ class Observation:
     """The engine did not execute the last action, because it knows no such action or the action is impossible."""
     reward: float | None = None
     """A grade of the episode so far, for the metrics, and with tcod_reward: grade for training."""
+    role: Literal["user", "tool"] = "user"
+    """Whose turn the text is in the chat: "tool", as it is, for what a called tool returns."""
+    results: Texts = ()
+    """What several called tools return: a tool turn each, in the place of one with the text."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,16 @@ class Environment(ABC):
         """Rules and answer format, for the system turn of an episode of this row."""
 
     @staticmethod
+    def tools(metadata: dict[str, Any]) -> Sequence[Tool]:
+        """What the agent can call in an episode of this row, for the chat template.
+
+        Each is {"type": "function", "function": {"name": .., "description": .., "parameters": a JSON schema}}. With
+        tools, `step` gets the calls of an answer as JSON, see calls_of, and an answer without a valid call as it is;
+        parse_action and format_action are not asked.
+        """
+        return ()
+
+    @staticmethod
     def render(observation: Observation, first: bool, admissible: bool) -> str:
         """Text of a user turn. The `first` one must contain the goal; `admissible` adds what is listed."""
         if not (admissible and observation.admissible):
@@ -147,8 +175,13 @@ def _listed(execution: Execution) -> str:
 
 
 _ACTION_TAG = re.compile(r"<\s*action\s*>((?:(?!<\s*action\s*>).)*?)<\s*/\s*action\s*>", re.IGNORECASE | re.DOTALL)
-_TEXT_SIDE = ("check_row", "system_prompt", "render", "parse_action", "format_action", "teacher_note")
-_OBSERVATION, _TEXT, _PAIR = map(TypeAdapter, (Observation, Text, tuple[Text, Flag]))
+_TEXT_SIDE = ("check_row", "system_prompt", "tools", "render", "parse_action", "format_action", "teacher_note")
+_OBSERVATION = TypeAdapter(Observation)
+_RETURNED = {
+    "tools": (TypeAdapter(list[Tool] | tuple[Tool, ...]), 'a list of {"type": "function", "function": {"name": ..}}'),
+    "parse_action": (TypeAdapter(tuple[Text, Flag]), "a pair (action: str, valid: bool)"),
+}
+_TEXT = (TypeAdapter(Text), "a str in valid Unicode")
 
 
 def load_environment(path: str) -> type[Environment]:
@@ -177,10 +210,10 @@ def ask(environment: type[Environment], method: str, *args: Any) -> Any:
         value = getattr(environment, method)(*args)
     except Exception as error:
         raise Failure("env_error", f"{source} raised {words(error)}") from error
+    adapter, wanted = _RETURNED.get(method, _TEXT)
     try:
-        return (_PAIR if method == "parse_action" else _TEXT).validate_python(value, strict=True)
+        return adapter.validate_python(value, strict=True)
     except ValidationError as error:
-        wanted = "a pair (action: str, valid: bool)" if method == "parse_action" else "a str in valid Unicode"
         raise Failure("env_error", f"{source} must return {wanted}, not {value!r:.80}") from error
 
 
@@ -198,6 +231,25 @@ def checked_observation(value: Any, source: str) -> Observation:
         fault = error.errors()[0]
         name, said = fault["loc"][0], fault["msg"]
         raise TypeError(f"the {name} of {source}'s Observation is {fault['input']!r:.80}: {said}") from None
+
+
+def calls_of(action: str) -> list[Call]:
+    """The calls [{"name": .., "arguments": {..}}, ..] of an action, for `step`; none of an answer without a call."""
+    try:
+        calls = json.loads(action)
+    except (ValueError, RecursionError):
+        return []
+    keys = {"name": str, "arguments": dict}
+    return calls if isinstance(calls, list) and all(_is_object(call, keys) for call in calls) else []
+
+
+def action_of(calls: Sequence[Call]) -> str:
+    """Calls as an action: what a demonstration has for a turn that calls tools."""
+    return json.dumps(list(calls), ensure_ascii=False)
+
+
+def _is_object(value: Any, keys: dict[str, type]) -> bool:
+    return isinstance(value, dict) and {name: type(one) for name, one in value.items()} == keys
 
 
 def is_admissible(action: str, observation: Observation, environment: type[Environment]) -> bool:

@@ -4,34 +4,22 @@ B2F and ReOPD replay its first turns, and the student goes on from there. A prep
 to its end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import Failure
-from ..environments.protocol import Environment, Observation, as_listed, ask, is_admissible
+from ..environments.protocol import Observation, as_listed, calls_of, checked_observation, is_admissible
 
 if TYPE_CHECKING:
     from ..model.chat_tokens import ChatTokens
-
-
-def _lists_of(kind: type) -> Callable[[Any], bool]:
-    return lambda turn: isinstance(turn, list) and {*map(type, turn)} <= {kind}
-
-
-# What a demonstration has of each turn: what that is, and whether a value is it.
-_PER_TURN: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("actions", "responses", "observations"), ("texts", lambda turn: isinstance(turn, str))),
-    **{"ids": ("lists of token ids", _lists_of(int)), "admissible": ("lists of texts", _lists_of(str))},
-}
-RECORDED = ("opening", "observations", "admissible")
+    from .text_side import TextSide
 
 
 def recorded(seen: Sequence[Observation]) -> dict[str, Any]:
     """What a demonstration keeps of the observations of its reset and of each of its actions."""
-    opening, *answers = [observation.text for observation in seen]
-    admissible = [list(observation.admissible) for observation in seen[:-1]]
-    return dict(zip(RECORDED, (opening, answers, admissible), strict=True))
+    kept = [{name: getattr(one, name) for name in ("text", "admissible", "role", "results")} for one in seen[:-1]]
+    return {"observations": tuple(one.text for one in seen[1:]), "seen": tuple(kept)}
 
 
 @dataclass(frozen=True)
@@ -39,9 +27,8 @@ class Demonstration:
     """A recorded solution: L actions; where they were recorded, the environment's answers to them, and the responses
     that they were parsed from.
 
-    `opening` is what the environment said at its reset, `admissible` what it listed before each action. Many texts are
-    sampled with other tokens than a tokenizer encodes them with: `ids` are the sampled ones, under the vocabulary (a
-    digest, see ChatTokens) that they belong to.
+    Many texts are sampled with other tokens than a tokenizer encodes them with: `ids` are the sampled ones, under the
+    vocabulary (a digest, see ChatTokens) that they belong to. `seen` has the whole observation before each action.
     """
 
     actions: Sequence[str] = ()
@@ -49,8 +36,7 @@ class Demonstration:
     ids: Sequence[list[int]] | None = None
     vocabulary: str | None = None
     observations: Sequence[str] | None = None
-    opening: str | None = None
-    admissible: Sequence[Sequence[str]] | None = None
+    seen: Sequence[dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, metadata: dict[str, Any]) -> "Demonstration":
@@ -64,17 +50,28 @@ class Demonstration:
             return cls()
         if not isinstance(demo, dict):
             raise Failure("demo_malformed", f"its demo is no JSON object but {str(demo)[:80]!r}")
-        found = {"actions": [], **{name: demo[name] for name in _PER_TURN if demo.get(name) is not None}}
-        for name, values in found.items():
-            what, is_right = _PER_TURN[name]
-            if not (isinstance(values, list) and all(map(is_right, values))):
-                raise Failure("demo_malformed", f"{name} of its demo is no list of {what}")
-        found = {name: tuple(values) for name, values in found.items()}
-        return cls(**found, vocabulary=demo.get("vocabulary"), opening=demo.get("opening"))
+        actions, responses, ids = demo.get("actions", []), demo.get("responses"), demo.get("ids")
+        observations = demo.get("observations")
+        for key, texts in (("actions", actions), ("responses", responses), ("observations", observations)):
+            if texts is None and key != "actions":
+                continue
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise Failure("demo_malformed", f"{key} of its demo is no list of texts")
+        if ids is not None and not (
+            isinstance(ids, list) and all(isinstance(turn, list) and {*map(type, turn)} <= {int} for turn in ids)
+        ):
+            raise Failure("demo_malformed", "ids of its demo is no list of lists of token ids")
+        seen = demo.get("seen")
+        if seen is not None and not (isinstance(seen, list) and {*map(type, seen)} <= {dict}):
+            raise Failure("demo_malformed", "seen of its demo is no list of JSON objects")
+        optional = (responses, ids, observations, seen)
+        responses, ids, observations, seen = (None if values is None else tuple(values) for values in optional)
+        return cls(tuple(actions), responses, ids, demo.get("vocabulary"), observations, seen)
 
     def first(self, turns: int) -> "Demonstration":
         """Its first turns."""
-        return replace(self, **{name: values[:turns] for name in _PER_TURN if (values := getattr(self, name))})
+        names = ("actions", "responses", "ids", "observations", "seen")
+        return replace(self, **{name: values[:turns] for name in names if (values := getattr(self, name))})
 
     def check(self, horizon: float) -> None:
         """Whether it can be replayed within so many turns, as far as it shows without an engine.
@@ -86,33 +83,33 @@ class Demonstration:
             raise Failure("demo_missing", "it has none")
         if len(self.actions) > horizon:
             raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
-        for name in _PER_TURN:
-            if (values := getattr(self, name)) is not None and len(values) != len(self.actions):
-                raise Failure("demo_mismatch", f"{len(values)} turns of {name}, {len(self.actions)} actions")
+        counted = {"responses": self.responses, "turns of ids": self.ids, "observations": self.observations}
+        counted["observations in seen"] = self.seen
+        for name, values in counted.items():
+            if values is not None and len(values) != len(self.actions):
+                raise Failure("demo_mismatch", f"{len(values)} {name}, {len(self.actions)} actions")
 
     def observation(self, turn: int) -> Observation:
-        """What `turn` (0-based) answers, as it was recorded.
+        """What `turn` (0-based) answers, as it was recorded. Raises Failure: demo_unrecorded, demo_malformed."""
+        if self.seen is None:
+            raise Failure("demo_unrecorded", "what its environment said is not recorded: prepare the data anew")
+        try:
+            return checked_observation(Observation(**self.seen[turn]), "the row")
+        except TypeError as error:
+            raise Failure("demo_malformed", f"seen of its demo, turn {turn + 1}: {error}") from error
 
-        Raises:
-            Failure: demo_unrecorded.
-        """
-        if self.opening is None or self.observations is None or self.admissible is None:
-            raise Failure("demo_unrecorded", "what the environment said is not recorded: prepare the data anew")
-        text = self.observations[turn - 1] if turn else self.opening
-        return Observation(text, admissible=tuple(self.admissible[turn]))
-
-    def response(self, turn: int, observation: Observation, environment: type[Environment]) -> str:
+    def response(self, turn: int, observation: Observation, side: "TextSide") -> str:
         """The response to replay at `turn` (0-based), to this observation.
 
         Raises:
             Failure: demo_inadmissible, or demo_mismatch where the response does not give the action.
         """
         action = self.actions[turn]
-        if not is_admissible(action, observation, environment):
+        if not is_admissible(action, observation, side.environment):
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is not admissible")
-        response = self.responses[turn] if self.responses else ask(environment, "format_action", action)
-        said, valid = ask(environment, "parse_action", response)
-        if not valid or as_listed(said, observation) != action:
+        response = self.responses[turn] if self.responses else side.format(action)
+        said, valid = side.parse(response)
+        if not valid or not (as_listed(said, observation) == action or calls_of(said) == calls_of(action) != []):
             raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} is not the action of {response!r}")
         return response
 

@@ -10,7 +10,9 @@ Ids that were sampled are kept as they were, and each is trained once. Replayed 
 
 import itertools
 from abc import ABC, abstractmethod
+from typing import Any
 
+from ..model.chat_template import Rules, Turn
 from ..model.chat_tokens import ChatTokens
 from ..model.student import Response
 from .record import Span, TokenSequence
@@ -33,7 +35,7 @@ class History(ABC):
         self._turns = itertools.count()  # of the demonstration and of the student
 
     @abstractmethod
-    def begin(self, system: str, user: str) -> bool:
+    def begin(self, system: str | Rules, user: str) -> bool:
         """The rules, and the first observation; False if no response would fit behind them."""
 
     @abstractmethod
@@ -49,14 +51,14 @@ class History(ABC):
         """A sampled turn, or a demonstrated one with its text: this is where tokens become trainable."""
 
     @abstractmethod
-    def observe(self, text: str) -> bool:
+    def observe(self, turn: Turn) -> bool:
         """The environment's turn; False, and nothing changes, if no further response would fit behind it."""
 
 
 class AppendHistory(History):
     """One growing context, which is the one sequence."""
 
-    def begin(self, system: str, user: str) -> bool:
+    def begin(self, system: str | Rules, user: str) -> bool:
         self._spans: list[Span] = []
         self._texts = [system, user]
         self._extend(Span("prompt", self.chat.prompt(system, user)))
@@ -74,8 +76,8 @@ class AppendHistory(History):
         self._extend(Span("sampled", response.ids, next(self._turns), response))
         self.sequences = [TokenSequence(self._spans, texts=self._texts)]
 
-    def observe(self, text: str) -> bool:
-        ids = self.chat.user(text)
+    def observe(self, turn: Turn) -> bool:
+        ids = self.chat.user(turn)
         if self.context[-1] != self.chat.end_of_turn:
             # A response that was cut, or ended by another stop token: every turn in the context ends alike.
             ids = [self.chat.end_of_turn, *ids]
@@ -99,9 +101,9 @@ class TurnHistory(History):
     def __init__(self, chat: ChatTokens, max_context_len: int, window: int | None = None) -> None:
         super().__init__(chat, max_context_len)
         self._window = window
-        self._texts: list[str] = []  # [system, user, answer, user, ..]
+        self._texts: list[Any] = []  # [Rules, user, answer, Turn, ..]
 
-    def begin(self, system: str, user: str) -> bool:
+    def begin(self, system: str | Rules, user: str) -> bool:
         self._texts, self._context_texts = [system, user], [system, user]
         self.context = self.chat.context(self._texts)
         return self.room() >= 1
@@ -119,16 +121,16 @@ class TurnHistory(History):
         sampled = Span("sampled", response.ids, next(self._turns), response)
         self.sequences.append(TokenSequence([Span("prompt", self.context), sampled], texts=self._context_texts))
 
-    def observe(self, text: str) -> bool:
-        texts = self._shown([*self._texts, text])
+    def observe(self, turn: Turn) -> bool:
+        texts = self._shown([*self._texts, turn])
         context = self.chat.context(texts)
         if self.max_context_len - len(context) < 1:
             return False
-        self._texts.append(text)
+        self._texts.append(turn)
         self.context, self._context_texts = context, texts
         return True
 
-    def _shown(self, texts: list[str]) -> list[str]:
+    def _shown(self, texts: list[Any]) -> list[Any]:
         rules, first, *later = texts
         kept = 2 * self._window if self._window else len(later)
         return texts if len(later) <= kept else [rules, f"{first}\n\n{LEFT_OUT}", *later[-kept:]]

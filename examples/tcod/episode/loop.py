@@ -15,13 +15,15 @@ from typing import Any
 from .. import ABORTED, Failure
 from ..curriculum import EpisodePlan
 from ..environments.pool import BorrowedEnvironment, EnvironmentPool
-from ..environments.protocol import Environment, Observation, as_listed, ask, is_admissible
+from ..environments.protocol import Observation, as_listed, is_admissible
+from ..model.chat_template import Turn
 from ..model.chat_tokens import ChatTokens
 from ..model.student import StudentClient
 from .demonstration import Demonstration
 from .history import History
 from .record import Episode, ReplayedTurn, TurnRecord
 from .rows import task_of
+from .text_side import TextSide
 
 logger = logging.getLogger(__name__)
 
@@ -45,23 +47,27 @@ class Assignment:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What a turn answers: an observation, and its text in the chat."""
+    """What a turn answers: an observation, and what the chat shows of it."""
 
     turn: int
     observation: Observation
-    text: str
+    shown: Turn
+    side: TextSide
+
+    @property
+    def text(self) -> str:
+        return self.shown if isinstance(self.shown, str) else "\n\n".join(self.shown)
 
 
 @dataclass(frozen=True)
 class EpisodePlayer:
     """Plays episodes; what those of one event loop share. settings/build.py makes one of settings."""
 
-    environment: type[Environment]
+    text_side: Callable[[dict[str, Any]], TextSide]  # of a task
     pool: EnvironmentPool
     chat: ChatTokens
     student: StudentClient
     new_history: Callable[[int], History]  # by the tokens of the longest context
-    lists_actions: bool  # whether user turns list the admissible actions
 
     async def play(self, assignment: Assignment, episode: Episode) -> None:
         """Play an episode; its record and sequences are filled in on the way. Raises Failure."""
@@ -87,15 +93,16 @@ class EpisodePlayer:
     ) -> Observation:
         """The loop: the plan says who acts at which turn. Returns the last observation."""
         plan, task = assignment.plan, task_of(assignment.metadata)
+        side = self.text_side(task)
         with assignment.trace("environment"):
             observation = await engine.reset(task)
         episode.seen.append(observation)
-        shown = self._render(observation, first=True)
-        if not history.begin(ask(self.environment, "system_prompt", task), shown):
+        shown = side.turn(observation, first=True)
+        if not history.begin(side.rules(), shown):
             return observation
         for turn in range(plan.turns):
             assignment.check_wanted()
-            replayed, now = turn < plan.replayed, _Shown(turn, observation, shown)
+            replayed, now = turn < plan.replayed, _Shown(turn, observation, shown, side)
             if replayed:
                 action = self._replay(assignment, episode, history, now)
             else:
@@ -110,7 +117,7 @@ class EpisodePlayer:
                 episode.record.turns[-1].refused = observation.refused
             if over or turn + 1 == plan.turns:
                 break
-            shown = self._render(observation, first=False)
+            shown = side.turn(observation, first=False)
             if not history.observe(shown):
                 episode.record.context_limited = True
                 break
@@ -119,7 +126,7 @@ class EpisodePlayer:
     def _replay(self, assignment: Assignment, episode: Episode, history: History, now: _Shown) -> str:
         """The demonstration's turn: check, append. Returns its action."""
         demonstration = assignment.demonstration
-        response = demonstration.response(now.turn, now.observation, self.environment)
+        response = demonstration.response(now.turn, now.observation, now.side)
         as_sampled = history.show_replayed(response, demonstration.sampled_ids(now.turn, self.chat))
         action = demonstration.actions[now.turn]
         episode.record.demonstration.append(ReplayedTurn(now.text, action, response, as_sampled))
@@ -138,23 +145,20 @@ class EpisodePlayer:
             )
             note(response.meta_info)
         history.respond(response)
-        action, valid = ask(self.environment, "parse_action", self.chat.after_thought(response.ids))
+        action, valid = now.side.parse(self.chat.after_thought(response.ids))
         action = as_listed(action, now.observation)
         played = TurnRecord(
             turn=now.turn,
             observation=now.text,
             action=action,
             valid=bool(valid),
-            admissible=is_admissible(action, now.observation, self.environment),
+            admissible=is_admissible(action, now.observation, now.side.environment),
             # SGLang tests the length first: a stop token in the last place completes the turn all the same.
             cut=response.at_limit and response.ids[-1] not in self.chat.stop_ids,
             weight_version=response.meta_info.get("weight_version"),
         )
         episode.record.turns.append(played)
         return action
-
-    def _render(self, observation: Observation, first: bool) -> str:
-        return ask(self.environment, "render", observation, first, self.lists_actions)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ConfigError, Failure, words
-from ..environments.protocol import Environment
+from ..environments.protocol import Environment, ask
 from .demonstration import Demonstration
 from .jsonl import read_lines
 
@@ -71,6 +71,13 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def _tools(environment: type[Environment], task: dict[str, Any]) -> Sequence[Any]:
+    try:
+        return ask(environment, "tools", task)
+    except Failure as failure:
+        raise ValueError(failure) from failure
+
+
 def check_rows(
     rows: Sequence[Any],
     source: str,
@@ -78,12 +85,14 @@ def check_rows(
     data_root: str,
     variant: str = "",
     horizon: int = 0,
+    has_parser: bool = False,
 ) -> None:
     """Whether rows (or slime's samples) can be played, as far as they and the files show it.
 
     Args:
         source: the flag or file that they come from, for the message.
         variant: the tcod_variant that replays a demonstration of every row, within the horizon; "" if none is needed.
+        has_parser: whether tcod_tool_parser is set.
 
     Raises:
         ConfigError: with the first row that cannot, or with how many have no usable demonstration.
@@ -95,7 +104,11 @@ def check_rows(
         try:
             if not isinstance(row.metadata, dict):
                 raise ValueError(f"its metadata is no JSON object but {row.metadata!r:.80}")
-            environment.check_row(task_of(row.metadata), data_root)
+            environment.check_row(task := task_of(row.metadata), data_root)
+            if _tools(environment, task) and not has_parser:
+                raise ValueError(
+                    "its agent calls tools: set tcod_tool_parser to the model's parser in SGLang (qwen, ..)"
+                )
             demo = Demonstration.of(row.metadata)
             if variant:
                 demo.check(horizon)

@@ -6,11 +6,13 @@ and that some templates leave out before past answers. Where a template breaks i
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -22,7 +24,30 @@ THOUGHTS = tuple(
 )
 SWITCHES = ("enable_thinking", "thinking")  # Qwen3 and GLM; DeepSeek-V3.1
 # What a template may want beside a call, content and arguments: Qwen3 wants a text, DeepSeek-V3 none and JSON.
-CALL_FORMS = tuple(itertools.product(("", None), (dict, json.dumps)))
+_as_json = functools.partial(json.dumps, ensure_ascii=False)  # as transformers' tojson
+CALL_FORMS = tuple(itertools.product(("", None), (dict, _as_json)))
+PROBE_CALL = {"name": "PLACEHOLDERf", "arguments": {"text": "x"}}
+PROBE_TEXT = {"type": "object", "properties": {"text": {"type": "string", "description": "-"}}, "required": ["text"]}
+PROBE = {"type": "function", "function": {"name": "PLACEHOLDERf", "description": "-", "parameters": PROBE_TEXT}}
+
+
+class Rules(NamedTuple):
+    """The system turn of a conversation, and the tools that the template lists with it."""
+
+    text: str
+    tools: Sequence[Any] = ()
+
+
+Turn = str | tuple[str, ...]  # what an answer follows: a user's text, or what each of the called tools returns
+
+
+class Around(NamedTuple):
+    """What a template writes around a turn that follows an answer."""
+
+    before: str  # behind the answer, the end of its turn included
+    between: str  # what several tools return
+    past: str  # a past answer and the turn
+    after: str  # the turn and the next answer
 
 
 def conversation(turns: int, form: str = PLAIN) -> list[str]:
@@ -49,7 +74,8 @@ class ChatTemplate:
 
     Attributes:
         thought: what opens and what closes a thought.
-        call_markers: the added tokens that it writes for a tool call.
+        call_markers: the added tokens that it writes for a call of a tool.
+        tool: what stands around results of tools; None before read_tools.
         opened: the beginning of a thought at the end of after_user ("<think>\\n"), or "".
 
     Raises:
@@ -69,6 +95,7 @@ class ChatTemplate:
                 "the chat template does not write every turn in its order: use a model or a chat template that does"
             )
         self.past, self.before_next, self.after_user = parts.groups()
+        self.tool: Around | None = None
         spaced = conversation(1, "\n\n\n\n  {}  \n\n\n\n")  # more white space than a template writes of its own
         self._strips = spaced[1] not in self.render(spaced)  # Llama, Gemma: `content | trim`
         known = {token.content for token in tokenizer.added_tokens_decoder.values()}
@@ -78,15 +105,22 @@ class ChatTemplate:
         self.opened = begun + rest if begun and closing not in rest else ""
         self.call_markers = self._call_markers(known)
 
-    def render(self, turns: list[Any], **more: Any) -> str:
+    def render(self, turns: Sequence[Any], **more: Any) -> str:
         """The template's own rendering of [system, user, answer, user, ..., user], up to the next answer.
 
-        An answer is a text, or what a template wants of one that calls tools: the message's other keys.
+        The first may be Rules, a later user's a Turn. An answer is a text, or the keys of one that calls tools.
         """
         system, user, *later = turns
-        first = [("system", system), ("user", user)] if self._has_system_role else [("user", f"{system}\n\n{user}")]
-        told = itertools.chain(first, zip(itertools.cycle(("assistant", "user")), later, strict=False))
-        messages = [{"role": role, **({"content": said} if isinstance(said, str) else said)} for role, said in told]
+        rules = system if isinstance(system, Rules) else Rules(system)
+        messages = [{"role": "system", "content": rules.text}, {"role": "user", "content": user}]
+        if not self._has_system_role:
+            messages = [{"role": "user", "content": f"{rules.text}\n\n{user}"}]
+        for role, said in zip(itertools.cycle(("assistant", "user")), later, strict=False):
+            if isinstance(said, tuple):
+                messages += [{"role": "tool", "tool_call_id": _id(i), "content": text} for i, text in enumerate(said)]
+            else:
+                messages.append({"role": role, **({"content": said} if isinstance(said, str) else said)})
+        more = {**more, **({"tools": list(rules.tools)} if rules.tools else {})}
         kwargs = {**self._kwargs, **more}
         try:
             return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)
@@ -96,23 +130,82 @@ class ChatTemplate:
                 "use a model or a chat template that does"
             ) from error
 
-    def shown(self, text: str) -> str:
-        """A user's text as the template shows it."""
-        return text.strip() if self._strips else text
+    def around(self, turn: Turn) -> Around:
+        """What stands around a turn that follows an answer."""
+        return Around(self.before_next, "", self.past, self.after_user) if isinstance(turn, str) else self.tool
 
-    def append(self, texts: list[str], before_answers: str) -> str:
-        """[system, user, answer, user, ..., user] as turns that are appended to the first prompt."""
-        turns = [
-            before_answers + answer + self.before_next + self.shown(user)
-            for answer, user in zip(texts[2::2], texts[3::2], strict=True)
-        ]
-        return self.render(texts[:2]).removesuffix(self.after_user) + "".join(turns) + self.after_user
+    def shown(self, turn: Turn) -> list[str]:
+        """A user's text, or what each tool returns, as the template shows it."""
+        if isinstance(turn, tuple):
+            return list(map(self._shows_result, turn))
+        return [turn.strip() if self._strips else turn]
+
+    def append(self, turns: Sequence[Any], is_past: bool) -> str:
+        """[system, user, answer, user, ..., user] as turns that are appended to the first prompt.
+
+        Before answers stands what stands before past ones, or before the next one.
+        """
+        text, around = self.render(turns[:2]).removesuffix(self.after_user), self.around("")
+        for answer, turn in zip(turns[2::2], turns[3::2], strict=True):
+            text += (around.past if is_past else around.after) + answer
+            around = self.around(turn)
+            text += around.before + around.between.join(self.shown(turn))
+        return text + around.after
+
+    def call(self, calls: Sequence[dict[str, Any]]) -> str:
+        """The answer that makes these calls [{"name": .., "arguments": {..}}, ..] and says nothing else.
+
+        Raises:
+            ValueError: the template does not write them.
+        """
+        system, user, answer, after = marks = conversation(2, "{}")
+        before, behind = self.render(marks).split(answer)
+        for content, arguments in CALL_FORMS:
+            made = [{**call, "arguments": arguments(call["arguments"])} for call in calls]
+            made = [{"type": "function", "id": _id(i), "function": function} for i, function in enumerate(made)]
+            with contextlib.suppress(ValueError):
+                text = self.render([system, user, {"content": content, "tool_calls": made}, after])
+                said = text[len(before) : len(text) - len(behind)]
+                if text == before + said + behind and all(call["name"] in said for call in calls):
+                    return said
+        raise ValueError(f"the chat template does not write {'these calls' if calls[1:] else 'this call'} of tools")
+
+    def read_tools(self) -> None:
+        """Learn what stands around results of tools. Raises ValueError where the template does not write tools."""
+        remedy = "use a model or a chat template that does, or an environment without tools"
+        system, user, answer, first, other, last, second = [*conversation(3, "{}"), "PLACEHOLDER9x"]
+        rules, probe = Rules(system, [PROBE]), AWKWARD.format("x")
+        try:
+            shown = self.render([rules, user, answer, (probe,)])
+            shows = (_as_json, str, str.strip)
+            self._shows_result = next((show for show in shows if show(probe) in shown), str)
+            text = self.render([rules, user, answer, (first, second), other, (last,)])
+            self.call([PROBE_CALL])
+        except ValueError as error:
+            reason = error.__cause__ or error
+            raise ValueError(
+                f"the chat template does not write tools, calls and results ({reason}): {remedy}"
+            ) from error
+        marks = [self._shows_result(mark) for mark in (first, second, last)]
+        parts = re.fullmatch("(?s).*{3}(.*){0}(.*){1}(.*){4}(.*){2}(.*)".format(*marks, answer, other), text)
+        if PROBE_CALL["name"] not in text or not parts or parts[1] != parts[4]:
+            raise ValueError(f"the chat template does not write tools and every result in its order: {remedy}")
+        self.tool = Around(parts[1], parts[2], parts[3], parts[5])
+
+    def conversation(self, turns: int, form: str, calls: bool = False) -> list[Any]:
+        """See conversation; with `calls`, tools are listed, and most answers are followed by their results."""
+        texts: list[Any] = conversation(turns, form)
+        if calls:
+            texts[0] = Rules(texts[0], [PROBE])
+            texts[3::2] = [((text,), (text, text), text)[i % 3] for i, text in enumerate(texts[3::2])]
+        return texts
 
     def check_rule(self, horizon: int) -> None:
         """Raises ValueError where appended turns are not what the template writes, in up to `horizon` turns."""
-        for turns, form in itertools.product((1, 2, 3, horizon), (PLAIN, AWKWARD)):
-            texts = conversation(turns, form)
-            theirs, ours = self.render(texts), self.append(texts, self.past)
+        calls = bool(self.tool)
+        for turns, form in itertools.product((1, 2, 3, *[5] * calls, horizon), (PLAIN, AWKWARD)):
+            texts = self.conversation(turns, form, calls)
+            theirs, ours = self.render(texts), self.append(texts, is_past=True)
             if theirs != ours:
                 raise ValueError(
                     f"the chat template changes a text or a past turn, with {turns} user turns it writes "
@@ -125,15 +218,16 @@ class ChatTemplate:
 
         Appended ones stay as they were sampled: before them stands what stands before past ones, then a think block.
         """
-        alike = self._without_thought(self.after_user) == self._without_thought(self.past)
-        block = self.after_user.removeprefix(self.past)
-        stays = self.after_user.startswith(self.past) and (not block or self.thought[0] in block)
-        if not alike or (appended and not stays):
-            raise ValueError(
-                f"the chat template writes {self.after_user!r} before the next answer but {self.past!r} before past "
-                "ones, so an answer cannot stay what was sampled: use a model or a chat template that writes the same"
-                + (", or tcod_history: turns" if alike else "")
-            )
+        for _, _, past, after in (self.around(""), *[self.tool] * bool(self.tool)):
+            alike = self._without_thought(after) == self._without_thought(past) and after.endswith(self.opened)
+            block = after.removeprefix(past)
+            stays = after.startswith(past) and (not block or self.thought[0] in block)
+            if not alike or (appended and not stays):
+                raise ValueError(
+                    f"the chat template writes {after!r} before the next answer but {past!r} before past ones, so an "
+                    "answer cannot stay what was sampled: use a model or a chat template that writes the same"
+                    + (", or tcod_history: turns" if alike else "")
+                )
 
     def check_thoughts(self, thinks: bool) -> None:
         """Raises ValueError where the template does not think as `thinks` says."""
@@ -168,20 +262,17 @@ class ChatTemplate:
             return texts[0] in self.render(texts)
         return False
 
-    def _call_markers(self, added: set[str]) -> frozenset[str]:
-        """Of the added tokens those that stand in an answer with two calls, or one, and in no other."""
-        tokens = self._tokenizer.tokenize
-        system, user, _, after = marks = conversation(2, "{}")
-        plain = set(tokens(self.render(marks)))
-        for count, (content, arguments) in itertools.product((2, 1), CALL_FORMS):
-            function = {"name": "PLACEHOLDERf", "arguments": arguments({"text": "x"})}
-            calls = [{"type": "function", "id": f"call{i:05}", "function": function} for i in range(count)]
+    def _call_markers(self, added: set[str]) -> set[str]:
+        """Of the added tokens those that stand in an answer with two calls, or with one."""
+        for count in (2, 1):
             with contextlib.suppress(ValueError):
-                written = self.render([system, user, {"content": content, "tool_calls": calls}, after])
-                if written.count(function["name"]) == count:
-                    return frozenset(added & (set(tokens(written)) - plain))
-        return frozenset()
+                return added.intersection(self._tokenizer.tokenize(self.call([PROBE_CALL] * count)))
+        return set()
 
     def _without_thought(self, text: str) -> str:
         opening, closing = self.thought
         return "".join(text.replace(opening, "").replace(closing, "").split())
+
+
+def _id(number: int) -> str:
+    return f"call{number:05}"  # nine letters and digits, as Mistral wants them

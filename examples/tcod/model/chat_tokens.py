@@ -16,11 +16,11 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .chat_template import PLAIN, ChatTemplate, conversation, difference
+from .chat_template import PLAIN, ChatTemplate, Rules, Turn, difference
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -37,7 +37,7 @@ def load_chat(checkpoint: str, template_kwargs: dict[str, Any] | None = None, **
     """The chat of a checkpoint: its tokenizer as slime loads it, its stop ids as SGLang knows them.
 
     Args:
-        choices: `history`, `thoughts` and `horizon` of ChatTokens.
+        choices: `history`, `thoughts`, `horizon` and `tools` of ChatTokens.
 
     Raises:
         OSError: the checkpoint has no tokenizer.
@@ -75,6 +75,7 @@ class ChatTokens:
         history: tcod_history; the spans of "append" are for templates to which turns can be appended.
         thoughts: tcod_thoughts; under "none" the template must close or never open a thought.
         horizon: tcod_horizon; "append" is tried with as many turns.
+        tools: whether answers may call tools, so that the template must write them.
 
     Attributes:
         after_user: ids between a user's text and the answer to it.
@@ -95,6 +96,7 @@ class ChatTokens:
         history: str = "append",
         thoughts: str = "none",
         horizon: int = 3,
+        tools: bool = False,
     ) -> None:
         if not tokenizer.is_fast:
             raise ValueError("the tokenizer is not a fast one: use a checkpoint that has a tokenizer.json")
@@ -108,14 +110,16 @@ class ChatTokens:
         self._data = _without_added_tokens(tokenizer.backend_tokenizer)
         eos_ids = {*eos_ids, tokenizer.eos_token_id} - {None}
         self._set_control_tokens(eos_ids)
+        if tools:
+            template.read_tools()
         self._set_turns(eos_ids)
         template.check_answers(history == "append")
         if history == "append":
             template.check_rule(horizon)
-        self._check_tokens(history == "append")
+        self._check_tokens(history == "append", tools)
         self.warnings = [DATED] if template.prints_date() else []
 
-    def prompt(self, system: str, user: str) -> list[int]:
+    def prompt(self, system: str | Rules, user: str) -> list[int]:
         """The first context: system and user turn, up to where the first response begins."""
         return self.context([system, user])
 
@@ -134,17 +138,25 @@ class ChatTokens:
         ids = ([self._marker_ids[part]] if part in self._marker_ids else self._text_ids(part) for part in parts)
         return [*_flat(ids), self.end_of_turn]
 
-    def user(self, text: str) -> list[int]:
+    def user(self, turn: Turn) -> list[int]:
         """What stands between two responses: from behind the end-of-turn token to where the next response begins."""
-        return [*self._before_next, *self._text_ids(self._template.shown(text)), *self.after_user]
+        around, texts = self._template.around(turn), map(self._text_ids, self._template.shown(turn))
+        between = self._part_ids(around.between)
+        shown = _flat(ids if i == 0 else [*between, *ids] for i, ids in enumerate(texts))
+        return [*self._part_ids(around.before)[1:], *shown, *self._part_ids(around.after)]
 
-    def context(self, texts: list[str]) -> list[int]:
+    def call(self, calls: list[dict[str, Any]]) -> str:
+        """The answer that makes these calls and says nothing else. Raises ValueError, see ChatTemplate.call."""
+        return self._template.call(calls)
+
+    def context(self, turns: Sequence[Any]) -> list[int]:
         """[system, user, answer, user, ..., user] as the template renders it, up to where the next response begins.
 
-        Token for token what tokenizer.apply_chat_template gives, except that names of control tokens stay characters;
-        in an answer those of thoughts and tool calls are the template's to treat.
+        The first may be Rules, a later user's a Turn. Token for token what tokenizer.apply_chat_template gives, except
+        that names of control tokens stay characters; in an answer those of thoughts and calls are the template's to
+        treat.
         """
-        hidden = [self._hide_names(text, is_answer=i > 1 and i % 2 == 0) for i, text in enumerate(texts)]
+        hidden = [self._hide_names(turn, is_answer=i > 1 and i % 2 == 0) for i, turn in enumerate(turns)]
         pieces = _MARK.split(self._template.render(hidden))
         return _flat(
             self._text_ids(self._names[int(piece)]) if i % 2 else self._rendered_ids(piece)
@@ -190,27 +202,37 @@ class ChatTokens:
         self._name = re.compile("|".join(map(re.escape, self._names)))
 
     def _set_turns(self, eos_ids: set[int]) -> None:
-        before_next = self._template.before_next
-        self.end_of_turn, *self._before_next = self._template_ids(before_next) or [-1]
+        before_next, tool = self._template.before_next, self._template.tool
+        self.end_of_turn = (self._template_ids(before_next) or [-1])[0]
         self.after_user = self._template_ids(self._template.after_user)
         if self.end_of_turn not in self._special:
             raise ValueError(
                 f"the chat template ends an assistant turn with {before_next[:20]!r}, which is not a special token: "
                 "use a model or a chat template that ends turns with one"
             )
+        if tool and self._template_ids(tool.before)[:1] != [self.end_of_turn]:
+            raise ValueError(
+                f"the chat template ends an answer with {tool.before[:20]!r} before a tool's result: "
+                "use a model or a chat template that ends all answers alike"
+            )
         self.stop_ids = {self.end_of_turn, *eos_ids, *self._special & {self.tokenizer.pad_token_id}}
         # A long conversation is encoded in parts, which are kept: as a whole it would hold up the event loop.
         self._part_ids = functools.lru_cache(4096)(self._template_ids)
         self._part = re.compile(f"(?={re.escape(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))})")
 
-    def _hide_names(self, text: str, is_answer: bool) -> str:
-        """A text without names of control tokens, but in an answer with those of thoughts and tool calls."""
+    def _hide_names(self, turn: Any, is_answer: bool) -> Any:
+        """A turn without names of control tokens, but in an answer with those of thoughts and calls of tools."""
+        if isinstance(turn, Rules):
+            tools = self._hide_names(json.dumps(list(turn.tools), ensure_ascii=False), False)
+            return Rules(self._hide_names(turn.text, False), json.loads(tools))
+        if isinstance(turn, tuple):
+            return tuple(self._hide_names(text, False) for text in turn)
 
         def hide(match: re.Match[str]) -> str:
             stays = is_answer and match[0] in self._marker_ids
             return match[0] if stays else _HIDDEN.format(self._names.index(match[0]))
 
-        return self._name.sub(hide, text)
+        return self._name.sub(hide, turn)
 
     def _rendered_ids(self, rendered: str) -> list[int]:
         ids = _flat(map(self._part_ids, self._part.split(rendered)))
@@ -232,16 +254,16 @@ class ChatTokens:
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _check_tokens(self, appended: bool) -> None:
+    def _check_tokens(self, appended: bool, calls: bool) -> None:
         """Raises ValueError where tokens of parts, names of control tokens among them, are not those of the text."""
         template, name = self._template, self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
-        plain, texts = conversation(3, PLAIN + "\n\n"), [f"{text}{name}x" for text in conversation(2)]
+        plain, texts = (template.conversation(3, f"{PLAIN}{end}", calls) for end in ("\n\n", f"{name}x"))
         expected, ours = template.render(texts), self._decode(self.context(texts))
         if appended:
-            answer, after = texts[2:]
-            expected = template.append(texts, template.after_user)
-            answer_ids = [*self._text_ids(answer), self.end_of_turn]
-            ours = self._decode([*self.context(texts[:2]), *answer_ids, *self.user(after)])
+            expected, ids = template.append(texts, is_past=False), self.context(texts[:2])
+            for answer, turn in zip(texts[2::2], texts[3::2], strict=True):
+                ids += [*self._text_ids(answer), self.end_of_turn, *self.user(turn)]
+            ours = self._decode(ids)
         # A marker may swallow the white space beside it; then it does so in one piece, too.
         kept = ours in (expected, self._decode(self._template_ids(expected)))
         lossless = self._decode(self._text_ids(texts[1])) == texts[1]

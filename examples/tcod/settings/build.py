@@ -18,9 +18,12 @@ from ..episode.imitation import imitate
 from ..episode.loop import EpisodePlayer
 from ..episode.note import NoteWriter
 from ..episode.record import Episode, Note, TokenSequence
+from ..episode.rows import task_of
+from ..episode.text_side import TextSide
 from ..model.chat_tokens import ChatTokens, load_chat
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
+from ..model.tool_calls import ToolParser
 from ..records.run_folder import write_about
 from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
@@ -129,24 +132,32 @@ def drawing_of(kind: type[DrawingT], run: Run, data_source: Any, rollout_id: int
 def new_player(config: TcodConfig, chat: ChatTokens, engine_url: str) -> EpisodePlayer:
     """A player of episodes whose student is served at a base URL."""
     return EpisodePlayer(
-        environment=load_environment(config.tcod_environment),
+        text_side=text_side_of(config, chat),
         pool=new_pool(config, config.tcod_env_workers, config.tcod_engines_per_worker),
         chat=chat,
         student=StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids),
         new_history=history_of(config, chat),
-        lists_actions=config.tcod_admissible == "turn",
     )
 
 
 def imitator_of(run: Run) -> Callable[[dict[str, Any], Episode], None]:
     """What fills in an episode of a row's metadata as if the student had played the demonstration."""
+    new_history, text_side = history_of(run.config, run.chat), text_side_of(run.config, run.chat)
 
     def imitate_row(metadata: dict[str, Any], episode: Episode) -> None:
-        history = history_of(run.config, run.chat)(run.args.rollout_max_context_len)
-        environment, listed = load_environment(run.config.tcod_environment), run.config.tcod_admissible == "turn"
-        imitate(metadata, episode, environment, history, listed, run.config.tcod_horizon)
+        history, side = new_history(run.args.rollout_max_context_len), text_side(task_of(metadata))
+        imitate(metadata, episode, side, history, run.config.tcod_horizon)
 
     return imitate_row
+
+
+def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
+    """What makes the text side of a task's environment, for a student's chat, if there is one. Raises ConfigError."""
+    environment, lists_actions = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
+    parser = ToolParser(config.tcod_tool_parser)
+    if chat and parser.name:
+        parser.load()
+    return lambda task: TextSide(environment, task, lists_actions, parser, chat)
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:

@@ -13,6 +13,7 @@ from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
 from ..episode.loop import is_untempered
 from ..episode.rows import check_rows
+from ..model.tool_calls import ToolParser
 from ..training.turn_mean import is_turn_mean
 from .config import SELF, TcodConfig, read_yaml
 from .secrets import without_secrets
@@ -55,6 +56,8 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConf
         read_yaml(Path(args.custom_config_path))  # slime takes any key in it
     config = TcodConfig.from_args(args)
     check_environment_class(config)
+    if config.tcod_tool_parser:
+        ToolParser(config.tcod_tool_parser).load()
     if sentence := next(_refusals(args, config), None):
         raise ConfigError(sentence)
     if rows is not None:
@@ -75,8 +78,17 @@ def check_environment_class(config: TcodConfig) -> None:
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
     """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError."""
     variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
-    environment = load_environment(config.tcod_environment)
-    check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon)
+    _check_rows(config, rows, source, variant)
+
+
+def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
+    """Whether rows can be played, as far as they show it. Raises ConfigError."""
+    _check_rows(config, rows, source, "")
+
+
+def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: str) -> None:
+    environment, has_parser = load_environment(config.tcod_environment), config.tcod_tool_parser is not None
+    check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon, has_parser)
 
 
 def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from .. import ConfigError
 from ..curriculum import Curriculum
+from .secrets import without_secrets
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Words = BeforeValidator(lambda value: value.split() if isinstance(value, str) else value)  # of the script's variable
@@ -63,6 +64,8 @@ class TcodConfig(BaseModel):
     """The reward: 1 if the task was solved and else 0, or the environment's own grade at the end."""
     tcod_admissible: Literal["turn", "never"] = "turn"
     """List the admissible actions in each user turn, or never."""
+    tcod_tool_parser: str | None = None
+    """Of an environment with tools: SGLang's parser of the model's calls, by its name (qwen, llama3, ..)."""
     tcod_env_workers: int = Field(16, ge=1)
     """Ray actors that host environment engines."""
     tcod_engines_per_worker: int = Field(8, ge=1)
@@ -129,7 +132,8 @@ class TcodConfig(BaseModel):
     @property
     def chat_choices(self) -> dict[str, Any]:
         """What ChatTokens needs of the settings."""
-        return {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": self.tcod_horizon}
+        choices = {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": self.tcod_horizon}
+        return {**choices, "tools": self.tcod_tool_parser is not None}
 
     @property
     def template_kwargs(self) -> dict[str, bool]:
@@ -161,7 +165,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_bytes(), _UniqueKeys) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        mark = getattr(error, "problem_mark", None)  # YAML's own words quote the line, and a key may be in it
+        reason = f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read ({reason}): name a YAML file of tcod_* settings") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is no mapping: write one `tcod_key: value` a line")
@@ -194,5 +199,6 @@ def _sentence(errors: list[ErrorDetails], source: str) -> str:
     if error["type"] == "value_error":
         return f"{source}: {error['ctx']['error']}"
     choices = [other["msg"] for other in errors if other["loc"][0] == error["loc"][0]]  # more than one of a union
+    given = without_secrets(error["input"])
     wanted = " or ".join(choice.removeprefix("Input should be ") for choice in choices)
-    return f"{error['loc'][0] if choices[1:] else key} in {source} should be {wanted}, not {error['input']!r:.80}"
+    return f"{error['loc'][0] if choices[1:] else key} in {source} should be {wanted}, not {given!r:.80}"

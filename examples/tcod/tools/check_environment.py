@@ -19,10 +19,11 @@ from typing import Any
 
 from .. import ConfigError, Failure
 from ..environments.pool import BorrowedEnvironment
-from ..environments.protocol import Environment, Observation, ask, load_environment
+from ..environments.protocol import Observation, action_of
 from ..episode.demonstration import Demonstration
 from ..episode.rows import Row, place, read_rows
-from ..settings.build import new_pool
+from ..episode.text_side import TextSide
+from ..settings.build import new_pool, text_side_of
 from ..settings.checks import check_environment_class, check_training_rows
 from ..settings.config import TcodConfig
 from .common.command import at_least, new_parser, one_sentence
@@ -49,8 +50,7 @@ class Measured:
     """
 
     engine: BorrowedEnvironment
-    environment: type[Environment]
-    shows_list: bool
+    side: TextSide
     resets: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)
@@ -64,16 +64,16 @@ class Measured:
         observation = await self.engine.reset(task)
         self.resets.append(time.perf_counter() - began)
         self.first = self.first or observation
-        shown = [ask(self.environment, "render", observation, first, self.shows_list) for first in (True, False)]
-        if not ask(self.environment, "system_prompt", task).strip():
+        shown = [self.side.turn(observation, first) for first in (True, False)]
+        if not self.side.rules().text.strip():
             raise self._fault("system_prompt is empty")
         if not all(text.strip() for text in shown):
             raise self._fault("render gives an empty user turn")
         if observation.won or observation.done:
             raise self._fault("reset begins an episode that is already over")
-        for action in observation.admissible[:3]:
-            response = ask(self.environment, "format_action", action)
-            parsed = ask(self.environment, "parse_action", response)
+        for action in () if self.side.tools else observation.admissible[:3]:
+            response = self.side.format(action)
+            parsed = self.side.parse(response)
             if parsed != (action, True):
                 said = f"parse_action makes {parsed} of {response!r}, format_action's response for {action!r}"
                 raise self._fault(f"{said}: it must be ({action!r}, True)")
@@ -91,20 +91,25 @@ class Measured:
         return await self.engine.finish(last)
 
     def _fault(self, what: str) -> Failure:
-        return Failure("env_error", f"{self.environment.__name__}.{what}")
+        return Failure("env_error", f"{self.side.environment.__name__}.{what}")
 
 
 async def _play(measured: Measured, row: Row, source: str) -> None:
     """Nonsense, then the row's demonstration, on the same engine. Raises ConfigError."""
+    side = measured.side
     try:
-        await measured.reset(row.task)
-        await measured.finish(await measured.step(NONSENSE))
+        calls = [[{"name": tool["function"]["name"], "arguments": {}}] for tool in side.tools]
+        for action in (NONSENSE, *map(action_of, calls)):
+            await measured.reset(row.task)
+            last = await measured.step(action)
+            side.turn(last, first=False)
+            await measured.finish(last)
         demo = Demonstration.of(row.metadata)
         if demo.actions:
-            demo = await play_demonstration(measured, measured.environment, row.task, demo)
+            demo = await play_demonstration(measured, side, demo)
         measured.demos.append(demo)
     except Failure as failure:
-        name, reason = measured.environment.__name__, " ".join(str(failure).split())[:500]
+        name, reason = side.environment.__name__, " ".join(str(failure).split())[:500]
         raise ConfigError(f"{name} does not play {place(row, source)}, {failure.reason}: {reason}") from failure
 
 
@@ -117,15 +122,16 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Measured:
     Raises:
         ConfigError: with the first row that cannot be played, and why.
     """
-    environment, shows_list = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
+    side = text_side_of(config)
 
     async def play() -> Measured:
         pool = new_pool(config, 1, 2)
         try:
             async with pool.borrow() as one, pool.borrow() as other:
-                measured = Measured(one, environment, shows_list)
+                measured = Measured(one, side(rows[0].task))
                 for measured.engine, played in ((one, rows), (other, rows[:1])):
                     for row in played:
+                        measured.side = side(row.task)
                         await _play(measured, row, source)
                     memory_mb, measured.printed = await measured.engine.inspect()
                     measured.memory_mb.append(memory_mb)

@@ -22,14 +22,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ... import ConfigError, Failure
-from ...environments.protocol import load_environment
 from ...episode.demonstration import Demonstration
 from ...episode.loop import Assignment, EpisodePlayer, failures_go_to
 from ...episode.record import Episode, EpisodeRecord
-from ...episode.rows import Row, check_rows, read_rows, task_key
+from ...episode.rows import Row, read_rows, task_key
 from ...model.chat_tokens import ChatTokens
 from ...settings.build import new_player, student_chat
-from ...settings.checks import check_environment_class
+from ...settings.checks import check_environment_class, check_evaluation_rows
 from ...settings.config import TcodConfig
 from ...settings.server_checks import probe
 from .command import at_least
@@ -187,7 +186,7 @@ async def _play_row(player: Player, row: Row) -> Episode:
 def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:
     """The rows of a file, each checked by the environment and a task of its own. Raises ConfigError."""
     rows = read_rows(path)
-    check_rows(rows, str(path), load_environment(config.tcod_environment), config.tcod_data_root)
+    check_evaluation_rows(config, rows, str(path))
     lines: dict[str, int] = {}
     for row in rows:
         first = lines.setdefault(task_key(row.task), row.line)
@@ -198,7 +197,7 @@ def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:
 
 def _settings(config: TcodConfig, options: Namespace) -> dict[str, Any]:
     given = ("model", "temperature", "max_turn_len", "max_context_len", "apply_chat_template_kwargs")
-    names = ("horizon", "environment", "admissible", "history", "window", "thoughts")
+    names = ("horizon", "environment", "admissible", "history", "window", "thoughts", "tool_parser")
     settings = {name: getattr(options, name) for name in given}
     settings |= {name: getattr(config, f"tcod_{name}") for name in names}
     env_args = json.dumps(config.tcod_env_args, sort_keys=True, default=str)

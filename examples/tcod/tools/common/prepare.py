@@ -28,9 +28,10 @@ from tqdm.asyncio import tqdm
 
 from ... import ConfigError, Failure
 from ...environments.pool import EnvironmentPool
-from ...environments.protocol import Environment, Observation, load_environment
+from ...environments.protocol import Observation
 from ...episode.demonstration import Demonstration, recorded
-from ...settings.build import new_pool
+from ...episode.text_side import TextSide
+from ...settings.build import new_pool, text_side_of
 from ...settings.checks import check_environment_class
 from ...settings.config import TcodConfig
 from .command import at_least, new_parser, one_sentence, result_file, table
@@ -84,8 +85,7 @@ def left_out_line(task: dict[str, Any], source: str, failure: Failure) -> dict[s
 
 async def play_demonstration(
     engine: Any,
-    environment: type[Environment],
-    task: dict[str, Any],
+    side: TextSide,
     demo: Demonstration,
     horizon: float = math.inf,
     cut: bool = False,
@@ -101,10 +101,11 @@ async def play_demonstration(
             not won exactly by the last action; or what the engine does wrong.
     """
     demo.check(math.inf if cut else horizon)
-    seen = [observation := await engine.reset(task)]
+    seen = [observation := await engine.reset(side.task)]
     for turn, action in enumerate(demo.actions):
-        demo.response(turn, observation, environment)
+        demo.response(turn, observation, side)
         observation = await engine.step(action)
+        side.turn(observation, first=False)
         seen.append(observation)
         if cut and observation.won:
             demo = demo.first(turn + 1)
@@ -119,7 +120,7 @@ async def play_demonstration(
 
 async def check_task(
     pool: EnvironmentPool,
-    environment: type[Environment],
+    side: TextSide,
     task: Task,
     horizon: int,
     goal: Callable[[Observation], str],
@@ -142,7 +143,7 @@ async def check_task(
                 raise demo
             if demo.actions:
                 async with pool.borrow() as engine:
-                    task.demo = await play_demonstration(engine, environment, task.metadata, demo, horizon, task.cut)
+                    task.demo = await play_demonstration(engine, side, demo, horizon, task.cut)
             task.set, task.source = TRAIN if demo.actions else HARD, source
             return
         except Failure as failure:
@@ -152,11 +153,11 @@ async def check_task(
 
 def check_tasks(config: TcodConfig, tasks: Sequence[Task], goal: Callable[[Observation], str], processes: int) -> None:
     """check_task for each task, in worker processes with one engine each, with a progress bar."""
-    environment = load_environment(config.tcod_environment)
+    side = text_side_of(config)
 
     async def check() -> None:
         pool = new_pool(config, processes, 1)
-        checks = (check_task(pool, environment, task, config.tcod_horizon, goal) for task in tasks)
+        checks = (check_task(pool, side(task.metadata), task, config.tcod_horizon, goal) for task in tasks)
         await tqdm.gather(*checks, desc="tasks in the engine", unit="task")
         await pool.close()
 

@@ -17,11 +17,11 @@ import ray
 from transformers import AutoConfig
 
 from ... import ConfigError
-from ...environments.protocol import Observation, ask, load_environment
-from ...episode.rows import Row, check_rows, read_rows, task_of
+from ...environments.protocol import Observation
+from ...episode.rows import Row, read_rows
 from ...model.chat_tokens import ChatTokens
-from ...settings.build import history_of, new_notes, student_chat
-from ...settings.checks import check_environment_class, check_note, check_training_rows
+from ...settings.build import history_of, new_notes, student_chat, text_side_of
+from ...settings.checks import check_environment_class, check_evaluation_rows, check_note, check_training_rows
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.secrets import text_without
 from ...settings.server_checks import check_teacher_scores, with_note
@@ -76,7 +76,7 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
     rows = read_rows(train)
     check_training_rows(config, rows, str(train))
     for file in s.eval_files.values():
-        check_rows(read_rows(file), str(file), load_environment(config.tcod_environment), config.tcod_data_root)
+        check_evaluation_rows(config, read_rows(file), str(file))
     nodes = check_cluster(s, teacher_gpus, config, rows[0]) if s.ray_address else []
     if config.tcod_variant == "sft":  # nothing is played
         return nodes
@@ -87,13 +87,11 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
 
 def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, first: Observation) -> None:
     """Warn where turns of full length do not fit up to the horizon, if all observations are as the first one."""
-    environment, listed = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
-    history = history_of(config, chat)(10**9)
-    rules = ask(environment, "system_prompt", task_of(row.metadata))
-    history.begin(rules, ask(environment, "render", first, True, listed))
+    side, history = text_side_of(config, chat)(row.task), history_of(config, chat)(10**9)
+    history.begin(side.rules(), side.turn(first, first=True))
     opening = len(history.context)
     history.show_replayed("", None)
-    history.observe(ask(environment, "render", first, False, listed))
+    history.observe(side.turn(first, first=False))
     between = min(config.tcod_horizon - 1, config.tcod_window or config.tcod_horizon)
     observed = between * (len(history.context) - opening - 1)  # the response's own end
     # A template that drops old thoughts leaves little of past responses.
