@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def recorded(seen: Sequence[Observation]) -> dict[str, Any]:
     """What a demonstration keeps of the observations of its reset and of each of its actions."""
     kept = [{name: getattr(one, name) for name in ("text", "admissible", "role", "results")} for one in seen[:-1]]
-    return {"observations": tuple(one.text for one in seen[1:]), "seen": tuple(kept)}
+    return {"observations": tuple(one.answer for one in seen[1:]), "seen": tuple(kept)}
 
 
 @dataclass(frozen=True)

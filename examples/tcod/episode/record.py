@@ -189,7 +189,7 @@ class Episode:
     @property
     def answers(self) -> list[str]:
         """The environment's own to every action."""
-        return [observation.text for observation in self.seen[1:]]
+        return [observation.answer for observation in self.seen[1:]]
 
     @property
     def is_scored(self) -> bool:
