@@ -1,4 +1,4 @@
-"""What a smoke run plays: ALFWorld games made here, ScienceWorld's own tasks, or any rows with their config."""
+"""What a smoke run plays: games and databases made here, ScienceWorld's own tasks, or any rows with their config."""
 
 import shutil
 import subprocess
@@ -61,10 +61,8 @@ class Play:
 def choose(options: Namespace) -> Play:
     """What the options ask for, with its rows on disk. What cannot be played is one sentence and exit status 1."""
     try:
-        make = (
-            _given if options.config else {"alfworld": _alfworld, "scienceworld": _scienceworld}[options.environment]
-        )
-        play = make(options)
+        own = {"alfworld": _alfworld, "scienceworld": _scienceworld, "sqlite": _sqlite}
+        play = (_given if options.config else own[options.environment])(options)
         if "sft" in play.arms:
             record(play.data, play.arms["sft"])
         return play
@@ -107,6 +105,16 @@ def _scienceworld(options: Namespace) -> Play:
     subprocess.run(command, check=True)
     _take(data / "dev.jsonl", data / "heldout.jsonl", options.heldout_games)
     return Play("scienceworld", arms, data)
+
+
+def _sqlite(options: Namespace) -> Play:
+    data = options.out / "data" / "sqlite"
+    arms = {arm: settings_of("sqlite", arm, tcod_data_root=str(data)) for arm in options.variant or CURRICULA}
+    config = write_settings(data / "tcod.yaml", next(iter(arms.values())))
+    command = [sys.executable, "-m", "examples.tcod.tools.prepare_sqlite", "--out", str(data), "--config", str(config)]
+    command += ["--databases", str(options.train_games // 4), "--heldout", str(options.heldout_games // 4)]
+    subprocess.run([*command, "--questions", "1", "--processes", "2"], check=True)
+    return Play("sqlite", arms, data)
 
 
 def _given(options: Namespace) -> Play:

@@ -269,14 +269,12 @@ def _demonstrated(run: Run, drawing: SynchronousDrawing) -> list[list[Sample]]:
 
 
 def _score_plainly(run: Run, samples: list[Sample]) -> None:
-    """tcod_save_plain_scores: without their note too, for people to read. What fails leaves them as they are."""
+    """tcod_save_plain_scores: once more without a note, for people to read. What fails leaves an episode as it is."""
 
     async def score(sample: Sample) -> None:
         episode = Episode.of(sample)
-        if not (episode.note and episode.note.text and episode.is_scored):
-            return
-        with failures_go_to(lambda *failure: logger.warning("no score without a note, %s: %s", *failure)):
-            for sequence in episode.sequences:
+        with failures_go_to(lambda *failure: logger.warning("no scores without a note, %s: %s", *failure)):
+            for sequence in episode.sequences if episode.note and episode.is_scored else ():
                 sequence.plain_log_probs = await players_of(run.args).score(sequence, None, sample.session_id)
 
     async def score_all() -> None:

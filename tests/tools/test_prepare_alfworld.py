@@ -12,6 +12,7 @@ import pytest
 from examples.tcod import ConfigError
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.episode.demonstration import Demonstration
+from examples.tcod.settings.build import text_side_of
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import prepare_alfworld
 from examples.tcod.tools.common.prepare import Task, check_task
@@ -73,7 +74,8 @@ def in_process(pool, monkeypatch):
 
 
 def check(pool: OneEngine, task: Task, horizon: int = HORIZON) -> Task:
-    asyncio.run(check_task(pool, AlfworldEnvironment, task, horizon, prepare_alfworld.goal))
+    side = text_side_of(TcodConfig(tcod_variant="opd", tcod_horizon=horizon))(task.metadata)
+    asyncio.run(check_task(pool, side, task, horizon, prepare_alfworld.goal))
     return task
 
 

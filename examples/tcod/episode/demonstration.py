@@ -131,6 +131,6 @@ class Demonstration:
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: the engine refuses {action!r}")
         if over:
             raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
-        if self.observations and observation.text != self.observations[turn]:
-            recorded = self.observations[turn]
-            raise Failure("demo_mismatch", f"turn {turn + 1}: {action!r} gives {observation.text!r}, not {recorded!r}")
+        if self.observations and observation.answer != (recorded := self.observations[turn]):
+            said = f"{action!r} gives {observation.answer!r}, not {recorded!r}"
+            raise Failure("demo_mismatch", f"turn {turn + 1} of the demonstration: {said}")

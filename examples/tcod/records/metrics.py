@@ -138,14 +138,9 @@ def _tokens(episodes: Sequence[Episode]) -> Metrics:
 def _notes(episodes: Sequence[Episode]) -> Metrics:
     """Nothing where the teacher is shown none: then the loss is the paper's."""
     notes = [episode.note for episode in episodes if episode.note]
-    if not notes:
-        return {}
-    parts = {f"note_{part}": fmean(part in note.parts for note in notes) for part in ("demo", "hindsight")}
-    return {
-        "note_tokens": fmean(note.tokens for note in notes),
-        "note_cut": fmean(note.left_out > 0 for note in notes),
-        **parts,
-    }
+    values = {f"note_{part}": [part in note.parts for note in notes] for part in ("demo", "hindsight")}
+    values |= {"note_tokens": [note.tokens for note in notes], "note_cut": [note.left_out > 0 for note in notes]}
+    return {name: fmean(each) for name, each in values.items() if each}
 
 
 def _by_index(name: str, pairs: Iterable[tuple[int, float]]) -> Metrics:

@@ -99,11 +99,12 @@ def run_of(args: Namespace) -> Run:
         config = TcodConfig.from_args(args)
         try:
             chat = load_chat(args.hf_checkpoint, args.apply_chat_template_kwargs, **config.chat_choices)
-            notes = new_notes(config, chat)
         except ValueError as error:
             raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
         limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
         log = EpisodeLog(config.tcod_variant, limit, chat.tokenizer)
+        environment = load_environment(config.tcod_environment)
+        notes = NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
         _run = Run(args, config, chat, notes, log)
     return _run
 
@@ -188,12 +189,6 @@ def history_of(config: TcodConfig, chat: ChatTokens) -> Callable[[int], History]
     if config.tcod_history == "turns":
         return functools.partial(TurnHistory, chat, window=config.tcod_window)
     return functools.partial(AppendHistory, chat)
-
-
-def new_notes(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
-    """What writes the teacher's notes. Raises ConfigError where the chat template has no place for them."""
-    environment = load_environment(config.tcod_environment)
-    return NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
 
 
 def new_teacher(config: TcodConfig, url: str, chat: ChatTokens) -> TeacherClient:
