@@ -50,7 +50,7 @@ from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import log_eval, log_rollout
 from .settings.build import Run, checked_run, drawing_of, imitator_of, players_of, run_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
-from .training.rewards import NO_SIGNAL, has_signal, normalised, reward_of
+from .training.rewards import NO_SIGNAL, normalised, reward_of
 from .training.samples import fill, flat, settle, timeline_span, to_samples
 from .training.turn_mean import count_turns, is_turn_mean
 
@@ -84,7 +84,7 @@ def generate_rollout(
         return _evaluated(run, rollout_id, output, time.monotonic() - started)
     drawing = drawing_of(SynchronousDrawing, run, data_source, rollout_id)
     if run.config.tcod_variant == "sft":
-        groups = _demonstrated(run, drawing)
+        groups = drawing.demonstrated(imitator_of(run), run.chat.tokenizer)
         metrics = imitation_metrics(flat(groups), drawing.drawn, time.monotonic() - started)
         return _trained(run, rollout_id, groups, [], metrics)
     output = sglang_rollout.generate_rollout(args, rollout_id, drawing)
@@ -205,7 +205,7 @@ def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> Dynami
             return DynamicFilterOutput(keep=False, reason=Episode.of(sample).record.failure)
         if sample.status == Sample.Status.ABORTED:
             return DynamicFilterOutput(keep=False, reason=ABORTED)
-    if not args.use_opd and not has_signal(samples):
+    if not args.use_opd and len({sample.reward for sample in samples}) == 1:
         for sample in samples:
             Episode.of(sample).record.no_signal = True
         return DynamicFilterOutput(keep=False, reason=NO_SIGNAL)
@@ -252,20 +252,6 @@ def _plan(run: Run, record: EpisodeRecord, sample: Sample) -> tuple[EpisodePlan,
         demonstration = Demonstration.of(sample.metadata)
         demonstration.check(curriculum.horizon)
     return curriculum.plan(record.k, len(demonstration.actions), record.n, sample.index), demonstration
-
-
-def _demonstrated(run: Run, drawing: SynchronousDrawing) -> list[list[Sample]]:
-    """A batch of demonstrations as episodes. One that cannot be used has failed, and another one takes its place."""
-    imitate, groups = imitator_of(run), []
-    while missing := run.args.rollout_batch_size - len(groups):
-        for [sample] in drawing.get_samples(missing):
-            episode, sample.reward = Episode.of(sample), 0.0
-            with failures_go_to(episode.fail):
-                imitate(sample.metadata, episode)
-            settle(sample, run.chat.tokenizer)
-            groups += [] if episode.record.failure else [[sample]]
-    drawing.end(groups)
-    return groups
 
 
 def _score_plainly(run: Run, samples: list[Sample]) -> None:

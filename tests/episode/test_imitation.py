@@ -22,7 +22,7 @@ def row(length, **more):
     """The demonstration of a corridor, with all that was seen."""
     answers = [f"You are at door {i}." for i in range(1, length + 1)]
     texts = [f"Goal: door {length}. You are at door 0.", *answers[:-1]]
-    seen = [{"text": text, "admissible": ["left", "right"], "role": "user", "results": []} for text in texts]
+    seen = [{"text": text, "admissible": ["left", "right"]} for text in texts]
     return {"goal": length, "demo": {"actions": ["right"] * length, "observations": answers, "seen": seen, **more}}
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def recorded(seen: Sequence[Observation]) -> dict[str, Any]:
     """What a demonstration keeps of the observations of its reset and of each of its actions."""
-    kept = [{name: getattr(one, name) for name in ("text", "admissible", "role", "results")} for one in seen[:-1]]
+    parts = [{name: getattr(one, name) for name in ("text", "admissible", "role", "results")} for one in seen[:-1]]
+    kept = [{name: value for name, value in part.items() if value not in ((), "user")} for part in parts]
     return {"observations": tuple(one.answer for one in seen[1:]), "seen": tuple(kept)}
 
 

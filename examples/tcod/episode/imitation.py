@@ -15,7 +15,7 @@ from .text_side import TextSide
 
 
 def imitate(metadata: dict[str, Any], episode: Episode, side: TextSide, history: History, horizon: int) -> None:
-    """Fill in an episode's turns and sequences. What is "sampled" in them has no log-probs.
+    """Fill in an episode's turns and sequences. The log-probs in them are none: see samples.fill.
 
     Raises:
         Failure: demo_*, or prompt_too_long.
@@ -30,6 +30,6 @@ def imitate(metadata: dict[str, Any], episode: Episode, side: TextSide, history:
         ids = demonstration.sampled_ids(turn, history.chat) or history.chat.assistant(response)
         if not fits or history.room() < len(ids):
             raise Failure("prompt_too_long", f"{turn} of {len(demonstration.actions)} turns fit the context")
-        history.respond(Response(ids, [], False, {}), response)
+        history.respond(Response(ids, [0.0] * len(ids), False, {}), response)
         episode.record.turns.append(TurnRecord(turn, observation.text, action, valid=True, admissible=True, cut=False))
     episode.sequences = history.sequences

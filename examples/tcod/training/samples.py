@@ -82,17 +82,13 @@ def fill(args: Namespace, sample: Sample, sequences: list[TokenSequence]) -> Non
         if span.role == "sampled":
             said = span.response
             sample.append_response_tokens(
-                args,
-                tokens=said.ids,
-                log_probs=said.log_probs or [0.0] * len(said.ids),
-                trainable=True,
-                meta_info=said.meta_info,
+                args, tokens=said.ids, log_probs=said.log_probs, trainable=True, meta_info=said.meta_info
             )
         else:
             sample.append_response_tokens(args, tokens=span.ids, trainable=False)
     sample.status = status  # slime's is that of the last response
     if args.loss_type == "sft_loss":
-        sample.rollout_log_probs = None  # nobody sampled them, and slime must have some until here
+        sample.rollout_log_probs = None  # slime would not take the tokens without: nobody sampled them
 
 
 @contextlib.contextmanager
