@@ -85,8 +85,7 @@ class Execution:
     won: bool
 
     def __str__(self) -> str:
-        lines = [line for step in self.steps for line in (f"> {step.action}", step.observation) if line]
-        return "\n".join(lines)
+        return "\n".join(line for step in self.steps for line in (f"> {step.action}", step.observation) if line)
 
 
 class Environment(ABC):
@@ -163,19 +162,17 @@ class Environment(ABC):
 
     @staticmethod
     def teacher_note(demonstration: Execution | None, attempt: Execution | None) -> str:
-        """What the teacher alone is shown, behind the first user turn: tcod_teacher_sees. Nothing for "".
+        """What the teacher alone is shown, at the end of the first user turn; "" for nothing.
 
-        `attempt` is the episode that is scored, to its end. What all attempts at a task have in common comes first:
-        the server's cache holds it.
+        `attempt` is the episode that is scored. What all of a task share comes first: the server's cache holds it.
         """
-        parts = ["A note that is not part of the conversation: its agent does not know it."]
+        said = ["A note that is not part of the conversation: its agent does not know it."]
         if demonstration:
-            parts.append(f"What solves the task:\n{demonstration}")
+            said.append(f"What solves the task:\n{demonstration}")
         if attempt:
-            end = "The task was solved." if attempt.won else "The task was not solved."
-            parts.append(f"What the agent does in this conversation, to its end:\n{attempt}\n{end}")
-        parts.append("Judge the next answer as one that has to be found from the conversation alone.")
-        return "\n\n".join(parts)
+            end = f"The task was {'' if attempt.won else 'not '}solved."
+            said.append(f"What the agent does in this conversation, to its end:\n{attempt}\n{end}")
+        return "\n\n".join([*said, "Judge the next answer as one that has to be found from the conversation alone."])
 
 
 _ACTION_TAG = re.compile(r"<\s*action\s*>((?:(?!<\s*action\s*>).)*?)<\s*/\s*action\s*>", re.IGNORECASE | re.DOTALL)

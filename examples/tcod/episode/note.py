@@ -50,8 +50,8 @@ class NoteWriter:
             return len(self.chat.user(text(left_out))) <= self.max_tokens
 
         most = 2 * sum(len(execution.steps) for execution in told.values())
-        left_out = 0 if fits(0) else bisect.bisect_left(range(most), True, lo=1, key=fits)
-        if left_out == most and not fits(most):
+        left_out = 0 if fits(0) else bisect.bisect_left(range(most + 1), True, lo=1, key=fits)
+        if left_out > most:
             raise Failure("note_too_long", f"more than {self.max_tokens} tokens without any step: raise tcod_note_len")
         note, first = Note(text(left_out), tuple(told), left_out), episode.sequences[0]
         return replace(note, tokens=len(self.tokens(first, note)) - len(first.tokens))
@@ -88,9 +88,9 @@ def _attempted(episode: Episode) -> Execution:
 
 
 def _shortened(told: dict[str, Execution], left_out: int) -> dict[str, Execution]:
-    """Without so many of the oldest observations, and where more is to be left out, of the oldest steps.
+    """Without so many of the oldest observations and, if that is not enough, steps.
 
-    Those of the student's episode go first: then the notes of a task keep a beginning in common.
+    The attempt's go first: the notes of a task keep a beginning in common.
     """
     for is_whole in (False, True):
         for name in reversed(told):

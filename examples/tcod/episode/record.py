@@ -119,8 +119,8 @@ class TokenSequence:
 
     Attributes:
         teacher_log_probs: one number for each token behind the prompt, in nats; None before the teacher was asked.
-        plain_log_probs: the same of a teacher that was shown no note, where tcod_save_plain_scores asks for them.
-        texts: those that the first span is the rendering of: [system, user, answer, user, ..].
+        plain_log_probs: the same without a note, where tcod_save_plain_scores asks for them.
+        texts: what the first span is the rendering of: [system, user, answer, user, ..].
     """
 
     spans: list[Span] = field(default_factory=list)
@@ -156,18 +156,12 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Note:
-    """What the teacher was shown of an episode beside the conversation, see note.py.
-
-    Attributes:
-        parts: "demo", "hindsight": what is in it.
-        left_out: observations, and then steps, that tcod_note_len had no room for.
-        tokens: by which it made the first sequence longer.
-    """
+    """What the teacher was shown of an episode beside the conversation, see note.py."""
 
     text: str = ""
-    parts: tuple[str, ...] = ()
-    left_out: int = 0
-    tokens: int = 0
+    parts: tuple[str, ...] = ()  # "demo", "hindsight"
+    left_out: int = 0  # observations, and then steps, that tcod_note_len had no room for
+    tokens: int = 0  # by which the first sequence got longer
 
 
 @dataclass

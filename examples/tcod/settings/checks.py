@@ -146,16 +146,11 @@ def check_note(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
             "tcod_teacher_sees needs a teacher on SGLang, since one in Megatron scores the student's own sequences: "
             "remove it, or set TEACHER=sglang (--opd-type sglang)"
         )
+    itself = f"TEACHER={SELF} (--rm-url {SELF})"
     if teacher == SELF and mode != "sync":
-        yield (
-            "TEACHER=self (--rm-url self) needs MODE=sync: in the others training is ahead of the weights that sample "
-            "and score, so that it would be pulled back to them"
-        )
+        yield f"{itself} needs MODE=sync: in the others training is ahead of the weights that score, and pulled back"
     if teacher == SELF and (not config.tcod_teacher_sees or config.tcod_sees_from):
-        yield (
-            "TEACHER=self (--rm-url self) without a note has a KL of 0: set tcod_teacher_sees (TEACHER_SEES), and "
-            "leave tcod_sees_from out"
-        )
+        yield f"{itself} without a note has a KL of 0: set tcod_teacher_sees (TEACHER_SEES), leave tcod_sees_from out"
 
 
 def _flag(name: str) -> str:

@@ -69,8 +69,6 @@ class Measured:
             raise self._fault("system_prompt is empty")
         if not all(text.strip() for text in shown):
             raise self._fault("render gives an empty user turn")
-        if observation.won or observation.done:
-            raise self._fault("reset begins an episode that is already over")
         for action in () if self.side.tools else observation.admissible[:3]:
             response = self.side.format(action)
             parsed = self.side.parse(response)

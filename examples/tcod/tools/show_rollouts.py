@@ -138,8 +138,7 @@ def rollout_text(episode: Transcript) -> str:
     """Every turn in order: the context that precedes the response, as the model saw it, and the response.
 
     The student's responses are sampled and trained, with their number of tokens and KL in nats (log student - log
-    teacher as it scored, summed). Nothing else is trained. Where no tokens were kept, the observation and the action
-    are shown.
+    teacher, as it scored, summed). Nothing else is trained. Without tokens, the observation and the action are shown.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is no transcript.
@@ -153,8 +152,6 @@ def rollout_text(episode: Transcript) -> str:
         f"{episode['replayed']:d} turns replayed, {_played(episode)} of at most {episode['budget']:d} played, "
         f"{ending(episode)}{detail}{reward}",
     ]
-    if (note := episode.get("note")) and note["tokens"]:
-        lines += [f"--- the teacher's note, {note['tokens']} tokens, which the student does not see", *note["text"]]
     for turn in episode["turns"]:
         observation, context = turn["observation"], turn.get("context")
         if context:
