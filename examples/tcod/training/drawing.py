@@ -134,7 +134,11 @@ class SynchronousDrawing(Drawing):
         """A whole rollout of demonstrations, made episodes by `imitate`. One that fails is replaced."""
         groups: Groups = []
         while missing := self.args.rollout_batch_size - len(groups):
-            for [sample] in self.get_samples(missing):
+            self._replaced += missing if self.drawn else 0
+            self._check_replacements(self._replaced, missing, self.drawn)
+            drawn = flat(super().get_samples(missing))
+            self.drawn += drawn
+            for sample in drawn:
                 episode, sample.reward = Episode.of(sample), 0.0
                 with failures_go_to(episode.fail):
                     imitate(sample.metadata, episode)
