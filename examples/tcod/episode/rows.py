@@ -1,8 +1,8 @@
 """Rows of a data set: how they are read, and what makes them playable.
 
 A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
-"observations": [..] and "seen": [..] or absent, "responses": [..] or absent, "ids": [[..], ..] and "vocabulary": ".." or absent}}}, a
-line of a JSONL file. Only B2F, ReOPD and a teacher that sees demonstrations need `demo`.
+"observations": [..] and "seen": [..] or absent, "responses": [..] or absent, "ids": [[..], ..] and "vocabulary": ".."
+or absent}}}, a line of a JSONL file. Only B2F, ReOPD, imitation and a teacher that sees demonstrations need `demo`.
 """
 
 import json
