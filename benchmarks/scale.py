@@ -15,13 +15,13 @@ from typing import Any
 from benchmarks import report
 
 ARMS = ("f2b", "b2f")
-# The run script's MODE, and COLOCATE=1.
-MODES = ("sync", "async", "fully_async", "colocated")
+# The run script's MODE, COLOCATE=1, and TEACHER=self.
+MODES = ("sync", "async", "fully_async", "colocated", "self")
 
 
 @dataclass(frozen=True)
 class Split:
-    """GPUs that train, that generate in engines of `tp` GPUs each, and that score."""
+    """GPUs that train, that generate in engines of `tp` GPUs each, and that score; with 0 of these the engines do."""
 
     actor: int
     rollout: int
@@ -68,7 +68,10 @@ def step(o: Namespace, arm: str, k: int, split: Split, continuous: bool = False)
     per_process = math.ceil(o.batch / o.env_processes)
     environment = per_process * (o.reset_ms + (replayed + longest) * o.step_ms) / 1000
 
-    scoring = 2 * o.teacher * 1e9 * o.batch * tokens / (split.teacher * speed["flops"] * o.prefill_mfu)
+    scorer, scored, gpus = o.teacher, tokens, split.teacher
+    if not split.teacher:
+        scorer, scored, gpus = o.student, tokens + o.note, split.rollout
+    scoring = 2 * scorer * 1e9 * o.batch * scored / (gpus * speed["flops"] * o.prefill_mfu)
     # Episodes that end early are scored while others play; those that use all their turns end together.
     last = 1 - o.success if o.solved_turns - replayed < longest else 1.0
     training = 10 * o.student * 1e9 * o.batch * tokens / (split.actor * speed["flops"] * o.training_mfu)
@@ -105,11 +108,11 @@ def mode_step(o: Namespace, arm: str, k: int, split: Split, mode: str) -> tuple[
 def idle(seconds: dict[str, float], split: Split) -> float:
     """Share of all GPU time in which a GPU has nothing to do."""
     busy = split.actor * seconds["training"] + split.rollout * (seconds["decode"] + seconds["prefill"])
-    busy += split.teacher * (seconds["scoring"] + seconds["scoring, hidden"])
+    busy += (split.teacher or split.rollout) * (seconds["scoring"] + seconds["scoring, hidden"])
     return 1 - busy / (wall(seconds) * (split.actor + split.rollout + split.teacher))
 
 
-def splits(o: Namespace, gpus: int, colocated: bool = False) -> Iterator[Split]:
+def splits(o: Namespace, gpus: int, mode: str = "sync") -> Iterator[Split]:
     """All splits that fit: 18 bytes per trained parameter and 2 per served one take at most 60 % of a GPU's memory.
 
     Colocated: the engines have the GPUs that train.
@@ -120,8 +123,8 @@ def splits(o: Namespace, gpus: int, colocated: bool = False) -> Iterator[Split]:
 
     actor, engine, teacher = smallest(18 * o.student), smallest(2 * o.student), smallest(2 * o.teacher)
     for actors in range(actor, gpus, actor):
-        for teachers in range(teacher, gpus - actors, teacher):
-            left, tp = actors if colocated else gpus - actors - teachers, engine
+        for teachers in [0] if mode == "self" else range(teacher, gpus - actors, teacher):
+            left, tp = actors if mode == "colocated" else gpus - actors - teachers, engine
             while tp <= min(left, 8):
                 yield Split(actors, left // tp * tp, tp, teachers)
                 tp *= 2
@@ -129,7 +132,7 @@ def splits(o: Namespace, gpus: int, colocated: bool = False) -> Iterator[Split]:
 
 def best(o: Namespace, arm: str, depths: list[int], gpus: int, mode: str = "sync") -> Split:
     """The split with the shortest sum of steps at these depths."""
-    return min(splits(o, gpus, mode == "colocated"), key=lambda split: total(o, arm, depths, split, mode))
+    return min(splits(o, gpus, mode), key=lambda split: total(o, arm, depths, split, mode))
 
 
 def total(o: Namespace, arm: str, depths: list[int], split: Split, mode: str = "sync") -> float:
@@ -220,6 +223,7 @@ INPUTS: dict[str, tuple[Any, str]] = {
     "horizon": (30, "T, in turns"),
     "prompt": (500, "tokens of the first context"),
     "sampled": (80, "tokens that the student samples per turn"),
+    "note": (2000, "tokens of the note that the student's engines score behind, with TEACHER=self"),
     "observed": (200, "tokens of an observation with its admissible actions"),
     "success": (0.5, "share of the episodes that are won where the depth allows it"),
     "solved-turns": (9, "turns that a win takes, and those of a demonstration"),

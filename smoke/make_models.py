@@ -6,7 +6,7 @@ The teacher learns from a scripted searcher (lessons.py). The student is the tea
 random actions, so what the smoke run shows is the recovery of a perturbed teacher, not the training of a weak model.
 The smoke run makes its student in seconds, and its thinking teacher, out of the shipped one, in minutes.
 
-Shipped and not made here are the teacher's config.json, Qwen3's chat template without tools, and a byte-level BPE as
+Shipped and not made here are the teacher's config.json, Qwen3's chat template in fewer words, and a byte-level BPE as
 Qwen2's with single tokens for the things and tags of the games: an answer has 5 to 7 tokens.
 """
 

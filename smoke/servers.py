@@ -13,7 +13,7 @@ from pathlib import Path
 
 import requests
 
-from examples.tcod.tools.launch.processes import Process
+from examples.tcod.tools.launch import processes
 from smoke import hooks
 
 __all__ = ["DEVICE", "HERE", "Process", "SGLangServer", "free_port", "wait_ready"]
@@ -42,6 +42,20 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+class Process(processes.Process):
+    """One that can be asked whether all is well."""
+
+    def check(self) -> None:
+        """Raise RuntimeError with the end of the log if the process has ended with an error."""
+        if self.popen.poll():
+            self.check_running()
+
+    def check_running(self) -> None:
+        """Raise RuntimeError with the end of the log if the process has ended at all."""
+        if not self.running():
+            raise RuntimeError(self.describe(f"ended with {self.popen.returncode}"))
 
 
 class SGLangServer(Process):

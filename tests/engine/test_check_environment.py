@@ -54,6 +54,7 @@ def test_a_good_environment_is_played_and_measured():
 @pytest.mark.parametrize(
     "name, said",
     [
+        ("IsOver", "env_error: IsOver.reset begins an episode that is already over"),
         ("TextFromReset", "env_error: TextFromReset.reset must return an Observation, not str 'Say yes.'"),
         ("TupleFromStep", "env_error: TupleFromStep.step must return an Observation, not tuple "),
         ("NoText", "env_error: the text of NoText.reset's Observation is None: Input should be a valid string"),

@@ -171,13 +171,27 @@ def test_fully_async_stops_when_everything_fails(rig, fully_async):
         fully_async([{"goal": 2}] * 2, 1)
 
 
-async def broken_hook(args, sample, **kwargs):
+async def broken(args, sample, **kwargs):
     raise RuntimeError("a hook of the user's")
 
 
-def test_fully_async_notices_a_group_that_slimes_worker_lost(fully_async):
-    with pytest.raises(RuntimeError, match="has lost episodes.*a hook of the user's"):
-        fully_async([{"goal": 2}] * 2, 1, rollout_sample_hook_path=[f"{__name__}.broken_hook"])
+async def cancelled(args, sample, **kwargs):
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("hook, says", [(broken, "a hook of the user's"), (cancelled, "its thread has ended")])
+def test_fully_async_notices_a_group_that_slimes_worker_lost(fully_async, hook, says):
+    with pytest.raises(RuntimeError, match=f"has lost episodes.*{says}"):
+        fully_async([{"goal": 2}] * 2, 1, rollout_sample_hook_path=[f"{__name__}.{hook.__name__}"])
+
+
+def test_fully_async_notices_a_source_that_fails(fully_async, monkeypatch):
+    def fail(self, num_samples):
+        raise OSError("the disk of the data is gone")
+
+    monkeypatch.setattr(RolloutDataSourceWithBuffer, "get_samples", fail)
+    with pytest.raises(RuntimeError, match="has lost episodes.*the disk of the data is gone"):
+        fully_async([{"goal": 2}] * 2, 1)
 
 
 def test_fully_async_has_no_evaluation(rig):

@@ -1,5 +1,7 @@
 """What the teacher is shown beside the conversation: that it arrives, and that it changes nothing else."""
 
+import json
+
 import pytest
 
 from examples.tcod.episode.history import LEFT_OUT
@@ -207,3 +209,31 @@ def test_a_replayed_turn_that_is_answered_otherwise_fails(rig):
     [sample] = rig.play(row, 1, tcod_variant="b2f")
     record = sample.metadata["tcod"].record
     assert record.failure == "demo_mismatch" and "'right' gives 'You are at door 2.', not 'No.'" in record.detail
+
+
+def test_saved_episodes_are_scored_without_their_note_too(rig, monkeypatch):
+    monkeypatch.setenv("TCOD_RUN_DIR", str(rig.folder / "run"))
+    rig.teacher_reply = lambda payload: scored(
+        payload, lambda at, token: -0.1 if "What solves" in rig.tokenizer.decode(payload["input_ids"]) else -0.9
+    )
+    rows = [{"goal": 2, "demo": DEMO}] * 3
+    changes = {"tcod_teacher_sees": BOTH, "tcod_save_plain_scores": True, "tcod_save_episodes": 2}
+    for history in ("append", "turns"):
+        rig.teacher.requests.clear()
+        samples, _ = rig.rollout(rows, tcod_history=history, **changes)
+        assert {value for one in samples for value in one.teacher_log_probs} == {-0.1}
+        assert len(rig.scoring_requests()) == len(samples) // 3 * (3 + 2)
+        lines = (rig.folder / "run/rollouts/train_000000.jsonl").read_text().splitlines()
+        for line in map(json.loads, lines):
+            attempt = [("right", "You are at door 1."), ("right", "You are at door 2.")]
+            assert "\n".join(line["note"]["text"]) == expected_note(attempt, won=True)
+            assert all(set(turn["teacher"]) == {-0.1} and set(turn["plain"]) == {-0.9} for turn in line["turns"])
+            assert all(len(turn["plain"]) == len(turn["tokens"]) for turn in line["turns"])
+        assert len(lines) == 2
+    # Where that fails, the episodes are trained and saved all the same.
+    plain = {"error": "?"}
+    rig.teacher_reply = lambda payload: (
+        scored(payload, teacher_value) if "What solves" in rig.tokenizer.decode(payload["input_ids"]) else plain
+    )
+    samples, metrics = rig.rollout(rows, **changes)
+    assert len(samples) == 3 and metrics["rollout/tcod/failed"] == metrics["rollout/tcod/unsaved_episodes"] == 0

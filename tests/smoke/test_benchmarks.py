@@ -31,9 +31,16 @@ def test_a_mode_that_waits_for_less_takes_less(k):
     assert (sync[1], asynchronous[1]) == (0, 1) and continuous[1] > 1
 
 
+def test_without_a_teacher_the_engines_score_episode_and_note():
+    own, other = (scale.step(inputs, "f2b", 30, scale.Split(4, 4, 1, teacher)) for teacher in (0, 4))
+    tokens = inputs.prompt + scale.turns(inputs, "f2b", 30)[2] * (inputs.sampled + inputs.observed)
+    assert own["scoring"] / other["scoring"] == pytest.approx(8.2 / 32.8 * (tokens + 2000) / tokens)
+    assert {split.teacher for split in scale.splits(inputs, 8, "self")} == {0}
+
+
 def test_engines_may_share_the_gpus_that_train():
     rows = {row["mode"]: row for row in scale.by_mode(inputs, 8, [1, 30])}
-    assert list(rows) == ["sync", "async", "fully_async", "colocated"]  # what the run script offers
+    assert list(rows) == ["sync", "async", "fully_async", "colocated", "self"]  # what the run script offers
     shared = scale.best(inputs, "f2b", [30], 8, "colocated")
     assert shared.actor == shared.rollout and shared.actor + shared.teacher <= 8
     sync = scale.wall(scale.step(inputs, "f2b", 30, shared))

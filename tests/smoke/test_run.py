@@ -18,7 +18,7 @@ def play(tmp_path, monkeypatch):
     monkeypatch.setattr(plays, "make_games", lambda *args, **kwargs: None)
     monkeypatch.setattr(plays.subprocess, "run", lambda command, check: None)
     monkeypatch.setattr(plays.shutil, "which", lambda name: name)
-    for folder in ("out/data/alfworld", "out/data/scienceworld", "mine", "other"):
+    for folder in ("out/data/alfworld", "out/data/scienceworld", "out/data/sqlite", "mine", "other"):
         (tmp_path / folder).mkdir(parents=True)
         for name in ("train", "dev"):
             (tmp_path / folder / f"{name}.jsonl").write_text(ROW)
@@ -38,6 +38,7 @@ def test_no_two_plays_share_a_file_and_each_says_what_was_run(play, tmp_path):
         play(),
         play(thoughts=True),
         play(environment="scienceworld"),
+        play(environment="sqlite"),
         play(config, "mine"),
         play(config, "other"),
     ]
@@ -46,7 +47,7 @@ def test_no_two_plays_share_a_file_and_each_says_what_was_run(play, tmp_path):
         "env-mine-opd-1",
         "env-other-opd-1",
     ]
-    assert len(set(folders)) == len(folders) == 8
+    assert len(set(folders)) == len(folders) == 10
     lines = [{"kind": "eval", "n": n, run.SUCCESS: n / 8, run.KL: 9.0 - n} for n in (0, 4)]
     said = [run.summary({"opd": lines}, one) for _, one in chosen]
     assert said[0].startswith(

@@ -130,6 +130,12 @@ ENGINE = [
         says="1 log-probs for 23 sampled tokens",
         **INVALID_REPLY,
     ),
+    Case(
+        "tokens behind the end of the turn, as with speculative decoding",
+        samples(sampled(RIGHT + "<|im_end|>I")),
+        says="goes on behind a token that ends it",
+        **INVALID_REPLY,
+    ),
     Case("restarts: asked again", wire("engine", "down", 1, 0.05), says="; again in", **HEALED),
     Case("resets a connection in the middle of a reply", wire("engine", "reset", 1), **HEALED),
     Case(

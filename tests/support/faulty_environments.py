@@ -79,6 +79,7 @@ NumpyBools = good_but(
         "Well said.", *numpy.array([action == self.word] * 2), reward=numpy.float32(0.5)
     ),
 )
+IsOver = good_but("IsOver", reset=lambda self, metadata: Observation("You have said it.", won=True))
 TextFromReset = good_but("TextFromReset", reset=lambda self, metadata: "Say yes.")
 TupleFromStep = good_but("TupleFromStep", step=lambda self, action: ("Well said.", 1.0, True, {}))
 NoText = good_but("NoText", reset=lambda self, metadata: Observation(None))

@@ -11,6 +11,7 @@ import pytest
 
 from examples.tcod.tools.launch import processes
 from examples.tcod.tools.launch.processes import Process, Supervisor, members, no_proxy
+from smoke import servers
 from tests.support.run_script import heed
 
 NUM_GPUS = 0
@@ -81,7 +82,7 @@ def test_what_does_not_end_is_killed_with_its_children(stubborn, gone):
 
 
 def test_the_end_of_the_log_is_shown(tmp_path):
-    process = Process("talker", ["sh", "-c", "seq 100; exit 3"], tmp_path / "log")
+    process = servers.Process("talker", ["sh", "-c", "seq 100; exit 3"], tmp_path / "log")
     process.popen.wait()
     for check in (process.check, process.check_running):
         with pytest.raises(RuntimeError, match="talker ended with 3; .*log ends:\n76\n(.|\n)*\n100$"):

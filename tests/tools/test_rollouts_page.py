@@ -32,6 +32,8 @@ def page(tmp_path_factory):
         episode |= {"failure": "env_timeout", "detail": "no reply in 120 s", "kl": None}
     one[1]["turns"][-1] |= {"cut": True, "valid": False, "refused": True, "action": "go to"}
     two = [made_up(i, n=9, task=5, turns=5, replayed=2, arm="b2f", dataset="unseen", reward=i / 4) for i in range(4)]
+    note = {"text": ["A note.", HOSTILE], "tokens": 9, "left_out": 1}
+    one[5] |= {"note": note, "turns": [{**turn, "plain": [-3.0] * 4} for turn in one[5]["turns"]]}
     two[3] |= {"context_limited": True, "goal": "boil water, " * 100}
     return page_of(folder, save(folder / "f2b-1", one), save(folder / "b2f-1", two, "eval_unseen_000009"))
 
@@ -166,3 +168,22 @@ def test_a_long_list_is_made_as_far_as_it_is_in_view(tmp_path):
     script = "for (let i = 0; i < 20; i++) await pause(); const seen = document.querySelectorAll('#rows tr').length;"
     script += "open(index[900]); return [seen, document.querySelector('#rows [aria-selected=true]').dataset.id];"
     assert found(page, script) == [200, "900"] and found(page, script, "--window-size=1280,20000") == [400, "900"]
+
+
+def test_the_teachers_note_is_folded_and_tokens_show_what_it_changed(page):
+    script = """
+        const numbers = () => [...document.querySelectorAll(".token[data-kl]")].map((token) => token.dataset.kl);
+        const kls = numbers(), box = document.querySelector("#note"), open = box.open;
+        const note = box.querySelector("pre").textContent;
+        click("#note button");
+        return [open, texts("#note summary")[0], note, kls, numbers(), document.querySelector("#note").open];
+    """
+    is_open, title, note, kls, effects, stays_open = found(page, script, fragment="#5")
+    assert not is_open and stays_open and title == "The teacher's note, 9 tokens, 1 observation left out"
+    assert note.startswith("A note.\n</script><script>window.broken = 1")
+    turns = made_up(5, n=1, task=2, turns=3)["turns"]
+    pairs = [pair for turn in turns for pair in zip(turn["student"], turn["teacher"], strict=True)]
+    numbers = [[float(number.replace("\u2212", "-")) for number in numbers] for numbers in (kls, effects)]
+    expected = [[student - teacher for student, teacher in pairs], [teacher + 3 for _, teacher in pairs]]
+    assert numbers == [pytest.approx(values, abs=0.0051) for values in expected]
+    assert found(page, "return [document.querySelector('#note')];", fragment="#6") == [None]

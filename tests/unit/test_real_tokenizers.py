@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.tcod.environments.protocol import Environment
 from examples.tcod.episode.demonstration import Demonstration
-from examples.tcod.episode.history import TurnHistory
+from examples.tcod.episode.history import AppendHistory, TurnHistory
+from examples.tcod.episode.note import NoteWriter
+from examples.tcod.episode.record import Note
 from examples.tcod.model.chat_tokens import load_chat
 from examples.tcod.model.student import Response
 from smoke import cpu_only
@@ -208,6 +211,33 @@ def test_each_turns_prompt_is_the_templates_own_rendering(name, data):
     messages = as_messages(history._shown(turns))
     theirs = chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **kwargs)
     assert history.context == theirs
+    # The teacher's own beginning of the last turn: the same messages, with a note behind the first observation.
+    note, sequence = "\n".join(["> go to shelf 1", *turns[1::2]]), history.sequences[-1]
+    rules, first, *later = as_messages(history._shown(turns[:-2]))
+    first = {**first, "content": f"{first['content']}\n\n{note}"}
+    render = functools.partial(chat.tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
+    expected = render([rules, first, *later], **kwargs) + ids
+    writer = NoteWriter(Environment, chat, ["demo"], 9, 0)
+    assert writer.tokens(sequence, Note(note)) == expected and writer.tokens(sequence, Note()) == sequence.tokens
+
+
+@each
+def test_behind_a_note_an_appended_episode_is_as_it_was(name):
+    chat, kwargs, names = chat_of(name), USABLE[name][0], names_of(name)
+    history = AppendHistory(chat, 10**6)
+    history.begin("Rules.", "A door. ")
+    history.show_replayed("left", None)
+    for answer in ("right", "a  b."):
+        history.observe("A wall.")
+        ids = [*chat.tokenizer.encode(answer, add_special_tokens=False), chat.end_of_turn]
+        history.respond(Response(ids, [-0.1] * len(ids), False, {}))
+    [sequence], writer = history.sequences, NoteWriter(Environment, chat, ["demo"], 9, 0)
+    render = functools.partial(chat.tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
+    heads = [render(as_messages(["Rules.", f"A door. {note}"]), **kwargs) for note in ("", "\n\n> left\nA wall.")]
+    assert writer.tokens(sequence, Note("> left\nA wall.")) == heads[1] + sequence.tokens[len(heads[0]) :]
+    hostile = writer.tokens(sequence, Note(" ".join(names)))
+    for token in names.values():
+        assert hostile.count(token) == sequence.tokens.count(token)
 
 
 @each

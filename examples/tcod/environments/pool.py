@@ -65,7 +65,10 @@ class _EngineHost:
             said = f"; it printed {said!r}" if said else ""
             # In words: its own exception may have no way from one process to another.
             raise RuntimeError(f"{name}.{doing} raised {words(error)}{said}") from None
-        return checked_observation(value, f"{name}.{method}")
+        observation = checked_observation(value, f"{name}.{method}")
+        if method == "reset" and (observation.won or observation.done):  # it would count, whatever the student does
+            raise RuntimeError(f"{name}.reset begins an episode that is already over")
+        return observation
 
     def inspect(self) -> tuple[float, str]:
         family = [psutil.Process(), *psutil.Process().children(recursive=True)]

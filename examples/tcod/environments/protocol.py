@@ -63,6 +63,11 @@ class Observation:
     results: Texts = ()
     """What several called tools return: a tool turn each, in the place of one with the text."""
 
+    @property
+    def answer(self) -> str:
+        """All that it says, in one text."""
+        return "\n".join(self.results) or self.text
+
 
 @dataclass(frozen=True)
 class Step:
@@ -74,10 +79,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Execution:
-    """One way through a task, from its first action on."""
+    """One way through a task, from its first action on; as a text, its actions and what they led to."""
 
     steps: tuple[Step, ...]
     won: bool
+
+    def __str__(self) -> str:
+        return "\n".join(line for step in self.steps for line in (f"> {step.action}", step.observation) if line)
 
 
 class Environment(ABC):
@@ -154,24 +162,17 @@ class Environment(ABC):
 
     @staticmethod
     def teacher_note(demonstration: Execution | None, attempt: Execution | None) -> str:
-        """What the teacher alone is shown, behind the first user turn: tcod_teacher_sees. Nothing for "".
+        """What the teacher alone is shown, at the end of the first user turn; "" for nothing.
 
-        `attempt` is the episode that is scored, to its end. What all attempts at a task have in common comes first:
-        the server's cache holds it.
+        `attempt` is the episode that is scored. What all of a task share comes first: the server's cache holds it.
         """
-        parts = ["A note that is not part of the conversation: its agent does not know it."]
+        said = ["A note that is not part of the conversation: its agent does not know it."]
         if demonstration:
-            parts.append(f"What solves the task:\n{_listed(demonstration)}")
+            said.append(f"What solves the task:\n{demonstration}")
         if attempt:
-            end = "The task was solved." if attempt.won else "The task was not solved."
-            parts.append(f"What the agent does in this conversation, to its end:\n{_listed(attempt)}\n{end}")
-        parts.append("Judge the next answer as one that has to be found from the conversation alone.")
-        return "\n\n".join(parts)
-
-
-def _listed(execution: Execution) -> str:
-    lines = [(f"> {step.action}", step.observation) for step in execution.steps]
-    return "\n".join(line for pair in lines for line in pair if line)
+            end = f"The task was {'' if attempt.won else 'not '}solved."
+            said.append(f"What the agent does in this conversation, to its end:\n{attempt}\n{end}")
+        return "\n\n".join([*said, "Judge the next answer as one that has to be found from the conversation alone."])
 
 
 _ACTION_TAG = re.compile(r"<\s*action\s*>((?:(?!<\s*action\s*>).)*?)<\s*/\s*action\s*>", re.IGNORECASE | re.DOTALL)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..environments.protocol import Observation
 from ..model.student import Response
 
 logger = logging.getLogger(__name__)
@@ -90,11 +91,6 @@ class EpisodeRecord:
         """Whether a length limit ended the episode, rather than success or the plan."""
         return self.context_limited or (bool(self.turns) and self.turns[-1].cut and not self.won)
 
-    def note_grade(self, grade: float | None) -> None:
-        """The environment has graded the episode so far."""
-        if grade is not None:
-            self.score = grade if self.score is None else max(self.score, grade)
-
     def as_dict(self) -> dict[str, Any]:
         """Plain data that Ray, JSON and torch.save take."""
         turns = {name: [dict(vars(turn)) for turn in getattr(self, name)] for name in ("demonstration", "turns")}
@@ -123,8 +119,8 @@ class TokenSequence:
 
     Attributes:
         teacher_log_probs: one number for each token behind the prompt, in nats; None before the teacher was asked.
-        plain_log_probs: the same of a teacher that was shown no note, where tcod_save_plain_scores asks for them.
-        texts: those that the first span is the rendering of: [system, user, answer, user, ..].
+        plain_log_probs: the same without a note, where tcod_save_plain_scores asks for them.
+        texts: what the first span is the rendering of: [system, user, answer, user, ..].
     """
 
     spans: list[Span] = field(default_factory=list)
@@ -160,18 +156,12 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Note:
-    """What the teacher was shown of an episode beside the conversation, see note.py.
-
-    Attributes:
-        parts: "demo", "hindsight": what is in it.
-        left_out: observations, and then steps, that tcod_note_len had no room for.
-        tokens: by which it made the first sequence longer.
-    """
+    """What the teacher was shown of an episode beside the conversation, see note.py."""
 
     text: str = ""
-    parts: tuple[str, ...] = ()
-    left_out: int = 0
-    tokens: int = 0
+    parts: tuple[str, ...] = ()  # "demo", "hindsight"
+    left_out: int = 0  # observations, and then steps, that tcod_note_len had no room for
+    tokens: int = 0  # by which the first sequence got longer
 
 
 @dataclass
@@ -181,14 +171,19 @@ class Episode:
     record: EpisodeRecord = field(default_factory=EpisodeRecord)
     sequences: list[TokenSequence] = field(default_factory=list)
     """Those that are trained on: one under tcod_history append, under turns one for each turn of the student."""
-    answers: list[str] = field(default_factory=list)
-    """The environment's own to every action, replayed turns' included."""
+    seen: list[Observation] = field(default_factory=list)
+    """What the environment said: at its reset, and to every action, replayed turns' included."""
     note: Note | None = None
 
     @classmethod
     def of(cls, sample: Any) -> "Episode":
         """The episode of one of slime's samples."""
         return sample.metadata["tcod"]
+
+    @property
+    def answers(self) -> list[str]:
+        """The environment's own to every action."""
+        return [observation.answer for observation in self.seen[1:]]
 
     @property
     def is_scored(self) -> bool:

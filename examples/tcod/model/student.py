@@ -75,7 +75,7 @@ class StudentClient:
         for attempt in range(ASKED):
             reply = await self._client.post(self._url, payload, routing(session), check_wanted)
             if not _is_aborted(reply):
-                return checked_response(reply, self._vocab_size)
+                return checked_response(reply, self._vocab_size, stop_ids)
             check_wanted()
             said = reply["meta_info"]["finish_reason"].get("message") or "no reason given"
             await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
@@ -89,12 +89,12 @@ def _is_aborted(reply: Any) -> bool:
         return False  # checked_response says what is wrong
 
 
-def checked_response(reply: Any, vocab_size: int) -> Response:
+def checked_response(reply: Any, vocab_size: int, stop_ids: set[int]) -> Response:
     """The response in SGLang's reply.
 
     Raises:
         Failure: nothing_sampled; or engine_invalid, where ids, log-probs and the engine's own count of completion
-            tokens do not agree, or a value cannot be trained on.
+            tokens do not agree, a turn goes on behind its end, or a value cannot be trained on.
     """
     try:
         meta_info, finish = reply["meta_info"], reply["meta_info"]["finish_reason"]["type"]
@@ -111,6 +111,8 @@ def checked_response(reply: Any, vocab_size: int) -> Response:
         raise Failure("engine_invalid", "the log-probs belong to other ids than the sampled ones")
     if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
         raise Failure("engine_invalid", "a sampled id is outside the tokenizer's vocabulary")
+    if stop_ids.intersection(ids[:-1]):
+        raise Failure("engine_invalid", "the turn goes on behind a token that ends it")
     if not all(map(is_log_prob, log_probs)):
         raise Failure("engine_invalid", "a value is no log-probability")
     # Counts alone: lists of a list a token, kept for all turns of many episodes, make the garbage collector's work.

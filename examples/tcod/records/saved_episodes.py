@@ -13,7 +13,7 @@ ReplayedTurn or TurnRecord, and
     context, context_tokens      what precedes the response, parted at the observation, which is not in there once more
     response, response_tokens    the text, empty where "tokens" has it
     tokens, student, teacher     of each sampled token: its text, the student's and the teacher's log-prob
-    plain                        the teacher's without its note, where tcod_save_plain_scores asks for them
+    plain                        the teacher's without its note, null unless tcod_save_plain_scores asks for them
     kl                           summed over them
 
 A replayed turn without tokens of its own is in the first student's context; a failed episode may have no tokens.
@@ -29,7 +29,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from ..episode.record import Episode
@@ -77,22 +77,13 @@ def _add_tokens(turns: dict[int, dict[str, Any]], episode: Episode, tokenizer: A
             turn |= {"context": parts, "context_tokens": len(given.ids)}
             turn |= {"response": response, "response_tokens": len(span.ids)}
     room = MAX_TOKENS
-    for span, teacher in episode.sampled():
+    plainly = (replace(one, teacher_log_probs=one.plain_log_probs).sampled() for one in episode.sequences)
+    for (span, teacher), (_, plain) in zip(episode.sampled(), chain.from_iterable(plainly), strict=True):
         room -= len(span.ids)
         if room >= 0:
-            texts = token_texts(span.ids, tokenizer)
-            turns[span.turn] |= {
-                "response": "",
-                "tokens": texts,
-                "student": span.response.log_probs,
-                "teacher": teacher,
-            }
-
-    for sequence in episode.sequences:
-        if sequence.plain_log_probs:
-            for span, plain in replace(sequence, teacher_log_probs=sequence.plain_log_probs).sampled():
-                if "tokens" in turns[span.turn]:
-                    turns[span.turn]["plain"] = plain
+            texts, student = token_texts(span.ids, tokenizer), span.response.log_probs
+            turns[span.turn] |= {"response": "", "tokens": texts, "student": student}
+            turns[span.turn] |= {"teacher": teacher, "plain": plain}
 
 
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
@@ -156,7 +147,7 @@ class EpisodeLog:
 
     def _save(self, stem: str, n: int, samples: Sequence[Any], limit: int) -> int:
         """Write stem_n.jsonl. Returns how many samples are missing there, 0 where there is no run directory."""
-        if run_dir() is None or limit == 0:
+        if run_dir() is None or limit == 0 or not samples:
             return 0
         try:
             about = {"arm": self.arm, "dataset": stem.removeprefix("eval_"), "n": n}

@@ -138,7 +138,7 @@ def rollout_text(episode: Transcript) -> str:
     """Every turn in order: the context that precedes the response, as the model saw it, and the response.
 
     The student's responses are sampled and trained, with their number of tokens and KL in nats (log student - log
-    teacher, summed). Nothing else is trained. Where no tokens were kept, the observation and the action are shown.
+    teacher, as it scored, summed). Nothing else is trained. Without tokens, the observation and the action are shown.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is no transcript.

@@ -18,9 +18,10 @@ from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
 from .. import ABORTED
+from ..episode.loop import failures_go_to
 from ..episode.record import Episode, EpisodeRecord
 from .rewards import NO_SIGNAL
-from .samples import Groups, flat
+from .samples import Groups, flat, settle
 
 # In the data source's metadata: {group index: {"trained_in": rollout or None, "samples": as they were drawn}}.
 KEY = "tcod_untrained"
@@ -84,6 +85,17 @@ class Drawing:
         with self._lock:
             self._metadata[KEY] = change(self._metadata.get(KEY, {}))  # a new one: slime may be saving the old one
 
+    def _note_trained(self, groups: Groups, stays: Callable[[int, dict[str, Any]], bool]) -> None:
+        """These groups are trained in this rollout; of the others, those that stay are kept for a resume."""
+        trained = {group[0].group_index for group in groups}
+        self._remember(
+            lambda kept: {
+                i: {**one, "trained_in": self.rollout_id} if i in trained else one
+                for i, one in kept.items()
+                if i in trained or stays(i, one)
+            }
+        )
+
     def _check_replacements(self, replaced: int, missing: int, drawn: list[Sample]) -> None:
         if replaced > self._max_replacements * self.args.rollout_batch_size:
             records = [(Episode.of(sample).record, sample.status in LOST) for sample in drawn]
@@ -118,13 +130,27 @@ class SynchronousDrawing(Drawing):
         self.drawn += flat(groups)
         return groups
 
+    def demonstrated(self, imitate: Callable[[dict[str, Any], Episode], None], tokenizer: Any) -> Groups:
+        """A whole rollout of demonstrations, made episodes by `imitate`. One that fails is replaced."""
+        groups: Groups = []
+        while missing := self.args.rollout_batch_size - len(groups):
+            self._replaced += missing if self.drawn else 0
+            self._check_replacements(self._replaced, missing, self.drawn)
+            drawn = flat(super().get_samples(missing))
+            self.drawn += drawn
+            for sample in drawn:
+                episode, sample.reward = Episode.of(sample), 0.0
+                with failures_go_to(episode.fail):
+                    imitate(sample.metadata, episode)
+                settle(sample, tokenizer)
+                groups += [] if episode.record.failure else [[sample]]
+        self.end(groups)
+        return groups
+
     def end(self, groups: Groups) -> None:
         """The rollout is complete: these groups are trained, what else it drew is lost."""
         waiting = {one[0]["group_index"] for one in self._again}
-        trained = _marked(groups, self.rollout_id)
-        self._remember(
-            lambda kept: {i: {**one, **trained.get(i, {})} for i, one in kept.items() if i in {*waiting, *trained}}
-        )
+        self._note_trained(groups, lambda index, one: index in waiting)
 
 
 class AsynchronousDrawing(Drawing):
@@ -181,6 +207,8 @@ class AsynchronousDrawing(Drawing):
 
         worker = _get_global_worker(self.args, self)
         while not self.is_complete:
+            if not worker.worker_thread.is_alive():  # cancelled: slime reaps no such task
+                self._errors.seen.append("its thread has ended")
             if self._errors.seen:
                 raise RuntimeError(f"slime's fully asynchronous worker has lost episodes: {self._errors.seen[0]}")
             groups = worker.get_completed_groups()
@@ -200,14 +228,7 @@ class AsynchronousDrawing(Drawing):
         size = self.args.rollout_batch_size
         batch, self._ready, dropped, self.dropped = self._ready[:size], self._ready[size:], self.dropped, []
         done = {group[0].group_index for group in dropped}
-        trained = _marked(batch, self.rollout_id)
-        self._remember(
-            lambda kept: {
-                i: {**one, **trained.get(i, {})}
-                for i, one in kept.items()
-                if i not in done and _is_untrained(one, self.rollout_id)
-            }
-        )
+        self._note_trained(batch, lambda index, one: index not in done and _is_untrained(one, self.rollout_id))
         self.rollout_id += 1  # of whatever the worker draws from now on
         return batch, dropped
 
@@ -235,7 +256,3 @@ def _plain(sample: Sample) -> dict[str, Any]:
 def _is_untrained(one: dict[str, Any], rollout_id: int) -> bool:
     """Whether a run that goes on with this rollout has not trained it."""
     return one["trained_in"] is None or one["trained_in"] >= rollout_id
-
-
-def _marked(groups: Groups, rollout_id: int) -> dict[int, dict[str, int]]:
-    return {group[0].group_index: {"trained_in": rollout_id} for group in groups}

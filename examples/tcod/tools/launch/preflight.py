@@ -20,7 +20,7 @@ from ... import ConfigError
 from ...environments.protocol import Observation
 from ...episode.rows import Row, read_rows
 from ...model.chat_tokens import ChatTokens
-from ...settings.build import history_of, new_notes, student_chat, text_side_of
+from ...settings.build import history_of, student_chat, text_side_of
 from ...settings.checks import check_environment_class, check_evaluation_rows, check_note, check_training_rows
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.secrets import text_without
@@ -69,7 +69,6 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
     check_environment_class(config)
     for sentence in check_note(config, s.teacher, s.mode):
         raise ConfigError(sentence)
-    new_notes(config, chat)
     if s.teacher == "megatron":
         check_architecture(s.student, s.teacher_model)
     train = s.data_dir / "train.jsonl"
@@ -78,6 +77,8 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
     for file in s.eval_files.values():
         check_evaluation_rows(config, read_rows(file), str(file))
     nodes = check_cluster(s, teacher_gpus, config, rows[0]) if s.ray_address else []
+    if config.tcod_variant == "sft":  # nothing is played
+        return nodes
     start_ray(workers=1)
     check_context(s, config, chat, rows[0], play_rows(config, spread(rows, PLAYED), str(train)).first)
     return nodes

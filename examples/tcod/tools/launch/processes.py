@@ -57,16 +57,6 @@ class Process(AbstractContextManager):
     def running(self) -> bool:
         return self.popen.poll() is None
 
-    def check(self) -> None:
-        """Raise RuntimeError with the end of the log if the process has ended with an error."""
-        if self.popen.poll():
-            self.check_running()
-
-    def check_running(self) -> None:
-        """Raise RuntimeError with the end of the log if the process has ended at all."""
-        if not self.running():
-            raise RuntimeError(self.describe(f"ended with {self.popen.returncode}"))
-
     def describe(self, what: str) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-25:] if self.log else []
         return "\n".join([f"{self.name} {what}; {self.log} ends:" if lines else f"{self.name} {what}", *lines])

@@ -36,6 +36,7 @@ let sorting = null; // {key, down}
 let shown = []; // rows that pass the filters, in order
 let current = null; // the open row
 let task = null; // whose rows alone are shown
+let byNote = false; // whether tokens are coloured by what the teacher's note changed
 let rendered = 0; // rows of `shown` that have elements
 
 // ----------------------------------------------------------------------------------------------------------- elements
@@ -202,7 +203,19 @@ function heading(row, episode) {
     fact("KL", number(episode.kl)), episode.task_type, episode.source, fact("not scored:", episode.unscored)];
   return element("div", {}, foldable("h2", {}, episode.goal), foldable("p", { class: "metadata text" }, episode.task),
     element("p", { class: "facts" }, ending(row), facts.filter((one) => one).map((one) => " \u00b7 " + one)),
-    foldable("p", { class: "text" }, episode.detail ?? ""));
+    foldable("p", { class: "text" }, episode.detail ?? ""), teacherNote(episode));
+}
+
+/** What the teacher alone was shown, folded, and a button where the episode was scored without it, too. */
+function teacherNote({ note, turns }) {
+  if (!note?.tokens) return null;
+  const toggle = () => { byNote = !byNote; open(current); };
+  const cut = note.left_out ? ", " + counted(note.left_out, "observation") + " left out" : "";
+  const effect = turns.some((turn) => turn.plain)
+    ? button({ "aria-pressed": byNote, onclick: toggle }, "colour tokens by its effect") : null;
+  return element("details", { id: "note", open: byNote ? "" : null },
+    element("summary", {}, "The teacher's note, " + counted(note.tokens, "token") + cut), effect,
+    element("pre", {}, note.text.join("\n")));
 }
 
 function fact(name, value) {
@@ -272,8 +285,11 @@ function tokens(turn) {
     const kl = student === null || teacher === null ? null : student - teacher;
     const tip = [visible(JSON.stringify(text)), line("student", student), line("teacher", teacher)];
     if (kl !== null) tip.push("KL " + signed(kl) + " nats");
-    const numbers = { "data-kl": kl === null ? null : signed(kl), "data-tip": tip.join("\n") };
-    return element("span", { class: "token " + level(kl), ...numbers }, text);
+    const effect = teacher === null || turn.plain?.[i] == null ? null : teacher - turn.plain[i];
+    if (effect !== null) tip.push("the note makes it " + signed(effect) + " nats likelier");
+    const shown = byNote ? effect : kl;
+    const numbers = { "data-kl": shown === null ? null : signed(shown), "data-tip": tip.join("\n") };
+    return element("span", { class: "token " + level(shown), ...numbers }, text);
   });
 }
 
