@@ -26,7 +26,8 @@ NOT_SET = (
 )
 OFF = (
     "use_distributed_post rollout_skip_special_tokens apply_chat_template rollout_shuffle partial_rollout colocate "
-    "group_rm use_rollout_routing_replay use_opd normalize_advantages use_dynamic_batch_size calculate_per_token_loss"
+    "group_rm use_rollout_routing_replay use_opd normalize_advantages use_dynamic_batch_size calculate_per_token_loss "
+    "debug_train_only"
 )
 SLIME_DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(NOT_SET.split()),
@@ -49,6 +50,7 @@ SLIME_DEFAULTS: dict[str, Any] = {
     "update_weight_transport": "nccl",
     "advantage_estimator": "grpo",
     "opd_kl_coef": 1.0,
+    "loss_type": "policy_loss",
 }
 
 # The flags with which the recipe is launched.

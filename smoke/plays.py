@@ -24,6 +24,7 @@ from smoke.make_games import make_games
 CONFIGS = Path(__file__).resolve().parent / "configs"
 # What an arm sets beside its name: a curriculum that ends within a smoke run.
 CURRICULA = {"f2b": {"tcod_k_start": 4, "tcod_eta": 1}, "b2f": {"tcod_k_start": 1, "tcod_eta": 2}}
+IMITATION = {"tcod_eval_kl": False}  # it has no teacher
 THOUGHTS = {"tcod_history": "turns", "tcod_thoughts": "keep"}
 # The tiny models take sequences of 4,096 tokens, and spell words other than ALFWorld's letter by letter.
 FOREIGN = ["--context-len", "4000", "--batch", "8", "--concurrency", "8"]
@@ -60,9 +61,11 @@ class Play:
 def choose(options: Namespace) -> Play:
     """What the options ask for, with its rows on disk. What cannot be played is one sentence and exit status 1."""
     try:
-        if options.config:
-            return _given(options)
-        return {"alfworld": _alfworld, "scienceworld": _scienceworld, "sqlite": _sqlite}[options.environment](options)
+        own = {"alfworld": _alfworld, "scienceworld": _scienceworld, "sqlite": _sqlite}
+        play = (_given if options.config else own[options.environment])(options)
+        if "sft" in play.arms:
+            record(play.data, play.arms["sft"])
+        return play
     except (ConfigError, OSError) as error:
         sys.exit(f"smoke run: {error}")
     except subprocess.CalledProcessError as error:  # the prepare tool has said why
@@ -71,7 +74,7 @@ def choose(options: Namespace) -> Play:
 
 def settings_of(environment: str, variant: str, **more: Any) -> dict[str, Any]:
     """The recipe's settings for an arm in one of the smoke run's own environments."""
-    arm = {"tcod_variant": variant, **CURRICULA.get(variant, {})}
+    arm = {"tcod_variant": variant, **CURRICULA.get(variant, {}), **(IMITATION if variant == "sft" else {})}
     return {**read_yaml(CONFIGS / f"{environment}.yaml"), **arm, **more}
 
 
@@ -121,11 +124,12 @@ def _given(options: Namespace) -> Play:
     """
     settings = read_yaml(options.config)
     variants: Sequence[str] = options.variant or [settings.get("tcod_variant", "f2b")]
-    arms = {arm: {**settings, "tcod_variant": arm, "tcod_eval_kl": True} for arm in variants}
+    arms = {arm: {**settings, "tcod_variant": arm, "tcod_eval_kl": arm != "sft"} for arm in variants}
     train, heldout = options.data / "train.jsonl", options.data / "heldout.jsonl"
     heldout = heldout if heldout.exists() else train
     for arm in arms.values():
-        given = TcodConfig.from_mapping(arm, str(options.config))
+        playable = arm["tcod_variant"].replace("sft", "b2f")  # what imitation needs more is added by record
+        given = TcodConfig.from_mapping({**arm, "tcod_variant": playable}, str(options.config))
         check_environment_class(given)
         check_training_rows(given, read_rows(train), str(train))
         check_evaluation_rows(given, read_rows(heldout), str(heldout))
@@ -136,6 +140,14 @@ def _given(options: Namespace) -> Play:
     _take(train, data / "train.jsonl", options.train_games)
     _take(heldout, data / "heldout.jsonl", options.heldout_games)
     return Play(name, arms, data)
+
+
+def record(data: Path, settings: dict[str, Any]) -> None:
+    """Have the training rows tell what the environment says in their demonstrations: imitation asks it nothing."""
+    rows = data / "train.jsonl"
+    config = write_settings(data / "record.yaml", {**settings, "tcod_variant": "b2f"})
+    command = [sys.executable, "-m", "examples.tcod.tools.check_environment", "--config", str(config)]
+    subprocess.run([*command, "--rows", str(rows), "--record", str(rows)], check=True, stdout=subprocess.DEVNULL)
 
 
 def _take(source: Path, target: Path, rows: int) -> None:

@@ -8,6 +8,7 @@ leads it back. `bash smoke/run.sh` sets up the environment and starts this.
 import argparse
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
@@ -78,7 +79,7 @@ def run_arms(options: Namespace, play: Play, trainer: str) -> dict[str, Lines]:
         command = [sys.executable, "-m", trainer, *play.flags, "--student", student, "--data", play.data]
         command += ["--student-port", servers[0].port, "--teacher-port", servers[1].port]
         command += ["--seed", options.seed, "--updates", options.updates]
-        for arm, settings in play.arms.items():
+        for arm, settings in sorted(play.arms.items(), key=lambda one: one[0] == "sft"):  # whose evaluation has no KL
             folder = run_dir(options, play, arm)
             hooks.clear(folder)
             config = write_settings(folder / "tcod.yaml", settings)
@@ -156,7 +157,7 @@ def row(line: dict[str, Any]) -> str:
         return "  ".join([f"{line['n']:4d}"] + [f"{cell:>8}" for cell in cells])
     return (
         f"{line['n']:4d}  held-out games, full horizon: success {line[SUCCESS]:.2f} at temperature 0.4, "
-        f"{line['eval/tcod/heldout_t1/success']:.2f} at 1; trajectory KL {line[KL]:.1f} nats "
+        f"{line['eval/tcod/heldout_t1/success']:.2f} at 1; trajectory KL {line.get(KL, math.nan):.1f} nats "
         f"({line['eval/tcod/eval_s']:.0f} s)"
     )
 
@@ -181,7 +182,7 @@ def summary(results: dict[str, Lines], play: Play) -> str:
         first, last = evaluations[0], evaluations[-1]
         parts.append(
             f"{arm.upper()}, {last['n']} updates: held-out success {first[SUCCESS]:.2f} -> {last[SUCCESS]:.2f}, "
-            f"trajectory KL {first[KL]:.1f} -> {last[KL]:.1f} nats"
+            f"trajectory KL {first.get(KL, math.nan):.1f} -> {last.get(KL, math.nan):.1f} nats"
         )
     return f"{play.name}, {play.title}: {'; '.join(parts)}"
 

@@ -81,13 +81,20 @@ def train(options: Namespace, trainer: Trainer) -> None:
             evaluate(n)
 
 
+# Without a teacher; and imitation, with a log-prob for no token and an advantage for none.
+ALONE = {"use_opd": False, "opd_type": False, "rm_url": False}
+IMITATION = {**ALONE, "loss_type": "sft_loss", "disable_compute_advantages_and_returns": True}
+
+
 def run_flags(options: Namespace) -> dict[str, Any]:
     """slime's arguments, by name, of any run: here, and of slime's own train.py (train_slime.py)."""
+    config = TcodConfig.read(options.config)
+    imitates, alone = config.tcod_variant == "sft", config.tcod_reward_coef and options.no_teacher
     return {
         **hooks.RECIPE_FLAGS,
         **LOSSES[options.loss],
         "hf_checkpoint": str(options.student),
-        "apply_chat_template_kwargs": TcodConfig.read(options.config).template_kwargs,
+        "apply_chat_template_kwargs": config.template_kwargs,
         "custom_config_path": str(options.config),
         "rm_url": f"http://127.0.0.1:{options.teacher_port}/generate",
         "sglang_server_concurrency": options.concurrency,
@@ -98,10 +105,11 @@ def run_flags(options: Namespace) -> dict[str, Any]:
         "rollout_shuffle": True,
         "rollout_seed": options.seed,
         "rollout_batch_size": options.batch,
-        "n_samples_per_prompt": 1,
+        "n_samples_per_prompt": options.samples,
         "rollout_max_response_len": options.response_len,
         "rollout_max_context_len": options.context_len,
         "use_dynamic_batch_size": True,
+        **(IMITATION if imitates else ALONE if alone else {}),
     }
 
 
@@ -151,7 +159,9 @@ def option_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--updates", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=16, help="episodes per update")
+    parser.add_argument("--batch", type=int, default=16, help="tasks per update")
+    parser.add_argument("--samples", type=int, default=1, help="episodes of a task")
+    parser.add_argument("--no-teacher", action="store_true", help="train on the reward alone")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--loss", choices=LOSSES, default="trajectory", help="what it is a mean over")
     parser.add_argument("--eval-interval", type=int, default=10**9, help="updates between evaluations")

@@ -89,7 +89,11 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
         "rollout-external-engine-addrs": f"127.0.0.1:{options.student_port}",
         **{"actor-num-nodes": 1, "actor-num-gpus-per-node": options.data_parallel},
         # rollouts
-        **{"num-rollout": options.updates, "global-batch-size": options.batch, "rollout-temperature": 1},
+        **{
+            "num-rollout": options.updates,
+            "global-batch-size": options.batch * options.samples,
+            "rollout-temperature": 1,
+        },
         # evaluation and logging
         **{"eval-config": evaluation, "eval-interval": min(options.eval_interval, options.updates)},
         "skip-eval-before-train": options.skip_first_evaluation,

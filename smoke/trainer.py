@@ -1,8 +1,9 @@
-"""The gradient step that slime makes with Megatron, in plain PyTorch: its OPD advantage and policy loss.
+"""The gradient step that slime makes with Megatron, in plain PyTorch: its OPD advantage and policy loss, or imitation.
 
 It takes the batch fields that slime ships to Megatron and follows slime's arithmetic for its default settings:
-advantage estimator grpo with zero rewards, one optimizer step per rollout, the loss one of the three means that
-examples/tcod/training/turn_mean.py describes. Megatron's Adam applies weight decay decoupled, as torch's AdamW does.
+advantage estimator grpo, one optimizer step per rollout, the loss one of the three means that
+examples/tcod/training/turn_mean.py describes. Without a teacher's log-probs the reward alone is trained on. A batch
+that nobody sampled is imitated: slime's sft_loss. Megatron's Adam decouples its weight decay, as torch's AdamW does.
 """
 
 from collections import Counter
@@ -93,12 +94,13 @@ class Trainer:
 
     def step(self, batch: dict[str, Any]) -> dict[str, float]:
         """One optimizer step on slime's batch fields. Returns loss, grad_norm (before clipping), and means of the
-        reverse KL and of |training - rollout| log-prob, over trajectories whatever the loss is a mean over."""
-        fields = ("teacher_log_probs", "rollout_log_probs", "loss_masks")
+        reverse KL and of |training - rollout| log-prob, as far as there are these log-probs, over trajectories
+        whatever the loss is a mean over."""
+        fields = [name for name in ("teacher_log_probs", "rollout_log_probs", "loss_masks") if name in batch]
         values = {name: [torch.tensor(row, dtype=torch.float32) for row in batch[name]] for name in fields}
         weights = token_weights(values["loss_masks"], self.loss, batch["rollout_ids"])
         shares = token_weights(values["loss_masks"], "trajectory", batch["rollout_ids"])
-        totals = {"loss": 0.0, "opd_reverse_kl": 0.0, "logprob_abs_diff": 0.0}
+        totals: Counter[str] = Counter()
         # Sequences of like length share a micro-batch, so little is spent on padding.
         order = sorted(range(len(weights)), key=lambda i: len(batch["tokens"][i]))
         self.optimizer.zero_grad()
@@ -107,13 +109,17 @@ class Trainer:
             pick = {name: [batch[name][i] for i in rows] for name in ("tokens", "response_lengths", "rewards")}
             log_probs = response_log_probs(self.model, pick["tokens"], pick["response_lengths"])
             old = [one.detach() for one in log_probs]
-            teacher, rollout = ([values[name][i] for i in rows] for name in fields[:2])
+            teacher = [values["teacher_log_probs"][i] for i in rows] if "teacher_log_probs" in fields else old
             advantages = opd_advantages(old, teacher, pick["rewards"], self.kl_coef)
             loss = torch.zeros(())
             for j, i in enumerate(rows):
+                if "rollout_log_probs" not in fields:
+                    loss = loss - (weights[i] * log_probs[j]).sum()
+                    continue
                 loss = loss + (weights[i] * policy_loss(log_probs[j], advantages[j])).sum()
                 totals["opd_reverse_kl"] += (shares[i] * (old[j] - teacher[j])).sum().item()
-                totals["logprob_abs_diff"] += (shares[i] * (old[j] - rollout[j]).abs()).sum().item()
+                rollout = values["rollout_log_probs"][i]
+                totals["logprob_abs_diff"] += (shares[i] * (old[j] - rollout).abs()).sum().item()
             loss.backward()
             totals["loss"] += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)

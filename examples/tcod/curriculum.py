@@ -6,13 +6,14 @@ environment's answer to it. The arms differ in nothing but the plan this module 
     opd    the student plays the whole horizon T from the first step on (the baseline);
     f2b    forward to backward: the student plays the first k turns only;
     b2f    backward to forward: a demonstration of L turns is replayed up to turn L - k, then the student plays;
-    reopd  one-step replay (arXiv 2607.04763): a random number of turns is replayed, then the student plays one.
+    reopd  one-step replay (arXiv 2607.04763): a random number of turns is replayed, then the student plays one;
+    sft    imitation: the student plays nothing, and is trained on the demonstration's own responses.
 """
 
 import random
 from dataclasses import dataclass
 
-VARIANTS = ("opd", "f2b", "b2f", "reopd")
+VARIANTS = ("opd", "f2b", "b2f", "reopd", "sft")
 B2F_BUDGETS = ("slack", "horizon")
 
 
@@ -92,17 +93,17 @@ class Curriculum:
     @property
     def needs_demonstration(self) -> bool:
         """Whether every task needs a demonstration."""
-        return self.variant in ("b2f", "reopd")
+        return self.variant in ("b2f", "reopd", "sft")
 
     @property
     def deepens(self) -> bool:
-        """Whether the depth grows; that of opd is T and that of reopd 1 for ever."""
+        """Whether the depth grows; that of opd and sft is T and that of reopd 1 for ever."""
         return self.variant in ("f2b", "b2f")
 
     def depth(self, n: int) -> int:
         """Depth k at training step n (0-based), in turns. A function of n alone, so a resumed run goes on exactly."""
         if not self.deepens:
-            return self.horizon if self.variant == "opd" else 1
+            return 1 if self.variant == "reopd" else self.horizon
         return depth(n, self.k_start, self.eta, self.horizon)
 
     def plan(self, k: int, demo_length: int = 0, n: int = 0, index: int = 0) -> EpisodePlan:

@@ -11,7 +11,7 @@ set -a # the settings are exported: tools/launch reads them
 # What is trained. CONFIG has the environment and other tcod_* settings; the next variables win over what it says.
 CONFIG=${CONFIG:-$HERE/configs/alfworld.yaml}
 CONFIG_NAME=$(basename "$CONFIG" .yaml)
-VARIANT=${VARIANT:-$(python3 -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)} # the arm: opd, f2b, b2f or reopd
+VARIANT=${VARIANT:-$(python3 -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)} # opd, f2b, b2f, reopd or sft
 HORIZON=${HORIZON:-}                                   # largest number of turns
 ETA=${ETA:-}                                           # rollouts per turn of depth
 TEACHER_SEES=${TEACHER_SEES:-}                         # "demo hindsight" or one: what the teacher is shown beside
@@ -24,7 +24,8 @@ MODEL_SCRIPT=${MODEL_SCRIPT:-$SLIME_DIR/scripts/models/qwen3-8B.sh} # MODEL_ARGS
 STUDENT=${STUDENT:-/root/Qwen3-8B}                     # Hugging Face checkpoint
 STUDENT_LOAD=${STUDENT_LOAD:-$STUDENT}                 # where Megatron's weights come from
 CHAT_TEMPLATE_KWARGS=${CHAT_TEMPLATE_KWARGS:-'{"enable_thinking": false}'} # of the student's chat template
-TEACHER=${TEACHER:-sglang} # sglang: a server; self: the student's engines; megatron: in training; none: reward alone
+# sglang: a server; self: the student's engines; megatron: in training; none: the reward alone, or VARIANT=sft
+TEACHER=${TEACHER:-$([[ $VARIANT == sft ]] && echo none || echo sglang)}
 TEACHER_MODEL=${TEACHER_MODEL:-/root/Qwen3-32B}        # Hugging Face checkpoint with the student's tokenizer
 TEACHER_LOAD=${TEACHER_LOAD:-$TEACHER_MODEL}           # the same for Megatron, where it is the teacher
 TEACHER_URL=${TEACHER_URL:-}                           # an SGLang server that is up, http://HOST:PORT: none is started
@@ -39,7 +40,7 @@ CONCURRENCY=${CONCURRENCY:-}                           # fully_async: tasks per 
 # GPUs, numbered within CUDA_VISIBLE_DEVICES: training takes the first ones, then come the student's engines.
 RAY_ADDRESS=${RAY_ADDRESS:-}                           # HEAD:PORT of a Ray cluster: several nodes, see docs/CLUSTER.md
 ACTOR_NODES=${ACTOR_NODES:-1}                          # nodes that train
-ACTOR_GPUS=${ACTOR_GPUS:-$([[ $TEACHER == megatron ]] && echo 8 || echo 4)} # GPUs on each of them
+ACTOR_GPUS=${ACTOR_GPUS:-$([[ $TEACHER == megatron || $VARIANT == sft ]] && echo 8 || echo 4)} # GPUs on each of them
 TENSOR_PARALLEL=${TENSOR_PARALLEL:-}                   # GPUs that share a layer in training: all that are left by the
 PIPELINE_PARALLEL=${PIPELINE_PARALLEL:-1}              # GPUs that share the layers, and the
 CONTEXT_PARALLEL=${CONTEXT_PARALLEL:-1}                # GPUs that share an episode
@@ -83,7 +84,7 @@ check '|[1-9][0-9]*' 'a positive whole number' HORIZON ETA TEACHER_PORT TEACHER_
 check '[0-9]*\.?[0-9]+(e-?[0-9]+)?' 'a number' LR EVAL_TEMPERATURE ${REWARD_COEF:+REWARD_COEF}
 check '[0-9]+(,[0-9]+)*' 'numbers like 6,7' TEACHER_GPUS
 check '0|1' '0 or 1' COLOCATE FP32_HEADS SAVE_HF DRY_RUN
-check 'opd|f2b|b2f|reopd' 'opd, f2b, b2f or reopd' VARIANT
+check 'opd|f2b|b2f|reopd|sft' 'opd, f2b, b2f, reopd or sft' VARIANT
 check 'sglang|self|megatron|none' 'sglang, self, megatron or none' TEACHER
 check 'sync|async|fully_async' 'sync, async or fully_async' MODE
 check 'last|all' 'last or all' KEEP_CHECKPOINTS
@@ -160,6 +161,10 @@ FLAGS=(
 # Megatron retains multiples, and slime's checkpoints are SAVE_INTERVAL - 1, 2 x SAVE_INTERVAL - 1 ..: only the last.
 if [[ $KEEP_CHECKPOINTS == last ]]; then FLAGS+=(--save-retain-interval "$SAVE_INTERVAL"); fi
 if [[ $SAVE_HF == 1 ]]; then FLAGS+=(--save-hf "$RUN_DIR/hf/{rollout_id}"); fi
+# Imitation: a mean over the tokens of a batch, and no engines.
+if [[ $VARIANT == sft ]]; then
+  FLAGS+=(--loss-type sft_loss --calculate-per-token-loss --disable-compute-advantages-and-returns --debug-train-only)
+fi
 if [[ $TEACHER == sglang ]]; then FLAGS+=(--rm-url "$TEACHER_ADDRESS/generate"); fi
 if [[ $TEACHER == self ]]; then FLAGS+=(--rm-url self --sglang-chunked-prefill-size 4096); fi
 if [[ $TEACHER == megatron ]]; then FLAGS+=(--opd-teacher-load "$TEACHER_LOAD"); fi

@@ -46,12 +46,12 @@ from .curriculum import EpisodePlan
 from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
-from .records.metrics import eval_metrics, rollout_metrics
+from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import log_eval, log_rollout
 from .records.saved_episodes import choose
-from .settings.build import Run, checked_run, drawing_of, players_of, run_of
+from .settings.build import Run, checked_run, drawing_of, imitator_of, players_of, run_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
-from .training.rewards import NO_SIGNAL, has_signal, normalised, reward_of
+from .training.rewards import NO_SIGNAL, normalised, reward_of
 from .training.samples import fill, flat, settle, timeline_span, to_samples
 from .training.turn_mean import count_turns, is_turn_mean
 
@@ -84,6 +84,10 @@ def generate_rollout(
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
         return _evaluated(run, rollout_id, output, time.monotonic() - started)
     drawing = drawing_of(SynchronousDrawing, run, data_source, rollout_id)
+    if run.config.tcod_variant == "sft":
+        groups = drawing.demonstrated(imitator_of(run), run.chat.tokenizer)
+        metrics = imitation_metrics(flat(groups), drawing.drawn, time.monotonic() - started)
+        return _trained(run, rollout_id, groups, [], metrics)
     output = sglang_rollout.generate_rollout(args, rollout_id, drawing)
     drawing.end(output.samples)
     metrics = rollout_metrics(flat(output.samples), drawing.drawn, time.monotonic() - started)
@@ -202,7 +206,7 @@ def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> Dynami
             return DynamicFilterOutput(keep=False, reason=Episode.of(sample).record.failure)
         if sample.status == Sample.Status.ABORTED:
             return DynamicFilterOutput(keep=False, reason=ABORTED)
-    if not args.use_opd and not has_signal(samples):
+    if not args.use_opd and len({sample.reward for sample in samples}) == 1:
         for sample in samples:
             Episode.of(sample).record.no_signal = True
         return DynamicFilterOutput(keep=False, reason=NO_SIGNAL)
@@ -223,7 +227,9 @@ def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[f
         ValueError: a sample is incomplete; it must never be trained on.
     """
     for sample in samples:
-        needed = {"loss_mask": sample.loss_mask, "rollout_log_probs": sample.rollout_log_probs}
+        needed = {"loss_mask": sample.loss_mask}
+        if args.loss_type != "sft_loss":
+            needed["rollout_log_probs"] = sample.rollout_log_probs
         if args.opd_type == "sglang":
             needed["teacher_log_probs"] = sample.teacher_log_probs
         for name, values in needed.items():

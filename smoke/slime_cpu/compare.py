@@ -13,6 +13,7 @@ import ast
 import itertools
 import math
 import re
+from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,19 @@ ADAM_EPS = 1e-8  # Megatron's and torch's default
 
 
 def compare(
-    run_dir: Path, student: Path, lr: float, teacher: Path | None = None, loss: str = "trajectory"
+    run_dir: Path, student: Path, lr: float, teacher: Path | None = None, loss: str = "trajectory", **flags: Any
 ) -> dict[str, float]:
     """Relative differences of loss, grad_norm and the parameters' change in the first optimizer step.
 
     With a `teacher`, the samples were scored in Megatron and are scored here by transformers. The parameters are those
-    that were pushed through the disk, or what slime saved for Hugging Face (hf/0).
+    that were pushed through the disk, or what slime saved for Hugging Face (hf/0). `flags` are slime's arguments that
+    are not those of distillation.
     """
-    samples = dumped_samples(run_dir, teacher)
+    args = hooks.rollout_args(**flags)
+    samples = dumped_samples(run_dir, teacher, args)
     trainer = Trainer(student, lr=lr, loss=loss)
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
-    ours = trainer.step(hooks.convert_samples_to_train_data(hooks.rollout_args(), samples))
+    ours = trainer.step(hooks.convert_samples_to_train_data(args, samples))
     slime = logged_step(run_dir / "train.log", 0)
     pushed: dict[str, torch.Tensor] = {}
     folder = run_dir / "weights" / "weight_v000002"
@@ -58,7 +61,7 @@ def compare(
     return {**logged, "parameters": math.sqrt(wrong / moved)}
 
 
-def dumped_samples(run_dir: Path, teacher: Path | None) -> list[Any]:
+def dumped_samples(run_dir: Path, teacher: Path | None, args: Namespace) -> list[Any]:
     """The samples of the first rollout. All rollouts' are checked."""
     from slime.utils.types import Sample
 
@@ -74,7 +77,7 @@ def dumped_samples(run_dir: Path, teacher: Path | None) -> list[Any]:
                 [scores] = response_log_probs(model, [sample.tokens], [sample.response_length])
             sample.teacher_log_probs = scores.tolist()
     for samples in rollouts:
-        check_samples(samples)
+        check_samples(samples, args)
     return rollouts[0]
 
 
@@ -84,17 +87,20 @@ def outside(change: torch.Tensor, gradient: torch.Tensor, lr: float, rounding: f
     return (low - change).clamp(min=0) + (change - high).clamp(min=0)
 
 
-def check_samples(samples: list[Any]) -> None:
+def check_samples(samples: list[Any], args: Namespace) -> None:
     """What must hold of every sample that slime trained on. Raises AssertionError."""
     for sample in samples:
         record, count = sample.metadata["tcod"], sample.response_length
         assert sample.status.name in ("COMPLETED", "TRUNCATED"), sample.status
         assert 0 < count < len(sample.tokens)
-        for values in (sample.loss_mask, sample.rollout_log_probs, sample.teacher_log_probs):
-            assert len(values) == count and all(map(math.isfinite, values))
+        imitated = args.loss_type == "sft_loss"
+        values = [sample.loss_mask, *([] if imitated else [sample.rollout_log_probs])]
+        for one in values + ([sample.teacher_log_probs] if args.use_opd else []):
+            assert len(one) == count and all(map(math.isfinite, one))
         runs = sum(here > before == 0 for before, here in pairwise([0, *sample.loss_mask]))
         assert runs == len(record["turns"])  # what is not sampled stands between any two
-        assert len(record["turns"]) <= record["budget"] and sample.reward == float(record["won"])
+        assert imitated or len(record["turns"]) <= record["budget"]
+        assert sample.reward == float(record["won"])
 
 
 def logged_step(log: Path, step: int) -> dict[str, float]:

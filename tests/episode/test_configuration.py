@@ -22,7 +22,7 @@ NUM_GPUS = 0
 
 # A key, values that YAML gives for it, and what it should be.
 VALUES = [
-    ("tcod_variant", ["fb2", None], "'opd', 'f2b', 'b2f' or 'reopd'"),
+    ("tcod_variant", ["fb2", None], "'opd', 'f2b', 'b2f', 'reopd' or 'sft'"),
     ("tcod_horizon", ["30", None, [30], True], "a valid integer"),
     ("tcod_eta", [2.5, float("nan")], "a valid integer"),
     ("tcod_data_root", [None, ["/data"], 1], "a valid string"),
@@ -108,6 +108,7 @@ MEGATRON = {"opd_type": "megatron", "offload_train": True}
 REDUCER = "custom_pg_loss_reducer_function_path"
 TURN = {REDUCER: "examples.tcod.training.turn_mean.turn_mean"}
 REWARD = {"tcod_reward_coef": 1.0, "n_samples_per_prompt": 2, "use_opd": False, "opd_type": None}
+SFT = {"tcod_variant": "sft", "loss_type": "sft_loss", "use_opd": False, "opd_type": None}
 # A change of working arguments (None: left out), and words of the sentence.
 WRONG = [
     ({"tcod_etta": 3}, "unknown setting tcod_etta in "),
@@ -137,6 +138,15 @@ WRONG = [
     ({**REWARD, "opd_type": "sglang"}, "--opd-type sglang names a teacher that nothing asks without --use-opd"),
     ({**REWARD, "tcod_eval_kl": True}, "tcod_eval_kl measures a KL to the teacher"),
     ({**REWARD, "normalize_advantages": True}, "--normalize-advantages"),
+    ({**SFT, "use_opd": True}, "tcod_variant sft trains on demonstrations, each once: it takes no --use-opd"),
+    ({**SFT, "tcod_reward_coef": 1.0}, "no tcod_reward_coef (REWARD_COEF) and"),
+    ({**SFT, "n_samples_per_prompt": 2}, "a --n-samples-per-prompt (SAMPLES_PER_TASK) of 1"),
+    ({**SFT, "loss_type": "policy_loss"}, "tcod_variant sft and --loss-type policy_loss: sft and sft_loss belong"),
+    ({"loss_type": "sft_loss"}, "tcod_variant opd and --loss-type sft_loss: sft and sft_loss belong together"),
+    ({**SFT, "use_tis": True}, "--use-tis is of the policy loss, which tcod_variant sft does not have"),
+    ({**SFT, REDUCER: TURN[REDUCER]}, "is of the policy loss, which tcod_variant sft does not have: remove it"),
+    ({**SFT, **FULLY_ASYNC, "eval_interval": None}, "plays ahead, and tcod_variant sft plays nothing"),
+    (SFT, "1 of 1 rows have no usable demonstration {'demo_missing': 1}"),
     ({"tcod_reward": "grade"}, "tcod_reward grade is not trained on with tcod_reward_coef (REWARD_COEF) 0"),
     ({"tcod_env_args": {"api_key": "k1"}}, "tcod_env_args {'api_key': 'SECRET'} do not fit Corridor.__init__"),
     ({"opd_kl_coef": 0.0}, "--opd-kl-coef 0 must be above 0"),

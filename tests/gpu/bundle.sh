@@ -21,14 +21,15 @@ other+='|matplotlib|contourpy|kiwisolver|cycler|fonttools|pyparsing|sortedcontai
 other+='|pyarrow|datasets|tensorboard|tensorboard-data-server|jedi|parso'
 unused=(
   sgl_kernel/sm100 sgl_kernel/flash_ops.abi3.so sgl_kernel/flashmla_ops.abi3.so # other GPUs, other attention: 1.8 GB
-  torchvision.libs/libnv\* wandb/bin                                            # decoders; the program that uploads
+  wandb/bin                                                                     # the program that uploads
   ray/{rllib,serve,tune,jars,cpp,dashboard/client}                              # Ray's libraries, Java, C++
 )
 grep -hvE "^(#|($other)==)" smoke/requirements.txt smoke/requirements-slime.txt >"$work/requirements.txt"
 "$python" -m pip install --quiet --no-deps --no-compile --target "$work/bundle/site" \
   -r "$work/requirements.txt" -r tests/gpu/requirements.txt
-for path in "${unused[@]}"; do rm -rf "$work/bundle/site"/$path; done
+(cd "$work/bundle/site" && rm -rf "${unused[@]}")
 find "$work/bundle/site" -type d -name tests -prune -exec rm -rf {} +
+find "$work/bundle/site" -type f -size +500k -not -path '*.libs/*' -exec strip --strip-unneeded {} + 2>/dev/null || true
 cp -r "$slime"/{slime,slime_plugins,scripts,train.py,train_async.py} "$work/bundle/slime"
 cp -r "$megatron"/{megatron,*.py} "$work/bundle/megatron"
 find "$work/bundle" -name __pycache__ -prune -exec rm -rf {} +
@@ -40,6 +41,6 @@ find "$work/bundle" -name __pycache__ -prune -exec rm -rf {} +
   (cd "$work/bundle" && du -sk slime megatron site/* | sort -rn)
 } >"$out/contents.txt"
 rm -f "$out"/part.*
-tar -C "$work/bundle" -cf - . | xz -T0 -6 | split -d -b 55M - "$out/part."
+tar -C "$work/bundle" -cf - . | xz -T0 -3 | split -d -b 55M - "$out/part."
 (cd "$out" && sha256sum part.* >sums)
 ls -l "$out"

@@ -15,22 +15,22 @@ from typing import Any
 
 import requests
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from smoke import make_models
 from smoke.servers import Process, free_port, wait_ready
+from smoke.train_slime import as_flags
 
-ON_GPU = os.environ["DEVICE"] == "cuda"
+ON_GPU = os.environ.get("DEVICE") == "cuda"
 VOCABULARY = 151_936 if ON_GPU else 4_096
 SHAPE = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28 if ON_GPU else 2}
 SHAPE |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": VOCABULARY}
 SHAPE |= {"tie_word_embeddings": True, "max_position_embeddings": 40_960, "layer_types": None}
 LOGIT_SCALE = 8.0  # of the last norm: the logits' standard deviation is about 5
-ENGINE = (
-    ["--attention-backend", "triton", "--sampling-backend", "pytorch", "--cuda-graph-backend-prefill", "disabled"]
-    if ON_GPU
-    else ["--device", "cpu", "--attention-backend", "torch_native", "--max-total-tokens", "32768", "--sleep-on-idle"]
-)
+KERNELS = {"attention-backend": "triton", "sampling-backend": "pytorch", "cuda-graph-backend-prefill": "disabled"}
+ON_CPU = {"device": "cpu", "attention-backend": "torch_native", "max-total-tokens": 65536, "sleep-on-idle": True}
+ENGINE = KERNELS if ON_GPU else ON_CPU  # SGLang's settings: what an engine without further packages has
+SAVER = ["--enable-memory-saver"] if ON_GPU else []
 TURNS, SAMPLED, OBSERVED, PROMPT = 6, 40, 60, 500  # of the one episode, in tokens
 AT_ONCE = (8, 64, 256) if ON_GPU else (2, 4)
 PREFILLED, DECODED = (1024, 256) if ON_GPU else (64, 8)
@@ -40,10 +40,11 @@ START_S = 600
 class Engine(Process):
     """SGLang's own server in bfloat16, as the run script starts the teacher's; on a CPU through smoke.serve."""
 
-    def __init__(self, name: str, model: Path, out: Path, *flags: str) -> None:
+    def __init__(self, name: str, model: Path, out: Path, *flags: str, share: float = 0.3) -> None:
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         command = [sys.executable, "-m", "sglang.launch_server" if ON_GPU else "smoke.serve", "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--model-path", str(model), "--dtype", "bfloat16", *ENGINE, *flags]
+        command += ["--port", str(port), "--model-path", str(model), "--dtype", "bfloat16", *flags]
+        command += as_flags(ENGINE | {"mem-fraction-static": share})
         super().__init__(name, command, out / f"{name}.log")
         self.started = time.monotonic()
 
@@ -82,7 +83,7 @@ def make_model(folder: Path) -> int:
     torch.manual_seed(1)
     tiny = Qwen3Config.from_pretrained(make_models.SHIPPED)
     with torch.device("cuda" if ON_GPU else "cpu"):
-        model = Qwen3ForCausalLM(Qwen3Config.from_dict({**tiny.to_dict(), **SHAPE})).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(Qwen3Config.from_dict({**tiny.to_dict(), **SHAPE})).to(torch.bfloat16)
     with torch.no_grad():
         model.model.norm.weight.fill_(LOGIT_SCALE)
     copy_tokenizer(folder)
@@ -209,11 +210,9 @@ def main() -> None:
     out = Path(os.environ["RESULTS"])
     model = out / "work/qwen3_0.6b"
     parameters = make_model(model)
-    share = ["--mem-fraction-static", "0.3"] if ON_GPU else []
-    saver = ["--enable-memory-saver"] if ON_GPU else []
-    with Engine("bf16", model, out, *share, *saver) as engine:
+    with Engine("bf16", model, out, *SAVER) as engine:
         engine.wait_ready()  # compiles what the other one finds
-        with Engine("fp32_head", model, out, *share, "--enable-fp32-lm-head") as other:
+        with Engine("fp32_head", model, out, "--enable-fp32-lm-head") as other:
             episode = side_by_side(out, {"bf16": engine, "fp32_head": other})
         speeds(engine)
         memory(engine, parameters)

@@ -1,6 +1,7 @@
 """What rehearse.sh checks of the bundle beside a whole run of run.sh on the CPU.
 
-    python -m tests.gpu.rehearsal gpu            what only a GPU's engine imports and compiles, without one
+    python -m tests.gpu.rehearsal gpu            what only a GPU's processes import, without one
+    python -m tests.gpu.rehearsal kernels        what its engines compile, with nvcc; run.sh begins with this
     python -m tests.gpu.rehearsal traces FOLDER  what the processes of a run on the CPU opened, and could import
 
 As `tcod_trace.py` in an environment, with a .pth file that imports it, this notes every file that a process opens.
@@ -8,8 +9,11 @@ As `tcod_trace.py` in an environment, with a .pth file that imports it, this not
 
 import ast
 import importlib
+import multiprocessing
 import os
+import shutil
 import sys
+from typing import Any
 
 TRACES = os.environ.get("TCOD_TRACES", "")  # a folder: a file for each process
 # What the code names and the bundle lacks, by the reason for which a run of a Qwen3 on an NVIDIA GPU does without it.
@@ -32,6 +36,18 @@ sglang.srt.model_executor.model_runner sglang.srt.layers.attention.triton_backen
 sglang.srt.utils.torch_memory_saver_adapter slime.ray.actor_group slime.backends.sglang_utils.sglang_engine
 slime.backends.megatron_utils.actor smoke.slime_cpu.cpu_layer_spec
 """.split()
+# What an engine of a Qwen3 in bfloat16 compiles at its start: (module, function, arguments; a text is a type).
+KERNELS = [
+    ("flashinfer.jit.norm", "gen_norm_module"),
+    ("sglang.jit_kernel.norm", "_jit_qknorm_module", 128, "bfloat16"),
+    ("sglang.jit_kernel.norm", "_jit_rmsnorm_module", 1024, "bfloat16"),
+    ("sglang.jit_kernel.norm", "_jit_fused_add_rmsnorm_module", "bfloat16", False),
+    ("sglang.jit_kernel.rope", "_jit_fused_rope_module", True, 128, "bfloat16"),
+    ("sglang.jit_kernel.activation", "_jit_activation_module", "bfloat16"),
+    ("sglang.jit_kernel.kvcache", "_jit_kvcache_module", 8 * 128 * 2),
+    ("sglang.jit_kernel.clamp_position", "_jit_clamp_position_module", "int64"),
+    ("sglang.jit_kernel.resolve_future_token_ids", "_jit_resolve_future_token_ids_module", "int64"),
+]
 
 
 def trace() -> None:
@@ -63,28 +79,38 @@ def pretend() -> None:
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_device_properties = lambda *_: properties
     torch.cuda.get_device_capability = lambda *_: (9, 0)
+    torch.cuda.mem_get_info = lambda *_: (properties.total_memory, properties.total_memory)
     torch.cuda.get_device_name = lambda *_: properties.name
 
 
-def compile_kernels() -> None:
-    """What an engine of a Qwen3 in bfloat16 compiles at its start; needs nvcc, no GPU."""
+def compile_kernel(module: str, function: str, *args: Any) -> str:
+    """Compile one for this machine's GPU, or an H200 where there is none. Returns what went wrong."""
     import torch
-    from flashinfer.jit.norm import gen_norm_module
-    from sglang.jit_kernel import activation, clamp_position, kvcache, norm, resolve_future_token_ids, rope
 
-    bf16 = torch.bfloat16
-    gen_norm_module().build_and_load()
-    norm._jit_qknorm_module(128, bf16)
-    norm._jit_rmsnorm_module(1024, bf16)
-    norm._jit_fused_add_rmsnorm_module(bf16, False)
-    rope._jit_fused_rope_module(True, 128, bf16)
-    activation._jit_activation_module(bf16)
-    kvcache._jit_kvcache_module(8 * 128 * 2)
-    clamp_position._jit_clamp_position_module(torch.int64)
-    resolve_future_token_ids._jit_resolve_future_token_ids_module(torch.int64)
+    if not torch.cuda.is_available():
+        pretend()
+    try:
+        made = getattr(importlib.import_module(module), function)(
+            *(getattr(torch, arg) if isinstance(arg, str) else arg for arg in args)
+        )
+        if hasattr(made, "build_and_load"):
+            made.build_and_load()
+    except Exception as error:
+        return f"{module}.{function}: {type(error).__name__}: {error}"
+    return ""
+
+
+def kernels() -> list[str]:
+    """Compile all of them side by side, as far as there are cores; returns what went wrong."""
+    if not (os.environ.get("CUDA_HOME") or shutil.which("nvcc")):
+        print("no nvcc: nothing was compiled")
+        return []
+    with multiprocessing.get_context("spawn").Pool(min(len(KERNELS), os.cpu_count() or 1)) as pool:
+        return list(filter(None, pool.starmap(compile_kernel, KERNELS, chunksize=1)))
 
 
 def gpu() -> list[str]:
+    """Import what a GPU's processes do, and have SGLang read its engine's settings; returns what went wrong."""
     pretend()
     wrong = []
     for name in ON_GPU:
@@ -92,10 +118,14 @@ def gpu() -> list[str]:
             importlib.import_module(name)
         except Exception as error:  # all of them are wanted, not the first
             wrong.append(f"{name}: {type(error).__name__}: {error}")
-    if not os.environ.get("CUDA_HOME"):
-        print("no nvcc: the kernels were not compiled")
-    elif not wrong:
-        compile_kernels()
+    from sglang.srt.server_args import prepare_server_args
+
+    from smoke.make_models import SHIPPED
+    from smoke.train_slime import as_flags
+    from tests.gpu import engines
+
+    read = prepare_server_args(["--model-path", str(SHIPPED), "--enable-memory-saver", *as_flags(engines.KERNELS)])
+    print(f"SGLang reads: {read.device} {read.attention_backend}, decode graphs up to {read.cuda_graph_config}")
     return wrong
 
 
@@ -170,5 +200,5 @@ def traces(folder: str) -> list[str]:
 if TRACES and __name__ == "tcod_trace":
     trace()
 elif __name__ == "__main__":
-    problems = gpu() if sys.argv[1] == "gpu" else traces(sys.argv[2])
-    sys.exit("\n".join(problems))
+    problems = {"gpu": gpu, "kernels": kernels, "traces": traces}[sys.argv[1]](*sys.argv[2:])
+    sys.exit("\n".join(problems) or 0)

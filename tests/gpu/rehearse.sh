@@ -3,34 +3,40 @@
 #
 #   PYTHON=/path/to/env/bin/python3 bash tests/gpu/rehearse.sh PARTS RESULTS
 #
-# That environment has Python 3.12, PyTorch 2.11 and what PyTorch needs, nothing else; with nvcc (CUDA_HOME) the kernels
-# are compiled as well. There is no network but loopback, and no home. As root, or where users may make namespaces.
+# That environment has Python 3.12, PyTorch 2.11 and what PyTorch needs, nothing else. With CUDA_HOME, a folder with
+# bin/nvcc, a GPU's kernels are compiled too. There is no network but loopback, and an empty home. PATIENCE is how many
+# times slower than its limits a step may be. As root, or where users may make namespaces.
 set -euo pipefail
 if [[ -z ${ALONE:-} ]]; then
-  exec unshare --net --map-root-user env ALONE=1 PATIENCE="${PATIENCE:-10}" bash "$0" "$@"
+  exec unshare --net --map-root-user env -i ALONE=1 PYTHON="$PYTHON" CUDA_HOME="${CUDA_HOME:-}" \
+    PATIENCE="${PATIENCE:-10}" PATH=/usr/bin:/bin bash "$0" "$@"
 fi
-parts=$(realpath "$1") results=$(realpath -m "$2") here=$(cd "$(dirname "$0")" && pwd)
+parts=$(realpath "$1") results=$(realpath -m "$2") root=$(realpath -m "$2")/root
+cd "$(dirname "$0")/../.."
 "$PYTHON" - <<'END' # `ip link set lo up`, where there is no ip
 import fcntl, socket, struct
 with socket.socket() as s:
     fcntl.ioctl(s, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS, IFF_UP and IFF_RUNNING
 END
-export TCOD_GPU_ROOT=$results/root HOME=$results/home DEVICE=cpu PATH=$(dirname "$PYTHON"):/usr/bin:/bin
-export TCOD_TRACES=$results/traces
-mkdir -p "$HOME" "$TCOD_TRACES"
-cd "$here/../.."
-STEPS='' bash tests/gpu/run.sh "$parts" "$results"  # unpacks
-env=$TCOD_GPU_ROOT/env site=$(echo "$TCOD_GPU_ROOT"/env/lib/python3.*/site-packages)
-cp "$here/rehearsal.py" "$site/tcod_trace.py"
+export TCOD_GPU_ROOT=$root HOME=$results/home DEVICE=cpu PATH=${PYTHON%/*}:$PATH
+mkdir -p "$HOME" "$results/traces" "$root/driver"
+STEPS='' bash tests/gpu/run.sh "$parts" "$results" # unpacks
+env=$root/env site=$(echo "$root"/env/lib/python3.*/site-packages)
+cp tests/gpu/rehearsal.py "$site/tcod_trace.py"
 echo 'import tcod_trace' >"$site/tcod_trace.pth"
+check() {
+  PATH=$env/bin:$site/bin:$PATH PYTHONPATH=$PWD:$root/slime:$root/megatron "$env/bin/python3" -m tests.gpu.rehearsal "$@"
+}
 
-# libcuda belongs to a driver: here it is a library of the names that are asked for.
-mkdir -p "$results/driver"
-nm -D --undefined-only "$site"/sgl_kernel/{.,sm90}/*.so | awk '$2 ~ /^cu[A-Z]/ {print "void " $2 "(void) {}"}' | sort -u |
-  gcc -shared -Wl,-soname,libcuda.so.1 -x c - -o "$results/driver/libcuda.so.1"
-LD_LIBRARY_PATH=$results/driver PATH=$env/bin:$site/bin:$PATH HOME=$results/home CUDA_VISIBLE_DEVICES='' \
-  PYTHONPATH=$PWD:$TCOD_GPU_ROOT/slime:$TCOD_GPU_ROOT/megatron "$env/bin/python3" -m tests.gpu.rehearsal gpu
-bash tests/gpu/run.sh "$parts" "$results"
+# libcuda belongs to a GPU's driver: here it is a library that knows of no GPU.
+nm -D --undefined-only "$site"/sgl_kernel/{.,sm90}/*.so "$site"/torch_memory_saver_hook_mode_preload_cu13.* |
+  awk '$2 ~ /^cu[A-Z]/ {print "int " $2 "(void) {return 999;}"}' | sort -u |
+  gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -x c - -o "$root/driver/libcuda.so.1"
+failed=0
+TCOD_TRACES=$results/traces LD_LIBRARY_PATH=$root/driver check gpu >"$results/gpu.log" 2>&1 || failed=1
+grep -v -i warning "$results/gpu.log" | tail -n 20
+TCOD_TRACES=$results/traces bash tests/gpu/run.sh "$parts" "$results" || failed=1
 machine=$("$PYTHON" -c 'import sys; print(sys.base_prefix, sys.prefix, sep=":")')
-ALLOWED=$TCOD_GPU_ROOT:$PWD:$results:$machine:/proc:/sys:/dev:/etc:/tmp:/usr:/bin \
-  "$env/bin/python3" -S -m tests.gpu.rehearsal traces "$results/traces"
+ALLOWED=$root:$PWD:$results:$machine:/proc:/sys:/dev:/etc:/tmp:/usr:/bin check traces "$results/traces" || failed=1
+if ((failed)); then echo "the rehearsal FAILED"; else echo "the rehearsal passed"; fi
+exit "$failed"

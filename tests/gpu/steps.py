@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from examples.tcod.tools.launch.processes import Process
 from smoke import make_models
 from smoke.train_slime import CPU_SETTINGS, as_flags
-from tests.gpu.engines import ON_GPU, Engine, copy_tokenizer, report
+from tests.gpu.engines import KERNELS, ON_CPU, ON_GPU, Engine, copy_tokenizer, report
 from tests.support import cpu_cluster
 
 SCRIPT = cpu_cluster.ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
@@ -34,9 +34,6 @@ SHAPE |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, 
 NOISE = 0.1  # of the teacher's parameters to the student's, relative
 SHOWN = ("loss", "grad_norm", "train_rollout_logprob_abs_diff", "opd_reverse_kl")
 PRINTED = ("kl/token", "turns/student", "tokens/trained", "rollout_s", "failed")
-TRITON = {"sglang-attention-backend": "triton", "sglang-sampling-backend": "pytorch"}  # what a bare SGLang has
-ON_CPU = {"sglang-device": "cpu", "sglang-attention-backend": "torch_native", "sglang-max-total-tokens": 65536}
-ON_CPU |= {"sglang-dtype": "bfloat16", "sglang-sleep-on-idle": True, "bf16": True, "attention-backend": "auto"}
 BY_DISK = {"update-weight-mode": "full", "update-weight-transport": "disk"}
 WRONG = 0.05  # mean difference of log-probs, in training and when sampled: the weights are others
 
@@ -46,7 +43,7 @@ def make_pair(student: Path, teacher: Path) -> None:
     torch.manual_seed(1)
     tiny = Qwen3Config.from_pretrained(make_models.SHIPPED)
     shape = SHAPE if ON_GPU else {"layer_types": None}
-    model = Qwen3ForCausalLM(Qwen3Config.from_dict({**tiny.to_dict(), **shape})).to(torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(Qwen3Config.from_dict({**tiny.to_dict(), **shape})).to(torch.bfloat16)
     for folder, noise in ((student, 0.0), (teacher, NOISE)):
         copy_tokenizer(folder)
         with torch.no_grad():
@@ -56,17 +53,17 @@ def make_pair(student: Path, teacher: Path) -> None:
         model.save_pretrained(folder)
 
 
-def training_flags() -> dict[str, Any]:
+def training_flags(on_gpu: bool) -> dict[str, Any]:
     """train.py's: Megatron's layers in plain PyTorch where there is no TransformerEngine."""
-    plain = dict(CPU_SETTINGS)
-    if not ON_GPU:
-        return plain | ON_CPU
+    engine = {f"sglang-{name}": value for name, value in (KERNELS if on_gpu else ON_CPU).items()}
+    plain = CPU_SETTINGS | {"attention-backend": "auto"}
+    if not on_gpu:
+        return plain | engine | {"sglang-dtype": "bfloat16", "bf16": True}
     if importlib.util.find_spec("transformer_engine"):
         plain = {}
     else:
         del plain["distributed-backend"], plain["use-cpu-initialization"]
-        plain["attention-backend"] = "auto"
-    return plain | TRITON | {"sglang-mem-fraction-static": 0.3}
+    return plain | engine | {"sglang-mem-fraction-static": 0.3}
 
 
 def place() -> tuple[dict[str, str], Path, Path]:
@@ -129,7 +126,7 @@ def main() -> None:
     step = sys.argv[1]
     out = Path(os.environ["RESULTS"])
     variables, student, teacher = place()
-    flags = training_flags()
+    flags = training_flags(ON_GPU)
     # The learning rate is so high that an engine with the weights of before is far from those that are trained.
     variables |= {"RUN_DIR": f"{out}/work/{step}", "LR": "1e-3" if ON_GPU else "5e-4", "EVAL_SETS": ""}
     if not ON_GPU:
@@ -138,8 +135,7 @@ def main() -> None:
     with ExitStack() as stack:
 
         def engine(name: str, model: Path, share: float) -> Engine:
-            share_flags = ["--mem-fraction-static", str(share)] if ON_GPU else []
-            return stack.enter_context(Engine(f"{step}_{name}", model, out, *share_flags))
+            return stack.enter_context(Engine(f"{step}_{name}", model, out, share=share))
 
         started = []
         if step == "megatron":

@@ -186,6 +186,31 @@ def test_a_killed_engine_is_replaced(tmp_path):
     assert sum(line["rollout/tcod/failed"] for line in rollouts) == 0  # the other engine took over
 
 
+def test_imitation_and_then_the_reward_alone(cluster):
+    """Without an engine, from its copy for Hugging Face on, and without a teacher."""
+    place, first, second = cluster[0], cluster[0] / "sft", cluster[0] / "reward"
+    with start(cluster, "sft.log", VARIANT="sft", RUN_DIR=str(first), NUM_ROLLOUT="2") as process:
+        assert process.popen.wait(900) == 0, process.log.read_text()[-3000:]
+    assert [(line["kind"], line["n"]) for line in lines(first)] == [("rollout", 0), ("rollout", 1)]
+    assert all(0 < compare.logged_step(next(first.glob("logs/*/train.log")), step)["train/loss"] for step in (0, 1))
+    cpu_cluster.assert_trained(first / "hf/1", place / "student")
+    alone = {
+        "TEACHER": "none",
+        "REWARD_COEF": "1",
+        "SAMPLES_PER_TASK": "4",
+        "BATCH": "2",
+        "STUDENT_LOAD": f"{first}/hf/1",
+    }
+    with start(
+        cluster, "reward.log", VARIANT="b2f", RUN_DIR=str(second), NUM_ROLLOUT="2", EVAL_SETS="", **alone
+    ) as process:
+        assert process.popen.wait(900) == 0, process.log.read_text()[-3000:]
+    rollouts = lines(second)
+    assert [line["n"] for line in rollouts] == [0, 1] and not any("kl" in name for line in rollouts for name in line)
+    assert all(0 < line["rollout/tcod/success"] < 1 for line in rollouts)
+    cpu_cluster.assert_trained(second / "hf/1", first / "hf/1")
+
+
 def train_log(run_dir: Path) -> str:
     return "".join(file.read_text(errors="replace") for file in run_dir.glob("logs/*/train.log"))
 

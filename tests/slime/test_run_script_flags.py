@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from smoke.train_slime import as_flags
+from tests.gpu.steps import training_flags
 from tests.support.run_script import ROOT, SCRIPT, build, dry_run
 
 NUM_GPUS = 0
@@ -71,6 +73,7 @@ def test_slimes_parser_takes_the_commands(tmp_path, monkeypatch):
     for mode, variables in MODES.items():
         add(mode, variables)
     add("less memory", {}, *LESS_MEMORY)
+    add("one GPU", {"COLOCATE": "1", "ACTOR_GPUS": "1"}, *as_flags(training_flags(on_gpu=True)))
     monkeypatch.syspath_prepend(env["SLIME_DIR"])
     short = short_test()
     for mode in short.MODES:

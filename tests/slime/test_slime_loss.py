@@ -86,18 +86,64 @@ def train_on(samples, folder, cases, world, cp_size):
     return [torch.load(folder / f"out{rank}.pt") for rank in range(world)]
 
 
-def by_hand(samples, loss, vocab):
+def by_hand(samples, loss, vocab, signal="kl", coef=0.0):
     """(loss, its gradient at every logit of the batch) of one optimizer step, and each sample's advantages."""
+    of_group = {}
+    for sample in samples:
+        of_group.setdefault(sample.group_index, {})[sample.rollout_id] = sample.reward
+    of_group = {group: torch.tensor([*rewards.values()]) for group, rewards in of_group.items()}
     rows = [random_logits(sample.index, len(sample.tokens), vocab).requires_grad_() for sample in samples]
     weights = token_weights([sample.loss_mask for sample in samples], loss, [one.rollout_id for one in samples])
     total, advantages = torch.zeros(()), {}
     for sample, logits, weight in zip(samples, rows, weights, strict=True):
         log_probs = response_log_probs(sample.tokens, sample.response_length, logits)
-        [advantage] = opd_advantages([log_probs.detach()], [torch.tensor(sample.teacher_log_probs)], [0.0], 1.0)
-        total = total + (policy_loss(log_probs, advantage) * weight).sum()
+        rewards, kl_coef = of_group[sample.group_index], float("kl" in signal)
+        reward = coef * (sample.reward - rewards.mean()) / (rewards.std() + 1e-6) if coef else 0.0
+        [advantage] = opd_advantages([log_probs.detach()], [torch.tensor(sample.teacher_log_probs)], [reward], kl_coef)
+        losses = -log_probs if signal == "imitation" else policy_loss(log_probs, advantage)
+        total = total + (losses * weight).sum()
         advantages[sample.index] = advantage
     total.backward()
     return total.item(), [logits.grad for logits in rows], advantages
+
+
+SIGNALS = {  # slime's arguments beside those of distillation
+    "kl and reward": {"tcod_reward_coef": 2.0},
+    "reward": {"tcod_reward_coef": 0.5, "use_opd": False, "opd_type": None},
+    "imitation": {
+        "loss_type": "sft_loss",
+        "compute_advantages_and_returns": False,
+        "use_opd": False,
+        "opd_type": None,
+    },
+}
+
+
+@pytest.mark.parametrize("world, cp_size", [(2, 1), (2, 2)], ids=["DP 2", "CP 2"])
+def test_the_reward_and_imitation_with_uneven_fan_outs(rig, tmp_path, world, cp_size):
+    """Two episodes a group: in one group both are won, in the others one."""
+    rig.script = [RIGHT, "not an action", LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT]
+    rows = [{"goal": goal, "demo": {"actions": ["right"] * goal}} for goal in (1, 2, 3, 4)]
+    samples, _ = rig.rollout(rows, 1, tcod_variant="b2f", tcod_horizon=8, tcod_history="turns", n_samples_per_prompt=2)
+    for position, sample in enumerate(samples):
+        sample.rollout_id, sample.index = sample.index, position
+        sample.reward = float(sample.rollout_id % 2 == 0 or sample.rollout_id == 3)
+    assert len(set(Counter(sample.rollout_id for sample in samples).values())) > 1
+    dynamic = BATCHES["dynamic"]
+    cases = {
+        f"{signal}, {loss}": {**train_arm.LOSSES[loss], **dynamic, **changes}
+        for signal, changes in SIGNALS.items()
+        for loss in ("trajectory", "token")
+    }
+    outs = train_on(samples, tmp_path, cases, world, cp_size)
+    vocab = train_slime.model_settings(make_models.SHIPPED)["vocab-size"]
+    for name in cases:
+        signal, loss = name.split(", ")
+        total, gradients, _ = by_hand(samples, loss, vocab, signal, SIGNALS[signal].get("tcod_reward_coef", 0.0))
+        assert torch.cat(gradients).abs().max() > 1e-4
+        for out in outs:
+            torch.testing.assert_close(out[name]["gradients"][0], torch.cat(gradients), rtol=1e-4, atol=1e-9)
+            assert out[name]["logged"][0]["loss"] == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("world, cp_size", [(1, 1), (2, 1), (2, 2)], ids=["one rank", "DP 2", "CP 2"])

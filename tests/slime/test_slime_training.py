@@ -111,6 +111,32 @@ def test_without_shared_gpus_the_teacher_in_megatron_pushes_what_is_paused(optio
     assert all(value.isnan().any() for value in load_file(file).values())
 
 
+@pytest.mark.parametrize("ranks, loss, history", [(2, "token", "append"), (1, "trajectory", "turns")])
+def test_the_first_step_of_imitation(arm, data, student, ranks, loss, history):
+    """On whatever the environment says in the demonstrations; with no request to an engine before the evaluation."""
+    plays.record(data, plays.settings_of("alfworld", "sft", tcod_data_root=str(data)))
+    run_dir = arm("sft", "--data-parallel", str(ranks), "--loss", loss, tcod_history=history)
+    differences = compare.compare(run_dir, student, LR, loss=loss, **train_arm.IMITATION)
+    assert max(differences.values()) < compare.TOLERANCE, differences
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["n"]) for line in lines] == [("rollout", 0), ("rollout", 1), ("eval", 2)]
+    assert lines[0]["rollout/tcod/failed"] == 0 < lines[0]["rollout/tcod/tokens/trained"]
+    assert lines[0]["rollout/tcod/samples"] == 8 or history == "turns"
+
+
+@pytest.mark.parametrize("alone, ranks, history", [(True, 2, "turns"), (False, 1, "append")])
+def test_the_first_step_with_a_reward(arm, student, alone, ranks, history):
+    """Beside the KL, and alone: groups of equals are replaced, so not all of the first ones are trained."""
+    signal = {"tcod_reward_coef": 0.5, **({"tcod_eval_kl": False} if alone else {})}
+    options = ["--samples", "4", "--batch", "4", "--data-parallel", str(ranks), *(["--no-teacher"] if alone else [])]
+    run_dir = arm("b2f", *options, tcod_history=history, tcod_max_replacements=50, **signal)
+    flags = train_arm.ALONE if alone else {}
+    differences = compare.compare(run_dir, student, LR, n_samples_per_prompt=4, **flags, **signal)
+    assert max(differences.values()) < compare.TOLERANCE, differences
+    line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[0])
+    assert ("rollout/tcod/kl/trajectory" in line) != alone and 0 < line["rollout/tcod/success"] < 1
+
+
 @pytest.mark.parametrize(
     "name, ranks, loss, settings",
     [

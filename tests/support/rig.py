@@ -171,7 +171,9 @@ def check_invariants(args, samples):
     for sample in samples:
         assert sample.status in (Sample.Status.COMPLETED, Sample.Status.TRUNCATED)
         assert 0 < sample.response_length < len(sample.tokens) <= args.rollout_max_context_len
-        lists = [sample.loss_mask, sample.rollout_log_probs]
+        imitated = args.loss_type == "sft_loss"
+        assert (sample.rollout_log_probs is None) == imitated
+        lists = [sample.loss_mask] if imitated else [sample.loss_mask, sample.rollout_log_probs]
         lists += [sample.teacher_log_probs] if args.use_opd else []
         assert {len(values) for values in lists} == {sample.response_length}
         assert all(math.isfinite(value) for values in lists for value in values)

@@ -100,8 +100,9 @@ def train(args: Namespace, samples: list) -> dict:
     batches = [torch.cat([sliced[i] for i in indices]) for indices in data["micro_batch_indices"]]
     iterator, counts = get_data_iterator(data), data["num_microbatches"]
     model.module.rows = iter(batches)
-    data |= forward_only(get_log_probs_and_entropy, args, [model], iterator, counts)
-    compute_advantages_and_returns(args, data)
+    if args.compute_advantages_and_returns:
+        data |= forward_only(get_log_probs_and_entropy, args, [model], iterator, counts)
+        compute_advantages_and_returns(args, data)
     for one in iterator:
         one.reset()
     model.module.rows = iter(batches)
@@ -110,7 +111,7 @@ def train(args: Namespace, samples: list) -> dict:
         train_one_step(args, 0, step, iterator, [model], optimizer, scheduler, count, trajectories)[0]
         for step, (count, trajectories) in enumerate(zip(counts, data["global_batch_sizes"], strict=True))
     ]
-    advantages = dict(zip(data["sample_indices"], data["advantages"], strict=True))
+    advantages = dict(zip(data["sample_indices"], data.get("advantages", data["sample_indices"]), strict=True))
     micro_batches = [len(indices) for indices in data["micro_batch_indices"]]
     return {
         "gradients": [gradient[:-1] for gradient in optimizer.gradients],  # the last row pads

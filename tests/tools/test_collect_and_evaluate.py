@@ -360,7 +360,7 @@ def test_a_student_that_thinks_in_turns(rig):
         rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "1", *more)
         [row] = read(rig.folder / "demos.jsonl")
         assert len(row["metadata"]["demo"].pop("ids", [1, 1])) == 2 and demo.items() <= row["metadata"]["demo"].items()
-    assert set(row["metadata"]["demo"]) == {"actions", "observations", "responses"}
+    assert set(row["metadata"]["demo"]) == {"actions", "observations", "responses", "seen"}
     settings = read(rig.folder / "demos.journal.jsonl")[0]["settings"]
     assert (settings["history"], settings["thoughts"], settings["window"]) == ("turns", "keep", None)
     rig.run(evaluate, rig.rows(2), "result.json", "--episodes", str(rig.folder))

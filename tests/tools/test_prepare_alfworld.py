@@ -110,8 +110,9 @@ def actions(row: dict) -> list[str]:
 def answered(pool: OneEngine, row: dict) -> dict:
     """A row whose demonstration has the engine's answers, too."""
     engine = pool._make()
-    engine.reset(row["metadata"])
-    demo = {"actions": actions(row), "observations": [engine.step(action).text for action in actions(row)]}
+    seen = [engine.reset(row["metadata"]), *map(engine.step, actions(row))]
+    demo = {"actions": actions(row), "observations": [one.text for one in seen[1:]]}
+    demo["seen"] = [{"text": one.text, "admissible": list(one.admissible)} for one in seen[:-1]]
     return {**row, "metadata": {**row["metadata"], "demo": demo}}
 
 
@@ -246,8 +247,11 @@ def test_a_demonstration_gives_its_actions_within_the_horizon_and_wins_by_the_la
     said = [f"Now I {action}. <action>{action}</action>" for action in right]
     ids, after = [[n] for n in range(len(right) + 2)], ("look", "look")
     longer = Demonstration(right + after, [*said, "<action>look</action>", "look"], ids, "v")
-    answers = tuple(answered(pool, rows["train"][0])["metadata"]["demo"]["observations"])
-    kept = Demonstration(right, said, ids[:-2], "v", answers)
+    played = answered(pool, rows["train"][0])["metadata"]["demo"]
+    answers, seen = tuple(played["observations"]), tuple(
+        {**one, "admissible": (*one["admissible"],)} for one in played["seen"]
+    )
+    kept = Demonstration(right, said, ids[:-2], "v", answers, seen)
     for demo, cut, horizon, result in (
         (kept, False, len(right), kept),
         (kept, False, len(right) - 1, "demo_too_long"),
@@ -256,7 +260,7 @@ def test_a_demonstration_gives_its_actions_within_the_horizon_and_wins_by_the_la
         (Demonstration(right, [right[0], *said[1:]]), False, HORIZON, "demo_mismatch"),
         (longer, False, HORIZON, "demo_won_early"),
         (longer, True, len(right), kept),  # all of its parts are cut at the success
-        (Demonstration(right + after), True, len(right), Demonstration(right, observations=answers)),
+        (Demonstration(right + after), True, len(right), Demonstration(right, observations=answers, seen=seen)),
         (Demonstration(right, observations=answers[::-1]), False, HORIZON, "demo_mismatch"),
         (Demonstration(right, observations=answers[1:]), False, HORIZON, "demo_mismatch"),
     ):

@@ -34,6 +34,7 @@ MODES = {
     "megatron": ({"TEACHER": "megatron"}, "train.py", "generate_rollout", 8, []),
     "self": ({"TEACHER": "self"}, "train.py", "generate_rollout", 8, []),
     "none": ({"TEACHER": "none", "REWARD_COEF": "0.5"}, "train.py", "generate_rollout", 8, []),
+    "sft": ({"VARIANT": "sft"}, "train.py", "generate_rollout", 8, []),
 }
 
 
@@ -51,18 +52,19 @@ def test_every_mode_has_its_program_flags_and_gpus(place, mode):
     assert value(flags, "--load") == value(flags, "--save") == f"{folder}/run/checkpoints"
     assert ("--use-tis" in flags) == (mode in ("async", "fully_async"))
     assert ("--colocate" in flags) == (mode in ("colocated", "megatron"))
-    assert ("--eval-interval" in eval_flags(s)) == (mode != "fully_async")
+    assert ("--eval-interval" in eval_flags(s)) == (mode not in ("fully_async", "sft"))
     assert "--offload-train" not in flags and "--use-fault-tolerance" in flags
     assert (s.local_gpus, s.teacher_gpus) == (gpus, teacher_gpus)
     assert ["--use-opd" in flags, *re.findall(r"--opd-type (\w+)", " ".join(flags))] == (
-        [False] if mode == "none" else [True, s.teacher.replace("self", "sglang")]
+        [False] if mode in ("none", "sft") else [True, s.teacher.replace("self", "sglang")]
     )
+    assert ("--debug-train-only" in flags, "sft_loss" in flags) == (mode == "sft",) * 2
     if teacher_gpus:
         assert value(asked.teacher, "--tp") == str(len(teacher_gpus))
         assert value(flags, "--rm-url") == f"http://127.0.0.1:{s.teacher_port}/generate"
     else:
         assert asked.teacher == [] and ("--rm-url" in flags) == (mode == "self")
-        assert mode in ("none", "self") or value(flags, "--opd-teacher-load") == f"{folder}/teacher"
+        assert mode in ("none", "self", "sft") or value(flags, "--opd-teacher-load") == f"{folder}/teacher"
 
 
 @pytest.mark.parametrize("batch, gpus, engine, tasks", [(16, 2, 1, 8), (16, 6, 2, 6), (8, 64, 8, 1)])
@@ -166,7 +168,7 @@ def test_a_dry_run_needs_neither_gpus_nor_checkpoints_and_prints_no_secret(place
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"VARIANT": "f2bb"}, "VARIANT must be opd, f2b, b2f or reopd, not f2bb"),
+        ({"VARIANT": "f2bb"}, "VARIANT must be opd, f2b, b2f, reopd or sft, not f2bb"),
         ({"HORIZON": "09"}, "HORIZON must be a positive whole number, not 09"),
         ({"EVAL_TEMPERATURE": "x"}, "EVAL_TEMPERATURE must be a number, not x"),
         ({"REWARD_COEF": "-1"}, "REWARD_COEF must be a number, not -1"),
@@ -193,6 +195,7 @@ def test_the_script_refuses_what_it_cannot_compute_with(place, change, sentence)
         ("TEACHER=none TEACHER_URL=http://a:1", "TEACHER=none asks no other server: unset TEACHER_URL"),
         ("TEACHER_URL=http://a:1/generate", "must be http://HOST:PORT, an IPv6 address in brackets, not http://a:1/g"),
         ("TEACHER_URL=http://me:word@fd00::1:8000", "in brackets, not http://SECRET@fd00::1:8000"),
+        ("VARIANT=sft MODE=async", "VARIANT=sft plays nothing, so nothing ahead: set MODE=sync"),
         ("TEACHER_GPUS=5,6", "GPU 5 of TEACHER_GPUS is taken: training and the student's engines have 0 to 5"),
         ("CHAT_TEMPLATE_KWARGS=thinking", "CHAT_TEMPLATE_KWARGS must be a JSON object like {}"),
         ("RUN_DIR=/runs/{lr=1e-6}", "RUN_DIR '/runs/{lr=1e-6}' has a brace or a line break: rename it"),
@@ -219,6 +222,7 @@ def test_settings_that_contradict_themselves_are_refused(settings, change, sente
             "REWARD_COEF=1",
             "(REWARD_COEF) 1 compares episodes of a task: set --n-samples-per-prompt (SAMPLES_PER_TASK)",
         ),
+        ("VARIANT=sft TEACHER=sglang", "tcod_variant sft trains on demonstrations, each once: it takes no --use-opd"),
         ("REWARD_COEF=1 SAMPLES_PER_TASK=4 VARIANT=reopd", "and reopd starts each at another turn: choose another"),
     ],
 )

@@ -9,11 +9,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import Failure
-from ..environments.protocol import Observation, as_listed, calls_of, is_admissible
+from ..environments.protocol import Observation, as_listed, calls_of, checked_observation, is_admissible
 
 if TYPE_CHECKING:
     from ..model.chat_tokens import ChatTokens
     from .text_side import TextSide
+
+
+def recorded(seen: Sequence[Observation]) -> dict[str, Any]:
+    """What a demonstration keeps of the observations of its reset and of each of its actions."""
+    parts = [{name: getattr(one, name) for name in ("text", "admissible", "role", "results")} for one in seen[:-1]]
+    kept = [{name: value for name, value in part.items() if value not in ((), "user")} for part in parts]
+    return {"observations": tuple(one.answer for one in seen[1:]), "seen": tuple(kept)}
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Demonstration:
     that they were parsed from.
 
     Many texts are sampled with other tokens than a tokenizer encodes them with: `ids` are the sampled ones, under the
-    vocabulary (a digest, see ChatTokens) that they belong to.
+    vocabulary (a digest, see ChatTokens) that they belong to. `seen` has the whole observation before each action.
     """
 
     actions: Sequence[str] = ()
@@ -30,6 +37,7 @@ class Demonstration:
     ids: Sequence[list[int]] | None = None
     vocabulary: str | None = None
     observations: Sequence[str] | None = None
+    seen: Sequence[dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, metadata: dict[str, Any]) -> "Demonstration":
@@ -54,16 +62,17 @@ class Demonstration:
             isinstance(ids, list) and all(isinstance(turn, list) and {*map(type, turn)} <= {int} for turn in ids)
         ):
             raise Failure("demo_malformed", "ids of its demo is no list of lists of token ids")
-        optional = (responses, ids, observations)
-        responses, ids, observations = (None if values is None else tuple(values) for values in optional)
-        return cls(tuple(actions), responses, ids, demo.get("vocabulary"), observations)
+        seen = demo.get("seen")
+        if seen is not None and not (isinstance(seen, list) and {*map(type, seen)} <= {dict}):
+            raise Failure("demo_malformed", "seen of its demo is no list of JSON objects")
+        optional = (responses, ids, observations, seen)
+        responses, ids, observations, seen = (None if values is None else tuple(values) for values in optional)
+        return cls(tuple(actions), responses, ids, demo.get("vocabulary"), observations, seen)
 
     def first(self, turns: int) -> "Demonstration":
         """Its first turns."""
-        responses, ids, observations = (
-            values and values[:turns] for values in (self.responses, self.ids, self.observations)
-        )
-        return replace(self, actions=self.actions[:turns], responses=responses, ids=ids, observations=observations)
+        names = ("actions", "responses", "ids", "observations", "seen")
+        return replace(self, **{name: values[:turns] for name in names if (values := getattr(self, name))})
 
     def check(self, horizon: float) -> None:
         """Whether it can be replayed within so many turns, as far as it shows without an engine.
@@ -76,9 +85,19 @@ class Demonstration:
         if len(self.actions) > horizon:
             raise Failure("demo_too_long", f"{len(self.actions)} actions, the horizon is {horizon}")
         counted = {"responses": self.responses, "turns of ids": self.ids, "observations": self.observations}
+        counted["observations in seen"] = self.seen
         for name, values in counted.items():
             if values is not None and len(values) != len(self.actions):
                 raise Failure("demo_mismatch", f"{len(values)} {name}, {len(self.actions)} actions")
+
+    def observation(self, turn: int) -> Observation:
+        """What `turn` (0-based) answers, as it was recorded. Raises Failure: demo_unrecorded, demo_malformed."""
+        if self.seen is None:
+            raise Failure("demo_unrecorded", "what its environment said is not recorded: prepare the data anew")
+        try:
+            return checked_observation(Observation(**self.seen[turn]), "the row")
+        except TypeError as error:
+            raise Failure("demo_malformed", f"seen of its demo, turn {turn + 1}: {error}") from error
 
     def response(self, turn: int, observation: Observation, side: "TextSide") -> str:
         """The response to replay at `turn` (0-based), to this observation.

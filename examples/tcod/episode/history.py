@@ -47,8 +47,8 @@ class History(ABC):
         """Tokens that the next response may have."""
 
     @abstractmethod
-    def respond(self, response: Response) -> None:
-        """A sampled turn: this is where tokens become trainable."""
+    def respond(self, response: Response, text: str | None = None) -> None:
+        """A sampled turn, or a demonstrated one with its text: this is where tokens become trainable."""
 
     @abstractmethod
     def observe(self, turn: Turn) -> bool:
@@ -72,7 +72,7 @@ class AppendHistory(History):
         """One place is kept for the end-of-turn token of a cut response."""
         return self.max_context_len - len(self.context) - 1
 
-    def respond(self, response: Response) -> None:
+    def respond(self, response: Response, text: str | None = None) -> None:
         self._extend(Span("sampled", response.ids, next(self._turns), response))
         self.sequences = [TokenSequence(self._spans, texts=self._texts)]
 
@@ -116,8 +116,8 @@ class TurnHistory(History):
     def room(self) -> int:
         return self.max_context_len - len(self.context)
 
-    def respond(self, response: Response) -> None:
-        self._texts.append(self.chat.turn_text(response.ids))
+    def respond(self, response: Response, text: str | None = None) -> None:
+        self._texts.append(self.chat.turn_text(response.ids) if text is None else text)
         sampled = Span("sampled", response.ids, next(self._turns), response)
         self.sequences.append(TokenSequence([Span("prompt", self.context), sampled], texts=self._context_texts))
 

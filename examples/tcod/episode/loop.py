@@ -82,7 +82,7 @@ class EpisodePlayer:
                 last = await engine.finish(last)
             record.env_s = engine.seconds
         record.won, record.reward, record.outcome = last.won, last.reward, last.text
-        record.note_grade(last.reward)
+        record.score = max((one.reward for one in (*episode.seen, last) if one.reward is not None), default=None)
         record.episode_s = time.monotonic() - started
         if not record.turns:
             raise Failure("prompt_too_long", "no room for a response: raise --rollout-max-context-len")
@@ -96,7 +96,7 @@ class EpisodePlayer:
         side = self.text_side(task)
         with assignment.trace("environment"):
             observation = await engine.reset(task)
-        episode.record.note_grade(observation.reward)
+        episode.seen.append(observation)
         shown = side.turn(observation, first=True)
         if not history.begin(side.rules(), shown):
             return observation
@@ -109,8 +109,7 @@ class EpisodePlayer:
                 action = await self._respond(assignment, episode, history, now)
             with assignment.trace("environment"):
                 observation = await engine.step(action)
-            episode.answers.append(observation.answer)
-            episode.record.note_grade(observation.reward)
+            episode.seen.append(observation)
             over = observation.won or observation.done
             if replayed:
                 assignment.demonstration.check_step(turn, observation, over)

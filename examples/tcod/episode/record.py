@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..environments.protocol import Observation
 from ..model.student import Response
 
 logger = logging.getLogger(__name__)
@@ -90,11 +91,6 @@ class EpisodeRecord:
         """Whether a length limit ended the episode, rather than success or the plan."""
         return self.context_limited or (bool(self.turns) and self.turns[-1].cut and not self.won)
 
-    def note_grade(self, grade: float | None) -> None:
-        """The environment has graded the episode so far."""
-        if grade is not None:
-            self.score = grade if self.score is None else max(self.score, grade)
-
     def as_dict(self) -> dict[str, Any]:
         """Plain data that Ray, JSON and torch.save take."""
         turns = {name: [dict(vars(turn)) for turn in getattr(self, name)] for name in ("demonstration", "turns")}
@@ -175,14 +171,19 @@ class Episode:
     record: EpisodeRecord = field(default_factory=EpisodeRecord)
     sequences: list[TokenSequence] = field(default_factory=list)
     """Those that are trained on: one under tcod_history append, under turns one for each turn of the student."""
-    answers: list[str] = field(default_factory=list)
-    """The environment's own to every action, replayed turns' included."""
+    seen: list[Observation] = field(default_factory=list)
+    """What the environment said: at its reset, and to every action, replayed turns' included."""
     note: Note | None = None
 
     @classmethod
     def of(cls, sample: Any) -> "Episode":
         """The episode of one of slime's samples."""
         return sample.metadata["tcod"]
+
+    @property
+    def answers(self) -> list[str]:
+        """The environment's own to every action."""
+        return [observation.answer for observation in self.seen[1:]]
 
     @property
     def is_scored(self) -> bool:

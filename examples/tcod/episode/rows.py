@@ -1,8 +1,8 @@
 """Rows of a data set: how they are read, and what makes them playable.
 
 A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
-"observations": [..] or absent, "responses": [..] or absent, "ids": [[..], ..] and "vocabulary": ".." or absent}}}, a
-line of a JSONL file. Only B2F, ReOPD and a teacher that sees demonstrations need `demo`.
+"observations": [..] and "seen": [..] or absent, "responses": [..] or absent, "ids": [[..], ..] and "vocabulary": ".."
+or absent}}}, a line of a JSONL file. Only B2F, ReOPD, imitation and a teacher that sees demonstrations need `demo`.
 """
 
 import json
@@ -112,6 +112,8 @@ def check_rows(
             demo = Demonstration.of(row.metadata)
             if variant:
                 demo.check(horizon)
+            if variant == "sft":
+                demo.observation(0)
         except Failure as failure:
             reasons[failure.reason] += 1
             first = first or f"{place(row, source)}: {failure}"

@@ -32,11 +32,7 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     metrics = {"k": fmean(record.k for record in records)}
     metrics |= {**_episodes(records), **_kl(episodes), **_notes(episodes), **_failures(drawn)}
     metrics |= _by_index("success_by_start", ((record.replayed, record.won) for record in records))
-    sequences = [sequence for episode in episodes for sequence in episode.sequences]
-    metrics["tokens/scored"] = sum(len(sequence.teacher_log_probs or ()) for sequence in sequences)
-    metrics["tokens/trained"] = _sampled_tokens(episodes)
-    metrics["tokens/total"] = sum(len(sequence.tokens) for sequence in sequences)
-    metrics["samples"] = len(sequences)
+    metrics |= _tokens(episodes)
     if replayed := [turn.as_sampled for record in records for turn in record.demonstration]:
         metrics["replayed_as_sampled"] = fmean(replayed)
     metrics["rollout_s"] = seconds
@@ -46,6 +42,12 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     total_s = sum(record.episode_s for record in records) + teacher_s
     metrics |= {"env_s": env_s / len(trained), "teacher_s": teacher_s / len(trained)}
     metrics |= {"env_share": env_s / total_s, "teacher_share": teacher_s / total_s}
+    return {f"rollout/tcod/{name}": value for name, value in metrics.items()}
+
+
+def imitation_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float) -> Metrics:
+    """`rollout/tcod/*` of a step on demonstrations, in which nothing was played. Arguments as for rollout_metrics."""
+    metrics = {**_tokens(list(map(Episode.of, trained))), **_failures(drawn), "rollout_s": seconds}
     return {f"rollout/tcod/{name}": value for name, value in metrics.items()}
 
 
@@ -120,6 +122,16 @@ def _kl(episodes: Sequence[Episode]) -> Metrics:
         "kl/token": total / _sampled_tokens(scored),
         "kl/episodes": len(scored),
         **_by_index("kl_by_turn", by_turn),
+    }
+
+
+def _tokens(episodes: Sequence[Episode]) -> Metrics:
+    sequences = [sequence for episode in episodes for sequence in episode.sequences]
+    return {
+        "tokens/scored": sum(len(sequence.teacher_log_probs or ()) for sequence in sequences),
+        "tokens/trained": _sampled_tokens(episodes),
+        "tokens/total": sum(len(sequence.tokens) for sequence in sequences),
+        "samples": len(sequences),
     }
 
 

@@ -143,7 +143,7 @@ class EpisodeLog:
 
     def _save(self, stem: str, n: int, samples: Sequence[Any], limit: int) -> int:
         """Write stem_n.jsonl. Returns how many samples are missing there, 0 where there is no run directory."""
-        if run_dir() is None or limit == 0:
+        if run_dir() is None or limit == 0 or not samples:
             return 0
         try:
             about = {"arm": self.arm, "dataset": stem.removeprefix("eval_"), "n": n}

@@ -14,9 +14,11 @@ from .. import ConfigError
 from ..environments.pool import EnvironmentPool
 from ..environments.protocol import load_environment
 from ..episode.history import AppendHistory, History, TurnHistory
+from ..episode.imitation import imitate
 from ..episode.loop import EpisodePlayer
 from ..episode.note import NoteWriter
-from ..episode.record import Note, TokenSequence
+from ..episode.record import Episode, Note, TokenSequence
+from ..episode.rows import task_of
 from ..episode.text_side import TextSide
 from ..model.chat_tokens import ChatTokens, load_chat
 from ..model.student import StudentClient
@@ -82,7 +84,8 @@ def checked_run(args: Namespace, data_source: Any) -> Run:
         run = run_of(args)
         for warning in run.chat.warnings:
             logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
-        check_models(args, run.config, run.chat)
+        if not args.debug_train_only:
+            check_models(args, run.config, run.chat)
         logger.info("TCOD: %s", run.config)
         write_about()
         _checked = run
@@ -136,6 +139,17 @@ def new_player(config: TcodConfig, chat: ChatTokens, engine_url: str) -> Episode
         student=StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids),
         new_history=history_of(config, chat),
     )
+
+
+def imitator_of(run: Run) -> Callable[[dict[str, Any], Episode], None]:
+    """What fills in an episode of a row's metadata as if the student had played the demonstration."""
+    new_history, text_side = history_of(run.config, run.chat), text_side_of(run.config, run.chat)
+
+    def imitate_row(metadata: dict[str, Any], episode: Episode) -> None:
+        history, side = new_history(run.args.rollout_max_context_len), text_side(task_of(metadata))
+        imitate(metadata, episode, side, history, run.config.tcod_horizon)
+
+    return imitate_row
 
 
 def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:

@@ -100,7 +100,13 @@ def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int
     """
     coef = settings.get("tcod_reward_coef")
     name = f"tcod_reward_coef (REWARD_COEF) {coef or 0}"
-    if not (has_teacher or coef):
+    if settings.get("tcod_variant") == "sft":
+        if has_teacher or coef or samples > 1:
+            yield (
+                "tcod_variant sft trains on demonstrations, each once: it takes no --use-opd (TEACHER=none), no "
+                "tcod_reward_coef (REWARD_COEF) and a --n-samples-per-prompt (SAMPLES_PER_TASK) of 1"
+            )
+    elif not (has_teacher or coef):
         yield f"--use-opd is missing (TEACHER=none) and {name}, so there is no signal: set one of the two"
     if coef and samples < 2:
         yield f"{name} compares episodes of a task: set --n-samples-per-prompt (SAMPLES_PER_TASK) to 2 or more"
@@ -170,6 +176,11 @@ def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
         )
     if args.rollout_sample_filter_path:
         flags["calculate_per_token_loss"] = "counts a token for each sample that --rollout-sample-filter-path removes"
+    if config.tcod_variant == "sft":
+        for name in ("custom_pg_loss_reducer_function_path", "use_tis"):
+            flags[name] = "is of the policy loss, which tcod_variant sft does not have"
+        if fully_async:
+            flags["rollout_function_path"] = "plays ahead, and tcod_variant sft plays nothing"
     if config.tcod_history == "turns":
         flags["log_passrate"] = "expects --n-samples-per-prompt samples of a prompt, and every turn is a sample"
     if is_turn_mean(args):
@@ -192,6 +203,8 @@ def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
     yield from reward_refusals(config.model_dump(), args.use_opd, args.n_samples_per_prompt)
     if args.use_opd and not args.opd_kl_coef > 0:
         yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: to train on the reward alone, remove --use-opd"
+    if (config.tcod_variant == "sft") != (args.loss_type == "sft_loss"):
+        yield f"tcod_variant {config.tcod_variant} and --loss-type {args.loss_type}: sft and sft_loss belong together"
     if args.opd_type and not args.use_opd:
         yield f"--opd-type {args.opd_type} names a teacher that nothing asks without --use-opd: remove it"
     if config.tcod_reward_coef and args.advantage_estimator not in ("grpo", "gspo", "cispo"):

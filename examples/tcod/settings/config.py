@@ -30,7 +30,7 @@ class TcodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    tcod_variant: Literal["opd", "f2b", "b2f", "reopd"] = "opd"
+    tcod_variant: Literal["opd", "f2b", "b2f", "reopd", "sft"] = "opd"
     """The arm, see curriculum.py."""
     tcod_horizon: int
     """The largest number of turns of an episode, replayed ones included."""

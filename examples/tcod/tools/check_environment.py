@@ -5,6 +5,8 @@
 All rows are checked as a training run checks them. Some are played in a worker process, with training's time limit:
 reset, rendered, a nonsense action sent, and their demonstrations replayed by the rules of B2F. Then it prints what an
 engine costs, and how many workers and engines that suggests. A fault is one sentence and exit status 1.
+
+--record OUT plays all rows, and writes them with what the environment says in their demonstrations (VARIANT=sft).
 """
 
 import asyncio
@@ -25,7 +27,7 @@ from ..settings.build import new_pool, text_side_of
 from ..settings.checks import check_environment_class, check_training_rows
 from ..settings.config import TcodConfig
 from .common.command import at_least, new_parser, one_sentence
-from .common.prepare import play_demonstration
+from .common.prepare import Task, play_demonstration, write_jsonl
 from .common.ray_start import start_ray
 
 NONSENSE = "no such action"
@@ -44,6 +46,7 @@ class Measured:
         memory_mb: of the worker with one engine, and with two.
         printed: the end of what the worker's engines printed.
         first: observation of the first row.
+        demos: the rows' demonstrations as they were played.
     """
 
     engine: BorrowedEnvironment
@@ -53,6 +56,7 @@ class Measured:
     memory_mb: list[float] = field(default_factory=list)
     printed: str = ""
     first: Observation | None = None
+    demos: list[Demonstration] = field(default_factory=list)
 
     async def reset(self, task: dict[str, Any]) -> Observation:
         """Raises Failure, also where a method of the text side does not do what the loop needs."""
@@ -100,7 +104,8 @@ async def _play(measured: Measured, row: Row, source: str) -> None:
             await measured.finish(last)
         demo = Demonstration.of(row.metadata)
         if demo.actions:
-            await play_demonstration(measured, side, demo)
+            demo = await play_demonstration(measured, side, demo)
+        measured.demos.append(demo)
     except Failure as failure:
         name, reason = side.environment.__name__, " ".join(str(failure).split())[:500]
         raise ConfigError(f"{name} does not play {place(row, source)}, {failure.reason}: {reason}") from failure
@@ -164,16 +169,21 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="YAML of tcod_* settings")
     parser.add_argument("--rows", type=Path, required=True, help="JSONL rows to train on")
     parser.add_argument("--count", type=at_least(1), default=8, help="rows to play, default: %(default)s")
+    parser.add_argument("--record", type=Path, metavar="OUT", help="see above")
     parser.add_argument("--episodes", type=at_least(1), default=EPISODES, help="at once, default: %(default)s")
     options = parser.parse_args()
-    with one_sentence("check_environment"):
+    with one_sentence("check_environment", options.record):
         config = TcodConfig.read(options.config)
         check_environment_class(config)
         rows = read_rows(options.rows)
         check_training_rows(config, rows, str(options.rows))
         start_ray(workers=1)
-        played = spread(rows, options.count)
+        played = rows if options.record else spread(rows, options.count)
         measured = play_rows(config, played, str(options.rows))
+        if options.record:
+            tasks = zip(rows, measured.demos, strict=False)  # the first row is played twice
+            written = [Task("", row.label, row.task, goal=row.prompt, demo=demo).row() for row, demo in tasks]
+            write_jsonl(options.record, written)
     print(report(measured, options.episodes))
     more = "" if len(played) == len(rows) else f" (--count {len(rows)} plays all)"
     demos = sum(bool(Demonstration.of(row.metadata).actions) for row in played)

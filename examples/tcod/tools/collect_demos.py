@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from ..episode.demonstration import recorded
 from ..episode.record import Episode
 from ..episode.rows import task_key
 from ..model.chat_tokens import ChatTokens
@@ -40,7 +41,7 @@ def solution(episode: Episode, chat: ChatTokens) -> dict[str, Any]:
         "usable": all(turn.valid and turn.admissible for turn in record.turns),
         "exact": all(map(chat.spells, ids, texts)),
         "actions": [turn.action for turn in record.turns],
-        "observations": episode.answers,
+        **recorded(episode.seen),
         "responses": texts,
         "ids": ids,
     }
@@ -54,7 +55,7 @@ def best(entries: Sequence[Entry]) -> Entry | None:
 
 def demonstration(entry: Entry, chat: ChatTokens, drop_thoughts: bool) -> dict[str, Any]:
     """An entry as a row's `demo`. Without thoughts a response is text alone: its tokens were sampled after them."""
-    kept = {name: entry[name] for name in ("actions", "observations") if name in entry}
+    kept = {name: entry[name] for name in ("actions", "observations", "seen") if name in entry}
     if drop_thoughts:
         return kept | {"responses": [chat.after_thought(ids).strip() for ids in entry["ids"]]}
     return kept | {"responses": entry["responses"], "ids": entry["ids"], "vocabulary": chat.vocabulary}

@@ -18,9 +18,10 @@ from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
 from .. import ABORTED
+from ..episode.loop import failures_go_to
 from ..episode.record import Episode, EpisodeRecord
 from .rewards import NO_SIGNAL
-from .samples import Groups, flat
+from .samples import Groups, flat, settle
 
 # In the data source's metadata: {group index: {"trained_in": rollout or None, "samples": as they were drawn}}.
 KEY = "tcod_untrained"
@@ -127,6 +128,23 @@ class SynchronousDrawing(Drawing):
             self._check_replacements(self._replaced, missing, self.drawn)
         groups = super().get_samples(num_samples)
         self.drawn += flat(groups)
+        return groups
+
+    def demonstrated(self, imitate: Callable[[dict[str, Any], Episode], None], tokenizer: Any) -> Groups:
+        """A whole rollout of demonstrations, made episodes by `imitate`. One that fails is replaced."""
+        groups: Groups = []
+        while missing := self.args.rollout_batch_size - len(groups):
+            self._replaced += missing if self.drawn else 0
+            self._check_replacements(self._replaced, missing, self.drawn)
+            drawn = flat(super().get_samples(missing))
+            self.drawn += drawn
+            for sample in drawn:
+                episode, sample.reward = Episode.of(sample), 0.0
+                with failures_go_to(episode.fail):
+                    imitate(sample.metadata, episode)
+                settle(sample, tokenizer)
+                groups += [] if episode.record.failure else [[sample]]
+        self.end(groups)
         return groups
 
     def end(self, groups: Groups) -> None:

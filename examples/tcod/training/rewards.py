@@ -1,8 +1,4 @@
-"""What an episode's reward is, and what slime trains on of it: tcod_reward and tcod_reward_coef.
-
-slime's advantage of a token is what stands here for its sample, minus --opd-kl-coef times the token's KL to the
-teacher. Without a teacher it is this alone, which is GRPO.
-"""
+"""What an episode's reward is, and what is trained on of it: tcod_reward and tcod_reward_coef."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,11 +12,7 @@ NO_SIGNAL = "no_signal"
 
 
 def reward_of(record: EpisodeRecord, kind: str) -> float:
-    """An episode's reward: 1.0 or 0.0 ("won"), or the environment's grade at its end ("grade").
-
-    Raises:
-        Failure: no_grade.
-    """
+    """1.0 or 0.0 ("won"), or the environment's grade of the episode at its end ("grade"). Raises Failure: no_grade."""
     if kind == "won":
         return float(record.won)
     if record.reward is None:
@@ -28,22 +20,15 @@ def reward_of(record: EpisodeRecord, kind: str) -> float:
     return record.reward
 
 
-def has_signal(group: Sequence[Any]) -> bool:
-    """Whether the rewards of a group's samples differ."""
-    return len({sample.reward for sample in group}) > 1
-
-
 def normalised(samples: Sequence[Any], coef: float) -> list[float]:
     """coef x (r - mean of its group) / (standard deviation of its group + 1e-6) for each sample of a batch.
 
-    r is the reward of the sample's episode. An episode counts once in its group, however many samples it has (they
-    share a rollout_id). The deviation is slime's: sqrt(sum of squares / (episodes - 1)). A group of equals has 0.
+    r is the reward of the sample's episode, which counts once, however many samples it has (they share a rollout_id).
+    The deviation is slime's, with n - 1. Sums are exact: a group of equals has 0.
     """
     groups: defaultdict[Any, dict[Any, float]] = defaultdict(dict)
     for sample in samples:
         groups[sample.group_index][sample.rollout_id] = sample.reward
-    shape = {}
-    for index, rewards in groups.items():
-        values = list(rewards.values())
-        shape[index] = mean(values), stdev(values) + 1e-6 if len(values) > 1 else 1.0  # exact: equals differ by 0
-    return [coef * (sample.reward - shape[sample.group_index][0]) / shape[sample.group_index][1] for sample in samples]
+    means = {group: mean(rewards.values()) for group, rewards in groups.items()}
+    scales = {group: stdev(rewards.values()) if len(rewards) > 1 else 0.0 for group, rewards in groups.items()}
+    return [coef * (one.reward - means[one.group_index]) / (scales[one.group_index] + 1e-6) for one in samples]

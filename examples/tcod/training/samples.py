@@ -87,6 +87,8 @@ def fill(args: Namespace, sample: Sample, sequences: list[TokenSequence]) -> Non
         else:
             sample.append_response_tokens(args, tokens=span.ids, trainable=False)
     sample.status = status  # slime's is that of the last response
+    if args.loss_type == "sft_loss":
+        sample.rollout_log_probs = None  # slime would not take the tokens without: nobody sampled them
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from tqdm.asyncio import tqdm
 from ... import ConfigError, Failure
 from ...environments.pool import EnvironmentPool
 from ...environments.protocol import Observation
-from ...episode.demonstration import Demonstration
+from ...episode.demonstration import Demonstration, recorded
 from ...episode.text_side import TextSide
 from ...settings.build import new_pool, text_side_of
 from ...settings.checks import check_environment_class
@@ -101,12 +101,12 @@ async def play_demonstration(
             not won exactly by the last action; or what the engine does wrong.
     """
     demo.check(math.inf if cut else horizon)
-    observation, answers = await engine.reset(side.task), []
+    seen = [observation := await engine.reset(side.task)]
     for turn, action in enumerate(demo.actions):
         demo.response(turn, observation, side)
         observation = await engine.step(action)
         side.turn(observation, first=False)
-        answers.append(observation.answer)
+        seen.append(observation)
         if cut and observation.won:
             demo = demo.first(turn + 1)
             break
@@ -115,7 +115,7 @@ async def play_demonstration(
     demo.check(horizon)
     if not (await engine.finish(observation)).won:
         raise Failure("demo_not_won", f"{len(demo.actions)} actions do not reach the goal")
-    return replace(demo, observations=tuple(answers))
+    return replace(demo, **recorded(seen))
 
 
 async def check_task(

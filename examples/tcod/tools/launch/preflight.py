@@ -77,6 +77,8 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
     for file in s.eval_files.values():
         check_evaluation_rows(config, read_rows(file), str(file))
     nodes = check_cluster(s, teacher_gpus, config, rows[0]) if s.ray_address else []
+    if config.tcod_variant == "sft":  # nothing is played
+        return nodes
     start_ray(workers=1)
     check_context(s, config, chat, rows[0], play_rows(config, spread(rows, PLAYED), str(train)).first)
     return nodes

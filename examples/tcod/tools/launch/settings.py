@@ -38,7 +38,8 @@ OWN_FLAGS = dict(
         "--rollout-num-gpus=ROLLOUT_GPUS --rollout-num-gpus-per-engine=ENGINE_GPUS --num-gpus-per-node=NODE_GPUS "
         "--tensor-model-parallel-size=TENSOR_PARALLEL --pipeline-model-parallel-size=PIPELINE_PARALLEL --save=RUN_DIR "
         "--context-parallel-size=CONTEXT_PARALLEL --prompt-data=DATA_DIR --eval-prompt-data=EVAL_SETS "
-        "--apply-chat-template-kwargs=CHAT_TEMPLATE_KWARGS --custom-config-path=CONFIG --use-opd=TEACHER"
+        "--apply-chat-template-kwargs=CHAT_TEMPLATE_KWARGS --custom-config-path=CONFIG --loss-type=VARIANT "
+        "--use-opd=TEACHER"
     ).split()
 )
 TAKEN_NAMES = ("train", "step", "tcod", "eval_s")  # metrics or files under these names are not an evaluation's
@@ -57,11 +58,12 @@ class Settings(SimpleNamespace):
         vars(s).update({name: Path(vars(s)[name]) for name in PATHS})
         s.ray_address = "" if s.ray_address == "local" else s.ray_address  # Ray's own word for one that starts here
         s.actors = s.actor_nodes * s.actor_gpus  # GPUs that train, on all nodes together
-        s.train_gpus = s.actors if s.colocate else s.actors + s.rollout_gpus  # that train and play
+        imitates = s.variant == "sft"  # nothing is played, and so nothing evaluated
+        s.train_gpus = s.actors if s.colocate or imitates else s.actors + s.rollout_gpus  # that train and play
         s.local_gpus = 0 if s.ray_address else s.train_gpus  # those of this machine, from the first on
         s.starts_teacher = s.teacher == "sglang" and not s.teacher_url
         s.teacher_gpus = [int(number) for number in s.teacher_gpus.split(",")] if s.starts_teacher else []
-        s.eval_files = read_eval_sets(s)
+        s.eval_files = {} if imitates else read_eval_sets(s)
         with suppress(ValueError):
             s.chat_template_kwargs = json.loads(s.chat_template_kwargs)
         valid = isinstance(s.chat_template_kwargs, dict)
@@ -143,6 +145,7 @@ def check_settings(s: Settings, extra: list[str]) -> None:
     for gpu in s.teacher_gpus:
         taken = f"GPU {gpu} of TEACHER_GPUS is taken: training and the student's engines have 0 to {s.local_gpus - 1}"
         require(gpu >= s.local_gpus, taken)
+    require(s.mode == "sync" or s.variant != "sft", "VARIANT=sft plays nothing, so nothing ahead: set MODE=sync")
     alone = "TEACHER=megatron needs COLOCATE=1: elsewhere slime pushes the teacher's weights to the engines"
     require(s.teacher != "megatron" or s.colocate, alone)
     require(s.teacher == "sglang" or not url, f"TEACHER={s.teacher} asks no other server: unset TEACHER_URL")

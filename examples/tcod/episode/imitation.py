@@ -1,0 +1,35 @@
+"""A demonstration as if the student had played it (tcod_variant sft): its responses are what is trained.
+
+Its turns go through the same history as a replay's, so the tokens are the same. No engine and no environment is asked:
+what a turn answers was recorded with the demonstration.
+"""
+
+from typing import Any
+
+from .. import Failure
+from ..model.student import Response
+from .demonstration import Demonstration
+from .history import History
+from .record import Episode, TurnRecord
+from .text_side import TextSide
+
+
+def imitate(metadata: dict[str, Any], episode: Episode, side: TextSide, history: History, horizon: int) -> None:
+    """Fill in an episode's turns and sequences. The log-probs in them are none: see samples.fill.
+
+    Raises:
+        Failure: demo_*, or prompt_too_long.
+    """
+    demonstration = Demonstration.of(metadata)
+    demonstration.check(horizon)
+    for turn, action in enumerate(demonstration.actions):
+        observation = demonstration.observation(turn)
+        shown = side.turn(observation, first=turn == 0)
+        fits = history.observe(shown) if turn else history.begin(side.rules(), shown)
+        response = demonstration.response(turn, observation, side)
+        ids = demonstration.sampled_ids(turn, history.chat) or history.chat.assistant(response)
+        if not fits or history.room() < len(ids):
+            raise Failure("prompt_too_long", f"{turn} of {len(demonstration.actions)} turns fit the context")
+        history.respond(Response(ids, [0.0] * len(ids), False, {}), response)
+        episode.record.turns.append(TurnRecord(turn, observation.text, action, valid=True, admissible=True, cut=False))
+    episode.sequences = history.sequences
