@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -119,7 +120,7 @@ def kernels() -> list[str]:
 
 
 def gpu() -> list[str]:
-    """Import what a GPU's processes do, and have SGLang read its engine's settings; returns what went wrong."""
+    """Import and preload what a GPU's processes do, have SGLang read its settings; returns what went wrong."""
     pretend()
     wrong = []
     for name in ON_GPU:
@@ -127,6 +128,13 @@ def gpu() -> list[str]:
             importlib.import_module(name)
         except Exception as error:  # all of them are wanted, not the first
             wrong.append(f"{name}: {type(error).__name__}: {error}")
+    import torch_memory_saver
+
+    saver = f"{torch_memory_saver.__path__[0]}_hook_mode_preload_cu13.abi3.so"
+    variables = {**os.environ, "LD_PRELOAD": saver}
+    preloaded = subprocess.run([sys.executable, "-c", ""], env=variables, capture_output=True, text=True)
+    if preloaded.returncode or preloaded.stderr:
+        wrong.append(f"{saver}: {preloaded.stderr}")
     from sglang.srt.server_args import prepare_server_args
 
     from smoke.make_models import SHIPPED
@@ -134,7 +142,7 @@ def gpu() -> list[str]:
     from tests.gpu import engines
 
     read = prepare_server_args(["--model-path", str(SHIPPED), "--enable-memory-saver", *as_flags(engines.KERNELS)])
-    print(f"SGLang reads: {read.device} {read.attention_backend}, decode graphs up to {read.cuda_graph_config}")
+    print(f"SGLang reads: {read.device} {read.attention_backend}, {read.sampling_backend}")
     return wrong
 
 
