@@ -48,6 +48,7 @@ from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
 from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import log_eval, log_rollout
+from .records.saved_episodes import choose
 from .settings.build import Run, checked_run, drawing_of, imitator_of, players_of, run_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
 from .training.rewards import NO_SIGNAL, normalised, reward_of
@@ -280,7 +281,7 @@ def _trained(
 ) -> RolloutFnTrainOutput:
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
     if run.config.tcod_save_plain_scores:
-        _score_plainly(run, run.episode_log.chosen(drawn))
+        _score_plainly(run, choose(drawn, run.episode_log.limit))
     metrics |= run.episode_log.save_rollout(rollout_id, drawn)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":

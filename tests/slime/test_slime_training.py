@@ -10,7 +10,9 @@ import sys
 from argparse import Namespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
     pytest.skip(
@@ -18,9 +20,11 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
         allow_module_level=True,
     )
 
+from examples.tcod.env_alfworld import AlfworldEnvironment
 from smoke import hooks, make_games, make_models, plays, train_arm, train_slime
 from smoke.servers import Process, SGLangServer
 from smoke.slime_cpu import compare
+from smoke.trainer import response_log_probs
 
 NUM_GPUS = 0
 LR = 5e-4
@@ -134,12 +138,18 @@ def test_the_first_step_with_a_reward(arm, student, alone, ranks, history):
 
 
 @pytest.mark.parametrize(
-    "name, ranks, loss, history",
-    [("f2b", 2, "turn", "append"), ("b2f", 1, "token", "append"), ("f2b", 2, "trajectory", "turns")],
+    "name, ranks, loss, settings",
+    [
+        ("f2b", 2, "turn", {}),
+        ("b2f", 1, "token", {"tcod_teacher_sees": ["demo", "hindsight"], "tcod_note_len": 2000}),
+        ("f2b", 2, "trajectory", {"tcod_history": "turns"}),
+    ],
 )
-def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, loss, history):
+def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, loss, settings):
     """The third loss, slime's own, is that of the test above, too. In turns an episode is several samples."""
-    run_dir = arm(name, "--data-parallel", str(ranks), "--loss", loss, tcod_history=history)
+    run_dir = arm(name, "--data-parallel", str(ranks), "--loss", loss, **settings)
+    if "tcod_teacher_sees" in settings:
+        check_scores_behind_a_note(run_dir, student)
     differences = compare.compare(run_dir, student, LR, loss=loss)
     assert max(differences.values()) < compare.TOLERANCE, differences
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -147,3 +157,32 @@ def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, 
     assert lines[1]["rollout/tcod/k"] == {"f2b": 5, "b2f": 1}[name]
     assert lines[0]["train_s"] == 0 < lines[1]["train_s"] and (run_dir / "rollouts/train_000001.jsonl").exists()
     assert 0 <= lines[2]["eval/tcod/heldout/success"] <= 1 and lines[2]["eval/tcod/heldout_t1/kl/trajectory"] > 0
+
+
+def check_scores_behind_a_note(run_dir, student):
+    """What slime has trained on are transformers' scores behind the note that was saved with the episode."""
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    model = AutoModelForCausalLM.from_pretrained(make_models.SHIPPED, dtype=torch.float32)
+    lines = map(json.loads, (run_dir / "rollouts/train_000000.jsonl").read_text().splitlines())
+    saved = {line["index"]: line for line in lines}
+    samples = [sample for sample in compare.dumped_samples(run_dir, None) if sample.index in saved]
+    assert samples
+    for sample in samples:
+        first, note = (saved[sample.index]["turns"][0]["observation"], saved[sample.index]["note"]["text"])
+        heads = [
+            tokenizer.apply_chat_template(
+                [
+                    {"role": "system", "content": AlfworldEnvironment.system_prompt({})},
+                    {"role": "user", "content": text},
+                ],
+                add_generation_prompt=True,
+                return_dict=False,
+                enable_thinking=False,
+            )
+            for text in (first, "\n\n".join([first, "\n".join(note)]))
+        ]
+        assert sample.tokens[: len(heads[0])] == heads[0] and len(heads[1]) > len(heads[0]) + 50
+        with torch.no_grad():
+            ids = [heads[1] + sample.tokens[len(heads[0]) :]]
+            [scores] = response_log_probs(model, ids, [sample.response_length])
+        assert sample.teacher_log_probs == pytest.approx(scores.tolist(), abs=1e-3)

@@ -5,6 +5,7 @@ student's. The student, the environment and an evaluation never see it; its word
 """
 
 import bisect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,8 +38,8 @@ class NoteWriter:
         record = episode.record
         if not self.sees or record.evaluation or record.n < self.begins:
             return None
-        known = {"demo": _demonstrated(metadata), "hindsight": _attempted(episode)}
-        told = {name: execution for name, execution in known.items() if name in self.sees and execution.steps}
+        told = {"demo": _demonstrated(metadata), "hindsight": _attempted(episode)}
+        told = {name: execution for name, execution in told.items() if name in self.sees and execution.steps}
         if not told:
             return Note()
 
@@ -74,6 +75,8 @@ class NoteWriter:
 
 def _demonstrated(metadata: dict[str, Any]) -> Execution:
     demo = Demonstration.of(metadata)
+    if demo.actions:
+        demo.check(math.inf)
     return Execution(tuple(map(Step, demo.actions, demo.observations or [None] * len(demo.actions))), won=True)
 
 

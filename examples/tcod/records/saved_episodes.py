@@ -125,10 +125,6 @@ class EpisodeLog:
     limit: int
     tokenizer: Any
 
-    def chosen(self, drawn: Sequence[Any]) -> list[Any]:
-        """Those of the samples of a rollout that are saved."""
-        return choose(drawn, self.limit) if run_dir() else []
-
     def save_rollout(self, n: int, drawn: Sequence[Any]) -> Metrics:
         """Save some of the samples that were drawn for rollout n, failed ones included.
 

@@ -79,8 +79,8 @@ class TcodConfig(BaseModel):
     tcod_teacher_concurrency: int = Field(64, ge=1)
     """Scoring requests in flight at once."""
     tcod_teacher_sees: Annotated[list[Literal["demo", "hindsight"]], Words] = []
-    """What the teacher is shown beside the conversation, see note.py: the row's demonstration, the student's own
-    episode to its end, both ([demo, hindsight]) or nothing, which is the paper."""
+    """What the teacher is shown beside the conversation, see note.py: the row's demonstration, the student's episode
+    to its end, or nothing, which is the paper."""
     tcod_note_len: int = Field(4096, ge=1)
     """Tokens of that note: the oldest observations are left out of a longer one."""
     tcod_sees_from: int = Field(0, ge=0)
@@ -119,10 +119,9 @@ class TcodConfig(BaseModel):
             raise ValueError("tcod_sees_from and tcod_save_plain_scores are of tcod_teacher_sees: set it too")
         return self
 
-    @property
-    def note_room(self) -> int:
-        """Tokens that the teacher takes beside those of a sequence."""
-        return self.tcod_note_len if self.tcod_teacher_sees else 0
+    def with_note(self, tokens: int, flag: str = "") -> tuple[int, str]:
+        """The tokens that the teacher scores of a sequence of so many, and the flags that say so."""
+        return (tokens + self.tcod_note_len, f"{flag} + tcod_note_len") if self.tcod_teacher_sees else (tokens, flag)
 
     @property
     def curriculum(self) -> Curriculum:

@@ -27,16 +27,11 @@ def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     """
     training = (args.rollout_max_context_len, "--rollout-max-context-len")
     longest = max(training, (args.eval_max_context_len or 0, "--eval-max-context-len"))
-    scored = with_note(*training, config)
+    scored = config.with_note(*training)
     router, teacher = http_url(args.sglang_router_ip, args.sglang_router_port), teacher_url(args)
     _check_engines(router, *(max(longest, scored) if teacher == router else longest))
     if args.opd_type == "sglang":
         check_teacher_scores(teacher, chat, *(max(longest, scored) if config.tcod_eval_kl else scored))
-
-
-def with_note(needed: int, flag: str, config: TcodConfig) -> tuple[int, str]:
-    """The longest sequence that is scored, and the flags that say so."""
-    return needed + config.note_room, f"{flag} + tcod_note_len" if config.note_room else flag
 
 
 def teacher_url(args: Namespace) -> str:

@@ -24,7 +24,7 @@ from ...settings.build import history_of, student_chat, text_side_of
 from ...settings.checks import check_environment_class, check_evaluation_rows, check_note, check_training_rows
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.secrets import text_without
-from ...settings.server_checks import check_teacher_scores, with_note
+from ...settings.server_checks import check_teacher_scores
 from ..check_environment import play_rows, spread
 from ..common.ray_start import start_ray
 from .ray_cluster import check_cluster
@@ -51,7 +51,7 @@ def main() -> None:
         if s.starts_teacher:
             wait_for_teacher(s)
         if s.teacher == "sglang":
-            check_teacher_scores(s.teacher_address, chat, *with_note(s.max_context_len, "MAX_CONTEXT_LEN", config))
+            check_teacher_scores(s.teacher_address, chat, *config.with_note(s.max_context_len, "MAX_CONTEXT_LEN"))
     except ConfigError as error:
         sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
 

@@ -106,7 +106,7 @@ def read_recipe(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
 def teacher_context(s: Settings, recipe: dict[str, Any]) -> int:
     """Tokens that the teacher's server takes: an episode, a note, and 7 that SGLang keeps. Raises ConfigError."""
     settings = {name: value for name, value in recipe.items() if name != "tcod_data_root"}  # may be another machine's
-    return s.max_context_len + TcodConfig.from_mapping(settings, str(s.config)).note_room + 7
+    return TcodConfig.from_mapping(settings, str(s.config)).with_note(s.max_context_len)[0] + 7
 
 
 def eval_flags(s: Settings) -> list[str]:
