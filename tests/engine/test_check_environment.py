@@ -101,6 +101,22 @@ def test_a_demonstration_that_does_not_win_is_refused(demo, said):
     assert said in sentence(lambda: played("Good", demo))
 
 
+@pytest.mark.parametrize("kind", ["random", "folder", "variable", "cache"])
+def test_engines_that_share_state_are_told_what_to_do(kind):
+    arguments = {"tcod_env_args": {"kind": kind}}
+    said = sentence(play_rows, config("SharesState", **arguments), ROWS, "f")
+    assert said.startswith(
+        "the environment answers otherwise where line 5 of f and line 7 of f are played in turn, on two"
+    )
+    assert said.endswith("or set tcod_engines_per_worker: 1")
+    play_rows(config("SharesState", **arguments, tcod_engines_per_worker=1), ROWS, "f")
+
+
+@pytest.mark.parametrize("kind", ["nothing", "never the same"])
+def test_engines_that_share_nothing_or_never_answer_alike_pass(kind):
+    play_rows(config("SharesState", tcod_env_args={"kind": kind}), ROWS, "f")
+
+
 def test_recorded_answers_of_an_agent_with_tools_are_read_by_its_parser():
     settings = config("Good", tcod_tool_parser="qwen").model_copy(
         update={"tcod_environment": "tests.support.corridor.ToolCorridor", "tcod_admissible": "never"}

@@ -1,8 +1,11 @@
 """Environments with one fault each, as a newcomer writes them. Worker processes import this file."""
 
 import os
+import random
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -93,6 +96,31 @@ NeedsArguments = good_but(
     tools=staticmethod(lambda metadata: [ASK]),
     step=lambda self, action: Observation("Yes.") if action == "no such action" else {}["word"],
 )
+
+
+class SharesState(Good):
+    """Says numbers that its row's seed decides, as long as nobody else draws from, moves or sets what it uses."""
+
+    def __init__(self, data_root: str = "", kind: str = "random") -> None:
+        super().__init__(data_root)
+        self.kind = kind
+
+    def reset(self, metadata: dict[str, Any]) -> Observation:
+        seed = str(metadata["n"])
+        random.seed(seed)
+        self.own = random.Random(seed)
+        os.environ["SEED"] = CACHE["seed"] = seed
+        os.makedirs(folder := os.path.join(tempfile.gettempdir(), "shares", seed), exist_ok=True)
+        os.chdir(folder)
+        return super().reset(metadata)
+
+    def step(self, action: str) -> Observation:
+        values = {"random": random.random, "folder": os.getcwd, "variable": lambda: os.environ["SEED"]}
+        values |= {"cache": lambda: CACHE["seed"], "nothing": self.own.random, "never the same": time.perf_counter}
+        return replace(super().step(action), text=str(values[self.kind]()))
+
+
+CACHE: dict[str, str] = {}
 StringFromParse = good_but("StringFromParse", parse_action=staticmethod(lambda response: "ok"))
 LosesActions = good_but("LosesActions", parse_action=staticmethod(lambda response: (response, True)))
 NoStaticMethod = good_but("NoStaticMethod", render=lambda observation, first, admissible: observation.text)

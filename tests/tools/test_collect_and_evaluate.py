@@ -15,6 +15,7 @@ from aiohttp import web
 from transformers import AutoTokenizer
 
 from examples.tcod import ConfigError
+from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.episode.rows import Row
 from examples.tcod.model import client
 from examples.tcod.model.chat_tokens import ChatTokens
@@ -131,6 +132,23 @@ def test_the_shortest_replayable_solution_is_kept_with_its_responses(rig, capsys
     assert table["task type"] == ["games", "solved", "success", "length", "inexact"]
     assert table["walk 4"] == ["1", "1", "1.00", "4", "1"] and table["walk 9"] == ["1", "0", "0.00", "-", "0"]
     assert table["all"] == ["5", "4", "0.80", "4", "1"]
+
+
+def test_calls_of_tools_are_collected_with_their_tokens_and_evaluated(rig):
+    from tests.episode.test_tools import TOOLS, action, call, with_tools
+
+    with_tools(rig, rig.folder / "tools")
+    settings = yaml.safe_load(rig.config.read_text()) | {key: TOOLS[key] for key in TOOLS if key.startswith("tcod_")}
+    rig.config.write_text(yaml.safe_dump(settings))
+    rig.openings[2] = [said := call("right", "right")]
+    rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "1", "--max-turn-len", "250")
+    (row,) = read(rig.folder / "demos.jsonl")
+    demo = Demonstration.of(row["metadata"])
+    assert (demo.actions, demo.responses) == ((action("right", "right"),), (said,))
+    chat = ChatTokens(rig.tokenizer, {}, tools=True)
+    assert demo.sampled_ids(0, chat) == demo.ids[0] == chat.assistant(said) and len(demo.ids[0]) < len(said)
+    rig.run(evaluate, rig.rows(2), "result.json", "--max-turn-len", "250")
+    assert json.loads((rig.folder / "result.json").read_text())["success"]["all"]["success"] == 1.0
 
 
 def test_games_that_are_neither_solved_nor_done_are_named(rig, capsys):

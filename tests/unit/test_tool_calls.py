@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from examples.tcod.episode.demonstration import Demonstration
-from examples.tcod.episode.history import TurnHistory
+from examples.tcod.episode.history import AppendHistory, TurnHistory
+from examples.tcod.model.chat_template import Rules
 from examples.tcod.model.student import Response
+from examples.tcod.model.tool_calls import ToolParser
 from smoke import cpu_only
 from tests.support.real_tokenizers import chat_with
 
@@ -16,12 +18,23 @@ cpu_only.prepare()
 
 NUM_GPUS = 0
 LLAMA_3_1 = (  # the shape of Llama 3.1's own template
-    "{{ bos_token }}{% for m in messages %}{% if m.tool_calls %}"
-    "{{ raise_exception('single') if m.tool_calls|length > 1 }}"
-    '<|start_header_id|>assistant<|end_header_id|>\n\n{"name": "{{ m.tool_calls[0].function.name }}", '
-    '"parameters": {{ m.tool_calls[0].function.arguments|tojson }}}<|eot_id|>{% else %}<|start_header_id|>{{ m.role }}'
-    "<|end_header_id|>\n\n{{ m.content|trim }}<|eot_id|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ 'ipython' if m.role == 'tool' else m.role }}"
+    "<|end_header_id|>{{ '\\n\\n' }}{% if m.tool_calls %}{{ raise_exception('single') if m.tool_calls|length > 1 }}"
+    '{"name": "{{ m.tool_calls[0].function.name }}", "parameters": {{ m.tool_calls[0].function.arguments|tojson }}}'
+    "{% else %}{% for t in (tools or []) if m.role == 'system' %}{{ t|tojson }}{{ '\\n\\n' }}{% endfor %}"
+    "{{ m.content|tojson if m.role == 'tool' else m.content|trim }}{% endif %}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}{% endif %}"
+)
+DEEPSEEK = (  # the shape of SGLang's template for DeepSeek-V3 with tools
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% for t in tools or [] %}"
+    "{{ '\\n' }}{{ t|tojson }}{% endfor %}{% elif m.role == 'user' %}<｜User｜>{{ m.content }}<｜Assistant｜>"
+    "{% elif m.role == 'tool' %}{% if messages[loop.index0 - 1].role != 'tool' %}<｜tool▁outputs▁begin｜>{% endif %}"
+    "<｜tool▁output▁begin｜>{{ m.content }}<｜tool▁output▁end｜>"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<｜tool▁outputs▁end｜>{% endif %}"
+    "{% else %}{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+    "{% if loop.first %}<｜tool▁calls▁begin｜>{% endif %}<｜tool▁call▁begin｜>function<｜tool▁sep｜>"
+    "{{ c.function.name }}{{ '\\n```json\\n' }}{{ c.function.arguments|tojson }}{{ '\\n```' }}<｜tool▁call▁end｜>"
+    "{% if loop.last %}<｜tool▁calls▁end｜>{% endif %}{% endfor %}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
 )
 # name: its template, keyword arguments, content and arguments as it wants them, calls at once, the markers
 FAMILIES = {
@@ -113,3 +126,39 @@ def test_markers_in_other_text_and_other_names_in_an_answer_are_text(name):
         shown = names_in(chat, chat.context([everything, everything, everything, everything]))
         assert shown <= names_in(chat, chat.context(["", "", "", ""])) | MAY_SAY[name]
         assert names_in(chat, chat.assistant(everything)) == MAY_SAY[name]
+
+
+# name: a template that writes tools, and SGLang's parser of its calls
+TOOLS = {"qwen3": (None, "qwen"), "llama3_1": (LLAMA_3_1, "llama3"), "deepseek_v3": (DEEPSEEK, "deepseekv3")}
+TOOL = {"type": "function", "function": {"name": "query", "parameters": {"type": "object", "properties": {}}}}
+
+
+@each
+def test_tools_calls_and_results_are_the_templates_own_rendering(name):
+    """Token for token, in both histories; and what a template writes for calls, its parser reads as the same calls."""
+    (template, parser), (_, kwargs, _, _, count, _) = TOOLS[name], FAMILIES[name]
+    calls = [{"name": "query", "arguments": {"sql": f"SELECT {i}, 'é'"}} for i in range(count)]
+    made = [{"type": "function", "id": "call00000", "function": call} for call in calls]
+    results = [f"row {i}\n- x" for i in range(count)]
+    for history in ("append", "turns"):
+        chat = chat_with(name, template, kwargs, history=history, tools=True)
+        player = {"append": AppendHistory, "turns": TurnHistory}[history](chat, 10**6)
+        player.begin(Rules("Rules.", [TOOL]), "How many?")
+        answer = chat.call(calls)
+        player.show_replayed(answer, None)
+        player.observe(tuple(results))
+        player.show_replayed("I see.", None)
+        player.observe("Go on.")
+        messages = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "How many?"}]
+        messages += [{"role": "assistant", "content": "", "tool_calls": made}]
+        messages += [{"role": "tool", "tool_call_id": "call00000", "content": text} for text in results]
+        messages += [{"role": "assistant", "content": "I see."}, {"role": "user", "content": "Go on."}]
+        render = functools.partial(chat.tokenizer.apply_chat_template, add_generation_prompt=True, **kwargs)
+        theirs = render(messages, tools=[TOOL], tokenize=False)
+        block = "<think>\n\n</think>\n\n"  # before every answer in one growing context
+        assert chat.tokenizer.decode(player.context).replace(block, "") == theirs.replace(block, "")
+        if history == "turns":
+            assert player.context == render(messages, tools=[TOOL], return_dict=False)
+    assert ToolParser(parser).calls(f"Hm.\n{answer}" if count > 1 else answer, [TOOL]) == calls
+    for malformed in (answer.rpartition('"}')[0], answer[::-1], "no call", answer.replace("query", "drop")):
+        assert ToolParser(parser).calls(malformed, [TOOL]) in ([], calls[:-1])

@@ -17,7 +17,7 @@ class ToolParser:
     name: str | None
 
     def calls(self, answer: str, tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """[{"name": .., "arguments": ..}, ..]: an answer's calls of these tools; none where it is malformed.
+        """[{"name": .., "arguments": ..}, ..]: an answer's calls of these tools, as far as they are well-formed.
 
         Raises:
             ConfigError: see load.

@@ -3,8 +3,9 @@
     python -m examples.tcod.tools.check_environment --config tcod.yaml --rows train.jsonl
 
 All rows are checked as a training run checks them. Some are played in a worker process, with training's time limit:
-reset, rendered, a nonsense action sent, and their demonstrations replayed by the rules of B2F. Then it prints what an
-engine costs, and how many workers and engines that suggests. A fault is one sentence and exit status 1.
+reset, rendered, a nonsense action sent, and their demonstrations replayed by the rules of B2F. Two rows are played in
+turn, on two engines of one process, which must answer as they do alone. Then it prints what an engine costs, and how
+many workers and engines that suggests. A fault is one sentence and exit status 1.
 
 --record OUT plays all rows, and writes them with what the environment says in their demonstrations (VARIANT=sft).
 """
@@ -31,6 +32,7 @@ from .common.prepare import Task, play_demonstration, write_jsonl
 from .common.ray_start import start_ray
 
 NONSENSE = "no such action"
+IN_TURN = 30  # actions of each row that is played in turn with another
 # What the suggestion assumes.
 EPISODES = 64  # at once; --episodes
 TURN_S = 5.0  # that the student thinks about a turn, under load
@@ -107,12 +109,49 @@ async def _play(measured: Measured, row: Row, source: str) -> None:
             demo = await play_demonstration(measured, side, demo)
         measured.demos.append(demo)
     except Failure as failure:
-        name, reason = side.environment.__name__, " ".join(str(failure).split())[:500]
-        raise ConfigError(f"{name} does not play {place(row, source)}, {failure.reason}: {reason}") from failure
+        raise _unplayable(side, row, source, failure) from failure
+
+
+def _unplayable(side: TextSide, row: Row, source: str, failure: Failure) -> ConfigError:
+    name, reason = side.environment.__name__, " ".join(str(failure).split())[:500]
+    return ConfigError(f"{name} does not play {place(row, source)}, {failure.reason}: {reason}")
+
+
+async def _play_in_turn(engines: Sequence[BorrowedEnvironment], rows: Sequence[Row]) -> list[list[Observation]]:
+    """What engines answer to their rows' demonstrations, or to listed actions and nonsense: an action of each in turn.
+
+    Raises:
+        Failure: what an engine does wrong.
+    """
+    played = [(engine, row, [await engine.reset(row.task)]) for engine, row in zip(engines, rows, strict=True)]
+    for turn in range(IN_TURN):
+        for engine, row, answers in played:
+            actions = Demonstration.of(row.metadata).actions[turn : turn + 1] or answers[-1].admissible or (NONSENSE,)
+            if not (answers[-1].won or answers[-1].done):
+                answers.append(await engine.step(actions[0]))
+    return [answers for _, _, answers in played]
+
+
+async def _check_neighbours(engines: Sequence[BorrowedEnvironment], rows: Sequence[Row], source: str) -> None:
+    """Raises ConfigError where engines answer otherwise beside a neighbour, though alone twice the same; Failure."""
+    alone, again = [[(await _play_in_turn(engines[:1], [row]))[0] for row in rows] for _ in range(2)]
+    if alone != again:
+        return  # it is never the same
+    try:
+        together, said = await _play_in_turn(engines, rows), "answers otherwise"
+    except Failure as failure:
+        together, said = [], f"fails ({failure})"
+    if together != alone:
+        raise ConfigError(
+            f"the environment {said} where {place(rows[0], source)} and {place(rows[-1], source)} are played in turn, "
+            "on two engines of one process: keep in the object what they share (the global random generator, the "
+            "current folder, an environment variable, a signal handler, a module's cache), or set "
+            "tcod_engines_per_worker: 1"
+        )
 
 
 def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Measured:
-    """Play rows on an engine of a worker, and the first one on another of its engines. Needs Ray.
+    """Play rows on an engine of a worker, the first one on another of its engines, and two in turn. Needs Ray.
 
     Args:
         source: the file of the rows, for the message.
@@ -133,6 +172,11 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Measured:
                         await _play(measured, row, source)
                     memory_mb, measured.printed = await measured.engine.inspect()
                     measured.memory_mb.append(memory_mb)
+                if config.tcod_engines_per_worker > 1:
+                    try:
+                        await _check_neighbours((one, other), (rows[0], rows[-1]), source)
+                    except Failure as failure:
+                        raise _unplayable(measured.side, rows[0], source, failure) from failure
                 return measured
         finally:
             await pool.close()
