@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -23,6 +24,15 @@ ABSENT = {
     "mixtures of experts, other attention, quantised weights": """auto_round bitsandbytes deep_ep deep_gemm
         dequant_k_cache fast_hadamard_transform flash_attn flash_attn_interface kt_kernel modelopt mooncake nixl_ep
         petit_kernel sglang.srt.single_batch_overlap tilelang torchao vllm xformers xielu""",
+    "Megatron's fused kernels, which are switched off, and other layers": """amp_C apex causal_conv1d
+        emerging_optimizers fla flash_attn_3 flash_mla flashattn_hopper fused_weight_gradient_mlp_cuda grouped_gemm
+        mamba_ssm nvidia_kitchen scaled_masked_softmax_cuda scaled_softmax_cuda scaled_softmax_cudaa
+        scaled_upper_triang_masked_softmax_cuda transformer_engine transformer_engine_torch""",
+    "watchdogs and storage": """botocore memray multistorageclient nvidia_resiliency_ext one_logger userlib
+        workload_inspector""",
+    "other tokenizers, tables": "datasets file_utils pyarrow qwen_vl_utils tiktoken",
+    "other versions of what is there": """cuda.cuda cuda.cudart megatron.core.tokenizers.utils.build_tokenizer
+        sglang.srt.patch_torch torch._C""",
     "weights from elsewhere": "boto3 fastsafetensors modelexpress modelscope redis runai_model_streamer",
     "sound and pictures": "cv2 decord mistral_common timm torchaudio torchcodec vector_quantize_pytorch",
     "other servers, parsers and traces": """fastokens gpt_oss granian lxml netifaces nvtx opentelemetry.exporter
@@ -110,7 +120,7 @@ def kernels() -> list[str]:
 
 
 def gpu() -> list[str]:
-    """Import what a GPU's processes do, and have SGLang read its engine's settings; returns what went wrong."""
+    """Import and preload what a GPU's processes do, have SGLang read its settings; returns what went wrong."""
     pretend()
     wrong = []
     for name in ON_GPU:
@@ -118,6 +128,13 @@ def gpu() -> list[str]:
             importlib.import_module(name)
         except Exception as error:  # all of them are wanted, not the first
             wrong.append(f"{name}: {type(error).__name__}: {error}")
+    import torch_memory_saver
+
+    saver = f"{torch_memory_saver.__path__[0]}_hook_mode_preload_cu13.abi3.so"
+    variables = {**os.environ, "LD_PRELOAD": saver}
+    preloaded = subprocess.run([sys.executable, "-c", ""], env=variables, capture_output=True, text=True)
+    if preloaded.returncode or preloaded.stderr:
+        wrong.append(f"{saver}: {preloaded.stderr}")
     from sglang.srt.server_args import prepare_server_args
 
     from smoke.make_models import SHIPPED
@@ -125,7 +142,7 @@ def gpu() -> list[str]:
     from tests.gpu import engines
 
     read = prepare_server_args(["--model-path", str(SHIPPED), "--enable-memory-saver", *as_flags(engines.KERNELS)])
-    print(f"SGLang reads: {read.device} {read.attention_backend}, decode graphs up to {read.cuda_graph_config}")
+    print(f"SGLang reads: {read.device} {read.attention_backend}, {read.sampling_backend}")
     return wrong
 
 
@@ -191,7 +208,7 @@ def traces(folder: str) -> list[str]:
                 absent.setdefault(module, []).append(f"{path}:{line}")
     known = tuple(f"{name}." for names in ABSENT.values() for name in names.split())
     for module, places in absent.items():
-        if not f"{module}.".startswith(known):
+        if not f"{module.rpartition('/')[2]}.".startswith(known):
             wrong.append(f"{module} is not in the bundle: {places[0]}, {len(places)} places")
     print(f"{len(opened)} files were opened, {len(code)} of them code; {len(absent)} modules are absent")
     return wrong

@@ -33,7 +33,7 @@ nm -D --undefined-only "$site"/sgl_kernel/{.,sm90}/*.so "$site"/torch_memory_sav
   awk '$2 ~ /^cu[A-Z]/ {print "int " $2 "(void) {return 999;}"}' | sort -u |
   gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -x c - -o "$root/driver/libcuda.so.1"
 failed=0
-TCOD_TRACES=$results/traces LD_LIBRARY_PATH=$root/driver check gpu >"$results/gpu.log" 2>&1 || failed=1
+TCOD_TRACES=$results/traces LD_LIBRARY_PATH=$site/nvidia/cu13/lib:$root/driver check gpu >"$results/gpu.log" 2>&1 || failed=1
 grep -v -i warning "$results/gpu.log" | tail -n 20
 TCOD_TRACES=$results/traces bash tests/gpu/run.sh "$parts" "$results" || failed=1
 machine=$("$PYTHON" -c 'import sys; print(sys.base_prefix, sys.prefix, sep=":")')

@@ -63,7 +63,7 @@ ctypes.CDLL('libcuda.so.1')
 print(next(line.split()[-1] for line in open('/proc/self/maps') if 'libcuda.so' in line))" 2>/dev/null)" "$root/driver/libcuda.so" 2>/dev/null
 if [[ $DEVICE == cpu ]]; then PYTHONPATH=$PWD/smoke/stubs:$PWD; fi # the bundle's kernels are for GPUs
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false RAY_USAGE_STATS_ENABLED=0
-declare -A limits=([kernels]=90 [engines]=150 [colocated]=240 [megatron]=110 [async]=100 [fully_async]=100)
+declare -A limits=([kernels]=90 [engines]=180 [colocated]=220 [megatron]=110 [async]=100 [fully_async]=100)
 for name in ${STEPS-kernels engines colocated megatron async fully_async}; do
   case $name in
     kernels) module=rehearsal ;;
