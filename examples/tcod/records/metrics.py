@@ -32,6 +32,8 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     metrics = {"k": fmean(record.k for record in records)}
     metrics |= {**_episodes(records), **_kl(episodes), **_notes(episodes), **_failures(drawn)}
     metrics |= _by_index("success_by_start", ((record.replayed, record.won) for record in records))
+    by_label = ((str(sample.label or ""), record.won) for sample, record in zip(trained, records, strict=True))
+    metrics |= _by_index("success_by_type", by_label)
     metrics |= _tokens(episodes)
     if replayed := [turn.as_sampled for record in records for turn in record.demonstration]:
         metrics["replayed_as_sampled"] = fmean(replayed)
@@ -143,14 +145,15 @@ def _notes(episodes: Sequence[Episode]) -> Metrics:
     return {name: fmean(each) for name, each in values.items() if each}
 
 
-def _by_index(name: str, pairs: Iterable[tuple[int, float]]) -> Metrics:
-    """Mean and count of the values of each index."""
+def _by_index(name: str, pairs: Iterable[tuple[int | str, float]]) -> Metrics:
+    """Mean and count of the values of each index, or label."""
     groups = defaultdict(list)
     for index, value in pairs:
         groups[index].append(value)
     metrics: Metrics = {}
     for index, values in sorted(groups.items()):
-        metrics |= {f"{name}/{index:02d}": fmean(values), f"{name}_count/{index:02d}": len(values)}
+        key = f"{index:02d}" if isinstance(index, int) else index
+        metrics |= {f"{name}/{key}": fmean(values), f"{name}_count/{key}": len(values)}
     return metrics
 
 
