@@ -39,9 +39,12 @@ def reference(model, batch: dict, kl_coef: float, loss: str):
         for j in range(response):
             position = len(ids) - response + j
             value = log_probs[position - 1, ids[position]]
-            advantage = batch["rewards"][i] - kl_coef * (value.item() - batch["teacher_log_probs"][i][j])
+            advantage = batch["rewards"][i]
+            if "teacher_log_probs" in batch:
+                advantage -= kl_coef * (value.item() - batch["teacher_log_probs"][i][j])
             if batch["loss_masks"][i][j]:
-                total = total - weights[i][j] * advantage * torch.exp(value - value.item())
+                ratio = torch.exp(value - value.item())
+                total = total - weights[i][j] * (advantage * ratio if "rollout_log_probs" in batch else value)
     model.zero_grad()
     total.backward()
     return total.item(), [parameter.grad.clone() for parameter in model.parameters()]
@@ -54,9 +57,14 @@ def gradients_of_step(trainer: Trainer, batch: dict):
     return metrics, [parameter.grad.clone() for parameter in trainer.model.parameters()]
 
 
-@pytest.mark.parametrize("loss, kl_coef", [("trajectory", 1.0), ("token", 0.3), ("turn", 1.0)])
-def test_loss_and_gradient_equal_the_plain_computation(kl_coef, loss):
-    batch = batch_of(11)  # more than one micro-batch
+@pytest.mark.parametrize(
+    "loss, kl_coef, without",
+    [("trajectory", 1.0, []), ("token", 0.3, []), ("turn", 1.0, []), ("token", 1.0, ["teacher_log_probs"])]
+    + [(loss, 1.0, ["teacher_log_probs", "rollout_log_probs"]) for loss in ("trajectory", "token")],
+)
+def test_loss_and_gradient_equal_the_plain_computation(kl_coef, loss, without):
+    """Of distillation; without a teacher of the reward alone; and of what nobody sampled, which is imitated."""
+    batch = {name: values for name, values in batch_of(11).items() if name not in without}  # several micro-batches
     trainer = Trainer(SHIPPED, lr=1e-3, loss=loss, kl_coef=kl_coef, clip_grad=1e9)
     metrics, gradients = gradients_of_step(trainer, batch)
     value, expected = reference(Trainer(SHIPPED, lr=0.0).model, batch, kl_coef, loss)
