@@ -15,7 +15,7 @@ VARIANT=${VARIANT:-$(python3 -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)
 HORIZON=${HORIZON:-}                                   # largest number of turns
 ETA=${ETA:-}                                           # rollouts per turn of depth
 TEACHER_SEES=${TEACHER_SEES:-}                         # "demo hindsight" or one: what the teacher is shown beside
-REWARD_COEF=${REWARD_COEF:-}                           # of the reward beside the KL, with SAMPLES_PER_TASK of 2 or more
+REWARD_COEF=${REWARD_COEF:-}                           # of the reward beside the KL; SAMPLES_PER_TASK 2 or more
 RUN_DIR=${RUN_DIR:-/root/tcod_runs/$CONFIG_NAME-qwen3-8b-$VARIANT} # checkpoints, settings, metrics and logs
 # Code and models. A Megatron checkpoint is optional: slime loads Hugging Face's of dense Qwen models itself.
 SLIME_DIR=${SLIME_DIR:-$(cd "$HERE/../.." && pwd)}
@@ -110,7 +110,7 @@ export TCOD_RUN_DIR=$RUN_DIR CUDA_DEVICE_MAX_CONNECTIONS=1
 # shellcheck disable=SC1090
 source "$MODEL_SCRIPT"
 
-# The teacher's server; launch.py adds its length. Small chunks: a chunk's log-probs are a float per token and word.
+# The teacher's server; tools/launch adds its length. Small chunks: a chunk's log-probs are a float per token and word.
 if [[ -z $TEACHER_HOST && -n $RAY_ADDRESS ]]; then TEACHER_HOST=$(hostname -I | cut -d ' ' -f 1); fi
 TEACHER_HOST=${TEACHER_HOST:-127.0.0.1} HOST=$TEACHER_HOST
 if [[ $HOST == *:* ]]; then HOST=[$HOST]; fi # IPv6

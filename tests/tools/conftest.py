@@ -39,3 +39,22 @@ def settings(place):
 
     env = run_script.commands(place).env
     return lambda **changes: Settings.read({**env, **changes})
+
+
+@pytest.fixture
+def rig(tmp_path, checkpoint, monkeypatch):
+    """A scripted model on a server, for collect_demos and evaluate."""
+    import ray
+
+    from examples.tcod.model import client
+    from examples.tcod.settings import build
+    from tests.support.served_model import Rig
+    from tests.support.toys import LocalPool
+
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: None)
+    monkeypatch.setattr(build, "EnvironmentPool", LocalPool)
+    monkeypatch.setattr(client, "RETRIES", 0)
+    rig = Rig(tmp_path, checkpoint)
+    rig.monkeypatch = monkeypatch
+    with rig.server:
+        yield rig

@@ -1,0 +1,95 @@
+"""RUN_DIR: its lock, and which run goes on in it."""
+
+import errno
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from examples.tcod import ConfigError
+from examples.tcod.tools.launch import folder
+from examples.tcod.tools.launch.settings import read_recipe
+from tests.support.run_script import checkpoint
+
+NUM_GPUS = 0
+
+
+def test_a_run_dir_is_locked_where_that_can_be_done(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    for run_dir in (tmp_path / "file", tmp_path / "file/below", Path("/proc/run")):
+        with pytest.raises(ConfigError, match=f"RUN_DIR {run_dir} cannot be written .*: set another one"):
+            folder.lock(run_dir)
+    held = r"has a run that goes on \(process \d+ on .*\): wait"
+    with folder.lock(tmp_path), pytest.raises(ConfigError, match=held):
+        folder.lock(tmp_path)
+    for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        refuse = OSError(number, "no locks")
+        monkeypatch.setattr(fcntl, "flock", lambda *_, refuse=refuse: (_ for _ in ()).throw(refuse))
+        folder.lock(tmp_path).close()
+        assert "no locks" in capsys.readouterr().err
+
+
+@pytest.fixture
+def resume(settings, tmp_path, monkeypatch):
+    """resume(**changes) of a run that left a checkpoint: None, or why it is not the same run."""
+    monkeypatch.setenv("ALFWORLD_DATA", f"{tmp_path}/games")
+
+    def begin(**changes):
+        s = settings(**changes)
+        try:
+            folder.begin(s, read_recipe(s, {"VARIANT": "f2b", **changes}), "")
+        except ConfigError as error:
+            return str(error)
+
+    assert begin() is None
+    checkpoint(tmp_path / "run", 24)
+    return begin
+
+
+def test_a_run_goes_on_with_other_ways_to_run_it(resume, tmp_path):
+    free = {"NUM_ROLLOUT": "500", "EVAL_INTERVAL": "5", "SAVE_INTERVAL": "5", "ACTOR_GPUS": "2", "LR": "1"}
+    assert resume(**free, TEACHER_URL="http://a:1") is None
+    for name in ("data", "student"):  # what counts is what they hold
+        (tmp_path / name).rename(tmp_path / f"{name}2")
+    moved = {"DATA_DIR": f"{tmp_path}/data2", "STUDENT": f"{tmp_path}/student2"}
+    assert resume(**moved, EVAL_SETS="") is None
+    config = yaml.safe_load((tmp_path / "alfworld.yaml").read_text())
+    (tmp_path / "alfworld.yaml").write_text("# the same\n" + json.dumps(dict(reversed(config.items()))))
+    assert resume(**moved) is None
+    for name in ("tcod.yaml", "run.yaml", *(f"logs/{logs.name}" for logs in (tmp_path / "run/logs").iterdir())):
+        assert (tmp_path / "run" / name).stat().st_mode & 0o077 == 0, name  # there may be a key in it
+
+
+def test_a_model_counts_by_its_files_wherever_they_lie(tmp_path):
+    """A checkpoint of Megatron has them in a folder of its own."""
+    (tmp_path / "iter_0000001").mkdir()
+    (tmp_path / "iter_0000001" / "__0_0.distcp").write_bytes(b"weights")
+    before = folder.digest(tmp_path, "TEACHER_MODEL")
+    (tmp_path / "iter_0000001" / "__0_0.distcp").write_bytes(b"others!")
+    assert folder.digest(tmp_path, "TEACHER_MODEL") != before
+
+
+@pytest.mark.parametrize(
+    "changes, what",
+    [
+        ({"ETA": "2"}, "tcod_eta"),
+        ({"VARIANT": "b2f", "EVAL_TEMPERATURE": "1"}, "tcod_eval_kl, tcod_variant"),
+        ({"MAX_TURN_LEN": "100"}, "MAX_TURN_LEN"),
+        ({"CHAT_TEMPLATE_KWARGS": "{}"}, "CHAT_TEMPLATE_KWARGS"),
+        ({"other": "data/train.jsonl"}, "DATA_DIR"),
+        ({"other": "data/valid_seen.jsonl"}, "EVAL_SETS seen"),
+        ({"other": "student/tokenizer.json"}, "STUDENT"),
+        ({"other": "teacher/model.safetensors"}, "TEACHER_MODEL"),
+    ],
+)
+def test_another_run_is_not_continued(resume, tmp_path, changes, what):
+    if other := changes.pop("other", None):
+        (tmp_path / other).write_text((tmp_path / other).read_text() + " ")
+    assert resume(**changes) == f"{tmp_path}/run has a run with another {what}: take it back, or set another RUN_DIR"
+
+
+def test_a_checkpoint_without_the_position_in_the_data_is_refused(resume, tmp_path):
+    checkpoint(tmp_path / "run", 49).unlink()
+    assert f"checkpoint 49 has no {tmp_path}/run/checkpoints/rollout/global_dataset_state_dict_49.pt, the" in resume()
