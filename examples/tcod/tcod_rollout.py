@@ -133,7 +133,6 @@ async def generate(
     reason in the EpisodeRecord and reward 0.0.
     """
     players = players_of(args)
-    config = players.run.config
     if evaluation:
         sample.metadata["tcod"] = Episode(EpisodeRecord(evaluation=True))
     elif "tcod" not in sample.metadata:
@@ -157,13 +156,12 @@ async def generate(
         if evaluation:
             fill(args, sample, episode.sequences)
         else:
-            reward_of(episode.record, config.tcod_reward)  # what has none fails before the teacher is asked
+            reward_of(
+                episode.record, players.run.config.tcod_reward
+            )  # what has none fails before the teacher is asked
     settle(sample, players.run.chat.tokenizer)
-    if evaluation and not episode.record.failure:
-        # What is left without a reward is asked for it: the teacher's scores, or the data set's own function.
-        is_scored = config.tcod_eval_kl and args.opd_type == "sglang" and episode.record.untempered
-        if not is_scored and sample.custom_rm_path in (None, args.custom_rm_path):
-            sample.reward = float(episode.record.won)
+    if evaluation and not episode.record.failure and not _has_reward_to_come(args, sample):
+        sample.reward = float(episode.record.won)
     return sample
 
 
@@ -253,6 +251,12 @@ def _plan(run: Run, record: EpisodeRecord, sample: Sample) -> tuple[EpisodePlan,
         demonstration = Demonstration.of(sample.metadata)
         demonstration.check(curriculum.horizon)
     return curriculum.plan(record.k, len(demonstration.actions), record.n, sample.index), demonstration
+
+
+def _has_reward_to_come(args: Namespace, sample: Sample) -> bool:
+    """Whether reward_func is asked for the teacher's scores, or a data set's own function for its reward."""
+    is_scored = run_of(args).config.tcod_eval_kl and args.opd_type == "sglang" and Episode.of(sample).record.untempered
+    return is_scored or sample.custom_rm_path not in (None, args.custom_rm_path)
 
 
 def _score_plainly(run: Run, samples: list[Sample]) -> None:

@@ -142,3 +142,18 @@ def test_a_model_whose_template_writes_no_tools_is_refused(rig):
         ConfigError, match="does not write tools, calls and results .*: use a model or a chat template"
     ):
         rig.rollout([{"goal": 3}], **TOOLS)
+
+
+@pytest.mark.parametrize("history", ["append", "turns"])
+def test_the_teachers_note_tells_calls_and_results(tools, history):
+    tools.script = [call("right", "right"), call("right")]
+    changes = {"tcod_history": history, "tcod_teacher_sees": "hindsight", "tcod_note_len": 2000}
+    samples, _ = tools.rollout([{"goal": 3}], **TOOLS, **changes)
+    told_of = f"> {action('right', 'right')}\nYou are at door 1.\nYou are at door 2.\n> {action('right')}\n"
+    for request, sample in zip(tools.scoring_requests(), samples, strict=True):
+        head, first, tail = tools.tokenizer.decode(sample.tokens).partition("You are at door 0.")
+        scored = tools.tokenizer.decode(request["input_ids"])
+        assert scored.startswith(f"{head}{first}\n\nA note") and scored.endswith(f" alone.{tail}")
+        assert f"{told_of}You are at door 3.\nThe task was solved." in scored
+        behind = len(tools.tokenizer.encode(tail, add_special_tokens=False))
+        assert request["input_ids"][-behind:] == sample.tokens[-behind:]

@@ -71,6 +71,15 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def _check_task(metadata: Any, environment: type[Environment], data_root: str, has_parser: bool) -> None:
+    """Raises ValueError, or whatever the environment's check_row does."""
+    if not isinstance(metadata, dict):
+        raise ValueError(f"its metadata is no JSON object but {metadata!r:.80}")
+    environment.check_row(task := task_of(metadata), data_root)
+    if _tools(environment, task) and not has_parser:
+        raise ValueError("its agent calls tools: set tcod_tool_parser to the model's parser in SGLang (qwen, ..)")
+
+
 def _tools(environment: type[Environment], task: dict[str, Any]) -> Sequence[Any]:
     try:
         return ask(environment, "tools", task)
@@ -102,13 +111,7 @@ def check_rows(
     reasons, first = Counter[str](), ""
     for row in rows:
         try:
-            if not isinstance(row.metadata, dict):
-                raise ValueError(f"its metadata is no JSON object but {row.metadata!r:.80}")
-            environment.check_row(task := task_of(row.metadata), data_root)
-            if _tools(environment, task) and not has_parser:
-                raise ValueError(
-                    "its agent calls tools: set tcod_tool_parser to the model's parser in SGLang (qwen, ..)"
-                )
+            _check_task(row.metadata, environment, data_root, has_parser)
             demo = Demonstration.of(row.metadata)
             if variant:
                 demo.check(horizon)

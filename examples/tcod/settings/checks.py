@@ -225,6 +225,10 @@ def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
             "the teacher's scores are untempered, so --opd-type sglang needs --rollout-temperature 1, --rollout-top-p "
             "1 and --rollout-top-k -1, not {:g}, {:g} and {}".format(*sampling)
         )
+    yield from _evaluation_contradictions(args, config)
+
+
+def _evaluation_contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
     datasets = getattr(args, "eval_datasets", None) or []
     ours = (None, args.custom_generate_function_path)
     for dataset in datasets:  # slime hands samples without a reward function of their own to ours
