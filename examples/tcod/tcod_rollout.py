@@ -28,7 +28,6 @@ A sample's way through one training step n:
 import asyncio
 import functools
 import logging
-import math
 import time
 import uuid
 from argparse import Namespace
@@ -52,7 +51,7 @@ from .records.saved_episodes import choose
 from .settings.build import Run, checked_run, drawing_of, imitator_of, players_of, run_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
 from .training.rewards import NO_SIGNAL, normalised, reward_of
-from .training.samples import fill, flat, settle, timeline_span, to_samples
+from .training.samples import check_complete, fill, flat, settle, timeline_span, to_samples
 from .training.turn_mean import count_turns, is_turn_mean
 
 __all__ = [
@@ -224,18 +223,7 @@ def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[f
     Raises:
         ValueError: a sample is incomplete; it must never be trained on.
     """
-    for sample in samples:
-        needed = {"loss_mask": sample.loss_mask}
-        if args.loss_type != "sft_loss":
-            needed["rollout_log_probs"] = sample.rollout_log_probs
-        if args.opd_type == "sglang":
-            needed["teacher_log_probs"] = sample.teacher_log_probs
-        for name, values in needed.items():
-            if values is None or len(values) != sample.response_length or not all(map(math.isfinite, values)):
-                raise ValueError(
-                    f"sample {sample.index} ({sample.status.value}) has no complete and finite {name}: "
-                    f"is --dynamic-sampling-filter-path {__name__}.drop_failed set?"
-                )
+    check_complete(args, samples, needs=f"--dynamic-sampling-filter-path {__name__}.drop_failed")
     if is_turn_mean(args):
         count_turns(samples, args.global_batch_size)  # the last look at a whole batch before its micro-batches
     rewards = [float(sample.reward) for sample in samples]

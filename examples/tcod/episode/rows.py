@@ -80,6 +80,15 @@ def _check_task(metadata: Any, environment: type[Environment], data_root: str, h
         raise ValueError("its agent calls tools: set tcod_tool_parser to the model's parser in SGLang (qwen, ..)")
 
 
+def _check_demonstration(metadata: dict[str, Any], variant: str, horizon: int) -> None:
+    """Raises Failure: demo_*."""
+    demo = Demonstration.of(metadata)
+    if variant:
+        demo.check(horizon)
+    if variant == "sft":
+        demo.observation(0)
+
+
 def _tools(environment: type[Environment], task: dict[str, Any]) -> Sequence[Any]:
     try:
         return ask(environment, "tools", task)
@@ -112,11 +121,7 @@ def check_rows(
     for row in rows:
         try:
             _check_task(row.metadata, environment, data_root, has_parser)
-            demo = Demonstration.of(row.metadata)
-            if variant:
-                demo.check(horizon)
-            if variant == "sft":
-                demo.observation(0)
+            _check_demonstration(row.metadata, variant, horizon)
         except Failure as failure:
             reasons[failure.reason] += 1
             first = first or f"{place(row, source)}: {failure}"

@@ -3,8 +3,9 @@
 import contextlib
 import copy
 import logging
+import math
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +74,21 @@ def to_samples(args: Namespace, sample: Sample, tokenizer: Any) -> list[Sample]:
         setattr(samples[0], name, getattr(sample, name, None))
     samples[-1].status = sample.status
     return samples
+
+
+def check_complete(args: Namespace, samples: Sequence[Sample], needs: str) -> None:
+    """Raises ValueError where a sample has not all that it is trained with; `needs` is the flag that keeps it out."""
+    for sample in samples:
+        needed = {"loss_mask": sample.loss_mask}
+        if args.loss_type != "sft_loss":
+            needed["rollout_log_probs"] = sample.rollout_log_probs
+        if args.opd_type == "sglang":
+            needed["teacher_log_probs"] = sample.teacher_log_probs
+        for name, values in needed.items():
+            if values is None or len(values) != sample.response_length or not all(map(math.isfinite, values)):
+                raise ValueError(
+                    f"sample {sample.index} ({sample.status.value}) has no complete and finite {name}: is {needs} set?"
+                )
 
 
 def fill(args: Namespace, sample: Sample, sequences: list[TokenSequence]) -> None:
