@@ -35,8 +35,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         scopes = {name: fixtures[-1].scope for name, fixtures in item._fixtureinfo.name2fixturedefs.items()}
         if "browser" in scopes:
             item.add_marker(pytest.mark.slow)
-        if not config.pluginmanager.hasplugin("xdist"):
-            continue
         if item.nodeid.startswith("tests/slime/"):  # whole clusters, with ports and most of the memory
             item.add_marker(pytest.mark.xdist_group("slime"))
         elif "module" in scopes.values():

@@ -203,7 +203,7 @@ def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> Dynami
             return DynamicFilterOutput(keep=False, reason=Episode.of(sample).record.failure)
         if sample.status == Sample.Status.ABORTED:
             return DynamicFilterOutput(keep=False, reason=ABORTED)
-    if not args.use_opd and len({sample.reward for sample in samples}) == 1:
+    if not getattr(args, "use_opd", True) and len({sample.reward for sample in samples}) == 1:
         for sample in samples:
             Episode.of(sample).record.no_signal = True
         return DynamicFilterOutput(keep=False, reason=NO_SIGNAL)
