@@ -8,7 +8,7 @@ import pytest
 from examples.tcod import ConfigError, Failure
 from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.episode.jsonl import read_lines
-from examples.tcod.episode.rows import check_rows, read_rows
+from examples.tcod.episode.rows import check_rows, read_rows, task_key, task_of
 from tests.support.corridor import Corridor
 
 NUM_GPUS = 0
@@ -92,3 +92,9 @@ def test_the_first_turns_of_a_demonstration_are_those_of_all_its_parts():
     demo = Demonstration(("a", "b"), ("A", "B"), ([1], [2]), "v")
     assert demo.first(1) == Demonstration(("a",), ("A",), ([1],), "v")
     assert Demonstration(("a", "b")).first(1) == Demonstration(("a",))
+
+
+def test_a_task_is_the_environments_own_keys_in_any_order():
+    row = {"goal": 1, "demo": {"actions": []}, "tcod": {"n": 0}, "door": "left"}
+    assert task_of(row) == {"goal": 1, "door": "left"}
+    assert task_key(task_of(row)) == task_key({"door": "left", "goal": 1}) != task_key({"goal": 1})
