@@ -201,11 +201,12 @@ class Scenario:
         if hooks.STANDIN in Path(slime.__file__).parents:
             return hooks.SLIME_DEFAULTS
         from slime.backends.sglang_utils.arguments import add_sglang_arguments
-        from slime.utils.arguments import get_slime_extra_args_provider
+        from slime.utils.arguments import _pre_parse_mode, get_slime_extra_args_provider
 
         parser = get_slime_extra_args_provider()(argparse.ArgumentParser(conflict_handler="resolve"))
         add_sglang_arguments(parser)
         defaults = {action.dest: action.default for action in parser._actions}
+        defaults |= vars(_pre_parse_mode())  # arguments that slime reads before all others
         defaults["apply_chat_template_kwargs"] = json.loads(defaults["apply_chat_template_kwargs"])
         defaults["eval_datasets"] = None  # of --eval-prompt-data and --eval-config
         return {name: defaults[name] for name in hooks.SLIME_DEFAULTS}
