@@ -57,7 +57,9 @@ def compare(
         moved += change.square().sum().item()
     if moved == 0:
         raise ValueError(f"{folder} holds no step")
-    logged = {name: relative(slime[f"train/{name}"], ours[name]) for name in ("loss", "grad_norm")}
+    logged = {"grad_norm": relative(slime["train/grad_norm"], ours["grad_norm"])}
+    # A group's rewards cancel out in the loss of the first step: what is left is the rounding of terms of this size.
+    logged["loss"] = relative(slime["train/loss"], ours["loss"], flags.get("tcod_reward_coef", 0.0))
     return {**logged, "parameters": math.sqrt(wrong / moved)}
 
 
@@ -111,5 +113,6 @@ def logged_step(log: Path, step: int) -> dict[str, float]:
     return ast.literal_eval(found[1])
 
 
-def relative(value: float, reference: float) -> float:
-    return abs(value - reference) / abs(reference)
+def relative(value: float, reference: float, least: float = 0.0) -> float:
+    """The difference in parts of the reference, or of `least` where that is more."""
+    return abs(value - reference) / max(abs(reference), least)
