@@ -110,7 +110,7 @@ def batches(examples: list[T], seed: int, tokens: int = BATCH_TOKENS) -> Iterato
 
 def encode(chat: ChatTokens, first: str, steps: list[expert.Step]) -> Example:
     """A demonstration as the recipe renders an episode, with the expert's own answers as labels."""
-    ids = chat.prompt(AlfworldEnvironment.system_prompt({}), first)
+    ids = chat.context([AlfworldEnvironment.system_prompt({}), first])
     labels = [0] * len(ids)
     for i, step in enumerate(steps):
         answer = chat.assistant(AlfworldEnvironment.format_action(step.action))

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from examples.tcod.episode.record import Episode, EpisodeRecord, ReplayedTurn, Span, TokenSequence, TurnRecord
-from examples.tcod.model.student import Response
 from examples.tcod.records import run_folder, saved_episodes
 from examples.tcod.records.saved_episodes import MAX_TEXT, MAX_TOKENS, choose, clip, token_texts, transcript
 from tests.episode.test_evaluation import evaluation
@@ -126,13 +125,13 @@ class Characters:
 
 def made_of(text, turns, tokens, score):
     """An episode in which every text is this one: a replayed turn, then the student's."""
-    ids, span = [ord("x")] * tokens, Span("prompt", list(map(ord, text)))
+    ids, span = [ord("x")] * tokens, Span(list(map(ord, text)))
     played = {"observation": text, "action": text, "valid": True, "admissible": True, "cut": False}
     record = EpisodeRecord(demonstration=[ReplayedTurn(text, text, text)], reward=score, failure=text, outcome=text)
     record.turns = [TurnRecord(turn, refused=True, **played) for turn in range(1, turns)]
-    sequence = TokenSequence([span, Span("replayed", span.ids, 0)])
+    sequence = TokenSequence([span, Span(span.ids, 0)])
     for turn in range(1, turns):
-        sequence.spans += [span, Span("sampled", ids, turn, Response(ids, [score] * tokens, False, {}))]
+        sequence.spans += [span, Span(ids, turn, [score] * tokens, {})]
     sequence.teacher_log_probs = [-1.0] * sum(len(one.ids) for one in sequence.behind_prompt)
     row = SimpleNamespace(prompt=text, label=None, metadata={"key": text, "number": score})
     return transcript(Episode(record, [sequence]), row, Characters(), arm="f2b", dataset="train", n=0, index=0)

@@ -81,7 +81,7 @@ def test_any_text_survives_the_tokenizer_and_things_are_single_tokens(games):
 def test_the_chat_has_the_shape_of_qwen3():
     turn, header = "<|im_start|>user\nU<|im_end|>\n", "<|im_start|>assistant\n"
     no_thought = header + "<think>\n\n</think>\n\n"
-    assert tokenizer.decode(chat.prompt("S", "U")) == f"<|im_start|>system\nS<|im_end|>\n{turn}{no_thought}"
+    assert tokenizer.decode(chat.context(["S", "U"])) == f"<|im_start|>system\nS<|im_end|>\n{turn}{no_thought}"
     assert tokenizer.decode(chat.assistant("A") + chat.user("U")) == f"A<|im_end|>\n{turn}{no_thought}"
     messages = [{"role": "user", "content": "U"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nA"}]
     rendered = tokenizer.apply_chat_template(messages + messages[:1], tokenize=False, add_generation_prompt=True)

@@ -85,7 +85,7 @@ def test_the_spans_are_the_templates_own_rendering(name, checkpoint, system, use
     template, kwargs, system_role, block = USABLE[name]
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     chat = chat_with(tokenizer, template, kwargs)
-    ids = chat.prompt(system, user)
+    ids = chat.context([system, user])
     for answer, after in later:
         ids += chat.assistant(answer) + chat.user(after)
     ours = tokenizer.decode(ids)
@@ -232,7 +232,7 @@ def test_text_never_becomes_an_added_token(checkpoint, parts):
     chat = chat_with(tokenizer, PLAIN)
     ids = list(text.encode())
     assert len(chat.user(text)) == len(chat.user("")) + len(ids)
-    assert len(chat.prompt(text, text)) == len(chat.prompt("", "")) + 2 * len(ids)
+    assert len(chat.context([text, text])) == len(chat.context(["", ""])) + 2 * len(ids)
     thoughts = text.count("<think>") + text.count("</think>")
     answer = chat.assistant(text)
     assert [i in tokenizer.added_tokens_decoder for i in answer].count(True) == thoughts + 1

@@ -85,7 +85,7 @@ def test_the_spans_are_the_templates_own_rendering(name, data):
     text = texts(name).map(lambda text: text.replace("</think>", ""))  # templates cut an answer there
     turns = data.draw(st.lists(text, min_size=2, max_size=8).filter(lambda turns: len(turns) % 2 == 0))
     turns[2::2] = map(str.strip, turns[2::2])  # some strip past answers
-    ids = chat.prompt(*turns[:2])
+    ids = chat.context(turns[:2])
     for answer, after in zip(turns[2::2], turns[3::2], strict=True):
         ids += chat.assistant(answer) + chat.user(after)
     render = functools.partial(

@@ -54,6 +54,9 @@ class History(ABC):
     def observe(self, turn: Turn) -> bool:
         """The environment's turn; False, and nothing changes, if no further response would fit behind it."""
 
+    def _sampled(self, response: Response) -> Span:
+        return Span(response.ids, next(self._turns), response.log_probs, response.meta_info)
+
 
 class AppendHistory(History):
     """One growing context, which is the one sequence."""
@@ -61,11 +64,11 @@ class AppendHistory(History):
     def begin(self, system: str | Rules, user: str) -> bool:
         self._spans: list[Span] = []
         self._texts = [system, user]
-        self._extend(Span("prompt", self.chat.prompt(system, user)))
+        self._extend(Span(self.chat.context([system, user])))
         return self.room() >= 1
 
     def show_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
-        self._extend(Span("replayed", recorded_ids or self.chat.assistant(response), next(self._turns)))
+        self._extend(Span(recorded_ids or self.chat.assistant(response), next(self._turns)))
         return bool(recorded_ids)
 
     def room(self) -> int:
@@ -73,7 +76,7 @@ class AppendHistory(History):
         return self.max_context_len - len(self.context) - 1
 
     def respond(self, response: Response, text: str | None = None) -> None:
-        self._extend(Span("sampled", response.ids, next(self._turns), response))
+        self._extend(self._sampled(response))
         self.sequences = [TokenSequence(self._spans, texts=self._texts)]
 
     def observe(self, turn: Turn) -> bool:
@@ -83,7 +86,7 @@ class AppendHistory(History):
             ids = [self.chat.end_of_turn, *ids]
         if self.room() - len(ids) < 1:
             return False
-        self._extend(Span("context" if self.sequences else "prompt", ids))
+        self._extend(Span(ids))
         return True
 
     def _extend(self, span: Span) -> None:
@@ -118,8 +121,8 @@ class TurnHistory(History):
 
     def respond(self, response: Response, text: str | None = None) -> None:
         self._texts.append(self.chat.turn_text(response.ids) if text is None else text)
-        sampled = Span("sampled", response.ids, next(self._turns), response)
-        self.sequences.append(TokenSequence([Span("prompt", self.context), sampled], texts=self._context_texts))
+        spans = [Span(self.context), self._sampled(response)]
+        self.sequences.append(TokenSequence(spans, texts=self._context_texts))
 
     def observe(self, turn: Turn) -> bool:
         texts = self._shown([*self._texts, turn])

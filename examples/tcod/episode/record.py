@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ..environments.protocol import Observation
-from ..model.student import Response
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +101,15 @@ class Span:
     """A run of tokens of one origin.
 
     Attributes:
-        role: "prompt" and "context" stand before and behind the first sampled token of a sequence.
         turn: of a replayed or sampled response, its index in the episode.
-        response: of a sampled one, what the engine returned.
+        log_probs: of a sampled one, the engine's, in nats; None for all that is not trained.
+        meta_info: of a sampled one, see Response.
     """
 
-    role: Literal["prompt", "replayed", "context", "sampled"]
     ids: list[int]
     turn: int | None = None
-    response: Response | None = None
+    log_probs: list[float] | None = None
+    meta_info: dict[str, Any] | None = None
 
 
 @dataclass
@@ -147,11 +146,11 @@ class TokenSequence:
         end = 0
         for span in self.behind_prompt:
             start, end = end, end + len(span.ids)
-            if span.role == "sampled":
+            if span.log_probs is not None:
                 yield span, self.teacher_log_probs and self.teacher_log_probs[start:end]
 
     def _first(self) -> int:
-        return next((i for i, span in enumerate(self.spans) if span.role == "sampled"), len(self.spans))
+        return next((i for i, span in enumerate(self.spans) if span.log_probs is not None), len(self.spans))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Rendering a conversation again after each turn is not append-only: Qwen3's templ
 re-encoding sampled text can give other tokens than were sampled. So for AppendHistory the template is asked once what
 stands around a turn; afterwards a context grows by exactly these spans and by the ids that the engine sampled.
 
-    prompt(system, user)    <|im_start|>system .. <|im_start|>user .. <|im_end|>\n<|im_start|>assistant\n[think block]
+    context([system, user]) <|im_start|>system .. <|im_start|>user .. <|im_end|>\n<|im_start|>assistant\n[think block]
     assistant(text)         text<|im_end|>
     user(text)              \n<|im_start|>user\ntext<|im_end|>\n<|im_start|>assistant\n[think block]
 
@@ -119,10 +119,6 @@ class ChatTokens:
         self._check_tokens(history == "append", tools)
         self.warnings = [DATED] if template.prints_date() else []
 
-    def prompt(self, system: str | Rules, user: str) -> list[int]:
-        """The first context: system and user turn, up to where the first response begins."""
-        return self.context([system, user])
-
     def assistant(self, text: str) -> list[int]:
         """A response that was not sampled here (a replayed demonstration), with its end-of-turn token.
 
@@ -140,10 +136,11 @@ class ChatTokens:
 
     def user(self, turn: Turn) -> list[int]:
         """What stands between two responses: from behind the end-of-turn token to where the next response begins."""
-        around, texts = self._template.around(turn), map(self._text_ids, self._template.shown(turn))
-        between = self._part_ids(around.between)
-        shown = _flat(ids if i == 0 else [*between, *ids] for i, ids in enumerate(texts))
-        return [*self._part_ids(around.before)[1:], *shown, *self._part_ids(around.after)]
+        around = self._template.around(turn)
+        ids = self._part_ids(around.before)[1:]
+        for i, text in enumerate(self._template.shown(turn)):
+            ids += [*(self._part_ids(around.between) if i else ()), *self._text_ids(text)]
+        return ids + self._part_ids(around.after)
 
     def call(self, calls: list[dict[str, Any]]) -> str:
         """The answer that makes these calls and says nothing else. Raises ValueError, see ChatTemplate.call."""
@@ -252,7 +249,7 @@ class ChatTokens:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
     def _check_tokens(self, appended: bool, calls: bool) -> None:
         """Raises ValueError where tokens of parts, names of control tokens among them, are not those of the text."""

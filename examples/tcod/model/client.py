@@ -76,7 +76,7 @@ class SGLangClient:
                 what check_wanted raises.
         """
         body = orjson.dumps(payload)  # thousands of ids a turn: json would take most of this loop's time
-        headers, shown = {**self._headers, **(headers or {})}, without_login(url)
+        headers = {**self._headers, **(headers or {})}
         for attempt in itertools.count():
             async with self._slots:
                 check_wanted()
@@ -84,14 +84,13 @@ class SGLangClient:
             if trouble is None:
                 return reply
             if attempt == RETRIES:
-                raise Failure(f"{self._whom}_unavailable", f"{shown}: {trouble}")
+                raise Failure(f"{self._whom}_unavailable", f"{without_login(url)}: {trouble}")
             pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-            logger.warning("%s: %s; again in %.1f s", shown, trouble, pause_s)
+            logger.warning("%s: %s; again in %.1f s", without_login(url), trouble, pause_s)
             await asyncio.sleep(pause_s)
 
     async def _attempt(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[Any, str | None]:
         """The reply, or the trouble that another attempt may not see."""
-        shown = without_login(url)
         try:
             async with self._connections().post(url, data=body, headers=headers) as response:
                 if response.status == 200:
@@ -99,9 +98,10 @@ class SGLangClient:
                 detail = f"HTTP {response.status} {(await response.text())[:200]}"
                 if response.status == 429 or response.status >= 500:
                     return None, detail
-                raise Failure(f"{self._whom}_refused", f"{shown}: {detail}")
+                raise Failure(f"{self._whom}_refused", f"{without_login(url)}: {detail}")
         except asyncio.TimeoutError as error:
-            raise Failure(f"{self._whom}_timeout", f"{shown}: no reply in {self._timeout.total:g} s") from error
+            detail = f"{without_login(url)}: no reply in {self._timeout.total:g} s"
+            raise Failure(f"{self._whom}_timeout", detail) from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: cut-off JSON
             return None, f"{type(error).__name__} {error}"
 

@@ -88,7 +88,7 @@ def _repeat(sample: Any, times: Counter[str]) -> dict[str, Any] | None:
 def turn_kl(episode: Episode) -> dict[int, float]:
     """Sum of the tokens' KL, in nats, by absolute turn index (0-based, replayed turns counted)."""
     return {
-        span.turn: sum(student - teacher for student, teacher in zip(span.response.log_probs, scores, strict=True))
+        span.turn: sum(student - teacher for student, teacher in zip(span.log_probs, scores, strict=True))
         for span, scores in episode.sampled()
     }
 

@@ -81,7 +81,7 @@ def _add_tokens(turns: dict[int, dict[str, Any]], episode: Episode, tokenizer: A
     for (span, teacher), (_, plain) in zip(episode.sampled(), chain.from_iterable(plainly), strict=True):
         room -= len(span.ids)
         if room >= 0:
-            texts, student = token_texts(span.ids, tokenizer), span.response.log_probs
+            texts, student = token_texts(span.ids, tokenizer), span.log_probs
             turns[span.turn] |= {"response": "", "tokens": texts, "student": student}
             turns[span.turn] |= {"teacher": teacher, "plain": plain}
 

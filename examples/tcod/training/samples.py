@@ -95,13 +95,8 @@ def fill(args: Namespace, sample: Sample, sequences: list[TokenSequence]) -> Non
     """The tokens of these sequences, end to end behind the first prompt, and which of them are trained."""
     sample.tokens, sample.response_length, status = sequences[0].prompt, 0, sample.status
     for span in [*sequences[0].behind_prompt, *(span for later in sequences[1:] for span in later.spans)]:
-        if span.role == "sampled":
-            said = span.response
-            sample.append_response_tokens(
-                args, tokens=said.ids, log_probs=said.log_probs, trainable=True, meta_info=said.meta_info
-            )
-        else:
-            sample.append_response_tokens(args, tokens=span.ids, trainable=False)
+        said = {"log_probs": span.log_probs, "meta_info": span.meta_info}
+        sample.append_response_tokens(args, tokens=span.ids, trainable=span.log_probs is not None, **said)
     sample.status = status  # slime's is that of the last response
     if args.loss_type == "sft_loss":
         sample.rollout_log_probs = None  # slime would not take the tokens without: nobody sampled them
