@@ -239,13 +239,6 @@ def test_text_never_becomes_an_added_token(checkpoint, parts):
     assert chat.decode(answer) == text
 
 
-def test_todays_date_in_the_context_is_a_warning(tokenizer):
-    today = "{% set day = day or strftime_now('%Y') %}{{ day }}" + PLAIN
-    (warning,) = chat_with(tokenizer, today).warnings
-    assert "prints today's date" in warning and "--apply-chat-template-kwargs" in warning
-    assert chat_with(tokenizer, today, {"day": "1 May 2025"}).warnings == chat_with(tokenizer, PLAIN).warnings == []
-
-
 @pytest.mark.parametrize("eos, ids", [(3, {3}), ([3, 5], {3, 5}), (None, set())])
 def test_a_checkpoint_says_which_ids_end_a_text(tmp_path, eos, ids):
     toys.save_tokenizer(tmp_path)

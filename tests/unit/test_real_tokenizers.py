@@ -74,7 +74,6 @@ def test_the_turns_end_with_the_right_token(name):
     assert chat.tokenizer.decode([chat.end_of_turn]) == end
     assert set(chat.tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids))) == {end, *others}
     assert chat.decode(chat.assistant("<action>look</action>")) == "<action>look</action>"
-    assert chat.warnings == []
 
 
 @each

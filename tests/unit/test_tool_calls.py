@@ -10,7 +10,7 @@ from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.episode.history import AppendHistory, TurnHistory
 from examples.tcod.model.chat_template import Rules
 from examples.tcod.model.student import Response
-from examples.tcod.model.tool_calls import ToolParser
+from examples.tcod.model.tool_calls import find_calls
 from smoke import cpu_only
 from tests.support.real_tokenizers import chat_with
 
@@ -159,6 +159,6 @@ def test_tools_calls_and_results_are_the_templates_own_rendering(name):
         assert chat.tokenizer.decode(player.context).replace(block, "") == theirs.replace(block, "")
         if history == "turns":
             assert player.context == render(messages, tools=[TOOL], return_dict=False)
-    assert ToolParser(parser).calls(f"Hm.\n{answer}" if count > 1 else answer, [TOOL]) == calls
+    assert find_calls(parser, f"Hm.\n{answer}" if count > 1 else answer, [TOOL]) == calls
     for malformed in (answer.rpartition('"}')[0], answer[::-1], "no call", answer.replace("query", "drop")):
-        assert ToolParser(parser).calls(malformed, [TOOL]) in ([], calls[:-1])
+        assert find_calls(parser, malformed, [TOOL]) in ([], calls[:-1])

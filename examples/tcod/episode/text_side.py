@@ -13,7 +13,7 @@ from .. import Failure
 from ..environments.protocol import Environment, Observation, Tool, action_of, ask, calls_of
 from ..model.chat_template import Rules, Turn
 from ..model.chat_tokens import ChatTokens
-from ..model.tool_calls import ToolParser
+from ..model.tool_calls import find_calls
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class TextSide:
     Attributes:
         task: a row's metadata, see task_of.
         lists_actions: whether user turns list the admissible actions.
-        parser: of calls of tools.
+        parser: of calls of tools, by its name in SGLang.
         chat: writes them; without one, an action stands for the answer that makes it.
     """
 
     environment: type[Environment]
     task: dict[str, Any]
     lists_actions: bool
-    parser: ToolParser
+    parser: str | None
     chat: ChatTokens | None = None
 
     @functools.cached_property
@@ -55,7 +55,7 @@ class TextSide:
         """The action to send for an answer, and whether the answer has the valid format. Raises Failure."""
         if not self.tools:
             return ask(self.environment, "parse_action", answer)
-        calls = (self.chat is None and calls_of(answer)) or self.parser.calls(answer, self.tools)
+        calls = (self.chat is None and calls_of(answer)) or find_calls(self.parser, answer, self.tools)
         action = action_of(calls)
         return (action, True) if calls_of(action) else (answer, False)
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -42,7 +42,7 @@ Turn = str | tuple[str, ...]  # what an answer follows: a user's text, or what e
 
 
 class Around(NamedTuple):
-    """What a template writes around a turn that follows an answer."""
+    """What a template writes around a turn that follows an answer: answer before TURN after answer."""
 
     before: str  # behind the answer, the end of its turn included
     between: str  # what several tools return
@@ -50,13 +50,18 @@ class Around(NamedTuple):
     after: str  # the turn and the next answer
 
 
-def conversation(turns: int, form: str = PLAIN) -> list[str]:
+def conversation(turns: int, form: str = PLAIN, calls: bool = False) -> list[Any]:
     """Different texts [system, user, answer, user, ..., user] with `turns` user turns.
 
     Answers have no white space around them: templates may strip it from past ones, and sampled ones stay as they were.
+    With `calls`, tools are listed, and most answers are followed by their results.
     """
-    texts = [form.format(f"PLACEHOLDER{i}x") for i in range(2 * turns)]
-    return [text.strip() if i in range(2, 2 * turns, 2) else text for i, text in enumerate(texts)]
+    texts: list[Any] = [form.format(f"PLACEHOLDER{i}x") for i in range(2 * turns)]
+    texts[2::2] = map(str.strip, texts[2::2])
+    if calls:
+        texts[0] = Rules(texts[0], [PROBE])
+        texts[3::2] = [((text,), (text, text), text)[i % 3] for i, text in enumerate(texts[3::2])]
+    return texts
 
 
 def difference(text: str, expected: str) -> str:
@@ -68,15 +73,14 @@ def difference(text: str, expected: str) -> str:
 class ChatTemplate:
     """The text around turns, for a tokenizer's template and its keyword arguments.
 
-    .. SYSTEM .. USER past ANSWER before_next USER past ANSWER before_next USER after_user
-
     A template without a system role gets the system text at the head of the first user turn.
 
     Attributes:
         thought: what opens and what closes a thought.
         call_markers: the added tokens that it writes for a call of a tool.
+        user: what stands around a user's turn.
         tool: what stands around results of tools; None before read_tools.
-        opened: the beginning of a thought at the end of after_user ("<think>\\n"), or "".
+        opened: the beginning of a thought before the next answer ("<think>\\n"), or "".
 
     Raises:
         ValueError: it has no such parts; with one sentence that says what to do.
@@ -88,20 +92,21 @@ class ChatTemplate:
         self._tokenizer, self._kwargs = tokenizer, kwargs
         self._has_system_role = True
         self._has_system_role = self._shows_system()
-        _, user, answer, after = marks = conversation(2, "{}")
-        parts = re.fullmatch(f"(?s).*{user}(.*){answer}(.*){after}(.*)", self.render(marks))
+        system, user, answer, last = marks = conversation(2, "{}")
+        parts = re.fullmatch(f"(?s).*{user}(.*){answer}(.*){last}(.*)", self.render(marks))
         if not parts:
             raise ValueError(
                 "the chat template does not write every turn in its order: use a model or a chat template that does"
             )
-        self.past, self.before_next, self.after_user = parts.groups()
+        past, before, after = parts.groups()
+        self.user = Around(before, "", past, after)
         self.tool: Around | None = None
-        spaced = conversation(1, "\n\n\n\n  {}  \n\n\n\n")  # more white space than a template writes of its own
-        self._strips = spaced[1] not in self.render(spaced)  # Llama, Gemma: `content | trim`
+        self._show_user = _way(AWKWARD, self.render([system, AWKWARD]))
         known = {token.content for token in tokenizer.added_tokens_decoder.values()}
-        written_first = sorted(THOUGHTS, key=lambda pair: (pair[0] not in self.after_user, not known.issuperset(pair)))
-        self.thought = opening, closing = written_first[0]
-        _, begun, rest = self.after_user.rpartition(opening)
+        self.thought = opening, closing = min(
+            THOUGHTS, key=lambda pair: (pair[0] not in after, not known.issuperset(pair))
+        )
+        _, begun, rest = after.rpartition(opening)
         self.opened = begun + rest if begun and closing not in rest else ""
         self.call_markers = self._call_markers(known)
 
@@ -132,20 +137,18 @@ class ChatTemplate:
 
     def around(self, turn: Turn) -> Around:
         """What stands around a turn that follows an answer."""
-        return Around(self.before_next, "", self.past, self.after_user) if isinstance(turn, str) else self.tool
+        return self.user if isinstance(turn, str) else self.tool
 
     def shown(self, turn: Turn) -> list[str]:
         """A user's text, or what each tool returns, as the template shows it."""
-        if isinstance(turn, tuple):
-            return list(map(self._shows_result, turn))
-        return [turn.strip() if self._strips else turn]
+        return [self._show_user(turn)] if isinstance(turn, str) else list(map(self._show_result, turn))
 
     def append(self, turns: Sequence[Any], is_past: bool) -> str:
         """[system, user, answer, user, ..., user] as turns that are appended to the first prompt.
 
         Before answers stands what stands before past ones, or before the next one.
         """
-        text, around = self.render(turns[:2]).removesuffix(self.after_user), self.around("")
+        text, around = self.render(turns[:2]).removesuffix(self.user.after), self.user
         for answer, turn in zip(turns[2::2], turns[3::2], strict=True):
             text += (around.past if is_past else around.after) + answer
             around = self.around(turn)
@@ -174,37 +177,27 @@ class ChatTemplate:
         """Learn what stands around results of tools. Raises ValueError where the template does not write tools."""
         remedy = "use a model or a chat template that does, or an environment without tools"
         system, user, answer, first, other, last, second = [*conversation(3, "{}"), "PLACEHOLDER9x"]
-        rules, probe = Rules(system, [PROBE]), AWKWARD.format("x")
+        rules = Rules(system, [PROBE])
         try:
-            shown = self.render([rules, user, answer, (probe,)])
-            shows = (_as_json, str, str.strip)
-            self._shows_result = next((show for show in shows if show(probe) in shown), str)
+            self._show_result = _way(AWKWARD, self.render([rules, user, answer, (AWKWARD,)]))
             text = self.render([rules, user, answer, (first, second), other, (last,)])
             self.call([PROBE_CALL])
+            marks = map(self._show_result, (first, second, last))
+            parts = re.fullmatch("(?s).*{3}(.*){0}(.*){1}(.*){4}(.*){2}(.*)".format(*marks, answer, other), text)
+            if PROBE_CALL["name"] not in text or not parts or parts[1] != parts[4]:
+                raise ValueError("not all of them, or not in their order")
         except ValueError as error:
             reason = error.__cause__ or error
             raise ValueError(
                 f"the chat template does not write tools, calls and results ({reason}): {remedy}"
             ) from error
-        marks = [self._shows_result(mark) for mark in (first, second, last)]
-        parts = re.fullmatch("(?s).*{3}(.*){0}(.*){1}(.*){4}(.*){2}(.*)".format(*marks, answer, other), text)
-        if PROBE_CALL["name"] not in text or not parts or parts[1] != parts[4]:
-            raise ValueError(f"the chat template does not write tools and every result in its order: {remedy}")
         self.tool = Around(parts[1], parts[2], parts[3], parts[5])
-
-    def conversation(self, turns: int, form: str, calls: bool = False) -> list[Any]:
-        """See conversation; with `calls`, tools are listed, and most answers are followed by their results."""
-        texts: list[Any] = conversation(turns, form)
-        if calls:
-            texts[0] = Rules(texts[0], [PROBE])
-            texts[3::2] = [((text,), (text, text), text)[i % 3] for i, text in enumerate(texts[3::2])]
-        return texts
 
     def check_rule(self, horizon: int) -> None:
         """Raises ValueError where appended turns are not what the template writes, in up to `horizon` turns."""
         calls = bool(self.tool)
         for turns, form in itertools.product((1, 2, 3, *[5] * calls, horizon), (PLAIN, AWKWARD)):
-            texts = self.conversation(turns, form, calls)
+            texts = conversation(turns, form, calls)
             theirs, ours = self.render(texts), self.append(texts, is_past=True)
             if theirs != ours:
                 raise ValueError(
@@ -218,7 +211,7 @@ class ChatTemplate:
 
         Appended ones stay as they were sampled: before them stands what stands before past ones, then a think block.
         """
-        for _, _, past, after in (self.around(""), *[self.tool] * bool(self.tool)):
+        for _, _, past, after in filter(None, (self.user, self.tool)):
             alike = self._without_thought(after) == self._without_thought(past) and after.endswith(self.opened)
             block = after.removeprefix(past)
             stays = after.startswith(past) and (not block or self.thought[0] in block)
@@ -233,9 +226,9 @@ class ChatTemplate:
         """Raises ValueError where the template does not think as `thinks` says."""
         texts = conversation(1)
         switches = [name for name in SWITCHES if self.render(texts, **{name: False}) != self.render(texts)]
-        if thinks and self.after_user.rstrip().endswith(self.thought[1]):
+        if thinks and self.user.after.rstrip().endswith(self.thought[1]):
             raise ValueError(
-                f"the chat template closes the thought before every answer ({self.after_user!r}): switch thinking on "
+                f"the chat template closes the thought before every answer ({self.user.after!r}): switch thinking on "
                 "in --apply-chat-template-kwargs, or set tcod_thoughts: none"
             )
         if switches and not thinks:
@@ -246,15 +239,9 @@ class ChatTemplate:
             )
         if self.opened and not thinks:
             raise ValueError(
-                f"the chat template opens a thought before every answer ({self.after_user!r}), and tcod_thoughts is "
+                f"the chat template opens a thought before every answer ({self.user.after!r}), and tcod_thoughts is "
                 "none: set it to keep, or use a model or a chat template that answers without a thought"
             )
-
-    def prints_date(self) -> bool:
-        """Whether today's date stands in it."""
-        texts = conversation(1)
-        # An argument of this name takes the place of the clock that transformers gives to templates.
-        return self.render(texts) != self.render(texts, strftime_now=lambda form: "some day")
 
     def _shows_system(self) -> bool:
         texts = conversation(1, "{}")
@@ -272,6 +259,11 @@ class ChatTemplate:
     def _without_thought(self, text: str) -> str:
         opening, closing = self.thought
         return "".join(text.replace(opening, "").replace(closing, "").split())
+
+
+def _way(text: str, rendered: str) -> Callable[[str], str]:
+    """How a template shows a text: as JSON, as it is, or without the white space around it (Llama, Gemma)."""
+    return next((way for way in (_as_json, str, str.strip) if way(text) in rendered), str)
 
 
 def _id(number: int) -> str:

@@ -20,15 +20,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .chat_template import PLAIN, ChatTemplate, Rules, Turn, difference
+from .chat_template import PLAIN, ChatTemplate, Rules, Turn, conversation, difference
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-DATED = (
-    "the chat template prints today's date, so the same turns are another context tomorrow: give it a date in "
-    "--apply-chat-template-kwargs (Llama's takes date_string), or use one that prints none"
-)
 # Private-use characters stand for a control token's name while a template renders: "\ue0003\ue001" for the fourth.
 _HIDDEN, _MARK = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
 
@@ -82,7 +78,6 @@ class ChatTokens:
         end_of_turn: id of the token that ends every assistant turn (<|im_end|> for Qwen3).
         vocabulary: a digest that two tokenizers share where the same ids are the same tokens.
         stop_ids: ids that end a sampled turn: end_of_turn, eos_ids, the tokenizer's eos, and its pad if it is special.
-        warnings: sentences about what is allowed and may surprise.
 
     Raises:
         ValueError: with one sentence that says why the tokenizer or its template cannot be used, and what to do.
@@ -117,7 +112,6 @@ class ChatTokens:
         if history == "append":
             template.check_rule(horizon)
         self._check_tokens(history == "append", tools)
-        self.warnings = [DATED] if template.prints_date() else []
 
     def assistant(self, text: str) -> list[int]:
         """A response that was not sampled here (a replayed demonstration), with its end-of-turn token.
@@ -199,12 +193,12 @@ class ChatTokens:
         self._name = re.compile("|".join(map(re.escape, self._names)))
 
     def _set_turns(self, eos_ids: set[int]) -> None:
-        before_next, tool = self._template.before_next, self._template.tool
-        self.end_of_turn = (self._template_ids(before_next) or [-1])[0]
-        self.after_user = self._template_ids(self._template.after_user)
+        user, tool = self._template.user, self._template.tool
+        self.end_of_turn = (self._template_ids(user.before) or [-1])[0]
+        self.after_user = self._template_ids(user.after)
         if self.end_of_turn not in self._special:
             raise ValueError(
-                f"the chat template ends an assistant turn with {before_next[:20]!r}, which is not a special token: "
+                f"the chat template ends an assistant turn with {user.before[:20]!r}, which is not a special token: "
                 "use a model or a chat template that ends turns with one"
             )
         if tool and self._template_ids(tool.before)[:1] != [self.end_of_turn]:
@@ -254,7 +248,7 @@ class ChatTokens:
     def _check_tokens(self, appended: bool, calls: bool) -> None:
         """Raises ValueError where tokens of parts, names of control tokens among them, are not those of the text."""
         template, name = self._template, self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
-        plain, texts = (template.conversation(3, f"{PLAIN}{end}", calls) for end in ("\n\n", f"{name}x"))
+        plain, texts = (conversation(3, f"{PLAIN}{end}", calls) for end in ("\n\n", f"{name}x"))
         expected, ours = template.render(texts), self._decode(self.context(texts))
         if appended:
             expected, ids = template.append(texts, is_past=False), self.context(texts[:2])

@@ -4,40 +4,34 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from .. import ConfigError, words
 
 
-@dataclass(frozen=True)
-class ToolParser:
-    """One of SGLang's function-call parsers, by its name there (qwen, llama3, ..)."""
+def find_calls(parser: str | None, answer: str, tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """[{"name": .., "arguments": ..}, ..]: an answer's calls of these tools, as far as they are well-formed.
 
-    name: str | None
-
-    def calls(self, answer: str, tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """[{"name": .., "arguments": ..}, ..]: an answer's calls of these tools, as far as they are well-formed.
-
-        Raises:
-            ConfigError: see load.
-        """
-        of_tools = self.load()
-        try:
-            _, found = of_tools(tools).parse_non_stream(answer)
-            calls = [{"name": call.name, "arguments": json.loads(call.parameters)} for call in found]
-            json.dumps(calls, ensure_ascii=False).encode()  # JSON can name half of a surrogate pair
-        except Exception:  # whatever a parser makes of a malformed call
-            return []
-        return calls
-
-    def load(self) -> Callable[[Sequence[dict[str, Any]]], Any]:
-        """SGLang's parser of calls of some tools. Raises ConfigError: there is none of this name, or no SGLang."""
-        return _load(self.name)
+    Raises:
+        ConfigError: see load_parser.
+    """
+    of_tools = load_parser(parser)
+    try:
+        _, found = of_tools(tools).parse_non_stream(answer)
+        calls = [{"name": call.name, "arguments": json.loads(call.parameters)} for call in found]
+        json.dumps(calls, ensure_ascii=False).encode()  # JSON can name half of a surrogate pair
+    except Exception:  # whatever a parser makes of a malformed call
+        return []
+    return calls
 
 
 @functools.cache
-def _load(name: str | None) -> Callable[[Sequence[dict[str, Any]]], Any]:
+def load_parser(name: str | None) -> Callable[[Sequence[dict[str, Any]]], Any]:
+    """What makes SGLang's parser of this name (qwen, llama3, ..) for some tools.
+
+    Raises:
+        ConfigError: there is none of this name, or no SGLang.
+    """
     try:  # here: it takes seconds, and an environment without tools needs none
         from sglang.srt.entrypoints.openai.protocol import Tool
         from sglang.srt.function_call.function_call_parser import FunctionCallParser

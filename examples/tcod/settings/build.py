@@ -23,7 +23,7 @@ from ..episode.text_side import TextSide
 from ..model.chat_tokens import ChatTokens, load_chat
 from ..model.student import StudentClient
 from ..model.teacher import TeacherClient
-from ..model.tool_calls import ToolParser
+from ..model.tool_calls import load_parser
 from ..records.run_folder import write_about
 from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
@@ -82,8 +82,6 @@ def checked_run(args: Namespace, data_source: Any) -> Run:
         dataset = getattr(data_source, "dataset", None)
         check_run_arguments(args, getattr(dataset, "samples", None))
         run = run_of(args)
-        for warning in run.chat.warnings:
-            logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
         if not args.debug_train_only:
             check_models(args, run.config, run.chat)
         logger.info("TCOD: %s", run.config)
@@ -155,10 +153,9 @@ def imitator_of(run: Run) -> Callable[[dict[str, Any], Episode], None]:
 def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
     """What makes the text side of a task's environment, for a student's chat, if there is one. Raises ConfigError."""
     environment, lists_actions = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
-    parser = ToolParser(config.tcod_tool_parser)
-    if chat and parser.name:
-        parser.load()
-    return lambda task: TextSide(environment, task, lists_actions, parser, chat)
+    if chat and config.tcod_tool_parser:
+        load_parser(config.tcod_tool_parser)
+    return lambda task: TextSide(environment, task, lists_actions, config.tcod_tool_parser, chat)
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:

@@ -13,7 +13,7 @@ from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
 from ..episode.loop import is_untempered
 from ..episode.rows import check_rows
-from ..model.tool_calls import ToolParser
+from ..model.tool_calls import load_parser
 from ..training.turn_mean import is_turn_mean
 from .config import SELF, TcodConfig, read_yaml
 from .secrets import without_secrets
@@ -57,7 +57,7 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConf
     config = TcodConfig.from_args(args)
     check_environment_class(config)
     if config.tcod_tool_parser:
-        ToolParser(config.tcod_tool_parser).load()
+        load_parser(config.tcod_tool_parser)
     if sentence := next(_refusals(args, config), None):
         raise ConfigError(sentence)
     if rows is not None:

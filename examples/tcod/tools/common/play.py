@@ -121,8 +121,6 @@ def start(options: Namespace, tool: str) -> Player:
     settings = _settings(config, options)
     journal = Journal(options.out.with_suffix(".journal.jsonl"), {**settings, "tool": tool})
     chat = student_chat(config, options.model, options.apply_chat_template_kwargs, f"--model {options.model}")
-    for warning in chat.warnings:
-        logger.warning("--model %s: %s", options.model, warning)
     _check_server(options, chat)
     start_ray(config.tcod_env_workers)
     return Player(options, config, new_player(config, chat, options.url.rstrip("/")), rows, journal, settings)

@@ -58,10 +58,7 @@ def main() -> None:
 
 def run_chat(s: Settings, config: TcodConfig) -> ChatTokens:
     """The student's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError."""
-    chat = student_chat(config, str(s.student), s.chat_template_kwargs, f"STUDENT {s.student}")
-    for warning in chat.warnings:
-        warn(f"STUDENT {s.student}: {warning}")
-    return chat
+    return student_chat(config, str(s.student), s.chat_template_kwargs, f"STUDENT {s.student}")
 
 
 def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: str) -> list[str]:
