@@ -41,14 +41,10 @@ def played(name: str, demo: dict = ROWS[0].metadata["demo"], **more) -> Measured
 def test_a_good_environment_is_played_and_measured():
     measured = play_rows(config("Good", tcod_env_args={"word": "yes"}), ROWS, "rows.jsonl")
     assert len(measured.resets) == 6 and len(measured.steps) == 9
-    assert measured.memory_mb[0] > 20 and not measured.printed
     measured.steps[:] = [1e-4] * 9  # a busy machine takes longer
     text = report(measured, episodes=64)
-    assert re.search(r"tcod_env_workers: 4, tcod_engines_per_worker: 16; they take [\d.]+ GB and 0.0 cores", text)
+    assert re.search(r"tcod_env_workers: 4, tcod_engines_per_worker: 16; they take 0.0 cores", text)
     assert len(played("NumpyBools", {"actions": ["yes"]}).steps) == 4
-    measured = played("Prints")
-    assert "the engine prints, which training does not show: " in report(measured, 64)
-    assert "DEBUG yes" in measured.printed
 
 
 @pytest.mark.parametrize(
@@ -74,7 +70,7 @@ def test_a_good_environment_is_played_and_measured():
         ("StringFromParse", "StringFromParse.parse_action must return a pair (action: str, valid: bool), not 'ok'"),
         ("LosesActions", "it must be ('yes', True)"),
         ("NotInstalled", "NotInstalled.__init__ raised ModuleNotFoundError: no_such_engine is not installed"),
-        ("Exits", "env_error: Exits.reset raised SystemExit: 3; it printed 'cannot read the game'"),
+        ("Exits", "env_error: Exits.reset raised SystemExit: 3"),
         ("Interrupts", "env_error: Interrupts.step raised KeyboardInterrupt"),
         ("Dies", "env_worker_died: step got no answer, its process ended"),
         ("Raises", "env_error: Raises.step raised KeyError: 'no such action'"),

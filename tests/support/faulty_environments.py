@@ -39,19 +39,12 @@ class Good(Environment):
 
 class Exits(Good):
     def reset(self, metadata: dict[str, Any]) -> Observation:
-        print("cannot read the game")
         sys.exit(3)
 
 
 class Interrupts(Good):
     def step(self, action: str) -> Observation:
         raise KeyboardInterrupt
-
-
-class Prints(Good):
-    def step(self, action: str) -> Observation:
-        print(f"DEBUG {action}")
-        return super().step(action)
 
 
 class NotInstalled(Good):

@@ -7,15 +7,12 @@ reused for every later episode.
 import asyncio
 import contextlib
 import functools
-import io
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import psutil
 
 from .. import Failure, words
 from .protocol import Environment, Observation, checked_observation, load_environment
@@ -25,55 +22,28 @@ START_TIMEOUT_S = 300.0  # For a worker process to be scheduled and to start.
 CLOSE_TIMEOUT_S = 10.0  # For all engines of a worker to close.
 
 
-class _Printed(io.RawIOBase):
-    """What engines print: the end of it is kept. A subprocess that is given it writes to the worker's own output."""
-
-    def __init__(self) -> None:
-        self.by_call = self.by_all = b""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.by_call, self.by_all = ((kept + bytes(data))[-2000:] for kept in (self.by_call, self.by_all))
-        return len(data)
-
-    def fileno(self) -> int:
-        return 1
-
-
 class _EngineHost:
     """Body of a worker process: engines by slot. Runs one call at a time, in the order in which they were made."""
 
     def __init__(self, environment: str, data_root: str, env_args: dict[str, Any]) -> None:
         self._path, self._data_root, self._env_args = environment, data_root, env_args
         self._engines: dict[int, Environment] = {}
-        self._printed = _Printed()  # one for all calls: an engine's log may hold on to it
-        self._stdout = io.TextIOWrapper(self._printed, "utf-8", "backslashreplace", write_through=True)
 
     def call(self, slot: int, method: str, argument: Any) -> Observation:
         """Have an engine do something; the first call builds it. Raises RuntimeError or TypeError."""
-        name, doing, self._printed.by_call = self._path.rpartition(".")[2], "__init__", b""
+        name, doing = self._path.rpartition(".")[2], "__init__"
         try:
-            with contextlib.redirect_stdout(self._stdout):
-                if slot not in self._engines:
-                    self._engines[slot] = load_environment(self._path)(self._data_root, **self._env_args)
-                doing = method
-                value = getattr(self._engines[slot], method)(argument)
+            if slot not in self._engines:
+                self._engines[slot] = load_environment(self._path)(self._data_root, **self._env_args)
+            doing = method
+            value = getattr(self._engines[slot], method)(argument)
         except BaseException as error:  # an engine may even call sys.exit
-            said = self._printed.by_call.decode(errors="replace").strip()[-200:]
-            said = f"; it printed {said!r}" if said else ""
             # In words: its own exception may have no way from one process to another.
-            raise RuntimeError(f"{name}.{doing} raised {words(error)}{said}") from None
+            raise RuntimeError(f"{name}.{doing} raised {words(error)}") from None
         observation = checked_observation(value, f"{name}.{method}")
         if method == "reset" and (observation.won or observation.done):  # it would count, whatever the student does
             raise RuntimeError(f"{name}.reset begins an episode that is already over")
         return observation
-
-    def inspect(self) -> tuple[float, str]:
-        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        memory = sum(process.memory_info().rss for process in family)
-        return memory / 2**20, self._printed.by_all.decode(errors="replace")
 
     def close(self) -> None:
         for engine in self._engines.values():
@@ -144,10 +114,6 @@ class BorrowedEnvironment:
     async def finish(self, last: Observation) -> Observation:
         """The final observation of the episode, of which `last` is the last one. Raises Failure."""
         return await self._call("finish", last)
-
-    async def inspect(self) -> tuple[float, str]:
-        """Memory in MB of the worker and its children, and the end of what was printed there, after a call."""
-        return await self._worker.actor.inspect.remote()
 
     async def _call(self, method: str, argument: Any) -> Observation:
         from ray.exceptions import ActorDiedError, RayError, RayTaskError

@@ -45,8 +45,6 @@ class Measured:
 
     Attributes:
         resets, steps: seconds of each call.
-        memory_mb: of the worker with one engine, and with two.
-        printed: the end of what the worker's engines printed.
         first: observation of the first row.
         demos: the rows' demonstrations as they were played.
     """
@@ -55,8 +53,6 @@ class Measured:
     side: TextSide
     resets: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
-    memory_mb: list[float] = field(default_factory=list)
-    printed: str = ""
     first: Observation | None = None
     demos: list[Demonstration] = field(default_factory=list)
 
@@ -170,8 +166,6 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Measured:
                     for row in played:
                         measured.side = side(row.task)
                         await _play(measured, row, source)
-                    memory_mb, measured.printed = await measured.engine.inspect()
-                    measured.memory_mb.append(memory_mb)
                 if config.tcod_engines_per_worker > 1:
                     try:
                         await _check_neighbours((one, other), (rows[0], rows[-1]), source)
@@ -191,20 +185,15 @@ def spread(rows: Sequence[Row], count: int) -> list[Row]:
 
 def report(measured: Measured, episodes: int) -> str:
     """What an engine costs, and settings for `episodes` at once."""
-    resets, steps, memory_mb = measured.resets, measured.steps, measured.memory_mb
-    step_s, engine_mb = fmean(steps), memory_mb[-1] - memory_mb[0]  # the first one's worker has its modules, too
+    resets, steps, step_s = measured.resets, measured.steps, fmean(measured.steps)
     per_worker = max(1, min(16, int(LOAD * TURN_S / max(step_s, 1e-3))))
     workers = -(-episodes // per_worker)
-    needed_mb = workers * memory_mb[0] + (episodes - workers) * max(engine_mb, 0)
     lines = [
         f"seconds per reset: mean {fmean(resets):.3f}, largest {max(resets):.3f} (the first starts worker and engine)",
         f"seconds per step: mean {step_s:.3f}, largest {max(steps):.3f}",
-        f"a worker with one engine takes {memory_mb[0]:.0f} MB, each further engine {engine_mb:.0f} MB",
         f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_engines_per_worker: "
-        f"{per_worker}; they take {needed_mb / 1024:.1f} GB and {episodes * step_s / TURN_S:.1f} cores",
+        f"{per_worker}; they take {episodes * step_s / TURN_S:.1f} cores",
     ]
-    if said := measured.printed.strip()[-200:]:
-        lines.append(f"the engine prints, which training does not show: {said!r}")
     return "\n".join(lines)
 
 
