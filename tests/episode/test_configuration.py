@@ -216,8 +216,11 @@ def test_a_wrong_configuration_stops_before_the_first_evaluation(rig):
     "rows, words",
     [
         ([{"goal": 2}, {}], "row {} of --prompt-data cannot be played: its metadata has no goal"),
-        ([{"goal": 2, "demo": {"actions": "right"}}], "actions of its demo is no list of texts"),
-        ([{"goal": 2, "demo": {"actions": [], "observations": [1]}}], "observations of its demo is no list of texts"),
+        ([{"goal": 2, "demo": {"actions": "right"}}], "its demo.actions is 'right': "),
+        (
+            [{"goal": 2, "demo": {"actions": [], "observations": [1]}}],
+            "its demo.observations.0 is 1: Input should be a valid string",
+        ),
         ([], "has no rows"),
     ],
 )

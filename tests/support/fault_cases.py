@@ -276,7 +276,7 @@ DEMONSTRATION = [
     demonstration(
         "longer than the horizon", "stops", "usable demonstration {'demo_too_long': 1}", actions=["right"] * 5
     ),
-    demonstration("no list of texts", "stops", "of --prompt-data: actions of its demo is no list", actions=[1]),
+    demonstration("no list of texts", "stops", "of --prompt-data: its demo.actions.0 is 1", actions=[1]),
     demonstration(
         "inadmissible in the middle",
         "dropped",

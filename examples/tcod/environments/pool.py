@@ -41,7 +41,7 @@ class _EngineHost:
             # In words: its own exception may have no way from one process to another.
             raise RuntimeError(f"{name}.{doing} raised {words(error)}") from None
         observation = checked_observation(value, f"{name}.{method}")
-        if method == "reset" and (observation.won or observation.done):  # it would count, whatever the student does
+        if method == "reset" and observation.over:  # it would count, whatever the student does
             raise RuntimeError(f"{name}.reset begins an episode that is already over")
         return observation
 

@@ -64,6 +64,10 @@ class Observation:
     """What several called tools return: a tool turn each, in the place of one with the text."""
 
     @property
+    def over(self) -> bool:
+        return self.won or self.done
+
+    @property
     def answer(self) -> str:
         """All that it says, in one text."""
         return "\n".join(self.results) or self.text

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pydantic import StrictInt, TypeAdapter, ValidationError
+
 from .. import Failure
 from ..environments.protocol import Observation, as_listed, calls_of, checked_observation, is_admissible
 
@@ -34,7 +36,7 @@ class Demonstration:
 
     actions: Sequence[str] = ()
     responses: Sequence[str] | None = None
-    ids: Sequence[list[int]] | None = None
+    ids: Sequence[list[StrictInt]] | None = None
     vocabulary: str | None = None
     observations: Sequence[str] | None = None
     seen: Sequence[dict[str, Any]] | None = None
@@ -47,27 +49,12 @@ class Demonstration:
             Failure: demo_malformed.
         """
         demo = metadata.get("demo")
-        if demo is None:
-            return cls()
-        if not isinstance(demo, dict):
-            raise Failure("demo_malformed", f"its demo is no JSON object but {str(demo)[:80]!r}")
-        actions, responses, ids = demo.get("actions", []), demo.get("responses"), demo.get("ids")
-        observations = demo.get("observations")
-        for key, texts in (("actions", actions), ("responses", responses), ("observations", observations)):
-            if texts is None and key != "actions":
-                continue
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise Failure("demo_malformed", f"{key} of its demo is no list of texts")
-        if ids is not None and not (
-            isinstance(ids, list) and all(isinstance(turn, list) and {*map(type, turn)} <= {int} for turn in ids)
-        ):
-            raise Failure("demo_malformed", "ids of its demo is no list of lists of token ids")
-        seen = demo.get("seen")
-        if seen is not None and not (isinstance(seen, list) and {*map(type, seen)} <= {dict}):
-            raise Failure("demo_malformed", "seen of its demo is no list of JSON objects")
-        optional = (responses, ids, observations, seen)
-        responses, ids, observations, seen = (None if values is None else tuple(values) for values in optional)
-        return cls(tuple(actions), responses, ids, demo.get("vocabulary"), observations, seen)
+        try:
+            return cls() if demo is None else _DEMONSTRATION.validate_python(demo)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            name = ".".join(map(str, ("demo", *fault["loc"])))
+            raise Failure("demo_malformed", f"its {name} is {fault['input']!r:.80}: {fault['msg']}") from error
 
     def first(self, turns: int) -> "Demonstration":
         """Its first turns."""
@@ -135,3 +122,6 @@ class Demonstration:
         if self.observations and observation.answer != (recorded := self.observations[turn]):
             said = f"{action!r} gives {observation.answer!r}, not {recorded!r}"
             raise Failure("demo_mismatch", f"turn {turn + 1} of the demonstration: {said}")
+
+
+_DEMONSTRATION = TypeAdapter(Demonstration)

@@ -7,7 +7,7 @@ programs of yours play them without slime.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,6 @@ from .. import ABORTED, Failure
 from ..curriculum import EpisodePlan
 from ..environments.pool import BorrowedEnvironment, EnvironmentPool
 from ..environments.protocol import Observation, as_listed, is_admissible
-from ..model.chat_template import Turn
 from ..model.chat_tokens import ChatTokens
 from ..model.student import StudentClient
 from .demonstration import Demonstration
@@ -46,20 +45,6 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """What a turn answers: an observation, and what the chat shows of it."""
-
-    turn: int
-    observation: Observation
-    shown: Turn
-    side: TextSide
-
-    @property
-    def text(self) -> str:
-        return self.shown if isinstance(self.shown, str) else "\n\n".join(self.shown)
-
-
-@dataclass(frozen=True)
 class EpisodePlayer:
     """Plays episodes; what those of one event loop share. settings/build.py makes one of settings."""
 
@@ -77,7 +62,8 @@ class EpisodePlayer:
         history = self.new_history(assignment.max_context_len)
         async with self.pool.borrow() as engine:
             assignment.check_wanted()  # while it waited for an engine
-            last = await self._play_turns(assignment, engine, history, episode)
+            side = self.text_side(task_of(assignment.metadata))
+            last = await _Turns(self, assignment, episode, history, side, engine).play()
             with assignment.trace("environment"):
                 last = await engine.finish(last)
             record.env_s = engine.seconds
@@ -88,76 +74,85 @@ class EpisodePlayer:
             raise Failure("prompt_too_long", "no room for a response: raise --rollout-max-context-len")
         episode.sequences = history.sequences
 
-    async def _play_turns(
-        self, assignment: Assignment, engine: BorrowedEnvironment, history: History, episode: Episode
-    ) -> Observation:
+
+@dataclass(frozen=True)
+class _Turns:
+    """The turns of one episode."""
+
+    player: EpisodePlayer
+    assignment: Assignment
+    episode: Episode
+    history: History
+    side: TextSide
+    engine: BorrowedEnvironment
+
+    async def play(self) -> Observation:
         """The loop: the plan says who acts at which turn. Returns the last observation."""
-        plan, task = assignment.plan, task_of(assignment.metadata)
-        side = self.text_side(task)
-        with assignment.trace("environment"):
-            observation = await engine.reset(task)
-        episode.seen.append(observation)
-        shown = side.turn(observation, first=True)
-        if not history.begin(side.rules(), shown):
+        plan, demonstration, record = self.assignment.plan, self.assignment.demonstration, self.episode.record
+        observation = await self._ask(self.engine.reset, self.side.task)
+        shown = self.side.turn(observation, first=True)
+        if not self.history.begin(self.side.rules(), shown):
             return observation
         for turn in range(plan.turns):
-            assignment.check_wanted()
-            replayed, now = turn < plan.replayed, _Shown(turn, observation, shown, side)
-            if replayed:
-                action = self._replay(assignment, episode, history, now)
+            self.assignment.check_wanted()
+            text = shown if isinstance(shown, str) else "\n\n".join(shown)
+            if turn < plan.replayed:
+                action = self._replay(turn, observation, text)
+                observation = await self._ask(self.engine.step, action)
+                demonstration.check_step(turn, observation, observation.over)
             else:
-                action = await self._respond(assignment, episode, history, now)
-            with assignment.trace("environment"):
-                observation = await engine.step(action)
-            episode.seen.append(observation)
-            over = observation.won or observation.done
-            if replayed:
-                assignment.demonstration.check_step(turn, observation, over)
-            else:
-                episode.record.turns[-1].refused = observation.refused
-            if over or turn + 1 == plan.turns:
+                action = await self._respond(turn, observation, text)
+                observation = await self._ask(self.engine.step, action)
+                record.turns[-1].refused = observation.refused
+            if observation.over or turn + 1 == plan.turns:
                 break
-            shown = side.turn(observation, first=False)
-            if not history.observe(shown):
-                episode.record.context_limited = True
+            shown = self.side.turn(observation, first=False)
+            if not self.history.observe(shown):
+                record.context_limited = True
                 break
         return observation
 
-    def _replay(self, assignment: Assignment, episode: Episode, history: History, now: _Shown) -> str:
+    async def _ask(self, call: Callable[[Any], Awaitable[Observation]], argument: Any) -> Observation:
+        with self.assignment.trace("environment"):
+            observation = await call(argument)
+        self.episode.seen.append(observation)
+        return observation
+
+    def _replay(self, turn: int, observation: Observation, text: str) -> str:
         """The demonstration's turn: check, append. Returns its action."""
-        demonstration = assignment.demonstration
-        response = demonstration.response(now.turn, now.observation, now.side)
-        as_sampled = history.show_replayed(response, demonstration.sampled_ids(now.turn, self.chat))
-        action = demonstration.actions[now.turn]
-        episode.record.demonstration.append(ReplayedTurn(now.text, action, response, as_sampled))
+        demonstration = self.assignment.demonstration
+        response = demonstration.response(turn, observation, self.side)
+        as_sampled = self.history.show_replayed(response, demonstration.sampled_ids(turn, self.player.chat))
+        action = demonstration.actions[turn]
+        self.episode.record.demonstration.append(ReplayedTurn(text, action, response, as_sampled))
         return action
 
-    async def _respond(self, assignment: Assignment, episode: Episode, history: History, now: _Shown) -> str:
+    async def _respond(self, turn: int, observation: Observation, text: str) -> str:
         """The student's turn: sample, append, parse. Returns the action to send."""
-        max_new_tokens = min(assignment.sampling_params["max_new_tokens"], history.room())
+        assignment, chat, sampling = self.assignment, self.player.chat, self.assignment.sampling_params
         with assignment.trace("sglang_generate") as note:
-            response = await self.student.respond(
-                history.context,
-                assignment.sampling_params,
-                max_new_tokens,
+            response = await self.player.student.respond(
+                self.history.context,
+                sampling,
+                min(sampling["max_new_tokens"], self.history.room()),
                 assignment.session,
                 assignment.check_wanted,
             )
             note(response.meta_info)
-        history.respond(response)
-        action, valid = now.side.parse(self.chat.after_thought(response.ids))
-        action = as_listed(action, now.observation)
+        self.history.respond(response)
+        action, valid = self.side.parse(chat.after_thought(response.ids))
+        action = as_listed(action, observation)
         played = TurnRecord(
-            turn=now.turn,
-            observation=now.text,
+            turn=turn,
+            observation=text,
             action=action,
-            valid=bool(valid),
-            admissible=is_admissible(action, now.observation, now.side.environment),
+            valid=valid,
+            admissible=is_admissible(action, observation, self.side.environment),
             # SGLang tests the length first: a stop token in the last place completes the turn all the same.
-            cut=response.at_limit and response.ids[-1] not in self.chat.stop_ids,
+            cut=response.at_limit and response.ids[-1] not in chat.stop_ids,
             weight_version=response.meta_info.get("weight_version"),
         )
-        episode.record.turns.append(played)
+        self.episode.record.turns.append(played)
         return action
 
 

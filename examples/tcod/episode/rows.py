@@ -76,24 +76,12 @@ def _check_task(metadata: Any, environment: type[Environment], data_root: str, h
     if not isinstance(metadata, dict):
         raise ValueError(f"its metadata is no JSON object but {metadata!r:.80}")
     environment.check_row(task := task_of(metadata), data_root)
-    if _tools(environment, task) and not has_parser:
-        raise ValueError("its agent calls tools: set tcod_tool_parser to the model's parser in SGLang (qwen, ..)")
-
-
-def _check_demonstration(metadata: dict[str, Any], variant: str, horizon: int) -> None:
-    """Raises Failure: demo_*."""
-    demo = Demonstration.of(metadata)
-    if variant:
-        demo.check(horizon)
-    if variant == "sft":
-        demo.observation(0)
-
-
-def _tools(environment: type[Environment], task: dict[str, Any]) -> Sequence[Any]:
     try:
-        return ask(environment, "tools", task)
+        tools = ask(environment, "tools", task)
     except Failure as failure:
         raise ValueError(failure) from failure
+    if tools and not has_parser:
+        raise ValueError("its agent calls tools: set tcod_tool_parser to the model's parser in SGLang (qwen, ..)")
 
 
 def check_rows(
@@ -121,7 +109,11 @@ def check_rows(
     for row in rows:
         try:
             _check_task(row.metadata, environment, data_root, has_parser)
-            _check_demonstration(row.metadata, variant, horizon)
+            demo = Demonstration.of(row.metadata)
+            if variant:
+                demo.check(horizon)
+            if variant == "sft":
+                demo.observation(0)
         except Failure as failure:
             reasons[failure.reason] += 1
             first = first or f"{place(row, source)}: {failure}"

@@ -123,7 +123,7 @@ async def _play_in_turn(engines: Sequence[BorrowedEnvironment], rows: Sequence[R
     for turn in range(IN_TURN):
         for engine, row, answers in played:
             actions = Demonstration.of(row.metadata).actions[turn : turn + 1] or answers[-1].admissible or (NONSENSE,)
-            if not (answers[-1].won or answers[-1].done):
+            if not answers[-1].over:
                 answers.append(await engine.step(actions[0]))
     return [answers for _, _, answers in played]
 

@@ -110,8 +110,7 @@ async def play_demonstration(
         if cut and observation.won:
             demo = demo.first(turn + 1)
             break
-        over = observation.won or observation.done
-        demo.check_step(turn, observation, over and turn + 1 < len(demo.actions))
+        demo.check_step(turn, observation, observation.over and turn + 1 < len(demo.actions))
     demo.check(horizon)
     if not (await engine.finish(observation)).won:
         raise Failure("demo_not_won", f"{len(demo.actions)} actions do not reach the goal")
