@@ -90,9 +90,12 @@ class ChatTemplate:
         if not tokenizer.chat_template:
             raise ValueError("the tokenizer has no chat template: use a checkpoint that has one")
         self._tokenizer, self._kwargs = tokenizer, kwargs
-        self._has_system_role = True
-        self._has_system_role = self._shows_system()
         system, user, answer, last = marks = conversation(2, "{}")
+        self._has_system_role = True
+        try:
+            self._has_system_role = system in self.render([system, user])
+        except ValueError:
+            self._has_system_role = False
         parts = re.fullmatch(f"(?s).*{user}(.*){answer}(.*){last}(.*)", self.render(marks))
         if not parts:
             raise ValueError(
@@ -108,7 +111,10 @@ class ChatTemplate:
         )
         _, begun, rest = after.rpartition(opening)
         self.opened = begun + rest if begun and closing not in rest else ""
-        self.call_markers = self._call_markers(known)
+        self.call_markers: set[str] = set()
+        with contextlib.suppress(ValueError):
+            calls = self.call([PROBE_CALL] * 2)  # DeepSeek-V3 marks the end of several only
+            self.call_markers = known.intersection(tokenizer.tokenize(calls))
 
     def render(self, turns: Sequence[Any], **more: Any) -> str:
         """The template's own rendering of [system, user, answer, user, ..., user], up to the next answer.
@@ -125,8 +131,7 @@ class ChatTemplate:
                 messages += [{"role": "tool", "tool_call_id": _id(i), "content": text} for i, text in enumerate(said)]
             else:
                 messages.append({"role": role, **({"content": said} if isinstance(said, str) else said)})
-        more = {**more, **({"tools": list(rules.tools)} if rules.tools else {})}
-        kwargs = {**self._kwargs, **more}
+        kwargs = {**self._kwargs, **more, **({"tools": list(rules.tools)} if rules.tools else {})}
         try:
             return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)
         except (TemplateError, TypeError) as error:
@@ -242,19 +247,6 @@ class ChatTemplate:
                 f"the chat template opens a thought before every answer ({self.user.after!r}), and tcod_thoughts is "
                 "none: set it to keep, or use a model or a chat template that answers without a thought"
             )
-
-    def _shows_system(self) -> bool:
-        texts = conversation(1, "{}")
-        with contextlib.suppress(ValueError):
-            return texts[0] in self.render(texts)
-        return False
-
-    def _call_markers(self, added: set[str]) -> set[str]:
-        """Of the added tokens those that stand in an answer with two calls, or with one."""
-        for count in (2, 1):
-            with contextlib.suppress(ValueError):
-                return added.intersection(self._tokenizer.tokenize(self.call([PROBE_CALL] * count)))
-        return set()
 
     def _without_thought(self, text: str) -> str:
         opening, closing = self.thought
