@@ -42,7 +42,7 @@ def settle(sample: Sample, tokenizer: Any) -> None:
         sample.status = Sample.Status.TRUNCATED if record.truncated else Sample.Status.COMPLETED
         sample.non_generation_time = record.env_s
         ids = [token for one in episode.sequences for span in one.behind_prompt for token in span.ids]
-        sample.response = tokenizer.decode(ids, skip_special_tokens=False)
+        sample.response = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)  # as fast as it can be
 
 
 def to_samples(args: Namespace, sample: Sample, tokenizer: Any) -> list[Sample]:
