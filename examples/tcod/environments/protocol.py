@@ -244,17 +244,14 @@ def calls_of(action: str) -> list[Call]:
         calls = json.loads(action)
     except (ValueError, RecursionError):
         return []
-    keys = {"name": str, "arguments": dict}
-    return calls if isinstance(calls, list) and all(_is_object(call, keys) for call in calls) else []
+    objects = calls if isinstance(calls, list) and {*map(type, calls)} == {dict} else []
+    form = {"name": str, "arguments": dict}
+    return objects if all({name: type(value) for name, value in one.items()} == form for one in objects) else []
 
 
 def action_of(calls: Sequence[Call]) -> str:
     """Calls as an action: what a demonstration has for a turn that calls tools."""
     return json.dumps(list(calls), ensure_ascii=False)
-
-
-def _is_object(value: Any, keys: dict[str, type]) -> bool:
-    return isinstance(value, dict) and {name: type(one) for name, one in value.items()} == keys
 
 
 def is_admissible(action: str, observation: Observation, environment: type[Environment]) -> bool:

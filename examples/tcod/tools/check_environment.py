@@ -4,8 +4,8 @@
 
 All rows are checked as a training run checks them. Some are played in a worker process, with training's time limit:
 reset, rendered, a nonsense action sent, and their demonstrations replayed by the rules of B2F. Two rows are played in
-turn, on two engines of one process, which must answer as they do alone. Then it prints what an engine costs, and how
-many workers and engines that suggests. A fault is one sentence and exit status 1.
+turn, on two engines of one process, which must answer as they do alone. Then it prints what a reset and a step
+cost, and how many workers and engines that suggests. A fault is one sentence and exit status 1.
 
 --record OUT plays all rows, and writes them with what the environment says in their demonstrations (VARIANT=sft).
 """
@@ -184,7 +184,7 @@ def spread(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def report(measured: Measured, episodes: int) -> str:
-    """What an engine costs, and settings for `episodes` at once."""
+    """What a reset and a step cost, and settings for `episodes` at once."""
     resets, steps, step_s = measured.resets, measured.steps, fmean(measured.steps)
     per_worker = max(1, min(16, int(LOAD * TURN_S / max(step_s, 1e-3))))
     workers = -(-episodes // per_worker)
