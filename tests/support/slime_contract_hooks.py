@@ -15,7 +15,6 @@ from examples.tcod.episode.record import Episode, EpisodeRecord
 from examples.tcod.settings import build
 from examples.tcod.training.samples import to_samples
 from slime.utils.eval_config import EvalDatasetConfig
-from slime.utils.http_utils import init_http_client
 from slime.utils.types import Sample
 from tests.support.rig import UNTEMPERED, Rig
 from tests.support.toys import LocalPool, save_tokenizer
@@ -36,7 +35,6 @@ _args = _rig.args(
         EvalDatasetConfig(name="eval", path=str(_rig.rows([GOAL])), max_response_len=64, **UNTEMPERED, **_common)
     ],
 )
-init_http_client(_args)
 
 
 def _drawn(sample):
