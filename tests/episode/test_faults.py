@@ -48,7 +48,6 @@ def used() -> dict[str, int]:
 def pool(tmp_path_factory):
     """One pool of three worker processes for all cases that need them: the next one finds whole what one broke."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "corrupt.json").write_text("{")
     pools = []
 
     def make() -> EnvironmentPool:

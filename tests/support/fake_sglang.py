@@ -89,10 +89,7 @@ class FakeSGLang:
     def __init__(self, reply: Callable[[dict], Reply | Awaitable[Reply]]):
         self.reply = reply
         self.requests: list[Request] = []  # every POST, in order of arrival
-        self.pages: dict[str, dict] = {
-            "/health": {},
-            "/model_info": {"model_path": "fake", "weight_version": "default"},
-        }
+        self.pages: dict[str, dict] = {}
         self.host, self.port = "127.0.0.1", 0
         self._in_flight: dict[asyncio.Task, str | None] = {}
 

@@ -92,22 +92,8 @@ def environment(fault: str, hazard: str, reason: str, says: str) -> Case:
 
 
 ENVIRONMENT = [
-    environment("its worker killed (-9) during a reset", "killed at reset", "env_worker_died", ""),
     environment("its worker killed (-9) during a step", "killed at step", "env_worker_died", ""),
     environment("a step that hangs: its worker is killed", "hangs", "env_timeout", ": step took more than"),
-    environment(
-        "an engine that raises: its worker takes no new episodes",
-        "raises",
-        "env_error",
-        ": HazardousCorridor.step raised RuntimeError: the corridor collapsed",
-    ),
-    dropped(
-        "a corrupt game file",
-        in_processes,
-        "env_error",
-        "env_error: HazardousCorridor.reset raised JSONDecodeError",
-        row={"game_file": "corrupt.json"},
-    ),
     environment("a first observation of 100 KB", "long at reset", "prompt_too_long", ": no room for a response"),
     trained(
         "a later observation of 100 KB",
@@ -132,8 +118,6 @@ def b2f(**demo: Any) -> dict[str, Any]:
 STEPS = ["right"] * 3
 DEMONSTRATION = [
     stops("empty", nothing, "1 of 3 rows have no usable demonstration {'demo_missing'", **b2f(actions=[])),
-    stops("longer than the horizon", nothing, "demonstration {'demo_too_long': 1}", **b2f(actions=["right"] * 5)),
-    stops("no list of texts", nothing, "of --prompt-data: actions of its demo is no list", **b2f(actions=[1])),
     dropped(
         "inadmissible in the middle",
         nothing,
@@ -147,12 +131,6 @@ DEMONSTRATION = [
         "demo_won_early",
         "the episode ends at replayed turn 3",
         **b2f(actions=["right"] * 4),
-    ),
-    stops(
-        "fewer responses than actions",
-        nothing,
-        "{'demo_mismatch': 1}, the first is",
-        **b2f(actions=STEPS, responses=[RIGHT]),
     ),
     dropped(
         "a response with another action",
