@@ -2,7 +2,8 @@
 
     bash benchmarks/run.sh study                 # the curricula: every job that has no result yet, then the report
     bash benchmarks/run.sh study --losses        # the second part: what the loss is a mean over, and the curricula
-    bash benchmarks/run.sh study --report        # the figure and the tables of both parts from results/study/*.json
+    bash benchmarks/run.sh study --baselines     # the third part: imitation, reward, and OPD before or beside them
+    bash benchmarks/run.sh study --report        # the figures and the tables of all parts from results/study/*.json
 
 A job is one arm and one seed. It goes through the smoke run's train_arm.py, so through the recipe's hooks, the real
 SGLang and the real ALFWorld engine. Its result is a JSON file that appears when the job has ended, so the command may
@@ -24,7 +25,7 @@ import torch
 import transformers
 
 from benchmarks import SLIME, report, study_data, study_report, study_results
-from benchmarks.study_arms import RESPONSE_LEN, RESULTS, Job, curriculum_jobs, loss_jobs
+from benchmarks.study_arms import RESPONSE_LEN, RESULTS, Job, baseline_jobs, curriculum_jobs, loss_jobs
 from examples.tcod.tools.plot_runs import read_run
 from smoke import make_models, plays
 from smoke.servers import DEVICE, HERE, Process, SGLangServer
@@ -34,11 +35,11 @@ class Running:
     """A job under way: the student's server and the training, both ended by `stop`."""
 
     def __init__(self, job: Job, out: Path, teacher: SGLangServer) -> None:
-        self.job, self.folder = job, out / "runs" / job.games / job.name
+        self.job, self.folder = job, study_data.run_folder(out, job.games, job.name)
         self._started = time.monotonic()
         shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed
         config = plays.write_settings(self.folder / "config.yaml", job.recipe)
-        arm, student = job.arm, study_data.make_student(out, job.arm.student, job.seed)
+        arm, student = job.arm, study_data.student_of(out, job)
         with ExitStack() as stack:
             server = stack.enter_context(SGLangServer(f"{job.name}'s server", student, self.folder / "server.log"))
             server.wait_ready()
@@ -47,9 +48,11 @@ class Running:
             command += ["--config", config, "--student", student, "--data", out / job.games]
             command += ["--run-dir", self.folder, "--seed", job.seed, "--lr", job.rate, "--loss", arm.loss]
             command += ["--student-port", server.port, "--teacher-port", teacher.port]
-            command += ["--batch", arm.batch, "--updates", arm.updates, "--eval-interval", arm.every]
+            command += ["--batch", arm.batch // arm.samples, "--samples", arm.samples]
+            command += ["--updates", arm.updates, "--eval-interval", arm.every, "--keep", arm.keep]
             command += ["--response-len", RESPONSE_LEN, "--context-len", arm.context_len]
             command += [] if arm.evaluate_first else ["--skip-first-evaluation"]
+            command += [] if arm.teacher else ["--no-teacher"]
             log, env = self.folder / "train.log", study_data.child_environment(out)
             self._process = stack.enter_context(Process(job.name, [*map(str, command)], log, env))
             self._stack = stack.pop_all()
@@ -117,12 +120,15 @@ def work_off(waiting: list[Job], out: Path, parallel: int, teacher: SGLangServer
                     print(one.save(circumstances), flush=True)
                 except RuntimeError as error:
                     fail(one.job, error)
-            while waiting and len(running) < parallel:
-                job = waiting.pop(0)
+            while len(running) < parallel and (ready := [job for job in waiting if not job.waits]):
+                waiting.remove(job := ready[0])
                 try:
                     running.append(Running(job, out, teacher))
                 except RuntimeError as error:
                     fail(job, error)
+            while waiting and not running:
+                job = waiting.pop()
+                fail(job, RuntimeError(f"it goes on with {job.first}, which has no result"))
             time.sleep(0.5)
     finally:
         for one in running:
@@ -132,7 +138,7 @@ def work_off(waiting: list[Job], out: Path, parallel: int, teacher: SGLangServer
 
 def main() -> None:
     options = parse_options()
-    jobs = loss_jobs() if options.losses else curriculum_jobs()
+    jobs = options.jobs()
     names = [job.name for job in jobs]
     if unknown := set(options.only) - set(names):
         sys.exit(f"--only: no such job: {', '.join(sorted(unknown))}; jobs are {', '.join(names)}")
@@ -147,12 +153,14 @@ def main() -> None:
 
 def parse_options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--losses", action="store_true", help="run the second part")
+    for name, jobs in {"losses": loss_jobs, "baselines": baseline_jobs}.items():
+        parser.add_argument(f"--{name}", action="store_const", dest="jobs", const=jobs, help="run this part")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="jobs by name, such as f2b-1")
     parser.add_argument("--parallel", type=int, default=max((os.cpu_count() or 1) // 2, 1), help="jobs at once")
     out = HERE.parent / "benchmarks" / "out" / "study"
     parser.add_argument("--out", type=Path, default=out, help="games, students, logs")
+    parser.set_defaults(jobs=curriculum_jobs)
     return parser.parse_args()
 
 

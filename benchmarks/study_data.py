@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.study_arms import CONTEXT_LEN, GAMES, OPD, RESPONSE_LEN, SETTINGS
+from benchmarks.study_arms import CONTEXT_LEN, GAMES, KEPT, OPD, RESPONSE_LEN, SETTINGS, Job
 from examples.tcod.model.chat_tokens import ChatTokens
 from smoke import hooks, lessons, make_games, make_models, plays
 from smoke.servers import Process, SGLangServer
@@ -55,6 +55,21 @@ def make_data(out: Path, teacher: SGLangServer) -> None:
         (partial / "heldout.jsonl").write_text("".join(heldout[:games_at_04]))
         shutil.rmtree(out / name, ignore_errors=True)
         partial.rename(out / name)
+
+
+def run_folder(out: Path, games: str, name: str) -> Path:
+    """The working folder of a job."""
+    return out / "runs" / games / name
+
+
+def student_of(out: Path, job: Job) -> Path:
+    """The checkpoint that a job begins with. Raises RuntimeError where another job's weights are gone."""
+    if job.first is None:
+        return make_student(out, job.arm.student, job.seed)
+    kept = run_folder(out, job.games, job.first) / KEPT
+    if not kept.exists():
+        raise RuntimeError(f"{kept} is gone: move {job.first}.json away, and {job.first} is run again")
+    return kept
 
 
 def make_student(out: Path, kind: str, seed: int) -> Path:

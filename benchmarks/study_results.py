@@ -22,7 +22,8 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
 
     Evaluations: success at temperatures 0.4 and 1, KL in nats of whole trajectories and by turn (with the number of
     episodes that reached the turn), at temperature 1. Updates: depth, success and KL of the training episodes, the
-    environment's steps by the student and by replay, tokens, and seconds of rollout and training.
+    environment's steps in all (of dropped groups too), by the student and by replay, samples without a signal, tokens, and
+    seconds of rollout and training. What was not there is null: a KL without a teacher, a success where nothing was played.
     """
     evaluations = [
         {
@@ -30,7 +31,7 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
             "success": line[f"{AT_04}success"],
             "success_t1": line[f"{AT_1}success"],
             "turns": line[f"{AT_04}turns/student"],
-            "kl": line[f"{AT_1}kl/trajectory"],
+            "kl": line.get(f"{AT_1}kl/trajectory"),
             "episodes": line[f"{AT_04}episodes"],
             "kl_by_turn": [kl for _, kl in sorted(by_turn(line, f"{AT_1}kl_by_turn/").items())],
             "kl_by_turn_episodes": [n for _, n in sorted(by_turn(line, f"{AT_1}kl_by_turn_count/").items())],
@@ -42,11 +43,13 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
     updates = [
         {
             "n": of["n"],
-            "k": of["k"],
-            "success": of["success"],
-            "kl": of["kl/trajectory"],
-            "student_steps": round(of["turns/student"] * batch),
-            "replayed_steps": round(of["turns/replayed"] * batch),
+            "k": of.get("k"),
+            "success": of.get("success"),
+            "kl": of.get("kl/trajectory"),
+            "steps": of.get("steps", 0),
+            "student_steps": round(of.get("turns/student", 0) * batch),
+            "replayed_steps": round(of.get("turns/replayed", 0) * batch),
+            "no_signal": of.get("no_signal", 0),
             "scored": of["tokens/scored"],
             "trained": of["tokens/trained"],
             "failed": of["failed"],
@@ -68,9 +71,10 @@ def _rounded(value: Any) -> Any:
 
 def one_line(one: Result) -> str:
     first, last = one["evaluations"][0], one["evaluations"][-1]
+    kl = "" if last["kl"] is None else f", KL {first['kl']:.1f} -> {last['kl']:.1f} nats"
     return (
         f"{last['n']} updates, success {first['success']:.2f} -> {last['success']:.2f} at temperature 0.4, "
-        f"{first['success_t1']:.2f} -> {last['success_t1']:.2f} at 1, KL {first['kl']:.1f} -> {last['kl']:.1f} nats"
+        f"{first['success_t1']:.2f} -> {last['success_t1']:.2f} at 1{kl}"
     )
 
 
