@@ -1,5 +1,6 @@
-"""One job of the study: smoke/train_arm.py with its options, `--keep N` (the weights after N updates, for another job),
-and `--control` for what no setting of the recipe does.
+"""One job of the study: smoke/train_arm.py with its options, and with two more.
+
+`--keep N` keeps the weights after N updates for another job. `--control` is for what no setting of the recipe does:
 
     shuffled         the teacher's log-probs change places among all trained tokens of a batch
     random-horizon   the curriculum's depths k of all updates, in a random order

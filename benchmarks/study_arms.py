@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 }
 PLACES = ("tcod_environment", "tcod_data_root")  # of code and games: a result stays good when they move
 # Settings that the first results do not name.
-OF_OLD = {"loss": "trajectory", "context_len": CONTEXT_LEN, "samples": 1, "teacher": True, "after": None}
+OF_OLD = {"loss": "trajectory", "context_len": CONTEXT_LEN, "samples": 1, "teacher": True, "after": None, "keep": 0}
 
 # The second part: longer episodes, a student that is weak everywhere, and smaller evaluations.
 LONG_HORIZON, LONG_CONTEXT_LEN = 30, 1536
@@ -36,14 +36,15 @@ LONG_UPDATES, LONG_EVERY, LONG_K_START, LONG_ETA = 30, 15, 6, 1
 LONG_RATE = 6.4e-3  # four times OPD's in the first part, and as high for every arm
 CALM_RATE = 1.6e-3  # OPD's in the first part
 
-# The third part: shorter runs of the first part's student.
-BASE_UPDATES, BASE_EVERY, HALF, GROUP = 24, 12, 12, 4
+# The third part: short runs of the smoke run's student.
+BASE_UPDATES, HALF, GROUP = 16, 8, 4
 BASE_RATES = {"opd": RATES["opd"], "sft": 1.6e-3, "grpo": 1.6e-3}
 
 GAMES = {"report": (100, 32), "losses": (48, 16), "baselines": (48, 8)}  # held-out games, those at temperature 1
 STUDENTS = {  # as the results have it
     "late": "4 turns, 300 steps",
     "weak": "40 steps on random actions",
+    "damaged": "12 steps on random actions",
     "teacher": "the teacher",
 }
 
@@ -124,19 +125,21 @@ CALM = {
 
 def base_arm(family: str, settings: dict[str, Any], **more: Any) -> Arm:
     """An arm of the third part."""
-    run = {"samples": GROUP, "updates": BASE_UPDATES, "every": BASE_EVERY, "evaluate_first": False}
+    run = {"student": "damaged", "samples": GROUP, "updates": BASE_UPDATES, "every": HALF, "evaluate_first": False}
     return Arm(family, settings, **{**run, **more})
 
 
 REWARD = {**OPD, "tcod_reward_coef": 1.0}
 ALONE = {**REWARD, "tcod_eval_kl": False, "tcod_max_replacements": 50}  # half of all groups teach nothing
+IMITATION = {"tcod_variant": "sft", "tcod_eval_kl": False}
 BASELINES = {
-    "sft": base_arm("sft", {"tcod_variant": "sft", "tcod_eval_kl": False}, samples=1, loss="token", keep=BASE_UPDATES),
+    "sft": base_arm("sft", IMITATION, samples=1, updates=24, every=24, keep=24, loss="token"),
     "opd": base_arm("opd", OPD, keep=HALF, evaluate_first=True),
     "sft-then-opd": base_arm("opd", OPD, after="sft"),
     "opd-and-reward": base_arm("opd", REWARD),
-    "grpo": base_arm("grpo", ALONE, teacher=False, every=BASE_EVERY // 2),
-    "opd-then-grpo": base_arm("grpo", ALONE, teacher=False, every=BASE_EVERY // 2, updates=HALF, after="opd"),
+    # An update takes about twice as many steps of the environment.
+    "grpo": base_arm("grpo", ALONE, teacher=False, updates=8, every=4),
+    "opd-then-grpo": base_arm("grpo", ALONE, teacher=False, updates=4, every=4, after="opd"),
 }
 
 
@@ -177,7 +180,7 @@ class Job:
         run = {"seed": self.seed, "lr": self.rate, "batch": arm.batch, "updates": arm.updates, "games": self.games}
         run |= {"student": STUDENTS[arm.student], "control": arm.control, "loss": arm.loss}
         run |= {"context_len": arm.context_len, "samples": arm.samples, "teacher": arm.teacher, "after": arm.after}
-        return {**run, **self.recipe}
+        return {**run, "keep": arm.keep, **self.recipe}
 
     def done(self) -> bool:
         """Whether the result is there. Raises SystemExit when it was made with other settings."""
