@@ -36,15 +36,15 @@ LONG_UPDATES, LONG_EVERY, LONG_K_START, LONG_ETA = 30, 15, 6, 1
 LONG_RATE = 6.4e-3  # four times OPD's in the first part, and as high for every arm
 CALM_RATE = 1.6e-3  # OPD's in the first part
 
-# The third part: short runs of the smoke run's student.
-BASE_UPDATES, HALF, GROUP = 16, 8, 4
+# The third part: short runs of a student that wins now and then.
+BASE_UPDATES, HALF, GROUP = 10, 5, 4
 BASE_RATES = {"opd": RATES["opd"], "sft": 1.6e-3, "grpo": 1.6e-3}
 
 GAMES = {"report": (100, 32), "losses": (48, 16), "baselines": (48, 8)}  # held-out games, those at temperature 1
 STUDENTS = {  # as the results have it
     "late": "4 turns, 300 steps",
     "weak": "40 steps on random actions",
-    "damaged": "12 steps on random actions",
+    "damaged": "8 steps on random actions",
     "teacher": "the teacher",
 }
 
@@ -133,13 +133,13 @@ REWARD = {**OPD, "tcod_reward_coef": 1.0}
 ALONE = {**REWARD, "tcod_eval_kl": False, "tcod_max_replacements": 50}  # half of all groups teach nothing
 IMITATION = {"tcod_variant": "sft", "tcod_eval_kl": False}
 BASELINES = {
-    "sft": base_arm("sft", IMITATION, samples=1, updates=24, every=24, keep=24, loss="token"),
+    "sft": base_arm("sft", IMITATION, samples=1, updates=5, keep=5, loss="token"),
     "opd": base_arm("opd", OPD, keep=HALF, evaluate_first=True),
     "sft-then-opd": base_arm("opd", OPD, after="sft"),
     "opd-and-reward": base_arm("opd", REWARD),
     # An update takes about twice as many steps of the environment.
-    "grpo": base_arm("grpo", ALONE, teacher=False, updates=8, every=4),
-    "opd-then-grpo": base_arm("grpo", ALONE, teacher=False, updates=4, every=4, after="opd"),
+    "grpo": base_arm("grpo", ALONE, teacher=False, updates=HALF),
+    "opd-then-grpo": base_arm("grpo", ALONE, teacher=False, updates=3, after="opd"),
 }
 
 

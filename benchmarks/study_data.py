@@ -17,10 +17,10 @@ TRAIN_GAMES = 128
 HELDOUT_GAMES = max(games for games, _ in GAMES.values())
 
 # The late student: the teacher, trained on with the first turns of the scripted searcher until it has lost the later
-# ones. The weak one: the teacher after training steps on random actions; after fewer of them it is the smoke run's.
+# ones. The weak one: the teacher after training steps on random actions; the damaged one: after fewer.
 STUDENT_TURNS, STUDENT_STEPS, STUDENT_RATE = 4, 300, 3e-3
 STUDENT_GAMES = 80  # games that neither the teacher nor any arm has seen, several demonstrations of each
-DAMAGES = {"weak": [1e-3] * 40, "damaged": [make_models.DAMAGE_RATE] * make_models.DAMAGE_STEPS}
+DAMAGES = {"weak": [1e-3] * 40, "damaged": [1e-3] * 8}
 
 
 def child_environment(out: Path) -> dict[str, str]:
