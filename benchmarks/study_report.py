@@ -235,6 +235,8 @@ def publish(folder: Path) -> None:
         ("baselines", BASE_ARMS, baseline_tables, study_figures.draw_third),
     )
     for name, arms, tables_of, draw in parts:
+        if not any((folder / name).glob("*.json")):
+            continue
         results = Results.load(folder / name, arms)
         print(circumstances(results))
         for title, text in tables_of(results):
