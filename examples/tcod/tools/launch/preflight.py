@@ -44,7 +44,7 @@ def main() -> None:
     s = Settings.read(os.environ)
     try:
         config = TcodConfig.read(s.run_dir / "tcod.yaml")
-        chat = run_chat(s, config)
+        chat = student_chat(config, str(s.student), s.chat_template_kwargs, "STUDENT")
         nodes = check_run(s, config, chat, teacher_gpus)
         ray.shutdown()
         Path(file).write_text("\n".join(nodes))
@@ -54,14 +54,6 @@ def main() -> None:
             check_teacher_scores(s.teacher_address, chat, *config.with_note(s.max_context_len, "MAX_CONTEXT_LEN"))
     except ConfigError as error:
         sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
-
-
-def run_chat(s: Settings, config: TcodConfig) -> ChatTokens:
-    """The student's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError."""
-    chat = student_chat(config, str(s.student), s.chat_template_kwargs, f"STUDENT {s.student}")
-    for warning in chat.warnings:
-        warn(f"STUDENT {s.student}: {warning}")
-    return chat
 
 
 def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: str) -> list[str]:
