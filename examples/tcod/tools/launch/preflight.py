@@ -89,10 +89,11 @@ def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, f
     turns = 1 if (config.tcod_history, config.tcod_thoughts) == ("turns", "keep") else between + 1
     room = (s.max_context_len - opening - observed) // turns
     if room < s.max_turn_len:
-        warn(
-            f"MAX_CONTEXT_LEN {s.max_context_len} may end episodes early: the horizon's {turns} x MAX_TURN_LEN "
-            f"{s.max_turn_len} and {opening + observed} other tokens, as in the first game, do not fit; responses of "
-            f"{max(0, room)} tokens fit"
+        print(
+            f"preflight: warning: MAX_CONTEXT_LEN {s.max_context_len} may end episodes early: the horizon's {turns} x "
+            f"MAX_TURN_LEN {s.max_turn_len} and {opening + observed} other tokens, as in the first game, do not fit; "
+            f"responses of {max(0, room)} tokens fit",
+            file=sys.stderr,
         )
 
 
@@ -115,10 +116,6 @@ def wait_for_teacher(s: Settings) -> None:
                 return
         time.sleep(0.5)
     raise ConfigError(f"the teacher was not ready within TEACHER_START_S={s.teacher_start_s} seconds: see its log")
-
-
-def warn(sentence: str) -> None:
-    print(f"preflight: warning: {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
