@@ -20,6 +20,7 @@ PARTS = {
     "slime": ("tests/slime/", "SLIME_DIR and MEGATRON_DIR, set or in ~/.config/tcod/tests.env"),
     "SGLang": ("tests/engine/test_sglang_contract.py", "-m slow"),
     "ScienceWorld": ("tests/engine/test_env_scienceworld.py", "-m slow and Java"),
+    "OpenEnv's own server": ("tests/engine/test_env_openenv.py", "-m slow, openenv and fastmcp"),
     "page in a browser": ("tests/tools/test_show_rollouts.py", "-m slow and Chromium"),
 }
 
