@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 def recorded(seen: Sequence[Observation]) -> dict[str, Any]:
     """What a demonstration keeps of the observations of its reset and of each of its actions."""
-    shown = [part for part in fields(Observation) if part.name in ("text", "admissible", "role", "results")]
-    parts = [[(part, getattr(one, part.name)) for part in shown] for one in seen[:-1]]
-    kept = [{part.name: value for part, value in pairs if value != part.default} for pairs in parts]
+    parts = [part for part in fields(Observation) if part.name in ("text", "admissible", "role", "results")]
+    kept = [{p.name: value for p in parts if (value := getattr(one, p.name)) != p.default} for one in seen[:-1]]
     return {"observations": tuple(one.answer for one in seen[1:]), "seen": tuple(kept)}
 
 

@@ -79,7 +79,7 @@ def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str, re
     """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError.
 
     Args:
-        recorded: what the environment said in their demonstrations is in them, if the variant needs it.
+        recorded: False before what the environment said is recorded in the demonstrations, which imitation needs.
     """
     variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
     _check_rows(config, rows, source, variant, recorded and variant == "sft")
