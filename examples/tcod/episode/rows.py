@@ -92,6 +92,7 @@ def check_rows(
     variant: str = "",
     horizon: int = 0,
     has_parser: bool = False,
+    needs_seen: bool = False,
 ) -> None:
     """Whether rows (or slime's samples) can be played, as far as they and the files show it.
 
@@ -99,6 +100,7 @@ def check_rows(
         source: the flag or file that they come from, for the message.
         variant: the tcod_variant that replays a demonstration of every row, within the horizon; "" if none is needed.
         has_parser: whether tcod_tool_parser is set.
+        needs_seen: whether demonstrations must have what the environment said.
 
     Raises:
         ConfigError: with the first row that cannot, or with how many have no usable demonstration.
@@ -112,8 +114,8 @@ def check_rows(
             demo = Demonstration.of(row.metadata)
             if variant:
                 demo.check(horizon)
-            if variant == "sft":
-                demo.observation(0)
+            for turn in range(len(demo.actions) if needs_seen else 0):
+                demo.observation(turn)
         except Failure as failure:
             reasons[failure.reason] += 1
             first = first or f"{place(row, source)}: {failure}"
