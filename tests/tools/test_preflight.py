@@ -67,9 +67,6 @@ def test_a_note_and_its_teacher_fit_each_other(check, more, variables, sentence)
 @pytest.mark.parametrize(
     "file, text, sentence",
     [
-        ("alfworld.yaml", "tcod_horizon: 4\ntcod_etta: 3\n", "unknown setting tcod_etta"),
-        ("alfworld.yaml", "tcod_horizon: 4\nlr: 1\n", "sets lr: slime reads this file too late"),
-        ("data/train.jsonl", row(goal=2) + "{\n", "line 2 of .*train.jsonl is no row"),
         ("data/train.jsonl", row(), "line 1 of .*/train.jsonl cannot be played: its .* has no goal"),
         ("data/valid_seen.jsonl", row(), "line 1 of .*/valid_seen.jsonl cannot be played"),
         ("data/train.jsonl", row(goal=1, explode=1), "does not play line 1 of .* env_error: .*the corridor collapsed"),
