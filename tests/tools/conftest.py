@@ -17,12 +17,12 @@ def place(tmp_path):
 
 @pytest.fixture
 def script(place):
-    """script(**variables) -> Running"""
+    """script(hangup=what SIGHUP does, **variables) -> Running"""
     folder, env = place
     started = []
 
-    def begin(**variables):
-        started.append(run_script.Running(folder, {**env, **variables}))
+    def begin(hangup=signal.SIG_DFL, **variables):
+        started.append(run_script.Running(folder, {**env, **variables}, hangup))
         return started[-1]
 
     yield begin
