@@ -47,21 +47,10 @@ def test_preflight_accepts_what_can_run(check):
     assert check("tcod_variant: b2f\n", TEACHER="megatron") is None
 
 
-@pytest.mark.parametrize(
-    "more, variables, sentence",
-    [
-        ("", {"TEACHER": "self"}, "TEACHER=self .* without a note has a KL of 0: set tcod_teacher_sees"),
-        (
-            "tcod_teacher_sees: [demo]\n",
-            {"TEACHER": "self", "MODE": "async"},
-            "TEACHER=self .* needs MODE=sync: in the",
-        ),
-        ("tcod_teacher_sees: [demo]\n", {"TEACHER": "megatron"}, "tcod_teacher_sees needs a teacher on SGLang"),
-    ],
-)
-def test_a_note_and_its_teacher_fit_each_other(check, more, variables, sentence):
-    assert re.match(sentence, check(more, **variables))
+def test_a_note_and_its_teacher_fit_each_other(check):
+    """Which do not: test_configuration.py."""
     assert check("tcod_teacher_sees: hindsight\n", TEACHER="self") is None
+    assert "needs MODE=sync" in check("tcod_teacher_sees: hindsight\n", TEACHER="self", MODE="async")
 
 
 @pytest.mark.parametrize(
