@@ -29,9 +29,8 @@ def check(settings, tmp_path, monkeypatch):
         s = settings(**variables)
         try:
             config = preflight.TcodConfig.read(s.run_dir / "tcod.yaml")
-            preflight.check_run(
-                s, config, preflight.student_chat(config, s.student, s.chat_template_kwargs, "STUDENT"), ""
-            )
+            chat = preflight.student_chat(config, str(s.student), s.chat_template_kwargs, "STUDENT")
+            preflight.check_run(s, config, chat, "")
         except ConfigError as error:
             return str(error)
 
