@@ -91,7 +91,8 @@ def test_in_a_cluster_other_nodes_reach_the_teacher(place, host, address):
     s = Settings.read(asked.env)
     assert value(asked.teacher, "--host") == host and s.teacher_address == f"http://{address}:{s.teacher_port}"
     assert value(asked.train, "--rm-url") == f"{s.teacher_address}/generate"
-    assert (s.local_gpus, s.train_gpus) == (0, 10)
+    assert (s.ray_address, s.local_gpus, s.train_gpus) == ("10.0.0.1:6379", 0, 10)
+    assert Settings.read({**asked.env, "RAY_ADDRESS": "local"}).ray_address == ""  # one that starts here
 
 
 @pytest.mark.parametrize("given, config, variant", [("", "", "f2b"), ("", "b2f", "b2f"), ("opd", "b2f", "opd")])
@@ -112,11 +113,6 @@ def test_another_environment_gets_nothing_of_alfworld(place):
     assert "ALFWORLD_DATA" not in env and env["EVAL_SETS"] == env["WORKER_ENV"] == ""
     assert env["DATA_DIR"] == "/root/tcod_scienceworld"
     assert env["RUN_DIR"] == "/root/tcod_runs/scienceworld-qwen3-8b-f2b"
-
-
-@pytest.mark.parametrize("address", ["local", "localhost:6379", "10.0.0.1:6379"])
-def test_a_cluster_is_where_its_address_says(settings, address):
-    assert settings(RAY_ADDRESS=address).ray_address == ("" if address == "local" else address)
 
 
 def test_gpus_are_numbered_within_the_visible_ones(place, monkeypatch):
