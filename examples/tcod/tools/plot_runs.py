@@ -6,7 +6,6 @@ Directories of the same name are seeds of one arm: its line is their mean, the b
 highest. Each directory holds the metrics.jsonl of a run.
 """
 
-import argparse
 import logging
 import math
 import re
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..episode.jsonl import read_lines
+from .common.command import new_parser
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def draw(arms: Arms, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Figures from run directories.")
+    parser = new_parser(__doc__)
     parser.add_argument("figure", type=Path, help="image to write")
     parser.add_argument("runs", nargs="+", metavar="ARM=DIR", help="several of the same name are seeds of one arm")
     options = parser.parse_args()
