@@ -1,7 +1,7 @@
 """The OpenEnv environment on a double of its server and, where openenv is installed, on its own."""
 
 import importlib.util
-import json
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from examples.tcod import ConfigError
 from examples.tcod.env_openenv import OpenEnvEnvironment
-from examples.tcod.environments.protocol import Observation, action_of, checked_observation
+from examples.tcod.environments.protocol import Observation, action_of, ask, checked_observation
 from examples.tcod.episode.rows import Row
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools.check_environment import play_rows
@@ -99,15 +99,16 @@ def test_what_is_no_action_is_refused_in_the_environments_words(new):
 
 
 def test_tools_are_called_as_the_server_lists_them(new, urls):
-    with connect(urls["tools"]) as server:  # as docs/HUBS.md does
-        server.send(json.dumps({"type": "step", "data": {"type": "list_tools"}}))
-        listed = json.loads(server.recv())["data"]["observation"]["tools"]
-    assert {tool["name"]: list(tool["input_schema"]["properties"]) for tool in listed} == {
-        "guess": ["number"],
-        "bounds": [],
-    }
-    engine = new("tools")
-    first = engine.reset({**TASK, "tools": listed})
+    document = (hooks.ROOT / "examples" / "tcod" / "docs" / "HUBS.md").read_text("utf-8")
+    recipe = re.findall(r"```python\n(.*?)```", document, re.DOTALL)[1]
+    exec(recipe.replace("ws://127.0.0.1:8000/ws", urls["tools"]), names := {})
+    engine, task = new("tools"), {**TASK, "tools": names["tools"]}
+    listed = [tool["function"] for tool in ask(OpenEnvEnvironment, "tools", task)]
+    assert [(tool["name"], [*tool["parameters"]["properties"]]) for tool in listed] == [
+        ("guess", ["number"]),
+        ("bounds", []),
+    ]
+    first = engine.reset(task)
     assert (first.text, first.role) == ("Which number from 1 to 8?", "user")
     guesses = [{"name": "guess", "arguments": {"number": number}} for number in (5, 3, 1)]
     asked = checked_observation(engine.step(action_of([{"name": "bounds", "arguments": {}}, guesses[0]])), "step")

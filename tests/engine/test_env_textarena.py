@@ -1,13 +1,18 @@
 """The TextArena environment on the real package, and the state that its engines share."""
 
+import json
 import random
+import re
 
 import numpy as np
 import pytest
+import yaml
 
 from examples.tcod import env_textarena
 from examples.tcod.env_textarena import TextArenaEnvironment
 from examples.tcod.environments.protocol import Observation, checked_observation
+from examples.tcod.settings.config import TcodConfig
+from smoke import hooks
 
 NUM_GPUS = 0
 pytest.importorskip("textarena", reason="needs textarena")
@@ -103,3 +108,17 @@ def test_a_row_without_a_game_is_refused(row):
 def test_a_row_without_a_seed_is_refused(seed):
     with pytest.raises(ValueError, match="no seed that is an integer from 0"):
         TextArenaEnvironment.check_row({**NUMBER, "seed": seed}, "")
+
+
+def test_the_rows_of_the_document_are_solved(engine, tmp_path, monkeypatch):
+    text = (hooks.ROOT / "examples" / "tcod" / "docs" / "HUBS.md").read_text("utf-8")
+    recipe, settings = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "yaml"))
+    monkeypatch.chdir(tmp_path)
+    exec(recipe, {})
+    horizon = TcodConfig(tcod_variant="b2f", **yaml.safe_load(settings)).tcod_horizon
+    rows = [json.loads(line) for name in ("train", "heldout") for line in (tmp_path / f"{name}.jsonl").open()]
+    assert len(rows) == 64
+    for row in rows:
+        actions = row["metadata"].pop("demo")["actions"]
+        TextArenaEnvironment.check_row(row["metadata"], "")
+        assert play(engine, row["metadata"], actions)[-1].won and len(actions) <= horizon
