@@ -38,14 +38,11 @@ def response_log_probs(
     return result
 
 
-def opd_advantages(
-    log_probs: list[torch.Tensor], teacher_log_probs: list[torch.Tensor], rewards: list[float], kl_coef: float
-) -> list[torch.Tensor]:
-    """Per token A = reward - kl_coef * (log pi_student - log pi_teacher), slime's grpo advantage with its penalty."""
-    return [
-        reward - kl_coef * (student - teacher)
-        for student, teacher, reward in zip(log_probs, teacher_log_probs, rewards, strict=True)
-    ]
+def opd_advantage(
+    log_probs: torch.Tensor, teacher_log_probs: torch.Tensor, reward: float, kl_coef: float
+) -> torch.Tensor:
+    """A = reward - kl_coef * (log pi_student - log pi_teacher) per token, slime's grpo advantage with its penalty."""
+    return reward - kl_coef * (log_probs - teacher_log_probs)
 
 
 def policy_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
@@ -106,17 +103,17 @@ class Trainer:
         self.optimizer.zero_grad()
         for first in range(0, len(order), MICRO_BATCH):
             rows = order[first : first + MICRO_BATCH]
-            pick = {name: [batch[name][i] for i in rows] for name in ("tokens", "response_lengths", "rewards")}
-            log_probs = response_log_probs(self.model, pick["tokens"], pick["response_lengths"])
+            tokens, lengths = ([batch[name][i] for i in rows] for name in ("tokens", "response_lengths"))
+            log_probs = response_log_probs(self.model, tokens, lengths)
             old = [one.detach() for one in log_probs]
             teacher = [values["teacher_log_probs"][i] for i in rows] if "teacher_log_probs" in fields else old
-            advantages = opd_advantages(old, teacher, pick["rewards"], self.kl_coef)
             loss = torch.zeros(())
             for j, i in enumerate(rows):
                 if "rollout_log_probs" not in fields:
                     loss = loss - (weights[i] * log_probs[j]).sum()
                     continue
-                loss = loss + (weights[i] * policy_loss(log_probs[j], advantages[j])).sum()
+                advantage = opd_advantage(old[j], teacher[j], batch["rewards"][i], self.kl_coef)
+                loss = loss + (weights[i] * policy_loss(log_probs[j], advantage)).sum()
                 totals["opd_reverse_kl"] += (shares[i] * (old[j] - teacher[j])).sum().item()
                 rollout = values["rollout_log_probs"][i]
                 totals["logprob_abs_diff"] += (shares[i] * (old[j] - rollout).abs()).sum().item()

@@ -183,6 +183,7 @@ WRONG = [
     ({**FULLY_ASYNC, "eval_function_path": "examples.tcod.tcod_rollout.generate_rollout"}, "both wait for ever"),
     ({**FULLY_ASYNC, "eval_function_path": "mine.evaluate", "sglang_router_port": 9}, "engines behind"),  # allowed
     ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
+    ({"tcod_thoughts": "keep"}, "switch thinking on in --apply-chat-template-kwargs, or set tcod_thoughts: none"),
     ({"rm_url": "http://127.0.0.1:9/generate"}, "the teacher at --rm-url http://127.0.0.1:9/generate does not score"),
     ({"rm_url": "http://me:word@127.0.0.1:9/generate"}, "--rm-url http://127.0.0.1:9/generate does not score"),
     ({"rm_url": "http://[::1/generate"}, "does not score"),

@@ -4,11 +4,14 @@ from collections import Counter
 
 import pytest
 
+from examples.tcod import tcod_rollout
 from examples.tcod.episode.record import Episode
 from examples.tcod.settings import build
 from examples.tcod.training import drawing
 from examples.tcod.training.drawing import AsynchronousDrawing, SynchronousDrawing
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
+from slime.utils.http_utils import init_http_client
+from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
 
 NUM_GPUS = 0
@@ -75,6 +78,32 @@ def test_the_batch_that_was_drawn_ahead_comes_first_after_a_resume(source):
     resumed.end(finish(groups))
     resumed.begin(2)
     assert tasks(resumed.get_samples(BATCH)) == [5, 6]
+
+
+def test_a_killed_run_goes_on_where_it_was(rig, tmp_path):
+    """What is left of a process is the checkpoint behind its last rollout but one: the last one is played again."""
+    rows = [{"goal": goal} for goal in range(5, 15)]
+
+    def play(folder, *rollouts):
+        """(k, tasks) of each, in a process of its own."""
+        changes = {"rollout_batch_size": 4, "rollout_shuffle": True, "save": folder, "load": folder}
+        args = rig.args(rows, **changes, tcod_variant="f2b", tcod_eta=2)
+        SingletonMeta._instances.clear()
+        init_http_client(args)
+        data, played = RolloutDataSourceWithBuffer(args), []
+        data.load(rollouts[0] - 1)
+        for n in rollouts:
+            output = tcod_rollout.generate_rollout(args, n, data)
+            played.append((output.metrics["rollout/tcod/k"], tasks(output.samples)))
+            if n != rollouts[-1]:
+                data.save(n)
+        return played
+
+    whole = play(tmp_path / "whole", *range(6))
+    assert [k for k, _ in whole] == [1, 1, 2, 2, 3, 3]
+    drawn = [goal for _, goals in whole for goal in goals]
+    assert sorted(drawn[:10]) == sorted(drawn[10:20]) == [row["goal"] for row in rows]
+    assert play(tmp_path / "killed", *range(4)) == whole[:4] and play(tmp_path / "killed", 3, 4, 5) == whole[3:]
 
 
 def test_what_is_left_over_is_not_lost_by_a_second_checkpoint(source):

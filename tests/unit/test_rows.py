@@ -82,10 +82,20 @@ def test_one_check_says_which_line_has_no_usable_demonstration(tmp_path):
         check_rows([type("Sample", (), {"metadata": {"demo": 3}})], "f", Corridor, "")
 
 
-@pytest.mark.parametrize("demo", ["right", [], False, {"actions": None}, {"actions": "right"}, {"responses": [1]}])
+PARTS = [{"actions": "right"}, {"responses": [1]}, {"ids": "12"}, {"ids": [["a"]]}, {"seen": [1]}]
+
+
+@pytest.mark.parametrize("demo", ["right", [], False, {"actions": None}, *PARTS])
 def test_a_demonstration_of_another_form_is_malformed(demo):
     with pytest.raises(Failure, match="of its demo is no list|its demo is no JSON object"):
         Demonstration.of({"demo": demo})
+
+
+@pytest.mark.parametrize("part", [{"responses": ["A"]}, {"ids": [[1]]}, {"observations": []}, {"seen": [{}]}])
+def test_a_demonstrations_parts_are_of_all_its_actions(part):
+    with pytest.raises(Failure, match=", 2 actions") as caught:
+        Demonstration.of({"demo": {"actions": ["a", "b"], **part}}).check(4)
+    assert caught.value.reason == "demo_mismatch"
 
 
 def test_the_first_turns_of_a_demonstration_are_those_of_all_its_parts():
