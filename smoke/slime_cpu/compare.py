@@ -76,7 +76,7 @@ def dumped_samples(run_dir: Path, teacher: Path | None, args: Namespace) -> list
         for sample in itertools.chain(*rollouts):
             assert sample.teacher_log_probs is None
             with torch.no_grad():
-                [scores] = response_log_probs(model, [sample.tokens], [sample.response_length])
+                scores = response_log_probs(model, sample.tokens, sample.response_length)
             sample.teacher_log_probs = scores.tolist()
     for samples in rollouts:
         check_samples(samples, args)

@@ -43,28 +43,17 @@ def test_b2f_replays_the_demonstration_as_chat_turns_in_the_prompt(rig, tokenize
     assert [name[-2:] for name in metrics if "kl_by_turn/" in name] == ["02"]
 
 
-def test_b2f_replays_the_ids_that_were_sampled_where_the_vocabulary_is_the_same(rig, tokenizer):
+def test_b2f_replays_responses_with_their_ids_where_the_vocabulary_is_the_same(rig, tokenizer):
     pad = tokenizer.pad_token_id  # ends a turn, too: the text does not tell which token did
-    ids = [[*tokenizer.encode(RIGHT, add_special_tokens=False), pad]] * 2
+    responses = ["Door 2 is to the right. " + RIGHT, RIGHT]
+    ids = [[*tokenizer.encode(text, add_special_tokens=False), pad] for text in responses]
     vocabulary = ChatTokens(tokenizer, {"enable_thinking": False}).vocabulary
-    demo = {"actions": ["right"] * 2, "responses": [RIGHT] * 2, "ids": ids, "vocabulary": vocabulary}
+    demo = {"actions": ["right"] * 2, "responses": responses, "ids": ids, "vocabulary": vocabulary}
     for changes, end, exact in (({}, "<|endoftext|><|im_end|>", 1.0), ({"vocabulary": "another"}, "<|im_end|>", 0.0)):
         [sample], metrics = rig.rollout([{"goal": 2, "demo": {**demo, **changes}}], 0, tcod_variant="b2f")
-        prompt = opening(2) + RIGHT + end + user("You are at door 1.")
+        prompt = opening(2) + responses[0] + end + user("You are at door 1.")
         assert_tokens(sample, tokenizer, prompt, RIGHT + "<|im_end|>")
         assert metrics["rollout/tcod/replayed_as_sampled"] == exact
-
-
-def test_b2f_replays_recorded_responses_word_for_word(rig, tokenizer):
-    responses = ["Door 2 is to the right. " + RIGHT, RIGHT]
-    row = {"goal": 2, "demo": {"actions": ["right", "right"], "responses": responses}}
-    [sample], _ = rig.rollout([row], 0, tcod_variant="b2f")
-    assert_tokens(
-        sample,
-        tokenizer,
-        opening(2) + responses[0] + "<|im_end|>" + user("You are at door 1."),
-        RIGHT + "<|im_end|>",
-    )
 
 
 def test_b2f_budget_is_k_plus_slack_or_what_the_horizon_leaves(rig):

@@ -15,7 +15,7 @@ from examples.tcod.settings import server_checks
 from examples.tcod.settings.config import TcodConfig, read_yaml
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.misc import SingletonMeta
-from tests.support.fake_sglang import FakeSGLang, scored
+from tests.support.fake_sglang import scored
 from tests.support.rig import teacher_value
 
 NUM_GPUS = 0
@@ -218,17 +218,11 @@ def test_a_wrong_configuration_stops_before_the_first_evaluation(rig):
     [
         ([{"goal": 2}, {}], "row {} of --prompt-data cannot be played: its metadata has no goal"),
         ([{"goal": 2, "demo": {"actions": "right"}}], "actions of its demo is no list of texts"),
-        ([{"goal": 2, "demo": {"actions": [], "observations": [1]}}], "observations of its demo is no list of texts"),
         ([], "has no rows"),
     ],
 )
 def test_rows_that_cannot_be_played_stop_the_run(rig, rows, words):
     refused(rig.args(rows, rollout_batch_size=1), words)
-
-
-def test_a_teacher_with_other_tokens_stops_the_run(rig):
-    rig.teacher.reply = lambda payload: scored({**payload, "input_ids": [5, 6, 7]}, teacher_value)
-    refused(rig.args([{"goal": 2}]), "use a teacher with the student's tokenizer")
 
 
 @pytest.mark.parametrize("bos, known", [(258, True), (7, False)])
@@ -249,10 +243,9 @@ def test_a_teacher_that_puts_a_bos_before_a_text_scores_the_same_ids(rig, monkey
         refused(rig.args([{"goal": 2}]), "use a teacher with the student's tokenizer")
 
 
-@pytest.mark.parametrize("status", [400, 401, 404])
-def test_what_a_teacher_refuses_with_is_told(rig, status):
-    rig.teacher.reply = lambda payload: web.Response(status=status, text="no\nway")
-    refused(rig.args([{"goal": 2}]), f"does not score .HTTP {status} no way.: .*TCOD_TEACHER_API_KEY")
+def test_what_a_teacher_refuses_with_is_told(rig):
+    rig.teacher.reply = lambda payload: web.Response(status=404, text="no\nway")
+    refused(rig.args([{"goal": 2}]), "does not score .HTTP 404 no way.: .*TCOD_TEACHER_API_KEY")
 
 
 def test_a_teacher_behind_a_router_scores(rig):
@@ -270,9 +263,8 @@ def test_the_teachers_key_is_sent_and_never_shown(rig, monkeypatch, caplog):
 
 @pytest.mark.parametrize("page", [["x"], {"workers": None}, {"workers": [{}]}])
 def test_a_router_that_says_something_else_stops_the_run(rig, page):
-    with FakeSGLang(rig.student_reply) as router:
-        router.pages["/workers"] = page
-        refused(rig.args([{"goal": 2}], sglang_router_port=router.port), "engines behind .* do not answer")
+    rig.student.pages["/workers"] = page
+    refused(rig.args([{"goal": 2}]), "engines behind .* do not answer")
 
 
 def test_engines_that_the_router_lists_late_are_waited_for(rig, monkeypatch):

@@ -143,6 +143,27 @@ def test_fully_asynchronous_draws_are_all_trained_once(source):
     assert drawn.under_way == len(under_way) > 0  # what rollout/tcod/under_way counts
 
 
+def test_a_rollout_waits_for_what_was_drawn_two_before_it_and_draws_no_further_ahead(source):
+    drawn = draw(AsynchronousDrawing, source(), 0)
+
+    def draw_all():
+        return [group for _ in range(9) for group in drawn.get_samples(1)]
+
+    oldest, *quick = draw_all()
+    assert len(quick) == 3 * BATCH - 1
+    for trained in ([2, 3], [4, 5]):
+        for group in quick:
+            drawn.sort_in(group, keep=True)
+        assert drawn.is_complete and tasks(drawn.take()[0]) == trained
+        quick = draw_all()
+        assert len(quick) == BATCH
+    for group in quick:
+        drawn.sort_in(group, keep=True)
+    assert not drawn.is_complete
+    drawn.sort_in(oldest, keep=True)
+    assert drawn.is_complete and tasks(drawn.take()[0]) == [1, 6]
+
+
 def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):
     current = source()
     drawn = draw(AsynchronousDrawing, current, 0)

@@ -69,7 +69,7 @@ def test_an_aborted_episode_is_undone(rig, over_sampling):
     aborted = [sample for sample in rig.drawn if sample.status == Sample.Status.ABORTED]
     assert metrics["rollout/tcod/aborted"] == len(aborted) > 0 == metrics["rollout/tcod/failed"]
     for one in aborted:
-        assert one.tokens == [] and one.response == "" and one.loss_mask is None and one.reward is None
+        assert one.tokens == [] and one.response == "" and one.loss_mask is None and not one.reward
 
 
 @pytest.mark.parametrize("when", ["before the reset", "while replaying"])

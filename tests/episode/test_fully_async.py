@@ -92,23 +92,6 @@ def test_fully_async_draws_no_further_ahead_than_the_staleness_allows(fully_asyn
     assert all(output.metrics["rollout/tcod/stale"] == 0 for output in outputs)
 
 
-def test_fully_async_waits_for_the_oldest_episodes(rig, fully_async):
-    """One task in four takes seconds and the others a moment: batches of these alone would leave it behind."""
-
-    async def reply(payload):
-        if "Goal: door 8" in rig.tokenizer.decode(payload["input_ids"]):
-            await asyncio.sleep(0.25)
-        return rig.student_reply(payload)
-
-    rig.student.reply = reply
-    rows = [{"goal": goal} for goal in (1, 1, 1, 8)]
-    changes = {"tcod_horizon": 8, "sglang_server_concurrency": 8, "rollout_max_context_len": 4000}
-    outputs = fully_async(rows, 5, tcod_max_staleness=1, **changes)
-    ages = [n - sample.metadata["tcod"]["n"] for n, output in enumerate(outputs) for [sample] in output.samples]
-    assert max(ages) == 1
-    assert all(output.metrics["rollout/tcod/stale"] == 0 for output in outputs)
-
-
 def test_fully_async_stops_when_everything_fails(rig, fully_async):
     rig.teacher_reply = lambda payload: {"error": "?"}
     with pytest.raises(RuntimeError, match="groups were replaced.*teacher_invalid"):

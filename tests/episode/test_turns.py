@@ -61,16 +61,6 @@ def test_metrics_and_records_are_those_of_whole_episodes(rig, folder):  # noqa: 
     assert samples[0].metadata["tcod"]["replayed"] == 1
 
 
-def test_the_teacher_scores_turn_after_turn_on_one_server(rig):
-    samples, _ = rig.rollout([{"goal": 3}], tcod_history="turns")
-    payloads = rig.scoring_requests()
-    assert [payload["input_ids"] for payload in payloads] == [sample.tokens for sample in samples]
-    for payload, sample in zip(payloads, samples, strict=True):
-        assert payload["logprob_start_len"] == len(sample.tokens) - sample.response_length - 1
-    keys = {r.headers["x-smg-routing-key"] for r in rig.teacher.requests if "input_ids" in r.payload}
-    assert len(keys) == 1
-
-
 def test_an_action_within_a_thought_that_was_cut_is_none(rig):
     rig.script, rig.cut = ["<think>\nI could " + RIGHT, THOUGHT + RIGHT, RIGHT], {0}
     for history in ("append", "turns"):
@@ -89,6 +79,9 @@ def test_a_cut_turn_is_a_truncated_sample_and_statistics_count_once(rig):
     assert [sample.status for sample in samples] == [truncated, completed, completed]
     asked = [len(payload["input_ids"]) for payload in rig.student.payloads()]
     assert [sample.prefix_cache_info.total_prompt_tokens for sample in samples] == asked
+    # The teacher scores turn after turn, on one server.
+    assert [payload["input_ids"] for payload in rig.scoring_requests()] == [sample.tokens for sample in samples]
+    assert len({r.headers["x-smg-routing-key"] for r in rig.teacher.requests if "input_ids" in r.payload}) == 1
     assert [bool(sample.non_generation_time) for sample in samples][1:] == [False, False]
 
 

@@ -4,7 +4,6 @@ Needs SLIME_DIR and MEGATRON_DIR. What the script does around them is tested wit
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import cpu_cluster, slime_checkout
+from tests.support import cpu_cluster
 from tests.support.fake_cluster import processes_of
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
@@ -86,22 +85,6 @@ def test_a_run_that_was_killed_goes_on_where_it_was(cluster):
     assert [folder.name for folder in (run_dir / "checkpoints").glob("iter_*")] == ["iter_0000003"]
     assert sorted(folder.name for folder in (run_dir / "hf").iterdir()) == ["1", "3"]
     cpu_cluster.assert_trained(run_dir / "hf/3", cluster[0] / "student")
-
-
-def test_a_copy_under_another_name_trains(cluster):
-    """In slime's examples, beside the original, of which nothing is imported."""
-    slime, run_dir = slime_checkout.make(cluster[0] / "slime"), cluster[0] / "copy"
-    copy = slime / "examples" / slime_checkout.COPY
-    variables = {"SLIME_DIR": str(slime), "RUN_DIR": str(run_dir), **slime_checkout.LEAVE_TRACES}
-    finish(cluster, "copy.log", copy / SCRIPT.name, VARIANT="b2f", NUM_ROLLOUT="2", EVAL_SETS="", **variables)
-    [logs] = (run_dir / "logs").iterdir()
-    named = set(re.findall(r"\b(?:examples\.)?\w+\.tcod_rollout\b", (logs / "command.sh").read_text()))
-    assert named == {f"examples.{slime_checkout.COPY}.tcod_rollout"}
-    assert slime_checkout.imported(copy) and not slime_checkout.imported(slime / "examples/tcod")
-    assert [(line["kind"], line["n"]) for line in lines(run_dir)] == [("rollout", 0), ("rollout", 1)]
-    for step in (0, 1):
-        assert 0 < compare.logged_step(logs / "train.log", step)["train/grad_norm"] < math.inf
-    cpu_cluster.assert_trained(run_dir / "hf/1", cluster[0] / "student")
 
 
 def test_a_fully_asynchronous_run_trains_what_is_played(cluster):

@@ -184,6 +184,6 @@ def check_scores_behind_a_note(run_dir, student):
         ]
         assert sample.tokens[: len(heads[0])] == heads[0] and len(heads[1]) > len(heads[0]) + 50
         with torch.no_grad():
-            ids = [heads[1] + sample.tokens[len(heads[0]) :]]
-            [scores] = response_log_probs(model, ids, [sample.response_length])
+            ids = heads[1] + sample.tokens[len(heads[0]) :]
+            scores = response_log_probs(model, ids, sample.response_length)
         assert sample.teacher_log_probs == pytest.approx(scores.tolist(), abs=1e-3)
