@@ -44,19 +44,14 @@ def token_weights(masks: list[torch.Tensor], loss: str, trajectories: list[int])
     `trajectories` has the trajectory of each sample. What a token weighs: "trajectory" 1 / (B n), "token" 1 / (all
     trained tokens), "turn" 1 / (N l), see examples/tcod/training/turn_mean.py.
     """
-    trained = [(mask != 0).float() for mask in masks]
-    if loss == "token":
-        return [one / sum(map(torch.sum, trained)) for one in trained]
+    parts = [turn_weights(mask) if loss == "turn" else (mask != 0).float() for mask in masks]
     if loss == "trajectory":
         lengths: Counter[int] = Counter()
-        for one, trajectory in zip(trained, trajectories, strict=True):
-            lengths[trajectory] += int(one.sum())
-        return [
-            one / lengths[trajectory] / len(lengths) for one, trajectory in zip(trained, trajectories, strict=True)
-        ]
-    by_turn = [turn_weights(mask) for mask in masks]
-    turns = sum(map(torch.sum, by_turn))
-    return [one / turns for one in by_turn]
+        for part, trajectory in zip(parts, trajectories, strict=True):
+            lengths[trajectory] += int(part.sum())
+        parts = [part / lengths[trajectory] for part, trajectory in zip(parts, trajectories, strict=True)]
+    total = sum(part.sum() for part in parts)
+    return [part / total for part in parts]
 
 
 class Trainer:
