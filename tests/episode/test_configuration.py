@@ -14,7 +14,6 @@ from examples.tcod.model.client import http_url
 from examples.tcod.settings import server_checks
 from examples.tcod.settings.config import TcodConfig, read_yaml
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
-from slime.utils.misc import SingletonMeta
 from tests.support.fake_sglang import scored
 from tests.support.rig import teacher_value
 
@@ -196,7 +195,6 @@ WRONG = [
 
 
 def refused(args, says, evaluation=False):
-    SingletonMeta._instances.clear()
     with pytest.raises(ConfigError, match=says) as stop:
         tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args), evaluation)
     assert "\n" not in str(stop.value)

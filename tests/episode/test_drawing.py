@@ -10,8 +10,6 @@ from examples.tcod.settings import build
 from examples.tcod.training import drawing
 from examples.tcod.training.drawing import AsynchronousDrawing, SynchronousDrawing
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
-from slime.utils.http_utils import init_http_client
-from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
 
 NUM_GPUS = 0
@@ -88,8 +86,6 @@ def test_a_killed_run_goes_on_where_it_was(rig, tmp_path):
         """(k, tasks) of each, in a process of its own."""
         changes = {"rollout_batch_size": 4, "rollout_shuffle": True, "save": folder, "load": folder}
         args = rig.args(rows, **changes, tcod_variant="f2b", tcod_eta=2)
-        SingletonMeta._instances.clear()
-        init_http_client(args)
         data, played = RolloutDataSourceWithBuffer(args), []
         data.load(rollouts[0] - 1)
         for n in rollouts:

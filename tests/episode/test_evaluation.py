@@ -9,8 +9,6 @@ from examples.tcod import tcod_rollout
 from examples.tcod.tools.compare_evals import summarise
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.eval_config import EvalDatasetConfig
-from slime.utils.http_utils import init_http_client
-from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
 from tests.support.fake_sglang import generated
 from tests.support.rig import HEADER, LEFT, RIGHT
@@ -56,8 +54,6 @@ def evaluation(rig, temperatures=(0.4,), rows=({"goal": 2}, {"goal": 9}), hooks=
         for name, (temperature, own) in names.items()
     ]
     args = rig.args([{"goal": 2}, {"goal": 9}], eval_datasets=datasets, **changes)
-    SingletonMeta._instances.clear()
-    init_http_client(args)
     return tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args), evaluation=True)
 
 

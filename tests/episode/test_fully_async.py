@@ -8,8 +8,6 @@ import pytest
 from examples.tcod import ConfigError, tcod_rollout
 from examples.tcod.settings import build
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
-from slime.utils.http_utils import init_http_client
-from slime.utils.misc import SingletonMeta
 from smoke import hooks
 from tests.support.rig import check_invariants
 
@@ -29,8 +27,6 @@ def fully_async(rig, monkeypatch):
 
     def rollouts(rows, count, **changes):
         args = rig.args(rows, **changes)
-        SingletonMeta._instances.clear()
-        init_http_client(args)
         source = RolloutDataSourceWithBuffer(args)
         outputs = [tcod_rollout.generate_rollout_fully_async(args, n, source) for n in range(count)]
         for output in outputs:
