@@ -9,8 +9,6 @@ from examples.tcod.model.chat_tokens import ChatTokens
 from slime.utils.types import Sample
 from tests.support.rig import LEFT, RIGHT, assert_tokens, opening, user
 
-NUM_GPUS = 0
-
 
 def test_opd_plays_until_it_wins(rig, tokenizer):
     [sample], metrics = rig.rollout([{"goal": 2}])

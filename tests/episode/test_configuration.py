@@ -14,10 +14,11 @@ from examples.tcod.model.client import http_url
 from examples.tcod.settings import server_checks
 from examples.tcod.settings.config import TcodConfig, read_yaml
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
+from smoke import cpu_only
 from tests.support.fake_sglang import scored
 from tests.support.rig import teacher_value
 
-NUM_GPUS = 0
+cpu_only.prepare()
 
 # A key, values that YAML gives for it, and what it should be.
 VALUES = [
@@ -104,6 +105,7 @@ def test_the_folder_of_the_data_is_found_from_any_current_folder(tmp_path, monke
 FOREIGN = {"name": "other", "custom_generate_function_path": "a.b", "custom_rm_path": None, "temperature": 0.4}
 FULLY_ASYNC = {"rollout_function_path": "examples.tcod.any.generate_rollout_fully_async", "eval_interval": 5}
 MEGATRON = {"opd_type": "megatron", "offload_train": True}
+TOOLS = "tests.support.corridor.ToolCorridor"
 REDUCER = "custom_pg_loss_reducer_function_path"
 TURN = {REDUCER: "examples.tcod.training.turn_mean.turn_mean"}
 REWARD = {"tcod_reward_coef": 1.0, "n_samples_per_prompt": 2, "use_opd": False, "opd_type": None}
@@ -129,6 +131,9 @@ WRONG = [
     ({"tcod_teacher_sees": ["demo"]}, "4089 tokens, less than --rollout-max-context-len + tcod_note_len 6096: raise"),
     ({"rm_url": "self", "tcod_teacher_sees": ["demo"], "tcod_note_len": 6000}, "raise --sglang-context-length"),
     ({"tcod_environment": ".chat.Nowhere"}, "tcod_environment .chat.Nowhere cannot be imported"),
+    ({"tcod_environment": TOOLS}, "its agent calls tools: set tcod_tool_parser to the model's parser in SGLang"),
+    ({"tcod_environment": TOOLS, "tcod_tool_parser": "qwen"}, "does not write tools, calls and results .*: use a"),
+    ({"tcod_tool_parser": "qwen9"}, "tcod_tool_parser qwen9 is none of SGLang's parsers: take one of .*qwen25"),
     ({"tcod_env_args": {"seed": 1}}, "tcod_env_args {'seed': 1} do not fit Corridor.__init__"),
     ({"use_opd": False}, "--use-opd is missing (TEACHER=none) and tcod_reward_coef (REWARD_COEF) 0"),
     ({**REWARD, "n_samples_per_prompt": 1}, "set --n-samples-per-prompt (SAMPLES_PER_TASK) to 2 or more"),

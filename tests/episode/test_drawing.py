@@ -12,7 +12,6 @@ from examples.tcod.training.drawing import AsynchronousDrawing, SynchronousDrawi
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.types import Sample
 
-NUM_GPUS = 0
 BATCH = 2
 
 

@@ -7,7 +7,6 @@ import pytest
 from examples.tcod.environments.protocol import Environment, Observation
 from examples.tcod.episode.record import Episode
 
-NUM_GPUS = 0
 MINE = f"{__name__}.Interpreter"
 PROGRAM = "  total = 0\n\tadd 3 \n"  # white space and all
 

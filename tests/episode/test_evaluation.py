@@ -13,8 +13,6 @@ from slime.utils.types import Sample
 from tests.support.fake_sglang import generated
 from tests.support.rig import HEADER, LEFT, RIGHT
 
-NUM_GPUS = 0
-
 
 async def answer(args, sample, sampling_params):
     """Another recipe's generate function."""

@@ -10,8 +10,6 @@ from slime.utils.async_utils import run
 from slime.utils.types import Sample
 from tests.support.rig import UNTEMPERED
 
-NUM_GPUS = 0
-
 
 def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, real_ray, monkeypatch):
     monkeypatch.setattr(build, "EnvironmentPool", EnvironmentPool)

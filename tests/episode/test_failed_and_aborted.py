@@ -13,8 +13,6 @@ from slime.utils.types import Sample
 from tests.support.fake_sglang import hold, scored
 from tests.support.rig import HEADER, assert_failed, teacher_value
 
-NUM_GPUS = 0
-
 
 def test_a_demonstration_that_no_launch_check_saw_fails_the_sample(rig):
     [sample] = rig.play({"goal": 3, "demo": {"actions": ["right"] * 5}}, k=1, tcod_variant="b2f")

@@ -11,8 +11,6 @@ from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from smoke import hooks
 from tests.support.rig import check_invariants
 
-NUM_GPUS = 0
-
 
 @pytest.fixture
 def fully_async(rig, monkeypatch):

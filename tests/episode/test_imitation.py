@@ -13,8 +13,6 @@ from examples.tcod.tools import check_environment
 from slime.utils.types import Sample
 from tests.support.rig import RIGHT
 
-NUM_GPUS = 0
-
 SFT = {"tcod_variant": "sft", "loss_type": "sft_loss", "use_opd": False, "opd_type": None, "rm_url": None}
 
 

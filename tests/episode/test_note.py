@@ -14,7 +14,6 @@ from tests.support.corridor import CONTROL_TOKENS
 from tests.support.fake_sglang import scored
 from tests.support.rig import LEFT, RIGHT, teacher_value
 
-NUM_GPUS = 0
 DEMO = {"actions": ["right"] * 3, "observations": ["You are at door 1.", "You are at door 2.", "You are at door 3."]}
 HAZARDOUS = "tests.support.corridor.HazardousCorridor"
 BOTH = ["demo", "hindsight"]
@@ -194,15 +193,6 @@ def test_the_students_own_engines_score_behind_slimes_router(rig):
     [request] = [one for one in rig.student.payloads() if "input_ids" in one and "logprob_start_len" in one]
     assert rig.teacher.requests == [] and expected_note() in rig.tokenizer.decode(request["input_ids"])
     assert metrics["rollout/tcod/tokens/scored"] == sample.response_length
-
-
-def test_a_replayed_turn_that_is_answered_otherwise_fails(rig):
-    row = {"goal": 3, "demo": {**DEMO, "observations": ["You are at door 1.", "No.", "No."]}}
-    [sample] = rig.play(row, 2, tcod_variant="b2f")  # its first turn is
-    assert sample.metadata["tcod"]["replayed"] == 1
-    [sample] = rig.play(row, 1, tcod_variant="b2f")
-    record = sample.metadata["tcod"].record
-    assert record.failure == "demo_mismatch" and "'right' gives 'You are at door 2.', not 'No.'" in record.detail
 
 
 def test_saved_episodes_are_scored_without_their_note_too(rig, monkeypatch):

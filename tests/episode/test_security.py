@@ -8,7 +8,6 @@ import pytest
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from smoke.make_games import TASKS, make_game
 
-NUM_GPUS = 0
 MARK = "pwned"
 HOSTILE = [
     f"$(touch {MARK})",

@@ -20,8 +20,6 @@ from tests.support.rig import (
     user,
 )
 
-NUM_GPUS = 0
-
 
 def test_a_cut_response_gets_an_untrained_end_of_turn_token(rig, tokenizer):
     rig.cut = {0}

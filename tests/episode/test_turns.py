@@ -12,7 +12,6 @@ from tests.episode.test_saved_episodes import folder, saved  # noqa: F401  a fix
 from tests.support.fake_sglang import scored
 from tests.support.rig import LEFT, RIGHT, check_invariants, student_value, teacher_value
 
-NUM_GPUS = 0
 DEMO = {"actions": ["right"] * 3}
 THOUGHT = "<think>\nwhere is it\n</think>\n\n"
 

@@ -28,7 +28,6 @@ from smoke import make_models
 from smoke.servers import Process, SGLangServer, free_port
 from smoke.slime_cpu import compare
 
-NUM_GPUS = 0
 SCRIPT = cpu_cluster.ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
 
 

@@ -21,8 +21,6 @@ if not os.environ.get("SLIME_DIR"):
 
 from slime.utils.misc import load_function
 
-NUM_GPUS = 0
-
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):

@@ -27,7 +27,6 @@ from smoke.trainer import opd_advantage, policy_loss
 from tests.support.rig import LEFT, RIGHT
 from tests.support.toys import random_logits, response_log_probs, token_weights
 
-NUM_GPUS = 0
 # No worker processes.
 pytestmark = pytest.mark.usefixtures("local_pool")
 

@@ -26,7 +26,6 @@ from smoke.servers import Process, SGLangServer
 from smoke.slime_cpu import compare
 from smoke.trainer import response_log_probs
 
-NUM_GPUS = 0
 LR = 5e-4
 
 

@@ -9,8 +9,6 @@ import pytest
 from smoke.hooks import ROOT
 from tests.support.fake_cluster import executable
 
-NUM_GPUS = 0
-
 # What torchvision does when it was built for the PyTorch that is there.
 TORCHVISION = """
 import torch

@@ -10,8 +10,6 @@ from smoke.slime_cpu.compare import outside
 from smoke.trainer import Trainer
 from tests.support.toys import token_weights
 
-NUM_GPUS = 0
-
 
 def batch_of(count: int, seed: int = 0) -> dict:
     """Random trajectories in slime's batch fields: different lengths, holes in the masks, some rewards."""

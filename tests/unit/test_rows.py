@@ -6,6 +6,7 @@ import re
 import pytest
 
 from examples.tcod import ConfigError, Failure
+from examples.tcod.environments.protocol import Observation
 from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.episode.jsonl import read_lines
 from examples.tcod.episode.rows import check_rows, read_rows, task_key, task_of
@@ -95,6 +96,14 @@ def test_a_demonstration_of_another_form_is_malformed(demo):
 def test_a_demonstrations_parts_are_of_all_its_actions(part):
     with pytest.raises(Failure, match=", 2 actions") as caught:
         Demonstration.of({"demo": {"actions": ["a", "b"], **part}}).check(4)
+    assert caught.value.reason == "demo_mismatch"
+
+
+def test_a_replayed_action_is_answered_as_it_was_recorded():
+    demo = Demonstration(("right",), observations=("No.",))
+    demo.check_step(0, Observation("No."), over=False)
+    with pytest.raises(Failure, match="'right' gives 'You are at door 1.', not 'No.'") as caught:
+        demo.check_step(0, Observation("You are at door 1."), over=False)
     assert caught.value.reason == "demo_mismatch"
 
 
