@@ -42,16 +42,16 @@ def cluster(tmp_path_factory):
         yield place, variables, [*arguments, "--rollout-external-engine-addrs", f"127.0.0.1:{engine.port}"]
 
 
-def start(cluster, log, script=SCRIPT, **variables):
+def start(cluster, log, **variables):
     place, ours, arguments = cluster
     env = {**ours, "TEACHER_PORT": str(free_port()), "RUN_DIR": f"{place}/run", **variables}
     dumps = ["--save-debug-rollout-data", env["RUN_DIR"] + "/rollout_{rollout_id}.pt"]
-    return Process("run script", ["bash", str(script), *arguments, *dumps], place / log, env)
+    return Process("run script", ["bash", str(SCRIPT), *arguments, *dumps], place / log, env)
 
 
-def finish(cluster, log, script=SCRIPT, **variables):
+def finish(cluster, log, **variables):
     """A run that comes to its end."""
-    with start(cluster, log, script, **variables) as process:
+    with start(cluster, log, **variables) as process:
         assert process.popen.wait() == 0, process.log.read_text()[-3000:]
     return process
 
