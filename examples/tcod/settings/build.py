@@ -28,7 +28,7 @@ from ..records.run_folder import write_about
 from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
 from .config import TcodConfig
-from .server_checks import check_models, teacher_url
+from .server_checks import check_models, router_url, teacher_url
 
 if TYPE_CHECKING:
     from ..training.drawing import Drawing  # needs slime, and the tools do without
@@ -82,8 +82,6 @@ def checked_run(args: Namespace, data_source: Any) -> Run:
         dataset = getattr(data_source, "dataset", None)
         check_run_arguments(args, getattr(dataset, "samples", None))
         run = run_of(args)
-        for warning in run.chat.warnings:
-            logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
         if not args.debug_train_only:
             check_models(args, run.config, run.chat)
         logger.info("TCOD: %s", run.config)
@@ -97,10 +95,7 @@ def run_of(args: Namespace) -> Run:
     global _run
     if _run is None or _run.args is not args:
         config = TcodConfig.from_args(args)
-        try:
-            chat = load_chat(args.hf_checkpoint, args.apply_chat_template_kwargs, **config.chat_choices)
-        except ValueError as error:
-            raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
+        chat = student_chat(config, args.hf_checkpoint, args.apply_chat_template_kwargs or {}, "--hf-checkpoint")
         limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
         log = EpisodeLog(config.tcod_variant, limit, chat.tokenizer)
         environment = load_environment(config.tcod_environment)
@@ -113,9 +108,8 @@ def players_of(args: Namespace) -> Players:
     """Those of the running event loop."""
     loop, run = asyncio.get_running_loop(), run_of(args)
     if loop not in _players or _players[loop].run is not run:
-        engine_url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
         teacher = new_teacher(run.config, teacher_url(args), run.chat) if args.opd_type == "sglang" else None
-        _players[loop] = Players(run, new_player(run.config, run.chat, engine_url), teacher)
+        _players[loop] = Players(run, new_player(run.config, run.chat, router_url(args)), teacher)
     return _players[loop]
 
 
@@ -162,14 +156,25 @@ def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
-    """A checkpoint's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError, with the flag."""
+    """The chat turns of the checkpoint that a flag names, which must fit tcod_history and tcod_thoughts.
+
+    Args:
+        template_kwargs: None for those that tcod_thoughts asks for.
+
+    Raises:
+        ConfigError: with the flag.
+    """
     kwargs = config.template_kwargs if template_kwargs is None else template_kwargs
     if not isinstance(kwargs, dict):
         raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object, got {kwargs}")
     try:
-        return load_chat(checkpoint, kwargs, **config.chat_choices)
+        chat = load_chat(checkpoint, kwargs, **config.chat_choices)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{flag}: {' '.join(str(error).split())}; name the checkpoint that is served") from error
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{flag} {checkpoint}: {said}; name the checkpoint that is served") from error
+    for warning in chat.warnings:
+        logger.warning("%s %s: %s", flag, checkpoint, warning)
+    return chat
 
 
 def new_pool(config: TcodConfig, workers: int, engines_per_worker: int) -> EnvironmentPool:
