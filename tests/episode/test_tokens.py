@@ -34,11 +34,7 @@ def test_a_cut_response_gets_an_untrained_end_of_turn_token(rig, tokenizer):
 @pytest.mark.parametrize(
     "said, finish, between",
     [
-        (
-            RIGHT + "<|endoftext|>",
-            "stop",
-            "<|im_end|>",
-        ),  # the context has this one after every turn, whatever ended it
+        (RIGHT + "<|endoftext|>", "stop", "<|im_end|>"),  # in the context every turn ends alike
         (RIGHT + "<|im_end|>", "length", ""),  # a stop token in the last place that the limit leaves
         (RIGHT, "stop", "<|im_end|>"),  # a stop string
     ],
