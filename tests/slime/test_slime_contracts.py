@@ -28,21 +28,27 @@ def checkout(tmp_path_factory):
 
 
 # slime's contracts can be given paths, no settings, and call with bare arguments: what then cannot pass, and why.
+HOOKS, LOG = (f"examples.{slime_checkout.COPY}.{module}" for module in ("tcod_rollout", "records.run_folder"))
 NO_ARGS = ["TypeError: vars() argument must have __dict__"]
 CONTRACTS = [
     (
         "generate",
-        {"custom-generate-function": "generate"},
+        {"custom-generate-function": f"{HOOKS}.generate"},
         3,
         ["ConfigError: tcod_horizon is missing in --custom-con"],
     ),
-    ("rollout", {"rollout-function": "generate_rollout"}, 5, NO_ARGS),
-    ("rollout", {"rollout-function": "generate_rollout_fully_async"}, 5, NO_ARGS),
+    ("rollout", {"rollout-function": f"{HOOKS}.generate_rollout"}, 5, NO_ARGS),
+    ("rollout", {"rollout-function": f"{HOOKS}.generate_rollout_fully_async"}, 5, NO_ARGS),
     # Its sample was not drawn by the recipe, and not played.
-    ("path_loading", {"dynamic-sampling-filter": "drop_failed", "custom-rm": "reward_func"}, 15, ["KeyError: 'tcod'"]),
+    (
+        "path_loading",
+        {"dynamic-sampling-filter": f"{HOOKS}.drop_failed", "custom-rm": f"{HOOKS}.reward_func"},
+        15,
+        ["KeyError: 'tcod'"],
+    ),
     (
         "runtime_hook",
-        {"custom-rollout-log-function": "log_rollout", "custom-eval-rollout-log-function": "log_eval"},
+        {"custom-rollout-log-function": f"{LOG}.log_rollout", "custom-eval-rollout-log-function": f"{LOG}.log_eval"},
         8,
         # What slime's own reference does and no other hook.
         ["'Args' object has no attribute 'logged_rollout_id'", "no attribute 'logged_eval_rollout_id'"],
@@ -52,8 +58,7 @@ CONTRACTS = [
 
 @pytest.mark.parametrize("contract, hooks_of_it, passed, errors", CONTRACTS)
 def test_slimes_documented_call_takes_the_hooks_of_a_copy(checkout, contract, hooks_of_it, passed, errors):
-    package = f"examples.{slime_checkout.COPY}.tcod_rollout"
-    flags = [word for flag, hook in hooks_of_it.items() for word in (f"--{flag}-path", f"{package}.{hook}")]
+    flags = [word for flag, hook in hooks_of_it.items() for word in (f"--{flag}-path", hook)]
     run = subprocess.run(
         [sys.executable, f"tests/plugin_contracts/test_plugin_{contract}_contracts.py", *flags, "--tb=line"],
         env={**os.environ, **slime_checkout.LEAVE_TRACES, "PYTHONPATH": ""},
