@@ -166,8 +166,9 @@ def test_a_dry_run_needs_neither_gpus_nor_checkpoints_and_prints_no_secret(place
     [
         ({"VARIANT": "f2bb"}, "VARIANT must be opd, f2b, b2f, reopd or sft, not f2bb"),
         ({"HORIZON": "09"}, "HORIZON must be a positive whole number, not 09"),
-        ({"EVAL_TEMPERATURE": "x"}, "EVAL_TEMPERATURE must be a number, not x"),
-        ({"REWARD_COEF": "-1"}, "REWARD_COEF must be a number, not -1"),
+        ({"EVAL_TEMPERATURE": "x"}, "EVAL_TEMPERATURE must be a number like 0.5, not x"),
+        ({"REWARD_COEF": "-1"}, "REWARD_COEF must be a number like 0.5, not -1"),
+        ({"REWARD_COEF": ".5"}, "REWARD_COEF must be a number like 0.5, not .5"),
         ({"TEACHER": "some"}, "TEACHER must be sglang, self, megatron or none, not some"),
         ({"COLOCATE": "yes"}, "COLOCATE must be 0 or 1, not yes"),
         ({"TEACHER_GPUS": "6-7"}, "TEACHER_GPUS must be numbers like 6,7, not 6-7"),

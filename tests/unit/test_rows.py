@@ -7,7 +7,7 @@ import pytest
 
 from examples.tcod import ConfigError, Failure
 from examples.tcod.environments.protocol import Observation
-from examples.tcod.episode.demonstration import Demonstration
+from examples.tcod.episode.demonstration import Demonstration, recorded
 from examples.tcod.episode.jsonl import read_lines
 from examples.tcod.episode.rows import check_rows, read_rows, task_key, task_of
 from tests.support.corridor import Corridor
@@ -105,6 +105,14 @@ def test_a_replayed_action_is_answered_as_it_was_recorded():
     with pytest.raises(Failure, match="'right' gives 'You are at door 1.', not 'No.'") as caught:
         demo.check_step(0, Observation("You are at door 1."), over=False)
     assert caught.value.reason == "demo_mismatch"
+
+
+def test_what_is_recorded_with_a_demonstration_is_what_was_seen():
+    called = Observation("user", admissible=("user",), role="tool", results=("user", ""))
+    seen = [Observation("user"), called, Observation("", won=True)]
+    demo = {"actions": ["a", "b"], **recorded(seen)}
+    demo = Demonstration.of({"demo": json.loads(json.dumps(demo))})
+    assert [demo.observation(turn) for turn in range(2)] == seen[:2]
 
 
 def test_the_first_turns_of_a_demonstration_are_those_of_all_its_parts():
