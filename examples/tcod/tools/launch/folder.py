@@ -45,11 +45,10 @@ def lock(run_dir: Path) -> IO[str]:
 
 def begin(s: Settings, recipe: dict[str, Any], commands: str) -> Path:
     """Write down what the run is and what is started. Returns the folder of this start's logs."""
-    before: dict[str, Any] = {}
+    before, file = {}, s.run_dir / "run.yaml"
     now = identity(s, TcodConfig.from_mapping(recipe, str(s.config)))
     if checkpoint := last_checkpoint(s.run_dir):
-        for file in (s.run_dir / "tcod.yaml", s.run_dir / "run.yaml"):
-            before |= yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+        before = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
         changed = ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
         require(not changed, f"{s.run_dir} has a run with another {changed}: take it back, or set another RUN_DIR")
     started = time.strftime("%Y%m%d-%H%M%S")
