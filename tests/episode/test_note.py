@@ -1,15 +1,18 @@
 """What the teacher is shown beside the conversation: that it arrives, and that it changes nothing else."""
 
+import copy
 import json
 
 import pytest
 
+from examples.tcod import ConfigError
 from examples.tcod.episode.history import LEFT_OUT
 from slime.utils.types import Sample
 from tests.episode.test_evaluation import evaluation
 from tests.support.corridor import CONTROL_TOKENS
 from tests.support.fake_sglang import scored
 from tests.support.rig import LEFT, RIGHT, teacher_value
+from tests.support.toys import CHAT_TEMPLATE
 
 NUM_GPUS = 0
 DEMO = {"actions": ["right"] * 3, "observations": ["You are at door 1.", "You are at door 2.", "You are at door 3."]}
@@ -189,6 +192,21 @@ def test_a_long_note_loses_its_oldest_observations_first(rig):
     assert note_in(rig).count("> ") == 6 and note_in(rig).endswith("conversation alone.")
     [sample] = rig.play(row, 4, tcod_teacher_sees=BOTH, tcod_note_len=9)
     assert sample.status == Sample.Status.FAILED and sample.metadata["tcod"].record.failure == "note_too_long"
+
+
+def test_a_note_that_can_never_be_shown_stops_the_run(rig):
+    changes = {"tcod_teacher_sees": BOTH, "tcod_history": "turns", "tcod_horizon": 6}
+    with pytest.raises(ConfigError, match="no note .* more than 9 tokens without any step: raise tcod_note_len"):
+        rig.rollout([{"goal": 2, "demo": DEMO}], tcod_note_len=9, **changes)
+    recent = "(messages if messages|length < 10 else messages[:1] + messages[-5:])"
+    rig.checkpoint, rig.tokenizer = rig.folder / "recent", copy.copy(rig.tokenizer)
+    rig.tokenizer.chat_template = CHAT_TEMPLATE.replace("in messages", f"in {recent}")
+    rig.tokenizer.save_pretrained(rig.checkpoint)
+    with pytest.raises(
+        ConfigError, match="the chat template leaves it out, .*: lower tcod_window, or remove tcod_teacher_sees"
+    ):
+        rig.rollout([{"goal": 2, "demo": DEMO}], **changes)
+    rig.rollout([{"goal": 2, "demo": DEMO}], **changes, tcod_window=2)
 
 
 def test_the_students_own_engines_score_behind_slimes_router(rig):

@@ -130,6 +130,10 @@ def test_under_turns_a_prompt_is_what_the_template_renders_of_calls_and_results(
     [
         ({"tcod_tool_parser": None}, "its agent calls tools: set tcod_tool_parser to the model's parser in SGLang"),
         ({"tcod_tool_parser": "qwen9"}, "tcod_tool_parser qwen9 is none of SGLang's parsers: take one of .*qwen25"),
+        (
+            {"tcod_tool_parser": "llama3"},
+            "--hf-checkpoint .*: tcod_tool_parser llama3 does not read a call as .*<tool",
+        ),
     ],
 )
 def test_settings_that_cannot_work_with_tools_are_refused(tools, changes, said):
