@@ -7,7 +7,6 @@ import pytest
 
 from smoke import plays, run, servers, train_arm
 
-NUM_GPUS = 0
 ROW = '{"prompt": "x", "label": "x", "metadata": {"goal": 1, "demo": {"actions": ["right"]}}}\n'
 SETTINGS = "tcod_horizon: 4\ntcod_environment: tests.support.toys.Corridor\ntcod_variant: opd\n"
 
