@@ -97,24 +97,25 @@ def _alfworld(options: Namespace) -> Play:
 def _scienceworld(options: Namespace) -> Play:
     if shutil.which("java") is None:
         sys.exit("ScienceWorld needs Java: install a runtime first, on Debian or Ubuntu: default-jre-headless")
-    data = options.out / "data" / "scienceworld"
-    arms = {arm: settings_of("scienceworld", arm) for arm in options.variant or CURRICULA}
-    config = write_settings(data / "tcod.yaml", next(iter(arms.values())))
-    command = [sys.executable, "-m", "examples.tcod.tools.prepare_scienceworld", "--out", str(data), "--variations"]
-    command += ["8", "--tasks", *SCIENCEWORLD_TASKS, "--config", str(config)]
-    subprocess.run(command, check=True)
-    _take(data / "dev.jsonl", data / "heldout.jsonl", options.heldout_games)
-    return Play("scienceworld", arms, data)
+    play = _prepared(options, "scienceworld", "--variations", "8", "--tasks", *SCIENCEWORLD_TASKS)
+    _take(play.data / "dev.jsonl", play.data / "heldout.jsonl", options.heldout_games)
+    return play
 
 
 def _sqlite(options: Namespace) -> Play:
-    data = options.out / "data" / "sqlite"
-    arms = {arm: settings_of("sqlite", arm, tcod_data_root=str(data)) for arm in options.variant or CURRICULA}
+    databases = ["--databases", str(options.train_games // 4), "--heldout", str(options.heldout_games // 4)]
+    flags = [*databases, "--questions", "1", "--processes", "2"]
+    return _prepared(options, "sqlite", *flags, tcod_data_root=str(options.out / "data" / "sqlite"))
+
+
+def _prepared(options: Namespace, environment: str, *flags: str, **settings: Any) -> Play:
+    """Rows that the recipe's own tool prepares."""
+    data = options.out / "data" / environment
+    arms = {arm: settings_of(environment, arm, **settings) for arm in options.variant or CURRICULA}
     config = write_settings(data / "tcod.yaml", next(iter(arms.values())))
-    command = [sys.executable, "-m", "examples.tcod.tools.prepare_sqlite", "--out", str(data), "--config", str(config)]
-    command += ["--databases", str(options.train_games // 4), "--heldout", str(options.heldout_games // 4)]
-    subprocess.run([*command, "--questions", "1", "--processes", "2"], check=True)
-    return Play("sqlite", arms, data)
+    command = [sys.executable, "-m", f"examples.tcod.tools.prepare_{environment}", "--out", str(data)]
+    subprocess.run([*command, "--config", str(config), *flags], check=True)
+    return Play(environment, arms, data)
 
 
 def _given(options: Namespace) -> Play:
@@ -128,10 +129,9 @@ def _given(options: Namespace) -> Play:
     train, heldout = options.data / "train.jsonl", options.data / "heldout.jsonl"
     heldout = heldout if heldout.exists() else train
     for arm in arms.values():
-        playable = arm["tcod_variant"].replace("sft", "b2f")  # what imitation needs more is added by record
-        given = TcodConfig.from_mapping({**arm, "tcod_variant": playable}, str(options.config))
+        given = TcodConfig.from_mapping(arm, str(options.config))
         check_environment_class(given)
-        check_training_rows(given, read_rows(train), str(train))
+        check_training_rows(given, read_rows(train), str(train), recorded=False)
         check_evaluation_rows(given, read_rows(heldout), str(heldout))
         arm["tcod_env_workers"] = min(given.tcod_env_workers, 2)
     name = f"{options.config.stem}-{options.data.name}"
@@ -145,7 +145,7 @@ def _given(options: Namespace) -> Play:
 def record(data: Path, settings: dict[str, Any]) -> None:
     """Have the training rows tell what the environment says in their demonstrations: imitation asks it nothing."""
     rows = data / "train.jsonl"
-    config = write_settings(data / "record.yaml", {**settings, "tcod_variant": "b2f"})
+    config = write_settings(data / "record.yaml", settings)
     command = [sys.executable, "-m", "examples.tcod.tools.check_environment", "--config", str(config)]
     subprocess.run([*command, "--rows", str(rows), "--record", str(rows)], check=True, stdout=subprocess.DEVNULL)
 

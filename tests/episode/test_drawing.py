@@ -1,9 +1,11 @@
 """What was drawn and not trained survives a resume of the asynchronous modes, through slime's own data source."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from examples.tcod import ConfigError, tcod_rollout
 from examples.tcod.episode.record import Episode
 from examples.tcod.settings import build
 from examples.tcod.training import drawing
@@ -11,7 +13,6 @@ from examples.tcod.training.drawing import AsynchronousDrawing, SynchronousDrawi
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.types import Sample
 
-NUM_GPUS = 0
 BATCH = 2
 
 
@@ -77,6 +78,30 @@ def test_the_batch_that_was_drawn_ahead_comes_first_after_a_resume(source):
     assert tasks(resumed.get_samples(BATCH)) == [5, 6]
 
 
+def test_a_killed_run_goes_on_where_it_was(rig, tmp_path):
+    """What is left of a process is the checkpoint behind its last rollout but one: the last one is played again."""
+    rows = [{"goal": goal} for goal in range(5, 15)]
+
+    def play(folder, *rollouts):
+        """(k, tasks) of each, in a process of its own."""
+        changes = {"rollout_batch_size": 4, "rollout_shuffle": True, "save": folder, "load": folder}
+        args = rig.args(rows, **changes, tcod_variant="f2b", tcod_eta=2)
+        data, played = RolloutDataSourceWithBuffer(args), []
+        data.load(rollouts[0] - 1)
+        for n in rollouts:
+            output = tcod_rollout.generate_rollout(args, n, data)
+            played.append((output.metrics["rollout/tcod/k"], tasks(output.samples)))
+            if n != rollouts[-1]:
+                data.save(n)
+        return played
+
+    whole = play(tmp_path / "whole", *range(6))
+    assert [k for k, _ in whole] == [1, 1, 2, 2, 3, 3]
+    drawn = [goal for _, goals in whole for goal in goals]
+    assert sorted(drawn[:10]) == sorted(drawn[10:20]) == [row["goal"] for row in rows]
+    assert play(tmp_path / "killed", *range(4)) == whole[:4] and play(tmp_path / "killed", 3, 4, 5) == whole[3:]
+
+
 def test_what_is_left_over_is_not_lost_by_a_second_checkpoint(source):
     before = source()
     drawn = draw(AsynchronousDrawing, before, 0)
@@ -114,6 +139,27 @@ def test_fully_asynchronous_draws_are_all_trained_once(source):
     assert drawn.under_way == len(under_way) > 0  # what rollout/tcod/under_way counts
 
 
+def test_a_rollout_waits_for_what_was_drawn_two_before_it_and_draws_no_further_ahead(source):
+    drawn = draw(AsynchronousDrawing, source(), 0)
+
+    def draw_all():
+        return [group for _ in range(9) for group in drawn.get_samples(1)]
+
+    oldest, *quick = draw_all()
+    assert len(quick) == 3 * BATCH - 1
+    for trained in ([2, 3], [4, 5]):
+        for group in quick:
+            drawn.sort_in(group, keep=True)
+        assert drawn.is_complete and tasks(drawn.take()[0]) == trained
+        quick = draw_all()
+        assert len(quick) == BATCH
+    for group in quick:
+        drawn.sort_in(group, keep=True)
+    assert not drawn.is_complete
+    drawn.sort_in(oldest, keep=True)
+    assert drawn.is_complete and tasks(drawn.take()[0]) == [1, 6]
+
+
 def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):
     current = source()
     drawn = draw(AsynchronousDrawing, current, 0)
@@ -127,6 +173,66 @@ def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):
     assert drawn.is_complete and tasks(drawn.take()[0]) == [2, 3]
     current.save(0)
     assert tasks(draw(AsynchronousDrawing, source(0), 1).get_samples(2)) == [4, 5]
+
+
+def test_groups_of_another_size_are_refused_after_a_resume(source):
+    before = source()
+    draw(AsynchronousDrawing, before, 0).get_samples(1)
+    before.save(0)
+    resumed = source(0)
+    resumed.args.n_samples_per_prompt = 4
+    with pytest.raises(ConfigError, match="SAMPLES_PER_TASK. is 4, and the tasks that were drawn .* have 2 samples"):
+        draw(AsynchronousDrawing, resumed, 1)
+
+
+def test_no_checkpoint_is_written_between_a_draw_and_its_note(source):
+    current, held = source(), []
+
+    def is_free():
+        free = drawn._lock.acquire(blocking=False)
+        return free and drawn._lock.release() is None
+
+    def looking(call):
+        def look(*args):
+            with ThreadPoolExecutor(1) as another_thread:
+                held.append(not another_thread.submit(is_free).result())
+            return call(*args)
+
+        return look
+
+    current.get_samples, current.save = looking(current.get_samples), looking(current.save)
+    drawn = draw(AsynchronousDrawing, current, 0)
+    drawn.get_samples(1)
+    current.save(0)
+    assert held == [True, True]
+
+
+def test_slimes_worker_draws_while_a_batch_is_waited_for(source):
+    drawn = draw(AsynchronousDrawing, source(), 0)
+
+    class Meanwhile(int):
+        def __gt__(self, other):
+            drawn.get_samples(1)
+            return int(self) > other
+
+    for group in [group for _ in range(BATCH) for group in drawn.get_samples(1)]:
+        drawn.sort_in(group, keep=True)
+    drawn.rollout_id = Meanwhile(0)
+    drawn.get_samples(1)
+    assert drawn.is_complete and drawn.under_way == BATCH + 2
+
+
+def test_a_draw_is_of_one_rollout_if_the_next_one_begins_meanwhile(source):
+    drawn = draw(AsynchronousDrawing, source(), 0)
+
+    def depth(*row_and_rollout):
+        drawn.rollout_id += 1
+        return row_and_rollout[-1] + 1
+
+    drawn._depth = depth
+    [group] = drawn.get_samples(1)
+    assert {(Episode.of(one).record.n, Episode.of(one).record.k) for one in group} == {(0, 1)}
+    assert [*drawn._playing.values()] == [0]
 
 
 def test_a_source_without_metadata_is_drawn_from_all_the_same(source):

@@ -75,10 +75,14 @@ def check_environment_class(config: TcodConfig) -> None:
         raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
 
 
-def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
-    """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError."""
+def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str, recorded: bool = True) -> None:
+    """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError.
+
+    Args:
+        recorded: False before what the environment said is recorded in the demonstrations, which imitation needs.
+    """
     variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
-    _check_rows(config, rows, source, variant)
+    _check_rows(config, rows, source, variant, recorded and variant == "sft")
 
 
 def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
@@ -86,9 +90,9 @@ def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) 
     _check_rows(config, rows, source, "")
 
 
-def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: str) -> None:
+def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: str, needs_seen: bool = False) -> None:
     environment, has_parser = load_environment(config.tcod_environment), config.tcod_tool_parser is not None
-    check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon, has_parser)
+    check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon, has_parser, needs_seen)
 
 
 def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int) -> Iterator[str]:
