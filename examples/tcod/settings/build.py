@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import ConfigError
+from .. import ConfigError, Failure
 from ..environments.pool import EnvironmentPool
 from ..environments.protocol import load_environment
 from ..episode.history import AppendHistory, History, TurnHistory
@@ -20,10 +20,11 @@ from ..episode.note import NoteWriter
 from ..episode.record import Episode, Note, TokenSequence
 from ..episode.rows import task_of
 from ..episode.text_side import TextSide
+from ..model.chat_template import PROBE, PROBE_CALL
 from ..model.chat_tokens import ChatTokens, load_chat
-from ..model.student import StudentClient
+from ..model.student import Response, StudentClient
 from ..model.teacher import TeacherClient
-from ..model.tool_calls import load_parser
+from ..model.tool_calls import find_calls, load_parser
 from ..records.run_folder import write_about
 from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
@@ -82,6 +83,7 @@ def checked_run(args: Namespace, data_source: Any) -> Run:
         dataset = getattr(data_source, "dataset", None)
         check_run_arguments(args, getattr(dataset, "samples", None))
         run = run_of(args)
+        check_notes(run.config, run.chat)
         if not args.debug_train_only:
             check_models(args, run.config, run.chat)
         logger.info("TCOD: %s", run.config)
@@ -98,9 +100,7 @@ def run_of(args: Namespace) -> Run:
         chat = student_chat(config, args.hf_checkpoint, args.apply_chat_template_kwargs or {}, "--hf-checkpoint")
         limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
         log = EpisodeLog(config.tcod_variant, limit, chat.tokenizer)
-        environment = load_environment(config.tcod_environment)
-        notes = NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
-        _run = Run(args, config, chat, notes, log)
+        _run = Run(args, config, chat, _notes_of(config, chat), log)
     return _run
 
 
@@ -155,7 +155,7 @@ def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
-    """The chat turns of the checkpoint that a flag names, which must fit tcod_history and tcod_thoughts.
+    """The chat turns of the checkpoint that a flag names, which must fit the settings.
 
     Args:
         template_kwargs: None for those that tcod_thoughts asks for.
@@ -167,10 +167,38 @@ def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag
     if not isinstance(kwargs, dict):
         raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object, got {kwargs}")
     try:
-        return load_chat(checkpoint, kwargs, **config.chat_choices)
+        chat = load_chat(checkpoint, kwargs, **config.chat_choices)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"{flag} {checkpoint}: {said}; name the checkpoint that is served") from error
+    if name := config.tcod_tool_parser:
+        written = chat.call([PROBE_CALL])
+        if find_calls(name, written, [PROBE]) != [PROBE_CALL]:
+            said = f"tcod_tool_parser {name} does not read a call as the chat template writes it, {written!r}"
+            raise ConfigError(f"{flag} {checkpoint}: {said}: name the model's own parser")
+    return chat
+
+
+def _notes_of(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
+    environment = load_environment(config.tcod_environment)
+    return NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
+
+
+def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
+    """Whether the teacher can be shown the shortest note, in a conversation up to the horizon. Raises ConfigError."""
+    if not config.tcod_teacher_sees:
+        return
+    history, notes = history_of(config, chat)(sys.maxsize), _notes_of(config, chat)
+    history.begin("Rules.", "Begin.")
+    for _ in range(config.tcod_horizon - 1):
+        history.show_replayed("Do.", None)
+        history.observe("Done.")
+    history.respond(Response([chat.end_of_turn], [0.0], False, {}))
+    try:
+        notes.tokens(history.sequences[-1], notes.shortest())
+    except Failure as failure:
+        said = f"no note for the teacher can be written: {failure}, or remove tcod_teacher_sees"
+        raise ConfigError(said) from failure
 
 
 def new_pool(config: TcodConfig, workers: int, engines_per_worker: int) -> EnvironmentPool:
