@@ -11,7 +11,7 @@ from examples.tcod.settings import build
 from examples.tcod.tools.launch import preflight
 from tests.support.fake_sglang import FakeSGLang, generated
 from tests.support.run_script import commands
-from tests.support.toys import CHAT_TEMPLATE, LocalPool
+from tests.support.toys import LocalPool
 
 NUM_GPUS = 0
 
@@ -65,12 +65,6 @@ def test_a_note_and_its_teacher_fit_each_other(check):
 def test_preflight_refuses_what_cannot_run(check, tmp_path, file, text, sentence):
     (tmp_path / file).write_text(text)
     assert re.search(sentence, check())
-
-
-def test_what_is_doubtful_about_a_chat_is_told_with_its_variable(check, tmp_path, caplog):
-    template = "{{ strftime_now('%Y') }}" + CHAT_TEMPLATE
-    (tmp_path / "student/chat_template.jinja").write_text(template)
-    assert check() is None and re.search(f"STUDENT {tmp_path}/student: .*prints today's date", caplog.text)
 
 
 def test_a_teacher_in_megatron_has_the_students_architecture(check, tmp_path):
