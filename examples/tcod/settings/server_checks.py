@@ -28,17 +28,19 @@ def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     training = (args.rollout_max_context_len, "--rollout-max-context-len")
     longest = max(training, (args.eval_max_context_len or 0, "--eval-max-context-len"))
     scored = config.with_note(*training)
-    router, teacher = http_url(args.sglang_router_ip, args.sglang_router_port), teacher_url(args)
-    _check_engines(router, *(max(longest, scored) if teacher == router else longest))
-    if args.opd_type == "sglang":
+    router = http_url(args.sglang_router_ip, args.sglang_router_port)
+    teachers = {*teacher_urls(args, config).values()} if args.opd_type == "sglang" else set()
+    _check_engines(router, *(max(longest, scored) if router in teachers else longest))
+    for teacher in teachers:
         check_teacher_scores(teacher, chat, *(max(longest, scored) if config.tcod_eval_kl else scored))
 
 
-def teacher_url(args: Namespace) -> str:
-    """The teacher's server: of slime's --rm-url, or with "self" the router of the student's engines."""
-    if args.rm_url == SELF:
-        return http_url(args.sglang_router_ip, args.sglang_router_port)
-    return (args.rm_url or "").rstrip("/").removesuffix("/generate")
+def teacher_urls(args: Namespace, config: TcodConfig) -> dict[str, str]:
+    """The teacher's server of each environment: its own, that of slime's --rm-url, or with "self" the router of the
+    student's engines."""
+    url = (args.rm_url or "").rstrip("/").removesuffix("/generate")
+    url = http_url(args.sglang_router_ip, args.sglang_router_port) if args.rm_url == SELF else url
+    return {one.name: one.tcod_teacher_url or url for one in config.each}
 
 
 def _check_engines(router: str, needed: int, flag: str) -> None:
@@ -68,17 +70,17 @@ def check_teacher_scores(url: str, chat: ChatTokens, needed: int, flag: str = "-
         limit = probe(url, chat, teacher_headers())
     except (httpx.HTTPError, ValueError) as error:
         raise ConfigError(
-            f"the teacher at --rm-url {without_login(url)}/generate does not score ({error}): start it, or give its "
-            "address and, where it needs one, its key in TCOD_TEACHER_API_KEY"
+            f"the teacher {without_login(url)} does not score ({error}): start it, or give its address (--rm-url, or "
+            "tcod_teacher_url) and, where it needs one, its key in TCOD_TEACHER_API_KEY"
         ) from error
     except Failure as failure:
         raise ConfigError(
-            f"the teacher at --rm-url does not score a text as the student's tokens ({failure}): "
+            f"the teacher {without_login(url)} does not score a text as the student's tokens ({failure}): "
             "use a teacher with the student's tokenizer"
         ) from failure
     if limit < needed:
         raise ConfigError(
-            f"the teacher scores sequences of at most {limit} tokens, less than {flag} {needed}: "
+            f"the teacher {without_login(url)} scores sequences of at most {limit} tokens, less than {flag} {needed}: "
             "raise its --context-length"
         )
 

@@ -89,7 +89,9 @@ def identity(s: Settings, config: TcodConfig) -> dict[str, Any]:
     files |= {f"EVAL_SETS {name}": file for name, file in s.eval_files.items()}
     if s.teacher in ("sglang", "megatron") and not s.teacher_url:
         files["TEACHER_MODEL"] = s.teacher_load if s.teacher == "megatron" else s.teacher_model
-    made_of = config.model_dump(exclude={"tcod_data_root"}) | {"CHAT_TEMPLATE_KWARGS": s.chat_template_kwargs}
+    places = {"tcod_data_root", "tcod_teacher_url"}
+    made_of = config.model_dump(exclude={**dict.fromkeys(places, True), "tcod_environments": {"__all__": places}})
+    made_of |= {"CHAT_TEMPLATE_KWARGS": s.chat_template_kwargs}
     made_of |= {"MAX_TURN_LEN": s.max_turn_len, "MAX_CONTEXT_LEN": s.max_context_len, "TEACHER": s.teacher}
     return made_of | {variable: digest(path, variable) for variable, path in files.items()}
 

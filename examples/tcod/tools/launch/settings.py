@@ -18,7 +18,7 @@ from typing import Any
 
 from ... import ConfigError
 from ...settings.checks import reward_refusals
-from ...settings.config import TcodConfig, read_yaml
+from ...settings.config import SERVER, TcodConfig, read_yaml
 from ...settings.secrets import without_secrets
 
 # Variables that win over CONFIG: NAME over its tcod_name. A further one is a word here and a line in the script.
@@ -96,6 +96,8 @@ def read_recipe(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
             with suppress(ValueError):  # a text as it is
                 value = json.loads(value)
             recipe[f"tcod_{name.lower()}"] = value
+    if variables.get("HORIZON") and "tcod_horizon" in str(recipe.get("tcod_environments")):
+        raise ConfigError("HORIZON would be that of some environments alone: set it in CONFIG's tcod_environments")
     if float(s.eval_temperature) == 1 and s.teacher == "sglang":
         recipe["tcod_eval_kl"] = True
     if sentence := next(reward_refusals(recipe, s.teacher != "none", s.samples_per_task), None):
@@ -105,7 +107,8 @@ def read_recipe(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
 
 def teacher_context(s: Settings, recipe: dict[str, Any]) -> int:
     """Tokens that the teacher's server takes: an episode, a note, and 7 that SGLang keeps. Raises ConfigError."""
-    settings = {name: value for name, value in recipe.items() if name != "tcod_data_root"}  # may be another machine's
+    folders = ("tcod_data_root", "tcod_environments")  # may be another machine's
+    settings = {name: value for name, value in recipe.items() if name not in folders}
     return TcodConfig.from_mapping(settings, str(s.config)).with_note(s.max_context_len)[0] + 7
 
 
@@ -149,8 +152,10 @@ def check_settings(s: Settings, extra: list[str]) -> None:
     alone = "TEACHER=megatron needs COLOCATE=1: elsewhere slime pushes the teacher's weights to the engines"
     require(s.teacher != "megatron" or s.colocate, alone)
     require(s.teacher == "sglang" or not url, f"TEACHER={s.teacher} asks no other server: unset TEACHER_URL")
-    valid = re.fullmatch(r"(https?://([^/@]+@)?(\[[0-9A-Fa-f:.]+\]|[^][/:@]+)(:\d+)?)?", s.teacher_url)
-    require(valid, f"TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not {url}")
+    require(
+        SERVER.fullmatch(s.teacher_url),
+        f"TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not {url}",
+    )
 
 
 def output(*command: str) -> str:
