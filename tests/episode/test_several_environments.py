@@ -121,7 +121,9 @@ def test_an_environment_has_the_teacher_that_its_entry_names(mixed, sees):
 
 def test_an_evaluation_plays_each_to_its_horizon_and_counts_by_environment(mixed):
     rows = [{"environment": name, "goal": goal} for name in ("walk", "call") for goal in (2, 4)]
-    output = evaluation(mixed, (1.0,), rows, tcod_variant="f2b", tcod_eval_kl=True, tcod_env_workers=2, **MIXED)
+    output = evaluation(
+        mixed, (1.0,), rows, train=ROWS, tcod_variant="f2b", tcod_eval_kl=True, tcod_env_workers=2, **MIXED
+    )
     of = {name: value for name, value in output.metrics.items() if "/by_environment/" in name}
     assert of["eval/tcod/t1/by_environment/walk/success"] == 1.0
     assert of["eval/tcod/t1/by_environment/call/success"] == 0.5
@@ -148,8 +150,9 @@ def test_a_run_with_one_environment_may_have_rows_with_such_a_key(rig):
     ],
 )
 def test_an_entry_that_cannot_work_is_refused_when_it_is_read(entries, says):
+    arm = {"tcod_variant": "f2b", "tcod_horizon": 4, "tcod_k_start": 2}
     with pytest.raises(ConfigError) as refused:
-        TcodConfig.from_mapping({"tcod_horizon": 4, "tcod_k_start": 2, "tcod_environments": entries}, "tcod.yaml")
+        TcodConfig.from_mapping({**arm, "tcod_environments": entries}, "tcod.yaml")
     assert says in str(refused.value) and "tcod.yaml" in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -179,7 +182,7 @@ def test_a_row_of_no_environment_is_refused_at_the_start(rig, metadata):
 
 
 def test_a_row_of_no_environment_in_an_evaluation_fails_alone(mixed):
-    output = evaluation(mixed, (1.0,), [ROWS[0], {"goal": 2}], **MIXED)
+    output = evaluation(mixed, (1.0,), [ROWS[0], {"goal": 2}], train=ROWS, **MIXED)
     assert output.metrics["eval/tcod/t1/failed/internal"] == 1 and output.metrics["eval/tcod/t1/episodes"] == 1
 
 
