@@ -144,8 +144,6 @@ def test_a_run_with_one_environment_may_have_rows_with_such_a_key(rig):
         ({"walk": {"tcod_horizon": "x"}}, "tcod_horizon in tcod_environments.walk should be a valid integer, not 'x'"),
         ({"walk": {"tcod_horizon": 1}}, "tcod_environments.walk: the largest depth 1 is below tcod_k_start 2"),
         ({"walk": {"tcod_data_root": "$NOWHERE"}}, "tcod_environments.walk: tcod_data_root is $NOWHERE, but that "),
-        ({"walk": {"tcod_teacher_url": "a:1"}}, "tcod_environments.walk: tcod_teacher_url must be http://HOST:PORT"),
-        ({"a b": {}}, "tcod_environments has the name 'a b': take letters, digits, . _ -"),
         ({"walk": 3}, "tcod_environments.walk in tcod.yaml should be a valid dictionary, not 3"),
     ],
 )
@@ -200,8 +198,8 @@ def test_a_row_of_no_environment_in_an_evaluation_fails_alone(mixed):
         ({"tcod_environments": {"walk": {**WALK, "tcod_env_args": {"a": 1}}}}, r"tcod_env_args {'a': 1} do not fit"),
         ({"tcod_environments": {"walk": {"tcod_environment": "no.Such"}}}, "tcod_environment no.Such cannot be imp"),
         (
-            {"tcod_environments": {"walk": {**WALK, "tcod_teacher_url": "http://127.0.0.1:1"}}},
-            r"the teacher http://127.0.0.1:1 does not score .*\(--rm-url, or tcod_teacher_url\)",
+            {"tcod_environments": {"walk": {**WALK, "tcod_teacher_url": "a:1"}}},
+            r"the teacher a:1 does not score .*\(--rm-url, or tcod_teacher_url\)",
         ),
     ],
 )

@@ -139,12 +139,8 @@ def drawing_of(kind: type[DrawingT], run: Run, data_source: Any, rollout_id: int
     global _drawing
     if not isinstance(_drawing, kind) or _drawing.source is not data_source:
         config = run.config
-        limits = (config.tcod_max_replacements, config.tcod_max_staleness)
-
-        def depth(metadata: dict[str, Any], n: int) -> int:
-            return config.of(metadata).curriculum.depth(n)
-
-        _drawing = kind(run.args, data_source, depth, *limits, rollout_id)
+        limits = (config.tcod_max_replacements, config.tcod_max_staleness, rollout_id)
+        _drawing = kind(run.args, data_source, lambda row, n: config.of(row).curriculum.depth(n), *limits)
     _drawing.begin(rollout_id)
     return _drawing
 
@@ -170,10 +166,8 @@ def imitator_of(run: Run) -> Callable[[dict[str, Any], Episode], None]:
 
     def imitate_row(metadata: dict[str, Any], episode: Episode) -> None:
         config = run.config.of(metadata)
-        history, side = new_history(run.args.rollout_max_context_len), text_side_of(config, run.chat)(
-            task_of(metadata)
-        )
-        imitate(metadata, episode, side, history, config.tcod_horizon)
+        side = text_side_of(config, run.chat)(task_of(metadata))
+        imitate(metadata, episode, side, new_history(run.args.rollout_max_context_len), config.tcod_horizon)
 
     return imitate_row
 

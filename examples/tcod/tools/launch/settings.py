@@ -18,7 +18,7 @@ from typing import Any
 
 from ... import ConfigError
 from ...settings.checks import reward_refusals
-from ...settings.config import SERVER, TcodConfig, read_yaml
+from ...settings.config import TcodConfig, read_yaml
 from ...settings.secrets import without_secrets
 
 # Variables that win over CONFIG: NAME over its tcod_name. A further one is a word here and a line in the script.
@@ -152,10 +152,8 @@ def check_settings(s: Settings, extra: list[str]) -> None:
     alone = "TEACHER=megatron needs COLOCATE=1: elsewhere slime pushes the teacher's weights to the engines"
     require(s.teacher != "megatron" or s.colocate, alone)
     require(s.teacher == "sglang" or not url, f"TEACHER={s.teacher} asks no other server: unset TEACHER_URL")
-    require(
-        SERVER.fullmatch(s.teacher_url),
-        f"TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not {url}",
-    )
+    valid = re.fullmatch(r"(https?://([^/@]+@)?(\[[0-9A-Fa-f:.]+\]|[^][/:@]+)(:\d+)?)?", s.teacher_url)
+    require(valid, f"TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not {url}")
 
 
 def output(*command: str) -> str:
