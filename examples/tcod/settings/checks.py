@@ -96,7 +96,7 @@ def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: s
 
 def by_environment(config: TcodConfig, rows: Sequence[RowT], source: str) -> list[tuple[TcodConfig, Sequence[RowT]]]:
     """The settings and the rows of each environment that has some. Raises ConfigError where a row names none."""
-    if not config.tcod_environments or not len(rows):
+    if not len(rows):
         return [(config, rows)]
     groups: dict[str, list[RowT]] = {}
     for row in rows:
