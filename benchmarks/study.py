@@ -2,7 +2,8 @@
 
     bash benchmarks/run.sh study                 # the curricula: every job that has no result yet, then the report
     bash benchmarks/run.sh study --losses        # the second part: what the loss is a mean over, and the curricula
-    bash benchmarks/run.sh study --report        # the figure and the tables of both parts from results/study/*.json
+    bash benchmarks/run.sh study --baselines     # the third part: imitation, reward, and OPD before or beside them
+    bash benchmarks/run.sh study --report        # the figures and the tables of all parts from results/study/*.json
 
 A job is one arm and one seed. It goes through the smoke run's train_arm.py, so through the recipe's hooks, the real
 SGLang and the real ALFWorld engine. Its result is a JSON file that appears when the job has ended, so the command may
@@ -24,38 +25,36 @@ import torch
 import transformers
 
 from benchmarks import SLIME, report, study_data, study_report, study_results
-from benchmarks.study_arms import RESPONSE_LEN, RESULTS, Job, curriculum_jobs, loss_jobs
+from benchmarks.study_arms import RESPONSE_LEN, RESULTS, Job, baseline_jobs, curriculum_jobs, loss_jobs
 from examples.tcod.tools.plot_runs import read_run
 from smoke import make_models, plays
 from smoke.servers import DEVICE, HERE, Process, SGLangServer
 
 
 class Running:
-    """A job under way: the student's server and the training, both ended by `stop`."""
+    """A job under way, on a student's server that it has for itself until `stop`."""
 
-    def __init__(self, job: Job, out: Path, teacher: SGLangServer) -> None:
-        self.job, self.folder = job, out / "runs" / job.games / job.name
+    def __init__(self, job: Job, out: Path, teacher: SGLangServer, server: SGLangServer) -> None:
+        self.job, self.server, self.folder = job, server, study_data.run_folder(out, job.games, job.name)
         self._started = time.monotonic()
         shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed
         config = plays.write_settings(self.folder / "config.yaml", job.recipe)
-        arm, student = job.arm, study_data.make_student(out, job.arm.student, job.seed)
-        with ExitStack() as stack:
-            server = stack.enter_context(SGLangServer(f"{job.name}'s server", student, self.folder / "server.log"))
-            server.wait_ready()
-            command = [sys.executable, "-m", "benchmarks.study_arm"]
-            command += ["--control", arm.control] if arm.control else []
-            command += ["--config", config, "--student", student, "--data", out / job.games]
-            command += ["--run-dir", self.folder, "--seed", job.seed, "--lr", job.rate, "--loss", arm.loss]
-            command += ["--student-port", server.port, "--teacher-port", teacher.port]
-            command += ["--batch", arm.batch, "--updates", arm.updates, "--eval-interval", arm.every]
-            command += ["--response-len", RESPONSE_LEN, "--context-len", arm.context_len]
-            command += [] if arm.evaluate_first else ["--skip-first-evaluation"]
-            log, env = self.folder / "train.log", study_data.child_environment(out)
-            self._process = stack.enter_context(Process(job.name, [*map(str, command)], log, env))
-            self._stack = stack.pop_all()
+        arm, student = job.arm, study_data.student_of(out, job)
+        command = [sys.executable, "-m", "benchmarks.study_arm"]
+        command += ["--control", arm.control] if arm.control else []
+        command += ["--config", config, "--student", student, "--data", out / job.games]
+        command += ["--run-dir", self.folder, "--seed", job.seed, "--lr", job.rate, "--loss", arm.loss]
+        command += ["--student-port", server.port, "--teacher-port", teacher.port]
+        command += ["--batch", arm.batch // arm.samples, "--samples", arm.samples]
+        command += ["--updates", arm.updates, "--eval-interval", arm.every, "--keep", arm.keep]
+        command += ["--response-len", RESPONSE_LEN, "--context-len", arm.context_len]
+        command += [] if arm.evaluate_first else ["--skip-first-evaluation"]
+        command += [] if arm.teacher else ["--no-teacher"]
+        log, env = self.folder / "train.log", study_data.child_environment(out)
+        self._process = Process(job.name, [*map(str, command)], log, env)
 
     def stop(self) -> None:
-        self._stack.close()
+        self._process.stop()
 
     def ended(self) -> bool:
         return self._process.popen.poll() is not None
@@ -64,6 +63,8 @@ class Running:
         """Write the result and say it in a line. Raises RuntimeError when the training ended with an error."""
         self._process.check()
         result = study_results.result(read_run(self.folder), self.job.arm.batch)
+        if self.job.arm.family == "sft":  # what it learns from had to be played once
+            result["updates"][0] |= study_data.cost_of_demonstrations(self.folder.parents[2])
         minutes = round((time.monotonic() - self._started) / 60, 1)
         about = {"arm": self.job.arm_name, "settings": self.job.settings, "minutes": minutes}
         report.save(self.job.path, {**about, **circumstances, **result})
@@ -86,17 +87,26 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
             fcntl.flock(stack.enter_context((out / "lock").open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f"another study runs in {out}: wait for its end, or choose another --out")
-        log = out / "logs" / "teacher.log"
-        teacher = stack.enter_context(SGLangServer("teacher server", make_models.SHIPPED, log, 64 * parallel))
-        teacher.wait_ready()
+
+        def server(name: str, **more: int) -> SGLangServer:
+            log = out / "logs" / f"{name}.log"
+            return stack.enter_context(SGLangServer(f"{name} server", make_models.SHIPPED, log, **more))
+
+        teacher = server("teacher", max_running_requests=64 * parallel)
+        servers = [
+            server(f"student {i}") for i in range(min(parallel, len(waiting)))
+        ]  # a job pushes its weights first
+        for one in (teacher, *servers):
+            one.wait_ready()
         study_data.make_data(out, teacher)
-        failed = work_off(waiting, out, parallel, teacher)
+        failed = work_off(waiting, out, teacher, servers)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; the same command runs what has no result")
 
 
-def work_off(waiting: list[Job], out: Path, parallel: int, teacher: SGLangServer) -> list[str]:
-    """Run these jobs. Returns the names of those that failed."""
+def work_off(waiting: list[Job], out: Path, teacher: SGLangServer, servers: list[SGLangServer]) -> list[str]:
+    """Run these jobs, as many at once as there are servers for students. Returns the names of those that failed."""
+    free = list(servers)
     running: list[Running] = []
     failed: list[str] = []
     circumstances = {**report.circumstances("study"), "slime": SLIME}
@@ -109,20 +119,26 @@ def work_off(waiting: list[Job], out: Path, parallel: int, teacher: SGLangServer
 
     try:
         while waiting or running:
-            teacher.check_running()
+            for server in (teacher, *servers):
+                server.check_running()
             for one in [one for one in running if one.ended()]:
                 one.stop()
                 running.remove(one)
+                free.append(one.server)
                 try:
                     print(one.save(circumstances), flush=True)
                 except RuntimeError as error:
                     fail(one.job, error)
-            while waiting and len(running) < parallel:
-                job = waiting.pop(0)
+            while free and (ready := [job for job in waiting if not job.waits]):
+                waiting.remove(job := ready[0])
                 try:
-                    running.append(Running(job, out, teacher))
+                    running.append(Running(job, out, teacher, free[-1]))
+                    free.pop()
                 except RuntimeError as error:
                     fail(job, error)
+            while waiting and not running:
+                job = waiting.pop()
+                fail(job, RuntimeError(f"it goes on with {job.first}, which has no result"))
             time.sleep(0.5)
     finally:
         for one in running:
@@ -132,7 +148,7 @@ def work_off(waiting: list[Job], out: Path, parallel: int, teacher: SGLangServer
 
 def main() -> None:
     options = parse_options()
-    jobs = loss_jobs() if options.losses else curriculum_jobs()
+    jobs = options.jobs()
     names = [job.name for job in jobs]
     if unknown := set(options.only) - set(names):
         sys.exit(f"--only: no such job: {', '.join(sorted(unknown))}; jobs are {', '.join(names)}")
@@ -147,12 +163,14 @@ def main() -> None:
 
 def parse_options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--losses", action="store_true", help="run the second part")
+    for name, jobs in {"losses": loss_jobs, "baselines": baseline_jobs}.items():
+        parser.add_argument(f"--{name}", action="store_const", dest="jobs", const=jobs, help="run this part")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="jobs by name, such as f2b-1")
     parser.add_argument("--parallel", type=int, default=max((os.cpu_count() or 1) // 2, 1), help="jobs at once")
     out = HERE.parent / "benchmarks" / "out" / "study"
     parser.add_argument("--out", type=Path, default=out, help="games, students, logs")
+    parser.set_defaults(jobs=curriculum_jobs)
     return parser.parse_args()
 
 

@@ -1,4 +1,6 @@
-"""One job of the study: smoke/train_arm.py with its options, and `--control` for what no setting of the recipe does.
+"""One job of the study: smoke/train_arm.py with its options, and with two more.
+
+`--keep N` keeps the weights after N updates for another job. `--control` is for what no setting of the recipe does:
 
     shuffled         the teacher's log-probs change places among all trained tokens of a batch
     random-horizon   the curriculum's depths k of all updates, in a random order
@@ -7,11 +9,14 @@
 import argparse
 import ctypes
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from benchmarks.study_arms import KEPT
 from examples.tcod.curriculum import Curriculum
 from smoke import train_arm
 from smoke.trainer import Trainer
@@ -54,17 +59,35 @@ def in_random_order(depth: Depth, updates: int, seed: int, asked: set[int]) -> D
     return shuffled
 
 
+def keeping(trainer: type[Trainer], updates: int) -> type[Trainer]:
+    """A trainer that keeps its weights after so many updates, for a job that goes on with them."""
+
+    class KeepingTrainer(trainer):
+        saves = 0  # the first is before the first update
+
+        def save(self, folder: Path) -> None:
+            super().save(folder)
+            if self.saves == updates:
+                shutil.copytree(folder, folder.with_name(KEPT))
+            self.saves += 1
+
+    return KeepingTrainer
+
+
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no job outlives a study that is killed
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--control", choices=["shuffled", "random-horizon"])
+    parser.add_argument("--keep", type=int, default=0)
     control, sys.argv[1:] = parser.parse_known_args()
+    trainer = ShuffledTrainer if control.control == "shuffled" else Trainer
+    trainer = keeping(trainer, control.keep) if control.keep else trainer
     if control.control != "random-horizon":
-        train_arm.main(ShuffledTrainer if control.control else Trainer)
+        train_arm.main(trainer)
         return
     options, asked = train_arm.option_parser().parse_args(), set()
     Curriculum.depth = in_random_order(Curriculum.depth, options.updates, options.seed, asked)
-    train_arm.main()
+    train_arm.main(trainer)
     if not asked >= set(range(options.updates)):
         sys.exit("random-horizon: the recipe takes its depths from elsewhere than Curriculum.depth")
 

@@ -16,6 +16,7 @@ FEW = SEEDS[:3]
 HORIZON, BATCH, UPDATES, EVERY, ETA = 20, 16, 48, 12, 2
 RATES = {"opd": 1.6e-3, "f2b": 8e-4, "b2f": 4e-4}  # of Adam: each arm's best of three on another seed and other games
 RESPONSE_LEN, CONTEXT_LEN = 32, 1024
+KEPT = "kept"  # in a job's working folder: weights that another job begins with
 SETTINGS: dict[str, Any] = {
     "tcod_horizon": HORIZON,
     "tcod_environment": ".env_alfworld.AlfworldEnvironment",
@@ -26,7 +27,8 @@ SETTINGS: dict[str, Any] = {
     "tcod_eval_kl": True,
 }
 PLACES = ("tcod_environment", "tcod_data_root")  # of code and games: a result stays good when they move
-OF_OLD = {"loss": "trajectory", "context_len": CONTEXT_LEN}  # settings that the first results do not name
+# Settings that the first results do not name.
+OF_OLD = {"loss": "trajectory", "context_len": CONTEXT_LEN, "samples": 1, "teacher": True, "after": None, "keep": 0}
 
 # The second part: longer episodes, a student that is weak everywhere, and smaller evaluations.
 LONG_HORIZON, LONG_CONTEXT_LEN = 30, 1536
@@ -34,10 +36,15 @@ LONG_UPDATES, LONG_EVERY, LONG_K_START, LONG_ETA = 30, 15, 6, 1
 LONG_RATE = 6.4e-3  # four times OPD's in the first part, and as high for every arm
 CALM_RATE = 1.6e-3  # OPD's in the first part
 
-GAMES = {"report": (100, 32), "losses": (48, 16)}  # held-out games, how many of them at temperature 1
+# The third part: short runs of a student that wins now and then.
+BASE_UPDATES, HALF, GROUP = 10, 5, 4
+BASE_RATES = {"opd": RATES["opd"], "sft": 1.6e-3, "grpo": 1.6e-3}
+
+GAMES = {"report": (100, 32), "losses": (48, 16), "baselines": (48, 8)}  # held-out games, those at temperature 1
 STUDENTS = {  # as the results have it
     "late": "4 turns, 300 steps",
     "weak": "40 steps on random actions",
+    "damaged": "8 steps on random actions",
     "teacher": "the teacher",
 }
 
@@ -48,14 +55,18 @@ class Arm:
 
     family: str
     settings: dict[str, Any]
-    batch: int = BATCH
+    batch: int = BATCH  # episodes
+    samples: int = 1  # of them of a task
     updates: int = UPDATES
     every: int = EVERY  # updates between evaluations
     control: str | None = None  # see study_arm.py
     student: str = "late"  # of STUDENTS
     loss: str = "trajectory"
     context_len: int = CONTEXT_LEN
-    evaluate_first: bool = True  # a seed's arms have one student: in the second part one of them is enough
+    teacher: bool = True
+    keep: int = 0  # after so many updates the weights are kept for another arm
+    after: str | None = None  # the arm whose kept weights it begins with
+    evaluate_first: bool = True  # a seed's arms have one student: behind the first part one of them is enough
     seeds: tuple[int, ...] = SEEDS
 
 
@@ -112,6 +123,26 @@ CALM = {
 }
 
 
+def base_arm(family: str, settings: dict[str, Any], **more: Any) -> Arm:
+    """An arm of the third part."""
+    run = {"student": "damaged", "samples": GROUP, "updates": BASE_UPDATES, "every": HALF, "evaluate_first": False}
+    return Arm(family, settings, **{**run, **more})
+
+
+REWARD = {**OPD, "tcod_reward_coef": 1.0}
+ALONE = {**REWARD, "tcod_eval_kl": False, "tcod_max_replacements": 50}  # half of all groups teach nothing
+IMITATION = {"tcod_variant": "sft", "tcod_eval_kl": False}
+BASELINES = {
+    "sft": base_arm("sft", IMITATION, samples=1, updates=5, keep=5, loss="token"),
+    "opd": base_arm("opd", OPD, keep=HALF, evaluate_first=True),
+    "sft-then-opd": base_arm("opd", OPD, after="sft"),
+    "opd-and-reward": base_arm("opd", REWARD),
+    # An update takes about twice as many steps of the environment.
+    "grpo": base_arm("grpo", ALONE, teacher=False, updates=HALF),
+    "opd-then-grpo": base_arm("grpo", ALONE, teacher=False, updates=3, after="opd"),
+}
+
+
 @dataclass(frozen=True)
 class Job:
     """One training run. Its settings stand in its result, and a result of other settings is refused."""
@@ -129,6 +160,16 @@ class Job:
         return self.folder / f"{self.name}.json"
 
     @property
+    def first(self) -> str | None:
+        """The job whose kept weights this one begins with."""
+        return self.arm.after and f"{self.arm.after}-{self.seed}"
+
+    @property
+    def waits(self) -> bool:
+        """Whether that job has no result yet."""
+        return bool(self.first) and not (self.folder / f"{self.first}.json").exists()
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """The recipe's settings, as the arm's YAML has them."""
         return {**SETTINGS, **self.arm.settings}
@@ -138,7 +179,8 @@ class Job:
         arm = self.arm
         run = {"seed": self.seed, "lr": self.rate, "batch": arm.batch, "updates": arm.updates, "games": self.games}
         run |= {"student": STUDENTS[arm.student], "control": arm.control, "loss": arm.loss}
-        return {**run, "context_len": arm.context_len, **self.recipe}
+        run |= {"context_len": arm.context_len, "samples": arm.samples, "teacher": arm.teacher, "after": arm.after}
+        return {**run, "keep": arm.keep, **self.recipe}
 
     def done(self) -> bool:
         """Whether the result is there. Raises SystemExit when it was made with other settings."""
@@ -168,4 +210,13 @@ def loss_jobs() -> list[Job]:
         for seed in SEEDS
         for arms, rate in ((LOSS_GRID, LONG_RATE), (CALM, CALM_RATE))
         for name, arm in arms.items()
+    ]
+
+
+def baseline_jobs() -> list[Job]:
+    """The third part, all arms of a seed before the next seed."""
+    return [
+        Job(f"{name}-{seed}", name, arm, seed, BASE_RATES[arm.family], "baselines", RESULTS / "baselines")
+        for seed in SEEDS
+        for name, arm in BASELINES.items()
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.study_arms import CONTEXT_LEN, GAMES, OPD, RESPONSE_LEN, SETTINGS
+from benchmarks.study_arms import CONTEXT_LEN, GAMES, KEPT, OPD, RESPONSE_LEN, SETTINGS, Job
 from examples.tcod.model.chat_tokens import ChatTokens
 from smoke import hooks, lessons, make_games, make_models, plays
 from smoke.servers import Process, SGLangServer
@@ -17,10 +17,10 @@ TRAIN_GAMES = 128
 HELDOUT_GAMES = max(games for games, _ in GAMES.values())
 
 # The late student: the teacher, trained on with the first turns of the scripted searcher until it has lost the later
-# ones. The weak one: the teacher after training steps on random actions.
+# ones. The weak one: the teacher after training steps on random actions; the damaged one: after fewer.
 STUDENT_TURNS, STUDENT_STEPS, STUDENT_RATE = 4, 300, 3e-3
 STUDENT_GAMES = 80  # games that neither the teacher nor any arm has seen, several demonstrations of each
-WEAK_STEPS, WEAK_RATE = 40, 1e-3
+DAMAGES = {"weak": [1e-3] * 40, "damaged": [1e-3] * 8}
 
 
 def child_environment(out: Path) -> dict[str, str]:
@@ -57,6 +57,29 @@ def make_data(out: Path, teacher: SGLangServer) -> None:
         partial.rename(out / name)
 
 
+def cost_of_demonstrations(out: Path) -> dict[str, int]:
+    """The environment's steps in all the episodes that the teacher played for them, and its tokens in those it won."""
+    entries = [json.loads(line) for line in (out / "demos.journal.jsonl").read_text().splitlines()]
+    played = [entry for entry in entries if "turns" in entry]
+    tokens = sum(len(ids) for entry in played for ids in entry.get("ids", ()))
+    return {"demonstration_steps": sum(entry["turns"] for entry in played), "demonstration_tokens": tokens}
+
+
+def run_folder(out: Path, games: str, name: str) -> Path:
+    """The working folder of a job."""
+    return out / "runs" / games / name
+
+
+def student_of(out: Path, job: Job) -> Path:
+    """The checkpoint that a job begins with. Raises RuntimeError where another job's weights are gone."""
+    if job.first is None:
+        return make_student(out, job.arm.student, job.seed)
+    kept = run_folder(out, job.games, job.first) / KEPT
+    if not kept.exists():
+        raise RuntimeError(f"{kept} is gone: move {job.first}.json away, and {job.first} is run again")
+    return kept
+
+
 def make_student(out: Path, kind: str, seed: int) -> Path:
     """The folder of a student of STUDENTS, which is made where it is not there yet."""
     if kind == "teacher":
@@ -67,8 +90,8 @@ def make_student(out: Path, kind: str, seed: int) -> Path:
     print(f"training the {kind} student of seed {seed}", flush=True)
     torch.set_num_threads(os.cpu_count() or 1)
     model, tokenizer = make_models.load(make_models.SHIPPED)
-    if kind == "weak":
-        make_models.damage(model, tokenizer, seed, [WEAK_RATE] * WEAK_STEPS)
+    if kind in DAMAGES:
+        make_models.damage(model, tokenizer, seed, DAMAGES[kind])
     else:
         lose_late_turns(model, ChatTokens(tokenizer, make_models.CHAT), seed)
     partial = folder.with_name(f"{folder.name}.partial")

@@ -1,11 +1,11 @@
-"""The study's two figures."""
+"""The study's figures."""
 
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.study_results import Results, kl_by_turn
+from benchmarks.study_results import SPENT, Results, kl_by_turn
 from examples.tcod.tools.plot_runs import BEFORE, Curve, draw_curve, finish, styles
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -65,4 +65,17 @@ def draw_second(results: Results, path: Path = DOCS / "study_losses.png") -> Non
     panels[0, 0].set_ylabel("KL per token, nats")
     panels[1, 0].set_ylabel("success, at depth k")
     figure.suptitle("training episodes")
+    figure.savefig(path, dpi=110)
+
+
+def draw_third(results: Results, path: Path = DOCS / "study_baselines.png") -> None:
+    """Success against what was spent, means over seeds: the environment's steps, and the teacher's tokens."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = dict(zip(SPENT, figure.subplots(1, 2, sharey=True), strict=True))
+    for arm, marker in zip(results.arms, "osD^vP", strict=False):
+        means = results.evaluations.loc[arm].groupby("n")[[*SPENT, "success"]].mean()
+        for of, panel in panels.items():  # reward alone costs no tokens: a line straight up
+            panel.plot(means[of], means["success"], marker=marker, label=arm)
+    finish(panels["steps"], xlabel="environment steps", ylabel="held-out success")
+    finish(panels["teacher_tokens"], xlabel="tokens that the teacher scored, or said in demonstrations")
     figure.savefig(path, dpi=110)

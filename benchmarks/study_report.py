@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import study_figures
-from benchmarks.study_results import CHECKS, LATE, Results, interval, kl_by_turn
+from benchmarks.study_results import CHECKS, LATE, SPENT, Results, interval, kl_by_turn
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,12 @@ def mean_text(values: Sequence[float], form: str = ".2f") -> str:
     return f"{mean} [{low:{form}}, {high:{form}}]"
 
 
+SPENT_ON = {
+    "steps": "environment steps",
+    "teacher_tokens": "teacher's tokens",
+    "no_signal": "dropped without a signal",
+}
+TITLES = {**SPENT_ON, "success": "success", "kl": "KL, nats"}
 COLUMNS = {  # of `final`: (title, format)
     "success": ("success", ".2f"),
     "success_t1": ("at temperature 1", ".2f"),
@@ -125,18 +131,12 @@ def cost_table(results: Results, arms: Sequence[str]) -> str:
     return markdown(rows)
 
 
-def course_table(results: Results, arms: Sequence[str]) -> str:
-    """Every evaluation, means over seeds."""
-    means = results.evaluations.groupby(["arm", "n"])[["steps", "success", "kl"]].mean()
+def course_table(results: Results, arms: Sequence[str], shown: dict[str, str]) -> str:
+    """Every evaluation, means over seeds of what is shown, {name: format}."""
+    means = results.evaluations.groupby(["arm", "n"])[list(shown)].mean()
     return markdown(
         [
-            {
-                "arm": arm,
-                "updates": str(n),
-                "environment steps": f"{point['steps']:,.0f}",
-                "success": f"{point['success']:.2f}",
-                "KL, nats": f"{point['kl']:.1f}",
-            }
+            {"arm": arm, "updates": str(n), **{TITLES[name]: f"{point[name]:{form}}" for name, form in shown.items()}}
             for arm in arms
             for n, point in means.loc[arm].iterrows()
         ]
@@ -173,12 +173,51 @@ def tables(results: Results, part: Part) -> Iterator[tuple[str, str]]:
         yield "Checks", end_table(results, checks)
     yield "Paired differences, same seed and student", difference_table(results, part.pairs)
     yield "What it took, mean per run; minutes are a hint only, as other jobs ran beside it", cost_table(results, arms)
-    yield "On the way, means over seeds", course_table(results, course)
+    yield "On the way, means over seeds", course_table(
+        results, course, {"steps": ",.0f", "success": ".2f", "kl": ".1f"}
+    )
     if part.updates:
         title = "KL per token in the training episodes, nats, mean over seeds"
         yield title, training_table(results, arms, part.updates)
     title = "KL by turn, nats, and the number of held-out episodes at temperature 1 that reached it"
     yield title, turn_table(results, course, part.turns)
+
+
+BASE_ARMS = ("opd", "sft", "sft-then-opd", "opd-and-reward", "grpo", "opd-then-grpo")
+BASE_PAIRS = (*((arm, "opd") for arm in BASE_ARMS[1:]), ("sft-then-opd", "sft"), ("opd-then-grpo", "grpo"))
+
+
+def success_table(results: Results) -> str:
+    """A row per arm: success at the end with every seed's, and what it took, means per run."""
+    rows, final = [], results.final()["success"]
+    spent = results.updates.groupby(["arm", "seed"], sort=False)[[*SPENT, "no_signal"]].sum()
+    for arm in results.arms:
+        last, took = [*final[arm]], spent.loc[arm].mean()
+        row = {"arm": arm, "learning rate": f"{results.jobs[arm, final[arm].index[0]]['settings']['lr']:g}"}
+        row |= {"success": mean_text(last), "of each seed": ", ".join(map("{:.2f}".format, last))}
+        rows.append({**row, **{title: f"{took[name]:,.0f}" for name, title in SPENT_ON.items()}})
+    return markdown(rows)
+
+
+def lead_table(results: Results) -> str:
+    """A row per pair: the first arm's success minus the second's, at the end and after equal expenses."""
+    rows, final = [], results.final()["success"]
+    for arm, base in BASE_PAIRS:
+        if results.common_seeds(arm, base):
+            row = {"difference": f"{arm} - {base}"}
+            row |= {"at the end": mean_text([*(final[arm] - final[base]).dropna()], "+.2f")}
+            row |= {f"at equal {SPENT_ON[of]}": mean_text(results.leads(arm, base, of), "+.2f") for of in SPENT}
+            rows.append(row)
+    return markdown(rows)
+
+
+def baseline_tables(results: Results) -> Iterator[tuple[str, str]]:
+    """(title, Markdown) of the third part's tables."""
+    yield "After training, and what it took, means per run", success_table(results)
+    yield "Paired differences of success, same seed and student", lead_table(results)
+    yield "On the way, updates and expenses of the job before included, means over seeds", course_table(
+        results, results.arms, {"steps": ",.0f", "teacher_tokens": ",.0f", "success": ".2f"}
+    )
 
 
 def circumstances(results: Results) -> str:
@@ -189,10 +228,17 @@ def circumstances(results: Results) -> str:
 
 
 def publish(folder: Path) -> None:
-    """Print the tables of both parts and draw their figures."""
-    for name, part, draw in ((".", FIRST, study_figures.draw_first), ("losses", SECOND, study_figures.draw_second)):
-        results = Results.load(folder / name, part.arms)
+    """Print the tables of all parts and draw their figures."""
+    parts = (
+        (".", FIRST.arms, lambda results: tables(results, FIRST), study_figures.draw_first),
+        ("losses", SECOND.arms, lambda results: tables(results, SECOND), study_figures.draw_second),
+        ("baselines", BASE_ARMS, baseline_tables, study_figures.draw_third),
+    )
+    for name, arms, tables_of, draw in parts:
+        if not any((folder / name).glob("*.json")):
+            continue
+        results = Results.load(folder / name, arms)
         print(circumstances(results))
-        for title, text in tables(results, part):
+        for title, text in tables_of(results):
             print(f"\n**{title}**\n\n{text}", end="")
         draw(results)

@@ -14,6 +14,8 @@ from examples.tcod.tools.plot_runs import by_turn
 Result = dict[str, Any]  # of one job, see `result`
 AT_04, AT_1 = "eval/tcod/heldout/", "eval/tcod/heldout_t1/"
 CHECKS = ("teacher", "shuffled")  # arms that are not compared with others
+COURSE = ("updates", "evaluations")  # the lists of a result
+SPENT = ("steps", "teacher_tokens")  # what success is measured against beside updates
 LATE = 6  # updates at the end whose training episodes are shown; in the second part F2B plays whole ones by then
 
 
@@ -22,7 +24,8 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
 
     Evaluations: success at temperatures 0.4 and 1, KL in nats of whole trajectories and by turn (with the number of
     episodes that reached the turn), at temperature 1. Updates: depth, success and KL of the training episodes, the
-    environment's steps by the student and by replay, tokens, and seconds of rollout and training.
+    environment's steps in all (of dropped groups too), by the student and by replay, samples without a signal, tokens,
+    and seconds of rollout and training. What was not there is null: a KL without a teacher, success without episodes.
     """
     evaluations = [
         {
@@ -30,7 +33,7 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
             "success": line[f"{AT_04}success"],
             "success_t1": line[f"{AT_1}success"],
             "turns": line[f"{AT_04}turns/student"],
-            "kl": line[f"{AT_1}kl/trajectory"],
+            "kl": line.get(f"{AT_1}kl/trajectory"),
             "episodes": line[f"{AT_04}episodes"],
             "kl_by_turn": [kl for _, kl in sorted(by_turn(line, f"{AT_1}kl_by_turn/").items())],
             "kl_by_turn_episodes": [n for _, n in sorted(by_turn(line, f"{AT_1}kl_by_turn_count/").items())],
@@ -42,11 +45,13 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
     updates = [
         {
             "n": of["n"],
-            "k": of["k"],
-            "success": of["success"],
-            "kl": of["kl/trajectory"],
-            "student_steps": round(of["turns/student"] * batch),
-            "replayed_steps": round(of["turns/replayed"] * batch),
+            "k": of.get("k"),
+            "success": of.get("success"),
+            "kl": of.get("kl/trajectory"),
+            "steps": of.get("steps", 0),
+            "student_steps": round(of.get("turns/student", 0) * batch),
+            "replayed_steps": round(of.get("turns/replayed", 0) * batch),
+            "no_signal": of.get("no_signal", 0),
             "scored": of["tokens/scored"],
             "trained": of["tokens/trained"],
             "failed": of["failed"],
@@ -68,18 +73,21 @@ def _rounded(value: Any) -> Any:
 
 def one_line(one: Result) -> str:
     first, last = one["evaluations"][0], one["evaluations"][-1]
+    kl = "" if last["kl"] is None else f", KL {first['kl']:.1f} -> {last['kl']:.1f} nats"
     return (
         f"{last['n']} updates, success {first['success']:.2f} -> {last['success']:.2f} at temperature 0.4, "
-        f"{first['success_t1']:.2f} -> {last['success_t1']:.2f} at 1, KL {first['kl']:.1f} -> {last['kl']:.1f} nats"
+        f"{first['success_t1']:.2f} -> {last['success_t1']:.2f} at 1{kl}"
     )
 
 
 class Results:
     """All results of a folder, as frames with a row per (arm, seed, n).
 
-    `evaluations` has the environment's steps up to each, replayed ones included. `updates` has the KL of the training
-    episodes also as a mean over their tokens. A seed's evaluation before the first update, which only one of its arms
-    may have, is that of all its arms, since all start from one checkpoint but the teacher as its own student.
+    `evaluations` has the environment's steps up to each, replayed ones and those of dropped episodes included, and the
+    tokens that the teacher scored, or said in demonstrations. `updates` has the KL of the training episodes also as a
+    mean over their tokens. A job that went on with another's weights is shown behind that one. A seed's evaluation
+    before the first update, which only one of its arms may have, is that of all its arms, since all start from one
+    checkpoint but the teacher as its own student.
     """
 
     def __init__(self, results: Sequence[Result], first: Sequence[str] = ()) -> None:
@@ -92,6 +100,7 @@ class Results:
             for (arm, seed), one in self.jobs.items()
             if one["evaluations"][0]["n"] == 0 and arm not in CHECKS
         }
+        self._courses = {key: self._course(one) for key, one in self.jobs.items()}
         self.updates = self._frame(lambda seed, one: self._updates(one))
         self.evaluations = self._frame(lambda seed, one: self._evaluations(one, starts.get(seed)))
 
@@ -99,13 +108,27 @@ class Results:
     def load(cls, folder: Path, first: Sequence[str] = ()) -> "Results":
         return cls([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))], first)
 
+    def _course(self, one: Result) -> Result:
+        """A job's result behind that of the job whose weights it began with."""
+        if not (name := one["settings"].get("after")):
+            return one
+        first = self.jobs[name, one["settings"]["seed"]]
+        n = first["settings"]["keep"]
+        before = {key: [of for of in first[key] if of["n"] < n + (key == "evaluations")] for key in COURSE}
+        return one | {key: before[key] + [{**of, "n": of["n"] + n} for of in one[key]] for key in COURSE}
+
     def _frame(self, of: Callable[[int, Result], pd.DataFrame]) -> pd.DataFrame:
-        return pd.concat({key: of(key[1], one) for key, one in self.jobs.items()}, names=["arm", "seed"])
+        return pd.concat({key: of(key[1], one) for key, one in self._courses.items()}, names=["arm", "seed"])
 
     @staticmethod
     def _updates(one: Result) -> pd.DataFrame:
-        frame = pd.DataFrame(one["updates"]).set_index("n")
-        frame["steps"] = frame["student_steps"] + frame["replayed_steps"]
+        frame = pd.DataFrame(one["updates"]).set_index("n").astype(float)
+        if "steps" not in frame:  # as in the first results, none of whose episodes was lost
+            frame["steps"] = frame["student_steps"] + frame["replayed_steps"]
+        frame["teacher_tokens"] = frame["scored"] if "scored" in frame else 0.0
+        if "demonstration_steps" in frame:
+            made = frame[["demonstration_steps", "demonstration_tokens"]].fillna(0.0)
+            frame[["steps", "teacher_tokens"]] += made.to_numpy()
         frame["token_kl"] = frame["kl"] * one["settings"]["batch"] / frame["trained"]
         return frame
 
@@ -114,8 +137,9 @@ class Results:
         points = one["evaluations"]
         missing = [start] if start and points[0]["n"] > 0 else []
         frame = pd.DataFrame(missing + points).set_index("n")
-        steps = cls._updates(one)["steps"].cumsum()
-        return frame.assign(steps=[steps.get(n - 1, 0) for n in frame.index])
+        spent = cls._updates(one)[list(SPENT)].cumsum()
+        spent.index += 1
+        return frame.join(spent).fillna(dict.fromkeys(SPENT, 0))
 
     def final(self) -> pd.DataFrame:
         """A row per (arm, seed): the last evaluation, and the training episodes of the last updates."""
@@ -131,17 +155,17 @@ class Results:
         own = starts.index.get_level_values("arm").isin([arm] if arm in CHECKS else set(self.arms) - set(CHECKS))
         return starts[own].groupby("seed").mean().reindex(self.common_seeds(arm)).mean(skipna=False)
 
-    def success_at(self, arm: str, seed: int, steps: float) -> float:
-        """Success at temperature 0.4 after so many environment steps, linear between evaluations."""
+    def success_at(self, arm: str, seed: int, spent: float, of: str = "steps") -> float:
+        """Success at temperature 0.4 when so much was spent (`of` SPENT), linear between evaluations."""
         points = self.evaluations.loc[arm].loc[seed]
-        return float(np.interp(steps, points["steps"], points["success"]))
+        return float(np.interp(spent, points[of], points["success"]))
 
-    def leads(self, arm: str, base: str) -> list[float]:
-        """Success minus the base's, by seed, after as many steps as the cheaper of the two took in all."""
+    def leads(self, arm: str, base: str, of: str = "steps") -> list[float]:
+        """Success minus the base's, by seed, after as much (`of` SPENT) as the cheaper of the two took in all."""
         found = []
         for seed in self.common_seeds(arm, base):
-            steps = min(self.evaluations.loc[name].loc[seed]["steps"].iloc[-1] for name in (arm, base))
-            found.append(self.success_at(arm, seed, steps) - self.success_at(base, seed, steps))
+            spent = min(self.evaluations.loc[name].loc[seed][of].iloc[-1] for name in (arm, base))
+            found.append(self.success_at(arm, seed, spent, of) - self.success_at(base, seed, spent, of))
         return found
 
     def common_seeds(self, *arms: str) -> list[int]:

@@ -50,7 +50,7 @@ def test_b2f_replays_the_demonstration_as_chat_turns_in_the_prompt(rig, tokenize
     prompt = opening(3) + "".join(RIGHT + "<|im_end|>" + user(f"You are at door {i}.") for i in (1, 2))
     assert_tokens(sample, tokenizer, prompt, RIGHT + "<|im_end|>")
     assert sample.reward == 1.0
-    assert metrics["rollout/tcod/turns/replayed"] == 2
+    assert metrics["rollout/tcod/turns/replayed"] == 2 and metrics["rollout/tcod/steps"] == 3
     assert metrics["rollout/tcod/success_by_start/02"] == metrics["rollout/tcod/success_by_type/walk"] == 1.0
     assert metrics["rollout/tcod/success_by_type_count/walk"] == 1
     assert [name[-2:] for name in metrics if "kl_by_turn/" in name] == ["02"]

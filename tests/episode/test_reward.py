@@ -72,6 +72,7 @@ def test_without_a_teacher_groups_of_equals_are_replaced(rig, alternating):
     samples, metrics = rig.rollout([{"goal": 1}, {"goal": 9}], **ALONE)
     assert [sample.metadata["goal"] for sample in samples] == [1] * 4
     assert metrics["rollout/tcod/no_signal"] == 2 and metrics["rollout/tcod/failed"] == 0
+    assert metrics["rollout/tcod/steps"] == 2 * (1 + 4) + 2 * 4  # of the dropped group too
     assert metrics["rollout/dynamic_filter/drop_no_signal"] == 1
     assert not any("kl" in name for name in metrics) and metrics["rollout/tcod/tokens/scored"] == 0
     assert rig.teacher.requests == [] and {sample.teacher_log_probs for sample in samples} == {None}

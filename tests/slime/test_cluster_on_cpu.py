@@ -90,7 +90,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(cluster):
     first, second = "Ġgo", "Ġto"
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     file.write_text(json.dumps(tokenizer))
-    assert "use a teacher with the student's tokenizer" in refusal(cluster, TEACHER_MODEL=str(teacher))
+    assert "use a model with the student's tokenizer" in refusal(cluster, TEACHER_MODEL=str(teacher))
 
 
 def test_a_run_that_was_killed_goes_on_where_it_was(cluster):

@@ -4,11 +4,12 @@ import fcntl
 import itertools
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import report, study, study_arm, study_arms, study_figures, study_report, study_results
+from benchmarks import report, study, study_arm, study_arms, study_data, study_figures, study_report, study_results
 from benchmarks.study_results import Results
 from examples.tcod.curriculum import Curriculum
 
@@ -57,6 +58,51 @@ def test_what_is_made_of_the_results():
     assert (final["success"], final["doublings"], final["kl_training"]) == (0.7, 1, 4.0)
     turns = study_results.kl_by_turn(results.evaluations.loc["f2b"])
     assert list(turns["kl"]) == pytest.approx([1.0, (4.0 + 2 * 5.0) / 3]) and list(turns["episodes"]) == [6, 3]
+
+
+def test_what_went_on_with_another_jobs_weights_is_shown_behind_it():
+    """Three arms of the third part: OPD, reward alone behind its first two updates, and imitation."""
+    opd, grpo = run("opd", 1, [0.2, 0.4, 0.6]), run("opd-then-grpo", 1, [0.8], per_update=300, start=2)
+    sft = run("sft", 1, [0.5], per_update=0, start=2)
+    for one, scored in ((opd, 50), (grpo, 0), (sft, 0)):
+        one["settings"] |= {"lr": 0.1, "keep": 2 if one is opd else 0, "after": "opd" if one is grpo else None}
+        for of in one["updates"]:
+            of |= {"scored": scored, "no_signal": 8 if one is grpo else 0, "replayed_steps": 0}
+            of |= {"success": None, "kl": None} if one is sft else {}
+    sft["updates"][0] |= {"demonstration_steps": 90, "demonstration_tokens": 70}
+    results = Results([grpo, sft, opd], study_report.BASE_ARMS)
+    behind = results.evaluations.loc["opd-then-grpo"].loc[1]
+    assert behind["steps"].to_dict() == {0: 0, 2: 200, 4: 800} and [*behind["teacher_tokens"]] == [0, 100, 100]
+    assert [*behind["success"]] == [0.2, 0.4, 0.8]
+    assert [*results.evaluations.loc["sft"].loc[1]["steps"]] == [0, 90]
+    # After the 400 steps of OPD, and after the 100 tokens of the two updates that both have.
+    assert results.leads("opd-then-grpo", "opd") == pytest.approx([0.4 + 0.4 / 3 - 0.6])
+    assert results.leads("opd-then-grpo", "opd", "teacher_tokens") == pytest.approx([0.8 - 0.4])
+    end, pairs, course = (text for _, text in study_report.baseline_tables(results))
+    assert "| opd-then-grpo | 0.1 | 0.80 | 0.80 | 800 | 100 | 16 |" in end and "| sft | 0.1 | 0.50 |" in end
+    assert "| opd-then-grpo - opd | +0.20 | -0.07 | +0.40 |" in pairs
+    assert "| sft | 2 | 90 | 70 | 0.50 |" in course
+
+
+def test_a_job_waits_for_the_one_whose_weights_it_begins_with(tmp_path):
+    arm = study_arms.BASELINES["sft-then-opd"]
+    job = study_arms.Job("sft-then-opd-1", "sft-then-opd", arm, 1, 1e-3, "baselines", tmp_path)
+    assert job.waits and study.work_off([job], tmp_path, SimpleNamespace(check_running=list), []) == [job.name]
+    (tmp_path / "sft-1.json").touch()
+    assert not job.waits
+    with pytest.raises(RuntimeError, match="sft-1/kept is gone: move sft-1.json away"):
+        study_data.student_of(tmp_path, job)
+
+
+def test_weights_are_kept_when_their_update_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        study_arm.Trainer, "save", lambda self, folder: (folder / "weights").write_text(str(self.saves))
+    )
+    trainer, folder = object.__new__(study_arm.keeping(study_arm.Trainer, 2)), tmp_path / "weights"
+    folder.mkdir()
+    for _ in range(4):  # before the first update, and after each of three
+        trainer.save(folder)
+    assert (tmp_path / study_arms.KEPT / "weights").read_text() == "2"
 
 
 def test_the_result_of_a_job_is_what_its_metrics_say():

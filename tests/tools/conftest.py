@@ -32,12 +32,20 @@ def script(place):
         os.kill(int(pid), signal.SIGKILL)
 
 
+@pytest.fixture(scope="session")
+def handed_on(tmp_path_factory):
+    """(folder, the variables that the script hands to the launcher in that place)"""
+    place = tmp_path_factory.mktemp("place")
+    return place, run_script.commands((place, run_script.build(place))).env
+
+
 @pytest.fixture
-def settings(place):
+def settings(place, handed_on):
     """settings(**changes): the launcher's Settings, as the script gives them, with these variables instead."""
     from examples.tcod.tools.launch.settings import Settings
 
-    env = run_script.commands(place).env
+    other, env = handed_on
+    env = {name: text.replace(str(other), str(place[0])) for name, text in env.items()}
     return lambda **changes: Settings.read({**env, **changes})
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import check_environment
 from examples.tcod.tools.common import command
 from smoke import hooks, plays
@@ -98,12 +97,3 @@ def test_help_names_this_copy_of_the_package(monkeypatch):
     monkeypatch.setattr(command, "PACKAGE", "examples.mine")
     text = command.new_parser(check_environment.__doc__).format_help()
     assert "python -m examples.mine.tools.check_environment" in text and "examples.tcod" not in text
-
-
-def test_the_settings_are_settings(blocks):
-    TcodConfig(**yaml.safe_load(blocks["yaml"][0]))
-    commands = "\n".join(blocks["bash"])
-    for tool in re.findall(r"examples\.tcod\.tools\.(\w+)", commands):
-        assert (RECIPE / "tools" / f"{tool}.py").exists()
-    for path in re.findall(r"examples/tcod/[\w./]+", commands):
-        assert (hooks.ROOT / path).exists()

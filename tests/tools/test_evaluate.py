@@ -87,8 +87,7 @@ def test_episodes_that_the_context_ends_count_and_failed_ones_do_not(rig, capsys
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--url", "http://127.0.0.1:9"], "no SGLang server answers at --url http://127.0.0.1:9 ([Errno 111]"),
-        (["--url", "127.0.0.1"], "no SGLang server answers at --url 127.0.0.1 (Request URL is missing"),
+        (["--url", "http://127.0.0.1:9"], "the server at --url http://127.0.0.1:9 does not score ([Errno 111]"),
         (["--model", "/nowhere"], "--model /nowhere: "),
         (["--apply-chat-template-kwargs", "3"], "--apply-chat-template-kwargs must be a JSON object, got 3"),
         (["--config", "/nowhere"], "/nowhere cannot be read "),
@@ -109,10 +108,13 @@ def test_wrong_options_stop_at_once_with_the_fix(rig, more, message):
 @pytest.mark.parametrize(
     "reply, says",
     [
-        (lambda payload: scored({**payload, "input_ids": [5, 6]}, lambda *_: -1.0), "does not encode text as --model"),
-        (lambda payload: {"generated_text": "x"}, "is not SGLang's, or does not encode text as --model"),
-        (lambda payload: web.Response(text="<html>"), "no SGLang server answers at --url"),
-        (lambda payload: web.Response(status=404), "no SGLang server answers at --url"),
+        (
+            lambda payload: scored({**payload, "input_ids": [5, 6]}, lambda *_: -1.0),
+            "does not score the student's tokens",
+        ),
+        (lambda payload: {"generated_text": "x"}, "does not score the student's tokens"),
+        (lambda payload: web.Response(text="<html>"), "does not score ("),
+        (lambda payload: web.Response(status=404), "does not score ("),
     ],
 )
 def test_another_server_is_refused(rig, reply, says):

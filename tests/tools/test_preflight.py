@@ -29,7 +29,9 @@ def check(settings, tmp_path, monkeypatch):
         s = settings(**variables)
         try:
             config = preflight.TcodConfig.read(s.run_dir / "tcod.yaml")
-            preflight.check_run(s, config, preflight.run_chat(s, config), "")
+            preflight.check_run(
+                s, config, preflight.student_chat(config, s.student, s.chat_template_kwargs, "STUDENT"), ""
+            )
         except ConfigError as error:
             return str(error)
 
@@ -128,7 +130,7 @@ def test_the_teacher_is_waited_for_and_checked(place, tokenizer, monkeypatch):
         preflight.main()
         assert (folder / "nodes").read_text() == "10.0.0.7\n10.0.0.8"
         server.reply = lambda payload: reply({"text": payload["text"].upper()})
-        with pytest.raises(SystemExit, match="^preflight: .* use a teacher with the student's tokenizer"):
+        with pytest.raises(SystemExit, match="^preflight: .* use a model with the student's tokenizer"):
             preflight.main()
     with pytest.raises(SystemExit, match="the teacher was not ready within TEACHER_START_S=1 seconds: see its log"):
         preflight.main()

@@ -2,7 +2,6 @@
 GPUs are whose."""
 
 import errno
-import os
 import socket
 
 import pytest
@@ -11,7 +10,6 @@ import ray
 from examples.tcod import ConfigError
 from examples.tcod.episode.rows import Row
 from examples.tcod.settings.config import TcodConfig
-from examples.tcod.tools.common import ray_start
 from examples.tcod.tools.common.ray_start import start_ray
 from examples.tcod.tools.launch import ray_cluster
 
@@ -107,34 +105,11 @@ def test_a_ray_cluster_that_is_gone_is_named_at_once(monkeypatch, without_ray, a
         start_ray(workers=1)
 
 
-def test_a_ray_cluster_that_does_not_answer_is_named_soon(monkeypatch, without_ray):
-    monkeypatch.setattr(ray, "init", None)
-    monkeypatch.setattr(ray_start, "ANSWER_S", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as tunnel:
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{tunnel.getsockname()[1]}")
-        with pytest.raises(ConfigError, match=r"\(TimeoutError: timed out\): start it, or unset RAY_ADDRESS"):
-            start_ray(workers=1)
-
-
-@pytest.mark.parametrize(
-    "error, sentence",
-    [
-        (
-            OSError("AF_UNIX path length cannot exceed 107 bytes: /x/ray"),
-            "/x/ray.: set TMPDIR to a folder with a short",
-        ),
-        (
-            PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/home/x"),
-            "or HOME, so that /home/x can be written",
-        ),
-        (RuntimeError("no"), r"\(RuntimeError: no\): see ray/session_latest/logs in TMPDIR"),
-    ],
-)
-def test_each_failure_of_ray_has_its_own_remedy(monkeypatch, without_ray, error, sentence):
+def test_a_failure_of_ray_is_told_with_where_to_look(monkeypatch, without_ray):
     def fail(**_):
-        raise error
+        raise PermissionError(errno.EACCES, "Permission denied", "/home/x")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", fail)
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match="'/home/x'.: see ray/session_latest/logs in TMPDIR"):
         start_ray(workers=1)

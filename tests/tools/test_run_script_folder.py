@@ -1,7 +1,6 @@
 """The run script in a folder of another name, in slime's examples/ and elsewhere."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,12 +83,3 @@ def test_a_copy_under_another_name_runs(place, examples):
     done = subprocess.run(["bash", script], env=env, cwd=script.parent, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr + done.stdout
     assert json.loads((folder / "seen/train.json").read_text())["folder"] == f"{folder}/slime"
-
-
-def test_what_stands_for_the_clusters_programs_needs_nothing_of_the_recipe(tmp_path):
-    """It is started with slime first on its path, whose package `examples` is not the recipe's."""
-    (tmp_path / "examples").mkdir()
-    (tmp_path / "examples/__init__.py").write_text("")
-    code = "import smoke.serve, smoke.slime_cpu.run_train, tests.support.cpu_cluster"
-    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "SMOKE_DEVICE": "cpu"}
-    subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, check=True, timeout=300)

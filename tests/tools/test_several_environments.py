@@ -90,13 +90,10 @@ def test_rows_are_prepared_for_one_of_them(config, tmp_path, monkeypatch):
         for goal in (2, 3)
     ]
 
-    def make(options, config):
-        prepare.check_tasks(config, tasks, lambda first: first.text, 1)
-        prepare.write_sets(options.out, tasks)
-
     def run(*more):
         options = ["--config", str(config), "--out", str(tmp_path / "out"), *more]
-        prepare.run("prepare", make, prepare.option_parser("", "alfworld.yaml").parse_args(options))
+        parsed = prepare.option_parser("", "alfworld.yaml").parse_args(options)
+        prepare.prepare("prepare", lambda options, config: tasks, lambda first: first.text, parsed)
 
     for wrong in ((), ("--environment", "nearby")):
         with pytest.raises(

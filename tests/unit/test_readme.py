@@ -30,6 +30,12 @@ def test_every_setting_is_in_the_table_with_its_default():
             assert float(described[name]) == field.default, name
 
 
+def test_commands_name_programs_that_are_there():
+    for document in [RECIPE / "README.md", *RECIPE.glob("docs/*.md")]:
+        for tool in re.findall(r"examples\.tcod\.tools\.(\w+)", document.read_text("utf-8")):
+            assert (RECIPE / "tools" / f"{tool}.py").exists(), (document, tool)
+
+
 def test_links_lead_somewhere():
     for document in [RECIPE / "README.md", *RECIPE.glob("docs/*.md")]:
         text = document.read_text()

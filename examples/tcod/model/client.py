@@ -27,11 +27,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 KEPT_S = 4.0  # An idle connection; SGLang's server closes them after 5.
 
 
-def http_url(host: str, port: int) -> str:
-    """An IPv6 address stands in brackets in a URL; slime has put them there, users have not."""
-    return f"http://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"http://{host}:{port}"
-
-
 def without_login(url: str) -> str:
     """For messages: the URL without a user and a password."""
     return re.sub(r"(?<=://)[^/]*@", "", url)

@@ -37,6 +37,8 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     by_label = ((str(sample.label or ""), record.won) for sample, record in zip(trained, records, strict=True))
     metrics |= _by_index("success_by_type", by_label)
     metrics |= _tokens(episodes)
+    played = [Episode.of(sample).record for sample in drawn]
+    metrics["steps"] = sum(record.replayed + len(record.turns) for record in played)
     if replayed := [turn.as_sampled for record in records for turn in record.demonstration]:
         metrics["replayed_as_sampled"] = fmean(replayed)
     metrics["rollout_s"] = seconds

@@ -29,7 +29,7 @@ from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
 from .config import TcodConfig
 from .secrets import without_secrets
-from .server_checks import check_models, teacher_urls
+from .server_checks import check_models, router_url, teacher_urls
 
 if TYPE_CHECKING:
     from ..training.drawing import Drawing  # needs slime, and the tools do without
@@ -85,8 +85,6 @@ def checked_run(args: Namespace, data_source: Any) -> Run:
         dataset = getattr(data_source, "dataset", None)
         check_run_arguments(args, getattr(dataset, "samples", None))
         run = run_of(args)
-        for warning in run.chat.warnings:
-            logger.warning("--hf-checkpoint %s: %s", args.hf_checkpoint, warning)
         if not args.debug_train_only:
             check_models(args, run.config, run.chat)
         logger.info("TCOD: %s", without_secrets(run.config.model_dump()))
@@ -100,10 +98,7 @@ def run_of(args: Namespace) -> Run:
     global _run
     if _run is None or _run.args is not args:
         config = TcodConfig.from_args(args)
-        try:
-            chat = load_chat(args.hf_checkpoint, args.apply_chat_template_kwargs, **config.chat_choices)
-        except ValueError as error:
-            raise ConfigError(f"--hf-checkpoint {args.hf_checkpoint}: {error}") from error
+        chat = student_chat(config, args.hf_checkpoint, args.apply_chat_template_kwargs or {}, "--hf-checkpoint")
         limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
         log = EpisodeLog(config.tcod_variant, limit, chat.tokenizer)
         _run = Run(args, config, chat, log)
@@ -120,7 +115,7 @@ def players_of(args: Namespace, metadata: dict[str, Any]) -> Players:
 
 def _new_players(run: Run) -> dict[str, Players]:
     """By environment. They share the student, and a teacher that several have."""
-    players = new_players(run.config, run.chat, f"http://{run.args.sglang_router_ip}:{run.args.sglang_router_port}")
+    players = new_players(run.config, run.chat, router_url(run.args))
     urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
     teachers = {url: new_teacher(run.config, url, run.chat) for url in {*urls.values()}}
     return {
@@ -182,14 +177,25 @@ def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
-    """A checkpoint's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError, with the flag."""
+    """The chat turns of the checkpoint that a flag names, which must fit tcod_history and tcod_thoughts.
+
+    Args:
+        template_kwargs: None for those that tcod_thoughts asks for.
+
+    Raises:
+        ConfigError: with the flag.
+    """
     kwargs = config.template_kwargs if template_kwargs is None else template_kwargs
     if not isinstance(kwargs, dict):
         raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object, got {kwargs}")
     try:
-        return load_chat(checkpoint, kwargs, **config.chat_choices)
+        chat = load_chat(checkpoint, kwargs, **config.chat_choices)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{flag}: {' '.join(str(error).split())}; name the checkpoint that is served") from error
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{flag} {checkpoint}: {said}; name the checkpoint that is served") from error
+    for warning in chat.warnings:
+        logger.warning("%s %s: %s", flag, checkpoint, warning)
+    return chat
 
 
 def new_pool(config: TcodConfig, workers: int, engines_per_worker: int) -> EnvironmentPool:

@@ -11,7 +11,7 @@ import httpx
 
 from .. import ConfigError, Failure
 from ..model.chat_tokens import ChatTokens
-from ..model.client import http_url, without_login
+from ..model.client import without_login
 from ..model.teacher import check_scores, scoring_request, teacher_headers
 from .config import SELF, TcodConfig
 
@@ -28,18 +28,22 @@ def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     training = (args.rollout_max_context_len, "--rollout-max-context-len")
     longest = max(training, (args.eval_max_context_len or 0, "--eval-max-context-len"))
     scored = config.with_note(*training)
-    router = http_url(args.sglang_router_ip, args.sglang_router_port)
+    router = router_url(args)
     teachers = {*teacher_urls(args, config).values()} if args.opd_type == "sglang" else set()
     _check_engines(router, *(max(longest, scored) if router in teachers else longest))
     for teacher in teachers:
         check_teacher_scores(teacher, chat, *(max(longest, scored) if config.tcod_eval_kl else scored))
 
 
+def router_url(args: Namespace) -> str:
+    """The router of the student's engines. slime has put an IPv6 address in brackets."""
+    return f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
+
+
 def teacher_urls(args: Namespace, config: TcodConfig) -> dict[str, str]:
-    """The teacher's server of each environment: its own, that of slime's --rm-url, or with "self" the router of the
-    student's engines."""
-    url = (args.rm_url or "").rstrip("/").removesuffix("/generate")
-    url = http_url(args.sglang_router_ip, args.sglang_router_port) if args.rm_url == SELF else url
+    """The teacher's server of each environment, by name: its own, that of slime's --rm-url, or with "self" the router
+    of the student's engines."""
+    url = router_url(args) if args.rm_url == SELF else (args.rm_url or "").rstrip("/").removesuffix("/generate")
     return {one.name: one.tcod_teacher_url or url for one in config.each}
 
 
@@ -66,26 +70,39 @@ def check_teacher_scores(url: str, chat: ChatTokens, needed: int, flag: str = "-
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
+    fix = "give its address (--rm-url, tcod_teacher_url) and, where it needs one, its key in TCOD_TEACHER_API_KEY"
+    check_server(f"the teacher {without_login(url)}", url, chat, needed, flag, fix, teacher_headers())
+
+
+def check_server(
+    name: str, url: str, chat: ChatTokens, needed: int, flag: str, fix: str, headers: dict[str, str] | None = None
+) -> None:
+    """Whether the SGLang server at a base URL encodes text as the student's tokenizer, and takes long sequences.
+
+    Args:
+        name: what the server is called in a message.
+        needed: tokens of a sequence, by this flag.
+        fix: what helps where it does not answer, beside starting it.
+
+    Raises:
+        ConfigError: with one sentence that names the server or the flag, and the fix.
+    """
     try:
-        limit = probe(url, chat, teacher_headers())
+        limit = _probe(url, chat, headers)
     except (httpx.HTTPError, ValueError) as error:
-        raise ConfigError(
-            f"the teacher {without_login(url)} does not score ({error}): start it, or give its address (--rm-url, or "
-            "tcod_teacher_url) and, where it needs one, its key in TCOD_TEACHER_API_KEY"
-        ) from error
+        said = str(error).partition("\n")[0]
+        raise ConfigError(f"{name} does not score ({said}): start it, or {fix}") from error
     except Failure as failure:
         raise ConfigError(
-            f"the teacher {without_login(url)} does not score a text as the student's tokens ({failure}): "
-            "use a teacher with the student's tokenizer"
+            f"{name} does not score the student's tokens ({failure}): use a model with the student's tokenizer"
         ) from failure
     if limit < needed:
         raise ConfigError(
-            f"the teacher {without_login(url)} scores sequences of at most {limit} tokens, less than {flag} {needed}: "
-            "raise its --context-length"
+            f"{name} takes sequences of at most {limit} tokens, less than {flag} {needed}: raise its --context-length"
         )
 
 
-def probe(server: str, chat: ChatTokens, headers: dict[str, str] | None = None) -> float:
+def _probe(server: str, chat: ChatTokens, headers: dict[str, str] | None) -> float:
     """The longest sequence, in tokens, that the SGLang server at this base URL is sure to take.
 
     Raises:

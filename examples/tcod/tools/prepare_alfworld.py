@@ -25,7 +25,7 @@ from ..environments.protocol import Observation
 from ..episode.demonstration import Demonstration
 from ..episode.jsonl import fault, read_lines
 from ..settings.config import TcodConfig
-from .common.prepare import TRAIN, Task, check_tasks, left_out_line, option_parser, run, write_sets
+from .common.prepare import TRAIN, Task, option_parser, prepare
 
 DATA_VERSION = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen")
@@ -62,15 +62,15 @@ def rebase(game_file: str) -> str:
     return "/".join(parts)
 
 
-def read_source(path: str) -> tuple[dict[str, Demonstration], list[dict[str, Any]]]:
-    """Demonstrations by game file out of published lists or this recipe's rows, and the repeated ones.
+def read_source(path: str) -> tuple[dict[str, Demonstration | Failure], list[Task]]:
+    """Demonstrations by game file out of published lists or this recipe's rows; and the repeated ones, left out.
 
     A game that is only named, with no "actions" and no "demo", has none.
 
     Raises:
         ConfigError: the file or a line of it cannot be read; never skipped.
     """
-    demos: dict[str, Demonstration | None] = {}
+    demos: dict[str, Demonstration | Failure | None] = {}
     repeated = []
     for number, row in read_lines(Path(path)):
         try:
@@ -80,20 +80,31 @@ def read_source(path: str) -> tuple[dict[str, Demonstration], list[dict[str, Any
         except (Failure, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"line {number} of {path} has no game_file and actions: {fault(error)}") from error
         if game_file in demos:
-            failure = Failure("duplicate", f"line {number} repeats the game, the first one counts")
-            repeated.append(left_out_line({"game_file": game_file}, path, failure))
+            repeated.append(
+                left_out(game_file, path, "duplicate", f"line {number} repeats the game, the first counts")
+            )
         else:
             demos[game_file] = demo
     return {game_file: demo for game_file, demo in demos.items() if demo is not None}, repeated
 
 
-def _demo(fields: dict[str, Any]) -> Demonstration | None:
+def left_out(game_file: str, source: str, reason: str, detail: str) -> Task:
+    """No task, but a line of left_out.jsonl about a demonstration."""
+    task = Task(TRAIN, "", {"game_file": game_file})
+    task.leave_out(source, Failure(reason, detail))
+    return task
+
+
+def _demo(fields: dict[str, Any]) -> Demonstration | Failure | None:
     """The demonstration of a line, or None where it has no actions at all. Raises Failure: demo_malformed."""
     if "actions" not in fields:
         return None
     demo = Demonstration.of({"demo": fields})
     # The planner's spelling has stray double spaces; the engine wants its own.
-    return replace(demo, actions=tuple(" ".join(action.split()) for action in demo.actions))
+    demo = replace(demo, actions=tuple(" ".join(action.split()) for action in demo.actions))
+    if any(action.startswith("put ") for action in demo.actions):
+        return Failure("demo_inadmissible", "it says 'put X in/on Y', and this ALFWorld 'move X to Y'")
+    return demo
 
 
 def walkthrough_of(root: Path, game_file: str) -> Demonstration | Failure:
@@ -122,7 +133,7 @@ def walkthrough_of(root: Path, game_file: str) -> Demonstration | Failure:
     return _demo({"actions": walkthrough})
 
 
-def make_task(root: Path, game_file: str, sources: Sequence[str], listed: dict[str, dict[str, Demonstration]]) -> Task:
+def make_task(root: Path, game_file: str, sources: Sequence[str], listed: dict[str, dict[str, Any]]) -> Task:
     """The task of a game, with its demonstrations where it is a training game. Raises ConfigError."""
     _, split, name, *_ = game_file.split("/")
     task_type = name.split("-")[0]  # of pick_and_place_simple-Mug-None-Desk-308
@@ -143,35 +154,24 @@ def goal(first: Observation) -> str:
     return first.text.partition("Your task is to: ")[2].strip()
 
 
-def prepare(options: Namespace, config: TcodConfig) -> None:
-    """Check everything, write the JSONL files, and print what is in them.
-
-    Raises:
-        ConfigError: the data cannot be used, or no set that could be trained on would come of it.
-        OSError: a file cannot be written.
-    """
+def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
+    """A task for each game, and for each demonstration without one. Raises ConfigError: the data cannot be used."""
     root = Path(config.tcod_data_root)
     games = find_games(root)
-    listed, left_out = {}, []
+    listed, unused = {}, []
     for source in options.demos:
         if source != WALKTHROUGH:
             listed[source], repeated = read_source(source)
-            left_out += repeated
-            for game_file in sorted(listed[source].keys() - set(games)):
-                failure = Failure("missing", f"there is no such game below {root}")
-                left_out.append(left_out_line({"game_file": game_file}, source, failure))
-    tasks = [make_task(root, game_file, options.demos, listed) for game_file in games]
-    check_tasks(config, tasks, goal, options.processes)
-    for line in (line for task in tasks for line in task.left_out):
-        if line["reason"] == "demo_inadmissible" and "'put " in line["detail"]:
-            line["detail"] += ": this ALFWorld says 'move X to Y'"
-    write_sets(options.out, tasks, left_out)
+            missing = sorted(listed[source].keys() - set(games))
+            unused += repeated
+            unused += [left_out(game, source, "missing", f"there is no such game below {root}") for game in missing]
+    return unused + [make_task(root, game_file, options.demos, listed) for game_file in games]
 
 
 def main() -> None:
     parser = option_parser(__doc__, "alfworld.yaml")
     parser.add_argument("--demos", nargs="+", default=[WALKTHROUGH], help="sources, best first, default: walkthrough")
-    run("prepare_alfworld", prepare, parser.parse_args())
+    prepare("prepare_alfworld", find_tasks, goal, parser.parse_args())
 
 
 if __name__ == "__main__":

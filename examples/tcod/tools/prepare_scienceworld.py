@@ -23,7 +23,7 @@ from ..environments.protocol import Observation
 from ..episode.demonstration import Demonstration
 from ..settings.config import TcodConfig
 from .common.command import at_least
-from .common.prepare import TRAIN, Task, check_tasks, option_parser, run, write_sets
+from .common.prepare import TRAIN, Task, option_parser, prepare
 
 GOLD = "gold"
 
@@ -89,13 +89,6 @@ def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
             return list(tqdm(threads.map(make_task, found), total=len(found), desc="gold sequences", unit="task"))
 
 
-def prepare(options: Namespace, config: TcodConfig) -> None:
-    """Find the tasks, check everything, and write the JSONL files. Raises ConfigError, OSError."""
-    tasks = find_tasks(options, config)
-    check_tasks(config, tasks, goal, options.processes)
-    write_sets(options.out, tasks)
-
-
 def main() -> None:
     parser = option_parser(__doc__, "scienceworld.yaml")
     parser.add_argument("--tasks", nargs="+", default=[], help="names of tasks, default: all 30")
@@ -103,7 +96,7 @@ def main() -> None:
         "--variations", type=at_least(0), default=10, help="of each task and split, 0: all, default: 10"
     )
     parser.add_argument("--simplifications", default="easy", help="of ScienceWorld's worlds, default: %(default)s")
-    run("prepare_scienceworld", prepare, parser.parse_args())
+    prepare("prepare_scienceworld", find_tasks, goal, parser.parse_args())
 
 
 if __name__ == "__main__":

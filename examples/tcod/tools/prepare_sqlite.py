@@ -22,7 +22,7 @@ from ..environments.protocol import action_of
 from ..episode.demonstration import Demonstration
 from ..settings.config import TcodConfig
 from .common.command import at_least
-from .common.prepare import TRAIN, Task, check_tasks, option_parser, run, write_sets
+from .common.prepare import TRAIN, Task, option_parser, prepare
 
 WORDS = ("who", "place", "number", "what", "kind", "cost", "event", "amount")
 SUBJECTS = (  # three tables and their columns: who is where, what is of which kind, and who did what
@@ -135,16 +135,14 @@ def make_tasks(folder: Path, databases: dict[str, int], per_kind: int, seed: int
                         yield Task(split, kind, {"database": name, **one}, candidates)
 
 
-def prepare(options: Namespace, config: TcodConfig) -> None:
-    """Make everything, check it, and write the JSONL files. Raises ConfigError, OSError."""
+def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
+    """Make everything. Raises ConfigError, OSError."""
     if Path(config.tcod_data_root).resolve() != options.out.resolve():
         raise ConfigError(
             f"--out {options.out} is not {options.config}'s tcod_data_root {config.tcod_data_root}: name it"
         )
     databases = {TRAIN: options.databases, "heldout": options.heldout}
-    tasks = list(make_tasks(options.out.resolve(), databases, options.questions, options.seed))
-    check_tasks(config, tasks, lambda first: first.text, options.processes)
-    write_sets(options.out, tasks)
+    return list(make_tasks(options.out.resolve(), databases, options.questions, options.seed))
 
 
 def main() -> None:
@@ -153,7 +151,7 @@ def main() -> None:
     parser.add_argument("--heldout", type=at_least(1), default=25, help="of the evaluation, default: %(default)s")
     parser.add_argument("--questions", type=at_least(1), default=3, help="of a kind on each, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random")
-    run("prepare_sqlite", prepare, parser.parse_args())
+    prepare("prepare_sqlite", find_tasks, lambda first: first.text, parser.parse_args())
 
 
 if __name__ == "__main__":

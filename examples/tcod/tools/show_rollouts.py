@@ -88,8 +88,8 @@ def make_page(runs: Sequence[Run]) -> str:
         style=Markup((HERE / "page.css").read_text("utf-8")),
         script=Markup((HERE / "page.js").read_text("utf-8")),
         runs=runs,
-        index=_embedded([_row(run, episode, tasks[episode["task"]]) for run, episode in episodes]),
-        episodes=[_embedded(episode) for _, episode in episodes],
+        index=[_row(run, episode, tasks[episode["task"]]) for run, episode in episodes],
+        episodes=[episode for _, episode in episodes],
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
@@ -121,14 +121,6 @@ def _row(run: Run, episode: Transcript, task: str) -> dict[str, Any]:
 
 def _played(episode: Transcript) -> int:
     return sum(turn["role"] == "student" for turn in episode["turns"])
-
-
-def _embedded(value: Any) -> Markup:
-    """JSON for a script element: ASCII, and without what could end the element or begin a comment."""
-    text = json.dumps(value, separators=(",", ":"))
-    for mark in "<>&":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return Markup(text)
 
 
 # -------------------------------------------------------------------------------------------------------- the terminal

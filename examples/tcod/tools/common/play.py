@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ... import ConfigError, Failure
+from ... import ConfigError
 from ...episode.demonstration import Demonstration
 from ...episode.loop import Assignment, EpisodePlayer, failures_go_to
 from ...episode.record import Episode, EpisodeRecord
@@ -30,7 +29,7 @@ from ...model.chat_tokens import ChatTokens
 from ...settings.build import new_players, student_chat
 from ...settings.checks import check_environment_class, check_evaluation_rows
 from ...settings.config import TcodConfig
-from ...settings.server_checks import probe
+from ...settings.server_checks import check_server
 from .command import at_least
 from .journal import Entry, Journal
 from .ray_start import start_ray
@@ -122,13 +121,11 @@ def start(options: Namespace, tool: str) -> Player:
     rows = _distinct_rows(config, options.rows)
     settings = _settings(config, options)
     journal = Journal(options.out.with_suffix(".journal.jsonl"), {**settings, "tool": tool})
-    chat = student_chat(config, options.model, options.apply_chat_template_kwargs, f"--model {options.model}")
-    for warning in chat.warnings:
-        logger.warning("--model %s: %s", options.model, warning)
-    _check_server(options, chat)
+    chat = student_chat(config, options.model, options.apply_chat_template_kwargs, "--model")
+    url, needed = options.url.rstrip("/"), options.max_context_len
+    check_server(f"the server at --url {url}", url, chat, needed, "--max-context-len", "name its http://HOST:PORT")
     start_ray(sum(one.tcod_env_workers for one in config.each))
-    episodes = new_players(config, chat, options.url.rstrip("/"))
-    return Player(options, config, chat, episodes, rows, journal, settings)
+    return Player(options, config, chat, new_players(config, chat, url), rows, journal, settings)
 
 
 async def play_missing(player: Player, times: int, describe: Callable[[Row, Episode], dict[str, Any]]) -> None:
@@ -207,23 +204,3 @@ def _settings(config: TcodConfig, options: Namespace) -> dict[str, Any]:
         env_args = json.dumps(one.tcod_env_args, sort_keys=True, default=str)
         played[one.name]["env_args"] = hashlib.sha256(env_args.encode()).hexdigest()[:8]  # they may hold an API key
     return {name: getattr(options, name) for name in given} | played.get("", {"environments": played})
-
-
-def _check_server(options: Namespace, chat: ChatTokens) -> None:
-    try:
-        limit = probe(options.url.rstrip("/"), chat)
-    except (httpx.HTTPError, ValueError) as error:
-        said = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"no SGLang server answers at --url {options.url} ({said}): start it first, and name its http://HOST:PORT"
-        ) from error
-    except Failure as failure:
-        raise ConfigError(
-            f"the server at --url is not SGLang's, or does not encode text as --model {options.model} does "
-            f"({failure}): name the server and the checkpoint that it serves"
-        ) from failure
-    if limit < options.max_context_len:
-        raise ConfigError(
-            f"the server takes sequences of at most {limit} tokens, less than --max-context-len "
-            f"{options.max_context_len}: lower that, or raise the server's --context-length"
-        )

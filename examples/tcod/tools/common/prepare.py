@@ -18,7 +18,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
@@ -67,17 +67,14 @@ class Task:
 
     def leave_out(self, source: str, failure: Failure) -> None:
         """A demonstration of that source; or, where it is "", the task itself."""
-        self.left_out.append(left_out_line(self.metadata, source, failure))
+        line = {"task": self.metadata, "source": source, "reason": failure.reason}
+        self.left_out.append({**line, "detail": " ".join(str(failure).split())})
 
     def row(self) -> dict[str, Any]:
         """A line of its set."""
         demo = {name: value for name, value in asdict(self.demo).items() if value}
         metadata = self.metadata | ({"demo": demo} if demo else {})
         return {"prompt": self.goal, "label": self.label, "metadata": metadata}
-
-
-def left_out_line(task: dict[str, Any], source: str, failure: Failure) -> dict[str, Any]:
-    return {"task": task, "source": source, "reason": failure.reason, "detail": " ".join(str(failure).split())}
 
 
 # ------------------------------------------------------------------------------------------------------- the engine
@@ -170,17 +167,14 @@ def check_tasks(config: TcodConfig, tasks: Sequence[Task], goal: Callable[[Obser
 # -------------------------------------------------------------------------------------------------------- the sets
 
 
-def write_sets(out: Path, tasks: Sequence[Task], left_out: Iterable[dict[str, Any]] = ()) -> None:
+def write_sets(out: Path, tasks: Sequence[Task]) -> None:
     """Write the JSONL files below `out`, and print what is in them.
-
-    Args:
-        left_out: further lines of left_out.jsonl.
 
     Raises:
         ConfigError: no set that could be trained on comes of it, or one to evaluate on is empty.
         OSError: a file cannot be written.
     """
-    left_out = [*left_out, *(line for task in tasks for line in task.left_out)]
+    left_out = [line for task in tasks for line in task.left_out]
     write_jsonl(out / LEFT_OUT, left_out)
     sets = {name: [task for task in tasks if task.set == name] for name in (TRAIN, *(t.split for t in tasks), HARD)}
     if not sets[TRAIN]:
@@ -244,8 +238,18 @@ def option_parser(module_doc: str, config: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(name: str, prepare: Callable[[argparse.Namespace, TcodConfig], None], options: argparse.Namespace) -> None:
-    """Call a prepare tool's function; what it refuses is one sentence and exit status 1."""
+def prepare(
+    name: str,
+    find_tasks: Callable[[argparse.Namespace, TcodConfig], Sequence[Task]],
+    goal: Callable[[Observation], str],
+    options: argparse.Namespace,
+) -> None:
+    """All that a prepare tool does. What is refused is one sentence and exit status 1.
+
+    Args:
+        find_tasks: the tasks, with candidates for the training tasks' demonstrations. Raises ConfigError, OSError.
+        goal: a task's goal, out of the first observation.
+    """
     with one_sentence(name, options.out):
         options.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=options.out) as file:  # before the engines take their time
@@ -257,4 +261,6 @@ def run(name: str, prepare: Callable[[argparse.Namespace, TcodConfig], None], op
             )
         config = config.of({"environment": options.environment})
         check_environment_class(config)
-        prepare(options, config)
+        tasks = find_tasks(options, config)
+        check_tasks(config, tasks, goal, options.processes)
+        write_sets(options.out, tasks)

@@ -8,7 +8,6 @@ from ... import ConfigError, words
 from ...environments.pool import WORKER_CPUS
 
 ANSWER_S = 10.0  # Ray itself would ask for minutes
-HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # gRPC answers with its settings
 
 
 def start_ray(workers: int) -> None:
@@ -26,17 +25,12 @@ def start_ray(workers: int) -> None:
     if address in ("", "local"):
         cpus = math.ceil(max(os.cpu_count() or 1, workers * WORKER_CPUS))
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    remedy = f"start it, or unset RAY_ADDRESS {address}" if address else "see ray/session_latest/logs in TMPDIR"
     try:
         if ":" in address:
             host, _, port = address.removeprefix("ray://").rpartition(":")
-            with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as connection:
-                connection.sendall(HELLO)
-                connection.recv(1)  # a tunnel, or a head that hangs, takes connections too
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
         ray.init(**options)
     except Exception as error:  # Ray gives itself 30 s to start
-        if "AF_UNIX" in str(error):
-            remedy = "set TMPDIR to a folder with a short name, as /tmp, for Ray's sockets"
-        elif isinstance(error, OSError) and error.filename:
-            remedy = f"set TMPDIR, or HOME, so that {error.filename} can be written"
+        own = "see ray/session_latest/logs in TMPDIR, a folder of a short name that can be written"
+        remedy = f"start it, or unset RAY_ADDRESS {address}" if address else own
         raise ConfigError(f"Ray does not start or answer ({words(error)}): {remedy}") from error

@@ -50,7 +50,7 @@ def main() -> None:
     s = Settings.read(os.environ)
     try:
         config = TcodConfig.read(s.run_dir / "tcod.yaml")
-        chat = run_chat(s, config)
+        chat = student_chat(config, str(s.student), s.chat_template_kwargs, "STUDENT")
         nodes = check_run(s, config, chat, teacher_gpus)
         ray.shutdown()
         Path(file).write_text("\n".join(nodes))
@@ -61,14 +61,6 @@ def main() -> None:
                 check_teacher_scores(url, chat, *config.with_note(s.max_context_len, "MAX_CONTEXT_LEN"))
     except ConfigError as error:
         sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
-
-
-def run_chat(s: Settings, config: TcodConfig) -> ChatTokens:
-    """The student's chat turns, which must fit tcod_history and tcod_thoughts. Raises ConfigError."""
-    chat = student_chat(config, str(s.student), s.chat_template_kwargs, f"STUDENT {s.student}")
-    for warning in chat.warnings:
-        warn(f"STUDENT {s.student}: {warning}")
-    return chat
 
 
 def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: str) -> list[str]:
@@ -106,10 +98,11 @@ def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, f
     turns = 1 if (config.tcod_history, config.tcod_thoughts) == ("turns", "keep") else between + 1
     room = (s.max_context_len - opening - observed) // turns
     if room < s.max_turn_len:
-        warn(
-            f"MAX_CONTEXT_LEN {s.max_context_len} may end episodes early: the horizon's {turns} x MAX_TURN_LEN "
-            f"{s.max_turn_len} and {opening + observed} other tokens, as in the first game"
-            f"{config.name and f' of {config.name}'}, do not fit; responses of {max(0, room)} tokens fit"
+        print(
+            f"preflight: warning: MAX_CONTEXT_LEN {s.max_context_len} may end episodes early: the horizon's {turns} x "
+            f"MAX_TURN_LEN {s.max_turn_len} and {opening + observed} other tokens, as in the first game"
+            f"{config.name and f' of {config.name}'}, do not fit; responses of {max(0, room)} tokens fit",
+            file=sys.stderr,
         )
 
 
@@ -132,10 +125,6 @@ def wait_for_teacher(s: Settings) -> None:
                 return
         time.sleep(0.5)
     raise ConfigError(f"the teacher was not ready within TEACHER_START_S={s.teacher_start_s} seconds: see its log")
-
-
-def warn(sentence: str) -> None:
-    print(f"preflight: warning: {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
