@@ -118,16 +118,17 @@ def _sqlite(options: Namespace) -> Play:
 
 
 def _mixed(options: Namespace) -> Play:
-    """All of them in one run, ScienceWorld where there is Java. The first one's settings are the run's."""
+    """All of them in one run, ScienceWorld where there is Java."""
     makers = [_alfworld, _sqlite, *([_scienceworld] if shutil.which("java") else [])]
     plays = {play.name: play for play in (make(options) for make in makers)}
     arms = {}
     for arm, settings in plays["alfworld"].arms.items():
+        of_all = {key: value for key, value in settings.items() if key not in OF_AN_ENVIRONMENT}
         entries = {
             name: {key: value for key, value in play.arms[arm].items() if key in OF_AN_ENVIRONMENT}
             for name, play in plays.items()
         }
-        arms[arm] = {**settings, "tcod_environments": entries}
+        arms[arm] = {**of_all, "tcod_horizon": settings["tcod_horizon"], "tcod_environments": entries}
     data = options.out / "data" / "mixed"
     for split in ("train.jsonl", "heldout.jsonl"):
         rows = [(name, row) for name, play in plays.items() for _, row in read_lines(play.data / split)]
