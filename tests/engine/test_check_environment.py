@@ -45,7 +45,6 @@ def test_a_good_environment_is_played_and_measured():
     measured.steps[:] = [1e-4] * 9  # a busy machine takes longer
     text = report(measured, episodes=64)
     assert re.search(r"tcod_env_workers: 4, tcod_engines_per_worker: 16; they take [\d.]+ GB and 0.0 cores", text)
-    assert len(played("NumpyBools", {"actions": ["yes"]}).steps) == 4
     measured = played("Prints")
     assert "the engine prints, which training does not show: " in report(measured, 64)
     assert "DEBUG yes" in measured.printed
@@ -56,26 +55,11 @@ def test_a_good_environment_is_played_and_measured():
     [
         ("IsOver", "env_error: IsOver.reset begins an episode that is already over"),
         ("TextFromReset", "env_error: TextFromReset.reset must return an Observation, not str 'Say yes.'"),
-        ("TupleFromStep", "env_error: TupleFromStep.step must return an Observation, not tuple "),
-        ("NoText", "env_error: the text of NoText.reset's Observation is None: Input should be a valid string"),
-        (
-            "HalfASuccess",
-            "env_error: the won of HalfASuccess.step's Observation is 0.5: Input should be a valid boolean",
-        ),
-        (
-            "HalfAnEmoji",
-            "the text of HalfAnEmoji.reset's Observation is 'Say \\ud83d.': Value error, 'utf-8' codec can't encode",
-        ),
-        (
-            "ListInOneString",
-            "the admissible of ListInOneString.reset's Observation is 'yes, no': Input should be a valid ",
-        ),
-        ("AsyncReset", "AsyncReset.reset must return an Observation, not coroutine <coroutine object"),
+        ("HalfASuccess", "env_error: the won of HalfASuccess.step's Observation is 0.5: Input should be a valid boo"),
         ("StringFromParse", "StringFromParse.parse_action must return a pair (action: str, valid: bool), not 'ok'"),
         ("LosesActions", "it must be ('yes', True)"),
         ("NotInstalled", "NotInstalled.__init__ raised ModuleNotFoundError: no_such_engine is not installed"),
         ("Exits", "env_error: Exits.reset raised SystemExit: 3; it printed 'cannot read the game'"),
-        ("Interrupts", "env_error: Interrupts.step raised KeyboardInterrupt"),
         ("Dies", "env_worker_died: step got no answer, its process ended"),
         ("Raises", "env_error: Raises.step raised KeyError: 'no such action'"),
         ("AnswersAsTool", "AnswersAsTool has the role tool in an Observation where no tool can be called"),
@@ -149,32 +133,25 @@ def test_what_training_refuses_is_refused(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "path, said",
     [
-        ("NoStaticMethod", "has a render that is no @staticmethod"),
-        ("NoCheckRow", "lacks check_row"),
-        ("NoEnvironment", "is no class derived from examples.tcod.environments.protocol.Environment"),
-        ("Missing", "cannot be imported (AttributeError: "),
+        (f"{FAULTY}.NoStaticMethod", "has a render that is no @staticmethod"),
+        (f"{FAULTY}.NoCheckRow", "lacks check_row"),
+        (f"{FAULTY}.NoEnvironment", "is no class derived from examples.tcod.environments.protocol.Environment"),
+        (f"{FAULTY}.Missing", "cannot be imported (AttributeError: "),
+        ("broken_env.Mine", "broken_env.py, line 1)"),
+        ("leaving_env.Mine", "SystemExit: 1"),
+        ("no_such_module.Mine", "no_such_module is not installed"),
     ],
 )
-def test_a_class_that_cannot_work_is_refused_before_a_process_starts(name, said):
-    assert said in sentence(check_class, config(name))
-
-
-def test_modules_and_arguments_that_cannot_work(tmp_path, monkeypatch):
+def test_a_class_that_cannot_work_is_refused_before_a_process_starts(tmp_path, monkeypatch, path, said):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_env.py").write_text("def f(:\n")
     (tmp_path / "leaving_env.py").write_text("import sys; sys.exit(1)")
-    for path, said in {
-        f"{FAULTY}.NoStaticMethod": "has a render that is no @staticmethod",
-        f"{FAULTY}.NoCheckRow": "lacks check_row",
-        f"{FAULTY}.NoEnvironment": "is no class derived from examples.tcod.environments.protocol.Environment",
-        f"{FAULTY}.Missing": "cannot be imported (AttributeError: ",
-        "broken_env.Mine": "broken_env.py, line 1)",
-        "leaving_env.Mine": "SystemExit: 1",
-        "no_such_module.Mine": "no_such_module is not installed",
-    }.items():
-        assert said in sentence(check_class, TcodConfig(tcod_variant="opd", tcod_horizon=5, tcod_environment=path))
+    assert said in sentence(check_class, TcodConfig(tcod_variant="opd", tcod_horizon=5, tcod_environment=path))
+
+
+def test_arguments_that_the_class_does_not_take_are_refused():
     assert "unexpected keyword argument 'wrod'" in sentence(check_class, config("Good", tcod_env_args={"wrod": "x"}))
 
 

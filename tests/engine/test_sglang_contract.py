@@ -20,12 +20,11 @@ from examples.tcod.settings.server_checks import check_models
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.async_utils import run
 from slime.utils.eval_config import EvalDatasetConfig
-from slime.utils.http_utils import init_http_client
-from slime.utils.misc import SingletonMeta
 from smoke import hooks, make_games, make_models
 from smoke.servers import SGLangServer
 from smoke.train_arm import push_weights
 from smoke.trainer import Trainer, response_log_probs
+from tests.support.rig import slime_args
 
 NUM_GPUS = 0
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("real_ray")]
@@ -56,43 +55,22 @@ def rollout(server, data):
     """rollout(variant, n, **changes) -> (args, samples, metrics), through slime's loop."""
 
     def play(variant, n, **changes):
-        args = slime_args(server, data, variant, **changes)
-        SingletonMeta._instances.clear()
-        init_http_client(args)
+        args = arguments(server, data, variant, **changes)
         try:
             output = tcod_rollout.generate_rollout(args, n, RolloutDataSourceWithBuffer(args))
         except RuntimeError:
             server.check_running()  # if it ended, its log says why
             raise
-        return args, [sample for group in output.samples for sample in group], output.metrics
+        return args, hooks.flat(output.samples), output.metrics
 
     return play
 
 
-def slime_args(server, data, variant, **changes):
-    args = hooks.rollout_args(
-        **{
-            "hf_checkpoint": str(MODEL),
-            "apply_chat_template_kwargs": {"enable_thinking": False},
-            "prompt_data": str(data / "train.jsonl"),
-            "input_key": "prompt",
-            "label_key": "label",
-            "rollout_batch_size": 3,
-            "rollout_max_response_len": 24,
-            "rollout_max_context_len": CONTEXT,
-            "sglang_router_ip": "127.0.0.1",
-            "sglang_router_port": server.port,
-            "sglang_server_concurrency": 16,
-            "rollout_num_gpus": 1,
-            "rm_url": f"{server.url}/generate",
-            **changes,
-        }
-    )
-    settings = {"variant": variant, "horizon": 8, "eta": 1, "data_root": str(data), "admissible": "never"}
-    settings |= {"env_workers": 1, "engines_per_worker": 8}
-    for key, value in settings.items():
-        setattr(args, f"tcod_{key}", value)
-    return args
+def arguments(server, data, variant, **changes):
+    values = {"rollout_batch_size": 3, "rollout_max_response_len": 24, "rollout_max_context_len": CONTEXT}
+    values |= {"tcod_variant": variant, "tcod_horizon": 8, "tcod_eta": 1, "tcod_admissible": "never"}
+    values |= {"tcod_data_root": str(data), "tcod_env_workers": 1, "tcod_engines_per_worker": 8, **changes}
+    return slime_args(MODEL, data / "train.jsonl", server.port, server.port, **values)
 
 
 def client(server):
@@ -155,10 +133,7 @@ def test_evaluation_and_slimes_logging(server, data, monkeypatch):
     common = {"path": str(data / "train.jsonl"), "input_key": "prompt", "label_key": "label", "top_p": 1.0}
     common |= {"metadata_key": "metadata", "n_samples_per_eval_prompt": 1, "top_k": -1, "max_response_len": 24}
     datasets = [EvalDatasetConfig(name=f"t{t:g}", temperature=t, **common) for t in (0.4, 1.0)]
-    args = slime_args(server, data, "f2b", eval_datasets=datasets)
-    args.tcod_eval_kl = True
-    SingletonMeta._instances.clear()
-    init_http_client(args)
+    args = arguments(server, data, "f2b", eval_datasets=datasets, tcod_eval_kl=True)
     source = RolloutDataSourceWithBuffer(args)
     evaluated = tcod_rollout.generate_rollout(args, 3, source, evaluation=True)
     assert evaluated.metrics["eval/tcod/t0.4/episodes"] == evaluated.metrics["eval/tcod/t1/kl/episodes"] == 3
@@ -173,8 +148,7 @@ def test_evaluation_and_slimes_logging(server, data, monkeypatch):
     vars(args).update(custom_rollout_log_function_path=None, custom_eval_rollout_log_function_path=None)
     vars(args).update(load_debug_rollout_data=None, log_passrate=False, wandb_always_use_train_step=False)
     trained = tcod_rollout.generate_rollout(args, 3, source)
-    samples = [sample for group in trained.samples for sample in group]
-    log_rollout_data(3, args, samples, trained.metrics, 1.0)
+    log_rollout_data(3, args, hooks.flat(trained.samples), trained.metrics, 1.0)
     log_eval_rollout_data(3, args, evaluated.data, evaluated.metrics)
     assert logged["rollout/tcod/k"] == 4 and 0 <= logged["rollout/tcod/success"] <= 1
     assert logged["eval/t0.4"] == logged["eval/tcod/t0.4/success"]
@@ -191,7 +165,7 @@ def test_the_teachers_scores_are_the_models_log_probs(server):
 
 def test_the_longest_context_that_the_launch_check_allows_can_be_scored(server, data):
     limit = requests.get(f"{server.url}/server_info", timeout=30).json()["max_req_input_len"]
-    args = slime_args(server, data, "opd", rollout_max_context_len=limit - 1)
+    args = arguments(server, data, "opd", rollout_max_context_len=limit - 1)
     tokenizer = tcod_rollout.sglang_rollout.GenerateState(args).tokenizer
     chat = ChatTokens(tokenizer, args.apply_chat_template_kwargs)
     check_models(args, TcodConfig.from_args(args), chat)

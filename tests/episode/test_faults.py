@@ -20,8 +20,7 @@ from examples.tcod.model import client as sglang_client
 from smoke import hooks
 from tests.support.corridor import alive
 from tests.support.fault_cases import CASES
-from tests.support.fault_proxy import FaultProxy
-from tests.support.faults import PAUSES, RETRIES, Scene
+from tests.support.faults import Scene
 
 NUM_GPUS = 0
 
@@ -49,7 +48,6 @@ def used() -> dict[str, int]:
 def pool(tmp_path_factory):
     """One pool of three worker processes for all cases that need them: the next one finds whole what one broke."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "corrupt.json").write_text("{")
     pools = []
 
     def make() -> EnvironmentPool:
@@ -74,8 +72,7 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
 def scene(rig, monkeypatch, pool):
     monkeypatch.setattr(sglang_client, "FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(sglang_client, "RETRIES", 2)
-    with FaultProxy(rig.student.port) as engine, FaultProxy(rig.teacher.port) as teacher:
-        yield Scene(rig, engine, teacher, monkeypatch, pool)
+    return Scene(rig, monkeypatch, pool)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=f"{part}: {c.fault}") for part in CASES for c in CASES[part]])
@@ -83,8 +80,7 @@ def test_fault(case, scene, caplog):
     rows = [{"goal": goal, "demo": {"actions": ["right"] * goal}} for goal in (2, 3, 2)]
     rows[1] |= case.row
     case.inject(scene)
-    servers = {"rm_url": f"{scene.teacher.url}/generate", "sglang_router_port": scene.engine.port}
-    play = functools.partial(scene.rig.rollout, rows, **{**servers, **case.changes})
+    play = functools.partial(scene.rig.rollout, rows, **case.changes)
     if case.outcome == "stops":
         with pytest.raises((ConfigError, RuntimeError), match=re.escape(case.says)) as stop:
             play()
@@ -122,5 +118,6 @@ def test_the_document_explains_every_reason():
 
 def test_the_default_retries_outlast_a_minute():
     """Even where every pause is as short as chance makes it, which is half of its length."""
-    pauses = [min(PAUSES["FIRST_PAUSE_S"] * 2**i, PAUSES["LONGEST_PAUSE_S"]) / 2 for i in range(RETRIES)]
+    first, longest = sglang_client.FIRST_PAUSE_S, sglang_client.LONGEST_PAUSE_S
+    pauses = [min(first * 2**i, longest) / 2 for i in range(sglang_client.RETRIES)]
     assert sum(pauses) >= 60

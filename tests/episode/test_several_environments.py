@@ -199,7 +199,7 @@ def test_a_row_of_no_environment_in_an_evaluation_fails_alone(mixed):
         ({"tcod_environments": {"walk": {"tcod_environment": "no.Such"}}}, "tcod_environment no.Such cannot be imp"),
         (
             {"tcod_environments": {"walk": {**WALK, "tcod_teacher_url": "a:1"}}},
-            r"the teacher a:1 does not score .*\(--rm-url, or tcod_teacher_url\)",
+            r"the teacher a:1 does not score .*\(--rm-url, tcod_teacher_url\)",
         ),
     ],
 )

@@ -1,13 +1,9 @@
 """What rehearse.sh checks of the bundle beside a whole run of run.sh on the CPU.
 
-    python -m tests.gpu.rehearsal gpu            what only a GPU's processes import, without one
-    python -m tests.gpu.rehearsal kernels        what its engines compile, with nvcc; run.sh begins with this
-    python -m tests.gpu.rehearsal traces FOLDER  what the processes of a run on the CPU opened, and could import
-
-As `tcod_trace.py` in an environment, with a .pth file that imports it, this notes every file that a process opens.
+    python -m tests.gpu.rehearsal gpu      what only a GPU's processes import, without one
+    python -m tests.gpu.rehearsal kernels  what its engines compile, with nvcc; run.sh begins with this
 """
 
-import ast
 import importlib
 import multiprocessing
 import os
@@ -16,28 +12,6 @@ import subprocess
 import sys
 from typing import Any
 
-TRACES = os.environ.get("TCOD_TRACES", "")  # a folder: a file for each process
-# What the code names and the bundle lacks, by the reason for which a run of a Qwen3 on an NVIDIA GPU does without it.
-ABSENT = {
-    "other processors": """aiter amdsmi custom_ops habana_frameworks mate memfabric_hybrid mindspore mlx mori msprobe
-        pymtml quark rocpd rpdTracerControl sgl_kernel_npu torch_npu torchada torchair zbal""",
-    "mixtures of experts, other attention, quantised weights": """auto_round bitsandbytes deep_ep deep_gemm
-        dequant_k_cache fast_hadamard_transform flash_attn flash_attn_interface kt_kernel modelopt mooncake nixl_ep
-        petit_kernel sglang.srt.single_batch_overlap tilelang torchao vllm xformers xielu""",
-    "Megatron's fused kernels, which are switched off, and other layers": """amp_C apex causal_conv1d
-        emerging_optimizers fla flash_attn_3 flash_mla flashattn_hopper fused_weight_gradient_mlp_cuda grouped_gemm
-        mamba_ssm nvidia_kitchen scaled_masked_softmax_cuda scaled_softmax_cuda scaled_softmax_cudaa
-        scaled_upper_triang_masked_softmax_cuda transformer_engine transformer_engine_torch""",
-    "watchdogs and storage": """botocore memray multistorageclient nvidia_resiliency_ext one_logger userlib
-        workload_inspector""",
-    "other tokenizers, tables": "datasets file_utils pyarrow qwen_vl_utils tiktoken",
-    "other versions of what is there": """cuda.cuda cuda.cudart megatron.core.tokenizers.utils.build_tokenizer
-        sglang.srt.patch_torch torch._C""",
-    "weights from elsewhere": "boto3 fastsafetensors modelexpress modelscope redis runai_model_streamer",
-    "sound and pictures": "cv2 decord mistral_common timm torchaudio torchcodec vector_quantize_pytorch",
-    "other servers, parsers and traces": """fastokens gpt_oss granian lxml netifaces nvtx opentelemetry.exporter
-        opentelemetry.sdk setuptools_scm sglang.private smg_grpc_proto""",
-}
 # Imported by a GPU's engine and training, and not on a CPU.
 ON_GPU = """
 sgl_kernel flashinfer.norm flashinfer.jit torch_memory_saver cuda.bindings.runtime pynvml
@@ -58,22 +32,6 @@ KERNELS = [
     ("sglang.jit_kernel.clamp_position", "_jit_clamp_position_module", "int64"),
     ("sglang.jit_kernel.resolve_future_token_ids", "_jit_resolve_future_token_ids_module", "int64"),
 ]
-
-
-def trace() -> None:
-    """From now on, note the path of each file that this process opens."""
-    seen: set[str] = set()
-    own = f"{TRACES}/{os.getpid()}"
-
-    def note(event: str, values: tuple) -> None:
-        if event == "open" and isinstance(values[0], (str, bytes)) and not (values[2] or 0) & os.O_WRONLY:
-            path = os.fsdecode(values[0])
-            if path not in seen and path != own:
-                seen.add(path)
-                with open(own, "a") as file:
-                    file.write(os.path.abspath(path) + "\n")
-
-    sys.addaudithook(note)
 
 
 def pretend() -> None:
@@ -146,76 +104,6 @@ def gpu() -> list[str]:
     return wrong
 
 
-def source(path: str) -> str:
-    folder, name = os.path.split(path)
-    if os.path.basename(folder) == "__pycache__":
-        return os.path.join(os.path.dirname(folder), name.partition(".")[0] + ".py")
-    return path
-
-
-def imports(path: str) -> list[tuple[str, int]]:
-    """(module, line) of every import in a file, wherever it stands; relative ones too, as paths of modules."""
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        tree = ast.parse(file.read())
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            up = os.path.dirname(path)
-            for _ in range(node.level - 1):
-                up = os.path.dirname(up)
-            module = (node.module or "").replace(".", "/")
-            found.append((f"{up}/{module}" if node.level else node.module or "", node.lineno))
-    return found
-
-
-def is_there(module: str) -> bool:
-    """Whether there is such a module on the path; of a package its own, without an import."""
-    if module.startswith("/"):
-        return is_module(module)
-    top = module.partition(".")[0]
-    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
-        return True
-    roots = [folder for folder in sys.path if is_module(f"{folder}/{top}")]
-    return any(is_module(f"{root}/{module.replace('.', '/')}") for root in roots)
-
-
-def is_module(path: str) -> bool:
-    if os.path.isdir(path) or os.path.exists(f"{path}.py"):
-        return True
-    folder, name = os.path.split(path)
-    files = os.listdir(folder) if os.path.isdir(folder) else []
-    return any(file.startswith(f"{name}.") and file.endswith(".so") for file in files)
-
-
-def traces(folder: str) -> list[str]:
-    opened: set[str] = set()
-    for name in os.listdir(folder):
-        with open(f"{folder}/{name}") as file:
-            opened |= {line.rstrip("\n") for line in file}
-    wrong, code = [], set()
-    allowed = os.environ["ALLOWED"].split(":")
-    for path in sorted(opened):
-        if not path.startswith(tuple(allowed)) and os.path.isfile(path):
-            wrong.append(f"opened, and not of the bundle, the repository or the machine: {path}")
-        if (text := source(path)).endswith(".py") and os.path.exists(text) and text.startswith(allowed[0]):
-            code.add(text)
-    absent: dict[str, list[str]] = {}
-    for path in sorted(path for path in code if "/site-packages/" not in path or "/sglang/" in path):
-        for module, line in imports(path):
-            if not is_there(module):
-                absent.setdefault(module, []).append(f"{path}:{line}")
-    known = tuple(f"{name}." for names in ABSENT.values() for name in names.split())
-    for module, places in absent.items():
-        if not f"{module.rpartition('/')[2]}.".startswith(known):
-            wrong.append(f"{module} is not in the bundle: {places[0]}, {len(places)} places")
-    print(f"{len(opened)} files were opened, {len(code)} of them code; {len(absent)} modules are absent")
-    return wrong
-
-
-if TRACES and __name__ == "tcod_trace":
-    trace()
-elif __name__ == "__main__":
-    problems = {"gpu": gpu, "kernels": kernels, "traces": traces}[sys.argv[1]](*sys.argv[2:])
+if __name__ == "__main__":
+    problems = {"gpu": gpu, "kernels": kernels}[sys.argv[1]]()
     sys.exit("\n".join(problems) or 0)

@@ -1,6 +1,6 @@
-"""The run on one GPU (tests/gpu), as far as it goes without one: what it reads of slime's log, and of imports."""
+"""The run on one GPU (tests/gpu), as far as it goes without one: what it reads of slime's log."""
 
-from tests.gpu import engines, rehearsal, steps
+from tests.gpu import engines, steps
 
 NUM_GPUS = 0
 LOG = """\
@@ -19,16 +19,3 @@ def test_seconds_and_memory_of_slimes_log():
 
 def test_two_lists_of_log_probs():
     assert engines.differences([-1.0, -2.0], [-1.5, -1.0]) == {"mean": -0.25, "mean_abs": 0.75, "max_abs": 1.0}
-
-
-def test_imports_wherever_they_stand(tmp_path, monkeypatch):
-    (tmp_path / "a/b").mkdir(parents=True)
-    (tmp_path / "a/c.py").write_text("")
-    code = (
-        "import os.path\nif x:\n    from gone.x import y\n    from ..c import z\n    from .d import w\n    import a.b"
-    )
-    (tmp_path / "a/b/e.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = rehearsal.imports(str(tmp_path / "a/b/e.py"))
-    assert [line for _, line in found] == [1, 3, 4, 5, 6]
-    assert [line for module, line in found if not rehearsal.is_there(module)] == [3, 5]

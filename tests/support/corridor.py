@@ -1,6 +1,5 @@
 """A corridor to walk along, and the same with hazards. Worker processes import this file: it needs the recipe only."""
 
-import json
 import os
 import signal
 import time
@@ -83,21 +82,19 @@ class SlowCorridor(Corridor):
 class HazardousCorridor(Corridor):
     """The task's metadata["hazard"] says what goes wrong, at the reset or at the second step.
 
-    A task with a "game_file" reads it; one with a "name" is told its name. See `alive` for its processes.
+    A task with a "name" is told its name. See `alive` for its processes.
     """
 
     def __init__(self, data_root: str) -> None:
         super().__init__(data_root)
-        self.data_root, self.hazard = Path(data_root), ""
-        with (self.data_root / "workers").open("a") as file:
+        self.hazard = ""
+        with (Path(data_root) / "workers").open("a") as file:
             file.write(f"{os.getpid()}\n")
 
     def reset(self, metadata: dict[str, Any]) -> Observation:
         self.hazard = metadata.get("hazard", "")
         if self.hazard == "killed at reset":
             os.kill(os.getpid(), signal.SIGKILL)
-        if "game_file" in metadata:
-            json.loads((self.data_root / metadata["game_file"]).read_text())
         text = f"{super().reset(metadata).text} {metadata.get('name', '')}"
         return Observation(text + " It is long." * 10_000 * (self.hazard == "long at reset"))
 

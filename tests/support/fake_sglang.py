@@ -8,11 +8,14 @@
 
 `reply` runs in the server's own thread, once per POST /generate. It may be `async`: a reply that waits (for ever with
 `await hold()`) is interrupted by POST /abort_request, and its request answered as SGLang does: HTTP 200 and
-finish_reason "abort".
+finish_reason "abort". A reply that is `Broken`, or awaits `go_down`, fails as a network and a restart do.
 """
 
 import asyncio
 import inspect
+import json
+import socket
+import struct
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +23,16 @@ from typing import Any
 
 from aiohttp import web
 
-Reply = dict | web.Response
+
+@dataclass
+class Broken:
+    """An answer of which half is sent; then comes a TCP reset, or an orderly end of the connection."""
+
+    answer: dict
+    reset: bool = True
+
+
+Reply = dict | web.Response | Broken
 
 
 def generated(
@@ -77,10 +89,7 @@ class FakeSGLang:
     def __init__(self, reply: Callable[[dict], Reply | Awaitable[Reply]]):
         self.reply = reply
         self.requests: list[Request] = []  # every POST, in order of arrival
-        self.pages: dict[str, dict] = {
-            "/health": {},
-            "/model_info": {"model_path": "fake", "weight_version": "default"},
-        }
+        self.pages: dict[str, dict] = {}
         self.host, self.port = "127.0.0.1", 0
         self._in_flight: dict[asyncio.Task, str | None] = {}
 
@@ -114,8 +123,20 @@ class FakeSGLang:
         # A client that disconnects ends its request, as in SGLang.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, 0).start()
+        await self._listen()
         self.port = self._runner.addresses[0][1]
+
+    async def _listen(self) -> None:
+        await web.TCPSite(self._runner, self.host, self.port).start()
+
+    async def go_down(self, for_s: float | None = None) -> None:
+        """For a reply to await: all connections end, and new ones are refused, for good or for so many seconds."""
+        for site in self._runner.sites:
+            await site.stop()
+        if for_s is not None:
+            self._loop.call_later(for_s, lambda: self._loop.create_task(self._listen()))
+        for connection in self._runner.server.connections:
+            connection.force_close()
 
     async def _get(self, request: web.Request) -> web.Response:
         if request.path in self.pages:
@@ -126,11 +147,13 @@ class FakeSGLang:
             return web.json_response({"loads": [{"num_running_reqs": len(self._in_flight), "num_waiting_reqs": 0}]})
         return web.Response(status=404)
 
-    async def _post(self, request: web.Request) -> web.Response:
+    async def _post(self, request: web.Request) -> web.StreamResponse:
         payload = await request.json()
         self.requests.append(Request(request.path, payload, {k.lower(): v for k, v in request.headers.items()}))
         if request.path == "/generate":
             answer = await self._generate(payload)
+            if isinstance(answer, Broken):
+                return await _break_off(request, answer)
             return answer if isinstance(answer, web.Response) else web.json_response(answer)
         if request.path == "/abort_request":
             for task, rid in list(self._in_flight.items()):
@@ -154,3 +177,15 @@ class FakeSGLang:
             return generated([], [], finish="abort")
         finally:
             self._in_flight.pop(task, None)
+
+
+async def _break_off(request: web.Request, broken: Broken) -> web.StreamResponse:
+    body = json.dumps(broken.answer).encode()
+    response = web.StreamResponse(headers={"Content-Length": str(len(body))})
+    await response.prepare(request)
+    await response.write(body[: len(body) // 2])
+    if broken.reset:
+        linger = struct.pack("ii", 1, 0)
+        request.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    request.transport.close()
+    return response

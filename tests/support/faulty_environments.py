@@ -8,8 +8,6 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy
-
 from examples.tcod.environments.protocol import Environment, Observation
 
 
@@ -43,11 +41,6 @@ class Exits(Good):
         sys.exit(3)
 
 
-class Interrupts(Good):
-    def step(self, action: str) -> Observation:
-        raise KeyboardInterrupt
-
-
 class Prints(Good):
     def step(self, action: str) -> Observation:
         print(f"DEBUG {action}")
@@ -57,11 +50,6 @@ class Prints(Good):
 class NotInstalled(Good):
     def __init__(self, data_root: str = "") -> None:
         import no_such_engine  # noqa: F401
-
-
-class AsyncReset(Good):
-    async def reset(self, metadata: dict[str, Any]) -> Observation:
-        return Observation("Say yes.")
 
 
 class NoCheckRow(Environment):
@@ -76,19 +64,9 @@ def good_but(name: str, **methods: Any) -> type[Good]:
     return type(name, (Good,), methods)
 
 
-NumpyBools = good_but(
-    "NumpyBools",
-    step=lambda self, action: Observation(
-        "Well said.", *numpy.array([action == self.word] * 2), reward=numpy.float32(0.5)
-    ),
-)
 IsOver = good_but("IsOver", reset=lambda self, metadata: Observation("You have said it.", won=True))
 TextFromReset = good_but("TextFromReset", reset=lambda self, metadata: "Say yes.")
-TupleFromStep = good_but("TupleFromStep", step=lambda self, action: ("Well said.", 1.0, True, {}))
-NoText = good_but("NoText", reset=lambda self, metadata: Observation(None))
 HalfASuccess = good_but("HalfASuccess", step=lambda self, action: Observation("Nearly.", won=0.5))
-HalfAnEmoji = good_but("HalfAnEmoji", reset=lambda self, metadata: Observation("Say \ud83d."))
-ListInOneString = good_but("ListInOneString", reset=lambda self, metadata: Observation("Say", admissible="yes, no"))
 AnswersAsTool = good_but("AnswersAsTool", step=lambda self, action: Observation("Yes.", role="tool"))
 ASK = {"type": "function", "function": {"name": "ask", "parameters": {"type": "object", "properties": {}}}}
 NeedsArguments = good_but(
@@ -96,6 +74,15 @@ NeedsArguments = good_but(
     tools=staticmethod(lambda metadata: [ASK]),
     step=lambda self, action: Observation("Yes.") if action == "no such action" else {}["word"],
 )
+StringFromParse = good_but("StringFromParse", parse_action=staticmethod(lambda response: "ok"))
+LosesActions = good_but("LosesActions", parse_action=staticmethod(lambda response: (response, True)))
+NoStaticMethod = good_but("NoStaticMethod", render=lambda observation, first, admissible: observation.text)
+Dies = good_but("Dies", step=lambda self, action: os._exit(1))
+Blocks = good_but("Blocks", step=lambda self, action: time.sleep(3600))
+Raises = good_but("Raises", step=lambda self, action: {"yes": Observation("Well said.", True, True)}[action])
+
+
+CACHE: dict[str, str] = {}
 
 
 class SharesState(Good):
@@ -118,12 +105,3 @@ class SharesState(Good):
         values = {"random": random.random, "folder": os.getcwd, "variable": lambda: os.environ["SEED"]}
         values |= {"cache": lambda: CACHE["seed"], "nothing": self.own.random, "never the same": time.perf_counter}
         return replace(super().step(action), text=str(values[self.kind]()))
-
-
-CACHE: dict[str, str] = {}
-StringFromParse = good_but("StringFromParse", parse_action=staticmethod(lambda response: "ok"))
-LosesActions = good_but("LosesActions", parse_action=staticmethod(lambda response: (response, True)))
-NoStaticMethod = good_but("NoStaticMethod", render=lambda observation, first, admissible: observation.text)
-Dies = good_but("Dies", step=lambda self, action: os._exit(1))
-Blocks = good_but("Blocks", step=lambda self, action: time.sleep(3600))
-Raises = good_but("Raises", step=lambda self, action: {"yes": Observation("Well said.", True, True)}[action])

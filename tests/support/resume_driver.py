@@ -8,8 +8,7 @@ from typing import Any
 from examples.tcod import tcod_rollout
 from examples.tcod.settings import build
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
-from slime.utils.http_utils import init_http_client
-from smoke import hooks
+from tests.support.rig import slime_args
 from tests.support.toys import LocalPool
 
 TASKS, BATCH, ROLLOUTS = 10, 4, 6  # six batches of four: two epochs, shuffled anew, and a bit
@@ -19,31 +18,10 @@ def main(checkpoint: str, folder: str, student_port: int, teacher_port: int, fir
     """Play from rollout `first` on; one JSON line for each finished one goes to rollouts.jsonl, errors to errors."""
     sys.stderr = (Path(folder) / "errors").open("a", buffering=1)
     build.EnvironmentPool = LocalPool
-    args = hooks.rollout_args(
-        hf_checkpoint=checkpoint,
-        apply_chat_template_kwargs={"enable_thinking": False},
-        prompt_data=f"{folder}/rows.jsonl",
-        input_key="prompt",
-        label_key="label",
-        rollout_batch_size=BATCH,
-        rollout_shuffle=True,
-        rollout_max_response_len=64,
-        rollout_max_context_len=2000,
-        sglang_router_ip="127.0.0.1",
-        sglang_router_port=student_port,
-        rollout_num_gpus=1,
-        rm_url=f"http://127.0.0.1:{teacher_port}/generate",
-        save=folder,
-        load=folder,
-        tcod_variant="f2b",
-        tcod_horizon=4,
-        tcod_eta=2,
-        tcod_environment="tests.support.toys.Corridor",
-        tcod_data_root=folder,
-        tcod_admissible="never",
-        **settings,
-    )
-    init_http_client(args)
+    run = {"rollout_batch_size": BATCH, "rollout_shuffle": True, "save": folder, "load": folder}
+    run |= {"tcod_variant": "f2b", "tcod_horizon": 4, "tcod_eta": 2, "tcod_admissible": "never"}
+    run |= {"tcod_environment": "tests.support.toys.Corridor", "tcod_data_root": folder, **settings}
+    args = slime_args(checkpoint, f"{folder}/rows.jsonl", student_port, teacher_port, **run)
     source = RolloutDataSourceWithBuffer(args)
     source.load(first - 1)
     for n in range(first, ROLLOUTS):

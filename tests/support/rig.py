@@ -44,6 +44,21 @@ def student_value(index: int) -> float:
     return -0.01 * (index + 1)
 
 
+def slime_args(checkpoint, data, student_port: int, teacher_port: int, **changes) -> Namespace:
+    """slime's arguments of rollouts on these servers. What slime keeps of others in this process is forgotten."""
+    values = {
+        **{"hf_checkpoint": str(checkpoint), "apply_chat_template_kwargs": {"enable_thinking": False}},
+        **{"prompt_data": str(data), "input_key": "prompt", "label_key": "label"},
+        **{"rollout_max_response_len": 64, "rollout_max_context_len": 2000, "use_dynamic_batch_size": True},
+        **{"sglang_router_ip": "127.0.0.1", "sglang_router_port": student_port, "sglang_server_concurrency": 32},
+        **{"rollout_num_gpus": 1, "rm_url": f"http://127.0.0.1:{teacher_port}/generate"},
+    }
+    args = hooks.rollout_args(**values | changes)
+    SingletonMeta._instances.clear()
+    init_http_client(args)
+    return args
+
+
 class RecordingSource(RolloutDataSourceWithBuffer):
     """slime's data source, which remembers what was drawn from it."""
 
@@ -109,36 +124,12 @@ class Rig:
         settings = {key: value for key, value in settings.items() if value is not None}
         config = self.folder / "tcod.yaml"
         config.write_text(yaml.safe_dump(settings))
-        args = hooks.rollout_args(
-            **{
-                "hf_checkpoint": str(self.checkpoint),
-                "apply_chat_template_kwargs": {"enable_thinking": False},
-                "prompt_data": str(self.rows(rows)),
-                "input_key": "prompt",
-                "label_key": "label",
-                "rollout_batch_size": len(rows),
-                "n_samples_per_prompt": 1,
-                "rollout_max_response_len": 64,
-                "rollout_max_context_len": 2000,
-                "sglang_router_ip": self.student.host,
-                "sglang_router_port": self.student.port,
-                "sglang_server_concurrency": 32,
-                "rollout_num_gpus": 1,
-                "use_dynamic_batch_size": True,
-                "rm_url": f"{self.teacher.url}/generate",
-                "custom_config_path": str(config),
-                **changes,
-            }
-        )
-        for key, value in settings.items():
-            setattr(args, key, value)
-        return args
+        changes = {"rollout_batch_size": len(rows), "custom_config_path": str(config), **settings, **changes}
+        return slime_args(self.checkpoint, self.rows(rows), self.student.port, self.teacher.port, **changes)
 
     def rollout(self, rows, n=0, **changes):
         """(samples, metrics) of rollout n over these rows."""
         args = self.args(rows, **changes)
-        SingletonMeta._instances.clear()
-        init_http_client(args)
         source = RecordingSource(args)
         output = tcod_rollout.generate_rollout(args, n, source)
         self.drawn = source.drawn
@@ -150,8 +141,6 @@ class Rig:
     def generate(self, metadata, k, max_new_tokens=64, **changes):
         """(slime's arguments, one training sample) after generate alone."""
         args = self.args([metadata], **changes)
-        SingletonMeta._instances.clear()
-        init_http_client(args)
         sample = Sample(index=0, prompt="walk", metadata={**metadata, "tcod": Episode(EpisodeRecord(n=0, k=k))})
         params = {**UNTEMPERED, "max_new_tokens": max_new_tokens}
         return args, run(tcod_rollout.generate(args, sample, params))

@@ -116,10 +116,15 @@ def mixed(settings, config, tmp_path):
     return lambda **variables: settings(CONFIG=str(config), EVAL_SETS="", VARIANT="b2f", **variables)
 
 
+def check_run(s, path):
+    config = TcodConfig.read(path)
+    return preflight.check_run(s, config, preflight.student_chat(config, s.student, {}, "STUDENT"), "")
+
+
 def test_the_preflight_plays_rows_of_each(mixed, config, tmp_path, capsys):
     def check(**variables):
         s = mixed(**variables)
-        preflight.check_run(s, TcodConfig.read(config), preflight.run_chat(s, TcodConfig.read(config)), "")
+        check_run(s, config)
         return capsys.readouterr().err
 
     assert check() == ""
@@ -174,6 +179,5 @@ def test_every_node_of_a_cluster_resets_a_game_of_each(mixed, config, monkeypatc
     checked = []
     s = mixed(RAY_ADDRESS="10.0.0.9:6379")
     monkeypatch.setattr(preflight, "check_cluster", lambda s, gpus, games: checked.extend(games) or ["here"])
-    read = TcodConfig.read(config)
-    assert preflight.check_run(s, read, preflight.run_chat(s, read), "") == ["here"]
+    assert check_run(s, config) == ["here"]
     assert [(one.name, row.metadata["environment"]) for one, row in checked] == [("far", "far"), ("near", "near")]

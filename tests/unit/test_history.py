@@ -105,19 +105,6 @@ def test_each_turn_sees_the_templates_own_rendering(name, folder, rules, first, 
     assert [(span.ids, span.turn) for span in spans] == list(zip(sampled, range(replayed, len(turns)), strict=False))
 
 
-@pytest.mark.parametrize("name", THINKS)
-def test_old_thoughts_are_the_templates_to_drop(name, folder):
-    template, kwargs, opened, drops = THINKS[name]
-    chat = chat_with(folder, template, kwargs, history="turns", thoughts="keep")
-    opening, closing = ("[THINK]", "[/THINK]") if name == "another name" else ("<think>", "</think>")
-    history = TurnHistory(chat, 10**6)
-    history.begin("Rules.", "A door.")
-    history.respond(said(chat, f"{opening}\nwhich one\n{closing}\n\nleft".removeprefix(opened)))
-    history.observe("A wall.")
-    text = chat.tokenizer.decode(history.context)
-    assert ("which one" in text) is not drops and "left<|im_end|>" in text
-
-
 def test_a_cut_thought_is_a_turn_without_an_answer(folder):
     for name, (template, kwargs, opened, drops) in THINKS.items():
         for kind in ("append", "turns"):

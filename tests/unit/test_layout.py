@@ -1,8 +1,6 @@
 """The house: few entries, each folder one question, and imports that go one way."""
 
 import ast
-import inspect
-import os
 import re
 import subprocess
 import sys
@@ -58,15 +56,6 @@ def test_the_hooks_that_the_documents_name_are_there():
     assert named == set(tcod_rollout.__all__) and all(callable(getattr(tcod_rollout, name)) for name in named)
 
 
-def test_the_log_hooks_have_slimes_parameters():
-    """slime's contract tests compare names; where slime is not at hand, this does."""
-    from examples.tcod import tcod_rollout
-
-    rollout = ["rollout_id", "args", "samples", "rollout_extra_metrics", "rollout_time"]
-    assert list(inspect.signature(tcod_rollout.log_rollout).parameters) == rollout
-    assert list(inspect.signature(tcod_rollout.log_eval).parameters) == ["rollout_id", "args", "data", "extra_metrics"]
-
-
 def test_there_are_few_entries():
     tracked = subprocess.run(["git", "ls-files", "."], cwd=RECIPE, capture_output=True, text=True).stdout.split()
     entries = {Path(name).parts[0] for name in tracked} or {
@@ -91,13 +80,3 @@ def test_the_package_and_the_loop_need_neither_slime_nor_ray_nor_transformers():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=RECIPE.parents[1], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr
-
-
-@pytest.fixture(scope="module")
-def shared():
-    return None
-
-
-def test_what_shares_a_fixture_runs_in_one_process(shared, request):
-    """pytest-xdist writes the group behind the test's name."""
-    assert "@" in request.node.nodeid or "PYTEST_XDIST_WORKER" not in os.environ

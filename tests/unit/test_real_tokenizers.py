@@ -148,22 +148,15 @@ SYSTEM_LAST = (  # Mistral's shape
 
 
 @pytest.mark.parametrize(
-    "template, kwargs, thoughts, words",
+    "kwargs, thoughts, words",
     [
-        (None, {}, "none", "set --apply-chat-template-kwargs '{\"enable_thinking\": false}'"),
-        (None, NON_THINKING, "keep", "closes the thought before every answer.*switch thinking on"),
-        (THINKING_ONLY, NON_THINKING, "none", "opens a thought before every answer.*set it to keep, or use a"),
+        ({}, "none", "set --apply-chat-template-kwargs '{\"enable_thinking\": false}'"),
+        (NON_THINKING, "keep", "closes the thought before every answer.*switch thinking on"),
     ],
 )
-def test_qwen3_thinks_where_the_settings_say_so_or_is_refused(template, kwargs, thoughts, words):
+def test_qwen3_thinks_where_the_settings_say_so_or_is_refused(kwargs, thoughts, words):
     with pytest.raises(ValueError, match=words):
-        chat_with("qwen3", template, kwargs, thoughts=thoughts)
-
-
-def test_a_thinking_model_is_appended_to_where_thoughts_are_kept():
-    chat = chat_with("qwen3", THINKING_ONLY, {}, thoughts="keep")
-    assert chat.tokenizer.decode(chat.user("U")).endswith("<|im_start|>assistant\n<think>\n")
-    assert chat.tokenizer.decode(chat.assistant("look")) == "\n</think>\n\nlook<|im_end|>"
+        chat_with("qwen3", None, kwargs, thoughts=thoughts)
 
 
 # name: tokenizer, another template than its own, keyword arguments, tcod_thoughts, what the template opens
