@@ -147,10 +147,9 @@ def _given(options: Namespace) -> Play:
     train, heldout = options.data / "train.jsonl", options.data / "heldout.jsonl"
     heldout = heldout if heldout.exists() else train
     for arm in arms.values():
-        playable = arm["tcod_variant"].replace("sft", "b2f")  # what imitation needs more is added by record
-        given = TcodConfig.from_mapping({**arm, "tcod_variant": playable}, str(options.config))
+        given = TcodConfig.from_mapping(arm, str(options.config))
         check_environment_class(given)
-        check_training_rows(given, read_rows(train), str(train))
+        check_training_rows(given, read_rows(train), str(train), recorded=False)
         check_evaluation_rows(given, read_rows(heldout), str(heldout))
         arm["tcod_env_workers"] = min(given.tcod_env_workers, 2)
         for entry in arm.get("tcod_environments", {}).values():
@@ -166,7 +165,7 @@ def _given(options: Namespace) -> Play:
 def record(data: Path, settings: dict[str, Any]) -> None:
     """Have the training rows tell what the environment says in their demonstrations: imitation asks it nothing."""
     rows = data / "train.jsonl"
-    config = write_settings(data / "record.yaml", {**settings, "tcod_variant": "b2f"})
+    config = write_settings(data / "record.yaml", settings)
     command = [sys.executable, "-m", "examples.tcod.tools.check_environment", "--config", str(config)]
     subprocess.run([*command, "--rows", str(rows), "--record", str(rows)], check=True, stdout=subprocess.DEVNULL)
 

@@ -89,7 +89,7 @@ IMITATION = {**ALONE, "loss_type": "sft_loss", "disable_compute_advantages_and_r
 def run_flags(options: Namespace) -> dict[str, Any]:
     """slime's arguments, by name, of any run: here, and of slime's own train.py (train_slime.py)."""
     config = TcodConfig.read(options.config)
-    imitates, alone = config.tcod_variant == "sft", config.tcod_reward_coef and options.no_teacher
+    imitates = config.tcod_variant == "sft"
     return {
         **hooks.RECIPE_FLAGS,
         **LOSSES[options.loss],
@@ -109,7 +109,7 @@ def run_flags(options: Namespace) -> dict[str, Any]:
         "rollout_max_response_len": options.response_len,
         "rollout_max_context_len": options.context_len,
         "use_dynamic_batch_size": True,
-        **(IMITATION if imitates else ALONE if alone else {}),
+        **(IMITATION if imitates else ALONE if options.no_teacher else {}),
     }
 
 

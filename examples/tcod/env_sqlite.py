@@ -14,10 +14,15 @@ from typing import Any
 from .environments.protocol import Environment, Observation, calls_of
 
 MAX_CHARS, MAX_CELL_CHARS = 3000, 200  # of a result, and of one value in it
-MAX_SQL_CHARS = 10_000
-MAX_VALUE_BYTES = 1_000_000  # of a value that a query computes
-MAX_MEMORY_BYTES = 256 * 2**20  # of SQLite in this process
-STEPS = 1000  # of SQLite's machine, between two looks at the clock
+MAX_MEMORY_BYTES = 64 * 2**20  # of SQLite in this process
+STEPS = 200  # of SQLite's machine, between two looks at the clock
+# It looks at no clock within a function, nor in a line of steps without a jump: the longest line takes about 2 s.
+LIMITS = {
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 10_000,
+    sqlite3.SQLITE_LIMIT_LENGTH: 10_000,  # of a value or a row, in bytes
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 50,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 3000,  # steps that a query is compiled to
+}
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 
 # A tool's description, and those of its arguments, which are texts.
@@ -38,7 +43,7 @@ class SqliteEnvironment(Environment):
 
     Args:
         max_rows: of a query's result; further ones are left out.
-        max_query_s: a query that takes longer is stopped.
+        max_query_s: the queries of an answer are stopped after so long.
     """
 
     def __init__(self, data_root: str = "", max_rows: int = 20, max_query_s: float = 2.0) -> None:
@@ -55,8 +60,8 @@ class SqliteEnvironment(Environment):
         self.tables = dict(database.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY name"))
         database.execute("PRAGMA temp_store = MEMORY")  # sorting writes no files
         database.execute(f"PRAGMA hard_heap_limit = {MAX_MEMORY_BYTES}")
-        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
-        database.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_SQL_CHARS)
+        for limit, most in LIMITS.items():
+            database.setlimit(limit, most)
         database.set_authorizer(_authorize)
         database.set_progress_handler(lambda: time.monotonic() > self.deadline, STEPS)
         self.right, self.given = str(metadata["answer"]), None
@@ -64,7 +69,7 @@ class SqliteEnvironment(Environment):
 
     def step(self, action: str) -> Observation:
         """Run the calls of an answer, one after the other; the tool answer ends the episode."""
-        results, executed = [], False
+        results, executed, self.deadline = [], False, time.monotonic() + self.max_query_s
         for call in calls_of(action):
             name, values = call["name"], [_as_text(value) for value in call["arguments"].values()]
             if name not in TOOLS or set(call["arguments"]) != set(TOOLS[name][1]):
@@ -99,13 +104,12 @@ class SqliteEnvironment(Environment):
         return self.tables.get(table) or f"error: there is no table {table[:MAX_CELL_CHARS]}"
 
     def _query(self, sql: str) -> str:
-        self.deadline = time.monotonic() + self.max_query_s
         try:
             found = self.database.execute(sql)
             rows = found.fetchmany(self.max_rows + 1)
         except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError) as error:
             stopped = f"it was stopped after {self.max_query_s:g} s" if str(error) == "interrupted" else str(error)
-            return f"error: {stopped or 'it takes too much memory'}"
+            return f"error: {stopped or 'it is too long, or takes too much memory'}"
         if not found.description:
             return "error: this is no SELECT statement"
         lines = [[column[0] for column in found.description], *rows[: self.max_rows]]

@@ -1,5 +1,6 @@
 """env_sqlite.py and its prepare tool: what a query may do, and that the demonstrations are right."""
 
+import itertools
 import json
 import os
 import re
@@ -10,13 +11,15 @@ from statistics import mean
 
 import pytest
 
-from examples.tcod.env_sqlite import SqliteEnvironment, is_right
+from examples.tcod.env_sqlite import MAX_CELL_CHARS, MAX_CHARS, SqliteEnvironment, is_right
 from examples.tcod.environments.protocol import action_of
 from examples.tcod.tools import prepare_sqlite
 from tests.support.toys import LocalPool
 
 NUM_GPUS = 0
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n"
+SLOW = "SELECT replace(hex(zeroblob(150000)),'0','a') LIKE '%'||replace(hex(zeroblob(20000)),'0','a')||'b'"
+LONG = f"SELECT x FROM {'(SELECT x + x AS x FROM ' * 11}(SELECT id AS x FROM door){')' * 11}"  # in steps: 2^11 columns
 
 
 @pytest.fixture
@@ -57,6 +60,11 @@ def call(engine, name, **arguments):
         ("VACUUM INTO 'copy.sqlite'", "error: authorization denied"),
         ("SELECT load_extension('x')", "error: not authorized to use function: load_extension"),
         ("SELECT randomblob(1000000000)", "error: string or blob too big"),
+        (SLOW, "error: string or blob too big"),
+        ("SELECT name LIKE hex(zeroblob(26)) FROM door", "error: LIKE or GLOB pattern too complex"),
+        (LONG, "error: it is too long, or takes too much memory"),
+        (f"SELECT {'1' * 10_000}", "error: query string is too large"),
+        ("SELECT hex(zeroblob(150)) AS h", f"h\n{'0' * MAX_CELL_CHARS}"),
         (ENDLESS, "error: it was stopped after 0.2 s"),
         (
             "SELECT a.name || b.name AS n FROM door a, door b, door c, door d, door e ORDER BY n",
@@ -83,6 +91,25 @@ def test_tables_are_listed_and_described_and_what_is_no_call_is_refused(engine):
     for refused in (engine.step("30"), *wrong):
         assert refused.refused and not refused.done
     assert call(engine, "drop").text.endswith("list_tables(), describe(table), query(sql), answer(answer)")
+
+
+def test_a_sort_takes_memory_up_to_a_limit_and_no_disk(engine):
+    engine.max_query_s = 60
+    sql = "SELECT hex(zeroblob(4000)) || a.id FROM door a, door b, door c ORDER BY 1"  # 216 MB
+    assert call(engine, "query", sql=sql).text == "error: it is too long, or takes too much memory"
+
+
+def test_a_long_result_is_cut(engine):
+    engine.tables["wide"] = "x" * (MAX_CHARS + 1)
+    assert call(engine, "describe", table="wide").text == "x" * MAX_CHARS
+
+
+def test_the_queries_of_an_answer_share_their_time(engine, monkeypatch):
+    looks = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: 0.1 * next(looks))
+    last = engine.step(action_of([{"name": "query", "arguments": {"sql": ENDLESS}}] * 2))
+    assert last.results == ("error: it was stopped after 0.2 s",) * 2
+    assert next(looks) == 5  # when it begins, three in the first query, one in the second
 
 
 def test_an_answer_ends_the_episode_and_later_calls_are_left_out(engine):

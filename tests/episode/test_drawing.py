@@ -1,9 +1,11 @@
 """What was drawn and not trained survives a resume of the asynchronous modes, through slime's own data source."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from examples.tcod import ConfigError
 from examples.tcod.episode.record import Episode
 from examples.tcod.settings import build
 from examples.tcod.training import drawing
@@ -127,6 +129,66 @@ def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):
     assert drawn.is_complete and tasks(drawn.take()[0]) == [2, 3]
     current.save(0)
     assert tasks(draw(AsynchronousDrawing, source(0), 1).get_samples(2)) == [4, 5]
+
+
+def test_groups_of_another_size_are_refused_after_a_resume(source):
+    before = source()
+    draw(AsynchronousDrawing, before, 0).get_samples(1)
+    before.save(0)
+    resumed = source(0)
+    resumed.args.n_samples_per_prompt = 4
+    with pytest.raises(ConfigError, match="SAMPLES_PER_TASK. is 4, and the tasks that were drawn .* have 2 samples"):
+        draw(AsynchronousDrawing, resumed, 1)
+
+
+def test_no_checkpoint_is_written_between_a_draw_and_its_note(source):
+    current, held = source(), []
+
+    def is_free():
+        free = drawn._lock.acquire(blocking=False)
+        return free and drawn._lock.release() is None
+
+    def looking(call):
+        def look(*args):
+            with ThreadPoolExecutor(1) as another_thread:
+                held.append(not another_thread.submit(is_free).result())
+            return call(*args)
+
+        return look
+
+    current.get_samples, current.save = looking(current.get_samples), looking(current.save)
+    drawn = draw(AsynchronousDrawing, current, 0)
+    drawn.get_samples(1)
+    current.save(0)
+    assert held == [True, True]
+
+
+def test_slimes_worker_draws_while_a_batch_is_waited_for(source):
+    drawn = draw(AsynchronousDrawing, source(), 0)
+
+    class Meanwhile(int):
+        def __gt__(self, other):
+            drawn.get_samples(1)
+            return int(self) > other
+
+    for group in [group for _ in range(BATCH) for group in drawn.get_samples(1)]:
+        drawn.sort_in(group, keep=True)
+    drawn.rollout_id = Meanwhile(0)
+    drawn.get_samples(1)
+    assert drawn.is_complete and drawn.under_way == BATCH + 2
+
+
+def test_a_draw_is_of_one_rollout_if_the_next_one_begins_meanwhile(source):
+    drawn = draw(AsynchronousDrawing, source(), 0)
+
+    def depth(*row_and_rollout):
+        drawn.rollout_id += 1
+        return row_and_rollout[-1] + 1
+
+    drawn._depth = depth
+    [group] = drawn.get_samples(1)
+    assert {(Episode.of(one).record.n, Episode.of(one).record.k) for one in group} == {(0, 1)}
+    assert [*drawn._playing.values()] == [0]
 
 
 def test_a_source_without_metadata_is_drawn_from_all_the_same(source):

@@ -82,6 +82,7 @@ def test_rows_without_what_was_seen_are_refused(rig, no_environment):
         (None, "demo_unrecorded"),
         ([{"text": 1}] * 2, "demo_malformed"),
         ([{"x": ""}] * 2, "demo_ma"),
+        ([{"text": "here"}, {"text": 1}], "demo_malformed"),
     ):
         with pytest.raises(ConfigError, match=f"1 of 1 rows have no usable demonstration {{'{reason}"):
             imitated(rig, [row(2, seen=seen)])
@@ -94,16 +95,16 @@ def test_an_incomplete_mask_never_reaches_training(rig, no_environment):
         tcod_rollout.post_process_rewards(rig.args([row(2)], **SFT), [sample])
 
 
-def test_check_environment_records_what_is_seen(rig, monkeypatch, capsys):
+@pytest.mark.parametrize("variant, more", [("opd", [{"goal": 4}]), ("sft", [{"goal": 2, "demo": row(2)["demo"]}])])
+def test_check_environment_records_what_is_seen(rig, monkeypatch, capsys, variant, more):
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: None)
     config, out = rig.folder / "tcod.yaml", rig.folder / "recorded.jsonl"
     bare = [{"goal": goal, "demo": {"actions": ["right"] * goal}} for goal in (1, 3)]
-    rows = rig.rows([*bare, {"goal": 4}])
-    rig.args(bare)  # writes the settings
-    arguments = ["--config", str(config), "--rows", str(rig.rows([*bare, {"goal": 4}])), "--record", str(out)]
+    rig.args(bare, tcod_variant=variant)  # writes the settings
+    arguments = ["--config", str(config), "--rows", str(rig.rows([*bare, *more])), "--record", str(out)]
     monkeypatch.setattr(sys, "argv", ["check_environment", *arguments])
     check_environment.main()
     written = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [one["metadata"] for one in written] == [row(1), row(3), {"goal": 4}]
-    assert written[0]["prompt"] == "walk" and rows.exists() and "3 of 3 rows play" in capsys.readouterr().out
+    assert [one["metadata"] for one in written] == [row(1), row(3), *more]
+    assert written[0]["prompt"] == "walk" and "3 of 3 rows play" in capsys.readouterr().out
     assert Demonstration.of(written[1]["metadata"]).observation(2).text == "You are at door 2."

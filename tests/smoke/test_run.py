@@ -71,13 +71,28 @@ def test_a_mixed_play_has_rows_and_settings_of_each_environment(play):
         assert [bool(one.tcod_data_root) for one in of_each] == [True, True, False]
 
 
+@pytest.fixture
+def flags(tmp_path):
+    """flags(arm, more options) -> slime's arguments of an arm of the smoke run."""
+
+    def read(arm, *more):
+        given = ["--config", str(plays.write_settings(tmp_path / "tcod.yaml", arm)), "--student", "s", "--data", "d"]
+        given += ["--student-port", "1", "--teacher-port", "2", "--run-dir", "r"]
+        return train_arm.run_flags(train_arm.option_parser().parse_args([*given, *more]))
+
+    return read
+
+
 @pytest.mark.parametrize("thoughts", [False, True])
-def test_the_models_think_where_the_settings_say_so(play, tmp_path, thoughts):
+def test_the_models_think_where_the_settings_say_so(play, flags, thoughts):
     for arm in play(thoughts=thoughts)[1].arms.values():
-        flags = ["--config", str(plays.write_settings(tmp_path / "tcod.yaml", arm)), "--student", "s", "--data", "d"]
-        flags += ["--student-port", "1", "--teacher-port", "2", "--run-dir", "r"]
-        given = train_arm.run_flags(train_arm.option_parser().parse_args(flags))
-        assert given["apply_chat_template_kwargs"] == {"enable_thinking": thoughts}
+        assert flags(arm)["apply_chat_template_kwargs"] == {"enable_thinking": thoughts}
+
+
+def test_without_a_teacher_none_is_asked_whatever_the_reward(play, flags):
+    """With no reward either, the recipe's own check refuses the run."""
+    arm = play()[1].arms["f2b"]
+    assert flags(arm, "--no-teacher")["use_opd"] is False and flags(arm)["use_opd"] is True
 
 
 def test_runs_with_the_same_seed_have_ports_of_their_own():

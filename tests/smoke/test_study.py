@@ -16,10 +16,12 @@ from examples.tcod.curriculum import Curriculum
 NUM_GPUS = 0
 FIRST = Results.load(study_arms.RESULTS, study_report.FIRST.arms)
 SECOND = Results.load(study_arms.RESULTS / "losses", study_report.SECOND.arms)
-PARTS = [
-    (FIRST, study_report.FIRST, study_arms.curriculum_jobs()),
-    (SECOND, study_report.SECOND, study_arms.loss_jobs()),
-]
+THIRD = Results.load(study_arms.RESULTS / "baselines", study_report.BASE_ARMS)
+PARTS = {
+    "curricula": (FIRST, study_arms.curriculum_jobs(), study_report.FIRST, study_figures.draw_first),
+    "losses": (SECOND, study_arms.loss_jobs(), study_report.SECOND, study_figures.draw_second),
+    "baselines": (THIRD, study_arms.baseline_jobs(), None, study_figures.draw_third),
+}
 
 
 def run(arm, seed, successes, per_update=100, start=0):
@@ -123,16 +125,17 @@ def test_the_result_of_a_job_is_what_its_metrics_say():
     assert (made["student_steps"], made["replayed_steps"], made["s"]) == (40, 68, 1.75)
 
 
-@pytest.mark.parametrize("results, part, jobs", PARTS)
-def test_the_results_in_the_repository_are_of_the_studys_settings_and_on_its_page(results, part, jobs, tmp_path):
+@pytest.mark.parametrize("results, jobs, part, draw", PARTS.values(), ids=PARTS)
+def test_the_results_in_the_repository_are_of_the_studys_settings_and_on_its_page(results, jobs, part, draw, tmp_path):
     by_name = {(job.arm_name, job.seed): job for job in jobs}
     assert all(by_name[key].done() for key in results.jobs)
-    assert results is SECOND or results.jobs.keys() == by_name.keys()
-    assert {name for pair in part.pairs for name in pair} <= set(results.arms)
+    assert results is not FIRST or results.jobs.keys() == by_name.keys()
+    assert {name for pair in (part.pairs if part else study_report.BASE_PAIRS) for name in pair} <= set(results.arms)
     page = (study_arms.RESULTS.parents[1] / "STUDY.md").read_text()
-    for title, text in study_report.tables(results, part):
+    tables = study_report.tables(results, part) if part else study_report.baseline_tables(results)
+    for title, text in tables:
         assert f"**{title}**\n\n{text}" in page
-    (study_figures.draw_first if results is FIRST else study_figures.draw_second)(results, tmp_path / "figure.png")
+    draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 

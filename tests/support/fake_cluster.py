@@ -7,6 +7,7 @@ start a process in a process group of its own, as Ray and SGLang do, and wait or
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -85,6 +86,7 @@ def main() -> None:
     if does == "fail":
         sys.exit("CUDA out of memory")
     if does == "wait":
+        signal.signal(signal.SIGTERM, lambda *_: end_slowly(Path(place) / "seen/asked.json"))
         time.sleep(600)
     if role == "teacher":
         option = dict(zip(command, command[1:], strict=False))
@@ -95,6 +97,12 @@ def main() -> None:
             with suppress(OSError):
                 return urlopen(f"{os.environ['TEACHER_ADDRESS']}/health_generate")
             time.sleep(0.1)
+
+
+def end_slowly(asked: Path) -> None:
+    asked.write_text("{}")
+    time.sleep(1)
+    sys.exit()
 
 
 class Healthy(BaseHTTPRequestHandler):

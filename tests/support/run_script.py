@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,8 +74,8 @@ def copy_recipe(folder):
     return folder / SCRIPT.name
 
 
-def heed(hangup=signal.SIG_DFL):
-    """In a child: SIGINT and SIGHUP as ever. The tests' own process ignores them under nohup, or in the background."""
+def heed(hangup):
+    """In a child: SIGINT as ever. The tests' own process ignores it in the background, and SIGHUP under nohup."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, hangup)
 
@@ -82,11 +83,12 @@ def heed(hangup=signal.SIG_DFL):
 class Running:
     """The script as a process, with stand-ins for its checks, the teacher and training."""
 
-    def __init__(self, folder, env):
+    def __init__(self, folder, env, hangup):
         self.folder, self.output = folder, folder / f"output{time.monotonic()}.txt"
         env = {"FAKE_CHECKS": "ask the teacher", **env}
         with self.output.open("w") as output:
-            self.popen = subprocess.Popen(["bash", SCRIPT], env=env, stdout=output, stderr=output, preexec_fn=heed)
+            options = {"env": env, "stdout": output, "stderr": output, "preexec_fn": partial(heed, hangup)}
+            self.popen = subprocess.Popen(["bash", SCRIPT], **options)
 
     def wait_for(self, role):
         """What the stand-in was given, once it is there."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 
@@ -17,19 +18,20 @@ def place(tmp_path):
 
 @pytest.fixture
 def script(place):
-    """script(**variables) -> Running"""
+    """script(hangup=what SIGHUP does, **variables) -> Running"""
     folder, env = place
     started = []
 
-    def begin(**variables):
-        started.append(run_script.Running(folder, {**env, **variables}))
+    def begin(hangup=signal.SIG_DFL, **variables):
+        started.append(run_script.Running(folder, {**env, **variables}, hangup))
         return started[-1]
 
     yield begin
     for running in started:
         running.popen.kill()
     for pid, _ in processes_of(folder / "run"):
-        os.kill(int(pid), signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

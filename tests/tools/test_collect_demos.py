@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -113,7 +114,11 @@ def test_a_journal_is_cut_at_its_torn_line_and_locked(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     path.write_bytes(whole)
-    assert len(Journal(path, {"temperature": 1.0}).of(row)) == 1
+    journal = Journal(path, {"temperature": 1.0})
+    assert len(journal.of(row)) == 1
+    journal._file = SimpleNamespace(write=lambda data: len(data) - 1)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        journal.add({"task": {"goal": 2}})
 
 
 def test_an_evaluation_that_was_stopped_goes_on_where_it_was(rig, caplog):
@@ -133,18 +138,3 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(rig, caplog):
     assert sorted(episode["index"] for episode in run.episodes if not episode["failure"]) == [1, 2, 3, 4]
     rig.run(evaluate, rows, "f2b.json", *more)  # what is in a result is played anew
     assert rig.begun.total() == 8
-
-
-def test_a_disk_that_is_full_is_told_of_at_once(rig, monkeypatch):
-    write, room = Journal._write, [2]
-
-    def fill(self, line):
-        room[0] -= 1
-        if room[0] < 0:
-            raise OSError(28, "No space left on device")
-        write(self, line)
-
-    monkeypatch.setattr(Journal, "_write", fill)
-    said = rig.refusal(evaluate, rig.rows(1, 2, 3), "f2b.json", "--concurrency", "1")
-    assert said.endswith("f2b.json cannot be written (No space left on device): make room, or name another")
-    assert len(read(rig.folder / "f2b.journal.jsonl")) == 2

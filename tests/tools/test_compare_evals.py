@@ -47,10 +47,12 @@ def test_the_paired_interval_covers_the_difference(p_a, p_b):
     assert 0.94 < covered < 0.99
 
 
-def result(path: Path, games: dict[int, bool], **settings: object) -> Path:
+def result(path: Path, games: dict[int, bool | list[bool]], **settings: object) -> Path:
+    """A file of evaluate.py's, of games by their goal: whether each was won, or each of its repeats was."""
     episodes = [
-        {"task": {"goal": goal}, "task_type": ("all", "odd")[goal % 2], "won": won, "turns": 3 if won else 5}
-        for goal, won in games.items()
+        {"task": {"goal": goal}, "task_type": ("all", "odd")[goal % 2], "attempt": n, "won": won, "turns": 5 - 2 * won}
+        for goal, plays in games.items()
+        for n, won in enumerate(plays if isinstance(plays, list) else [plays])
     ]
     settings = {"model": path.stem, "rows": "rows.jsonl", "temperature": 0.4, **settings}
     path.write_text(json.dumps({"settings": settings, "episodes": episodes}))
@@ -81,16 +83,8 @@ def test_results_on_the_same_games_are_compared_in_pairs(tmp_path, monkeypatch, 
 def test_games_that_were_played_repeatedly_are_compared_by_their_rates(tmp_path, monkeypatch, capsys):
     """The interval and p of scipy's paired t-test over the games' rates; a repeat of b's second game has failed."""
     wins = {"a": [[1, 0, 0], [0, 0, 1], [1, 1, 1], [0, 0, 0]], "b": [[1, 1, 0], [1, 1], [1, 1, 1], [1, 0, 0]]}
-    for name, games in wins.items():
-        result(tmp_path / f"{name}.json", {})
-        of_it = json.loads((tmp_path / f"{name}.json").read_text())
-        of_it["episodes"] = [
-            {"task": {"goal": i}, "task_type": "all", "won": bool(won), "turns": 3, "attempt": n}
-            for i, game in enumerate(games)
-            for n, won in enumerate(game)
-        ]
-        (tmp_path / f"{name}.json").write_text(json.dumps(of_it))
-    lines = compared(monkeypatch, capsys, tmp_path / "a.json", tmp_path / "b.json")
+    files = [result(tmp_path / f"{name}.json", dict(enumerate(wins[name]))) for name in "ab"]
+    lines = compared(monkeypatch, capsys, *files)
     rates = [[sum(game) / len(game) for game in wins[name]] for name in "ba"]
     test = ttest_rel(*rates)
     low, high = test.confidence_interval(0.95)

@@ -11,7 +11,7 @@ from examples.tcod.settings import build
 from examples.tcod.tools.launch import preflight
 from tests.support.fake_sglang import FakeSGLang, generated
 from tests.support.run_script import commands
-from tests.support.toys import LocalPool
+from tests.support.toys import CHAT_TEMPLATE, LocalPool
 
 NUM_GPUS = 0
 
@@ -29,9 +29,8 @@ def check(settings, tmp_path, monkeypatch):
         s = settings(**variables)
         try:
             config = preflight.TcodConfig.read(s.run_dir / "tcod.yaml")
-            preflight.check_run(
-                s, config, preflight.student_chat(config, s.student, s.chat_template_kwargs, "STUDENT"), ""
-            )
+            chat = preflight.student_chat(config, str(s.student), s.chat_template_kwargs, "STUDENT")
+            preflight.check_run(s, config, chat, "")
         except ConfigError as error:
             return str(error)
 
@@ -47,29 +46,15 @@ def test_preflight_accepts_what_can_run(check):
     assert check("tcod_variant: b2f\n", TEACHER="megatron") is None
 
 
-@pytest.mark.parametrize(
-    "more, variables, sentence",
-    [
-        ("", {"TEACHER": "self"}, "TEACHER=self .* without a note has a KL of 0: set tcod_teacher_sees"),
-        (
-            "tcod_teacher_sees: [demo]\n",
-            {"TEACHER": "self", "MODE": "async"},
-            "TEACHER=self .* needs MODE=sync: in the",
-        ),
-        ("tcod_teacher_sees: [demo]\n", {"TEACHER": "megatron"}, "tcod_teacher_sees needs a teacher on SGLang"),
-    ],
-)
-def test_a_note_and_its_teacher_fit_each_other(check, more, variables, sentence):
-    assert re.match(sentence, check(more, **variables))
+def test_a_note_and_its_teacher_fit_each_other(check):
+    """Which do not: test_configuration.py."""
     assert check("tcod_teacher_sees: hindsight\n", TEACHER="self") is None
+    assert "needs MODE=sync" in check("tcod_teacher_sees: hindsight\n", TEACHER="self", MODE="async")
 
 
 @pytest.mark.parametrize(
     "file, text, sentence",
     [
-        ("alfworld.yaml", "tcod_horizon: 4\ntcod_etta: 3\n", "unknown setting tcod_etta"),
-        ("alfworld.yaml", "tcod_horizon: 4\nlr: 1\n", "sets lr: slime reads this file too late"),
-        ("data/train.jsonl", row(goal=2) + "{\n", "line 2 of .*train.jsonl is no row"),
         ("data/train.jsonl", row(), "line 1 of .*/train.jsonl cannot be played: its .* has no goal"),
         ("data/valid_seen.jsonl", row(), "line 1 of .*/valid_seen.jsonl cannot be played"),
         ("data/train.jsonl", row(goal=1, explode=1), "does not play line 1 of .* env_error: .*the corridor collapsed"),
@@ -79,6 +64,12 @@ def test_a_note_and_its_teacher_fit_each_other(check, more, variables, sentence)
 def test_preflight_refuses_what_cannot_run(check, tmp_path, file, text, sentence):
     (tmp_path / file).write_text(text)
     assert re.search(sentence, check())
+
+
+def test_what_is_doubtful_about_a_chat_is_told_with_its_variable(check, tmp_path, caplog):
+    template = "{{ strftime_now('%Y') }}" + CHAT_TEMPLATE
+    (tmp_path / "student/chat_template.jinja").write_text(template)
+    assert check() is None and re.search(f"STUDENT {tmp_path}/student: .*prints today's date", caplog.text)
 
 
 def test_a_teacher_in_megatron_has_the_students_architecture(check, tmp_path):

@@ -50,6 +50,7 @@ def resume(settings, tmp_path, monkeypatch):
 
 def test_a_run_goes_on_with_other_ways_to_run_it(resume, tmp_path):
     free = {"NUM_ROLLOUT": "500", "EVAL_INTERVAL": "5", "SAVE_INTERVAL": "5", "ACTOR_GPUS": "2", "LR": "1"}
+    free["EVAL_TEMPERATURE"] = "1"
     assert resume(**free, TEACHER_URL="http://a:1") is None
     for name in ("data", "student"):  # what counts is what they hold
         (tmp_path / name).rename(tmp_path / f"{name}2")
@@ -75,7 +76,12 @@ def test_a_model_counts_by_its_files_wherever_they_lie(tmp_path):
     "changes, what",
     [
         ({"ETA": "2"}, "tcod_eta"),
-        ({"VARIANT": "b2f", "EVAL_TEMPERATURE": "1"}, "tcod_eval_kl, tcod_variant"),
+        ({"VARIANT": "b2f", "ETA": "2"}, "tcod_eta, tcod_variant"),
+        ({"SAMPLES_PER_TASK": "2"}, "SAMPLES_PER_TASK"),
+        (
+            {"TEACHER": "none", "REWARD_COEF": "1", "SAMPLES_PER_TASK": "2"},
+            "SAMPLES_PER_TASK, TEACHER, tcod_reward_coef",
+        ),
         ({"MAX_TURN_LEN": "100"}, "MAX_TURN_LEN"),
         ({"CHAT_TEMPLATE_KWARGS": "{}"}, "CHAT_TEMPLATE_KWARGS"),
         ({"other": "data/train.jsonl"}, "DATA_DIR"),

@@ -15,12 +15,33 @@ NUM_GPUS = 0
 
 
 @pytest.mark.parametrize("waits, number, status", [("teacher", signal.SIGHUP, 129), ("train", signal.SIGINT, 130)])
-def test_a_signal_stops_everything(script, waits, number, status):
+def test_a_signal_stops_everything_and_a_second_one_changes_nothing(script, waits, number, status):
     running = script(**{f"FAKE_{waits.upper()}": "wait"})
     running.wait_for(waits)
     assert len(processes_of(running.folder / "run")) >= 3  # the script, what it started, and that one's child
-    assert running.end(number)[0] == status
+    running.popen.send_signal(number)
+    running.wait_for("asked")  # to end, which takes it a second
+    for second in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        running.popen.send_signal(second)
+    assert running.end()[0] == status
     assert (running.folder / "seen/train.json").exists() == (waits == "train")
+
+
+def test_what_was_ignored_at_the_start_stays_ignored(script):
+    """nohup: a run outlives the terminal."""
+    running = script(FAKE_TRAIN="wait", hangup=signal.SIG_IGN)
+    running.wait_for("train")
+    running.popen.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert running.popen.poll() is None and not (running.folder / "seen/asked.json").exists()
+    assert running.end(signal.SIGTERM)[0] == 143
+
+
+def test_a_launcher_that_is_killed_outright_ends_what_it_started(script):
+    running = script(FAKE_TRAIN="wait")
+    running.wait_for("train")
+    running.popen.kill()
+    running.wait_for("asked")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from examples.tcod import ConfigError, Failure
-from examples.tcod.episode.demonstration import Demonstration
+from examples.tcod.environments.protocol import Observation
+from examples.tcod.episode.demonstration import Demonstration, recorded
 from examples.tcod.episode.jsonl import read_lines
 from examples.tcod.episode.rows import check_rows, read_rows, task_key, task_of
 from tests.support.corridor import Corridor
@@ -86,6 +87,14 @@ def test_one_check_says_which_line_has_no_usable_demonstration(tmp_path):
 def test_a_demonstration_of_another_form_is_malformed(demo):
     with pytest.raises(Failure, match="of its demo is no list|its demo is no JSON object"):
         Demonstration.of({"demo": demo})
+
+
+def test_what_is_recorded_with_a_demonstration_is_what_was_seen():
+    called = Observation("user", admissible=("user",), role="tool", results=("user", ""))
+    seen = [Observation("user"), called, Observation("", won=True)]
+    demo = {"actions": ["a", "b"], **recorded(seen)}
+    demo = Demonstration.of({"demo": json.loads(json.dumps(demo))})
+    assert [demo.observation(turn) for turn in range(2)] == seen[:2]
 
 
 def test_the_first_turns_of_a_demonstration_are_those_of_all_its_parts():

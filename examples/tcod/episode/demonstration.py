@@ -5,7 +5,7 @@ to its end.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import Failure
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def recorded(seen: Sequence[Observation]) -> dict[str, Any]:
     """What a demonstration keeps of the observations of its reset and of each of its actions."""
-    parts = [{name: getattr(one, name) for name in ("text", "admissible", "role", "results")} for one in seen[:-1]]
-    kept = [{name: value for name, value in part.items() if value not in ((), "user")} for part in parts]
+    parts = [part for part in fields(Observation) if part.name in ("text", "admissible", "role", "results")]
+    kept = [{p.name: value for p in parts if (value := getattr(one, p.name)) != p.default} for one in seen[:-1]]
     return {"observations": tuple(one.answer for one in seen[1:]), "seen": tuple(kept)}
 
 
@@ -93,7 +93,9 @@ class Demonstration:
     def observation(self, turn: int) -> Observation:
         """What `turn` (0-based) answers, as it was recorded. Raises Failure: demo_unrecorded, demo_malformed."""
         if self.seen is None:
-            raise Failure("demo_unrecorded", "what its environment said is not recorded: prepare the data anew")
+            raise Failure(
+                "demo_unrecorded", "what its environment said is not recorded: run check_environment --record"
+            )
         try:
             return checked_observation(Observation(**self.seen[turn]), "the row")
         except TypeError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..environments.protocol import Observation
+from ..model.chat_template import Rules, Turn
 from ..model.student import Response
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class TokenSequence:
     spans: list[Span] = field(default_factory=list)
     teacher_log_probs: list[float] | None = None
     plain_log_probs: list[float] | None = None
-    texts: list[str] = field(default_factory=list)
+    texts: list[Rules | Turn] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:

@@ -81,15 +81,6 @@ def _check_task(metadata: Any, environment: type[Environment], data_root: str, h
         raise ValueError("its agent calls tools: set tcod_tool_parser to the model's parser in SGLang (qwen, ..)")
 
 
-def _check_demonstration(metadata: dict[str, Any], variant: str, horizon: int) -> None:
-    """Raises Failure: demo_*."""
-    demo = Demonstration.of(metadata)
-    if variant:
-        demo.check(horizon)
-    if variant == "sft":
-        demo.observation(0)
-
-
 def _tools(environment: type[Environment], task: dict[str, Any]) -> Sequence[Any]:
     try:
         return ask(environment, "tools", task)
@@ -105,6 +96,7 @@ def check_rows(
     variant: str = "",
     horizon: int = 0,
     has_parser: bool = False,
+    needs_seen: bool = False,
 ) -> None:
     """Whether rows (or slime's samples) can be played, as far as they and the files show it.
 
@@ -112,6 +104,7 @@ def check_rows(
         source: the flag or file that they come from, for the message.
         variant: the tcod_variant that replays a demonstration of every row, within the horizon; "" if none is needed.
         has_parser: whether tcod_tool_parser is set.
+        needs_seen: whether demonstrations must have what the environment said.
 
     Raises:
         ConfigError: with the first row that cannot, or with how many have no usable demonstration.
@@ -122,7 +115,11 @@ def check_rows(
     for row in rows:
         try:
             _check_task(row.metadata, environment, data_root, has_parser)
-            _check_demonstration(row.metadata, variant, horizon)
+            demo = Demonstration.of(row.metadata)
+            if variant:
+                demo.check(horizon)
+            for turn in range(len(demo.actions) if needs_seen else 0):
+                demo.observation(turn)
         except Failure as failure:
             reasons[failure.reason] += 1
             first = first or f"{place(row, source)}: {failure}"

@@ -77,10 +77,14 @@ def check_environment_class(config: TcodConfig) -> None:
             raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
 
 
-def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
-    """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError."""
+def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str, recorded: bool = True) -> None:
+    """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError.
+
+    Args:
+        recorded: False before what the environment said is recorded in the demonstrations, which imitation needs.
+    """
     variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
-    _check_rows(config, rows, source, variant)
+    _check_rows(config, rows, source, variant, recorded and variant == "sft")
 
 
 def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
@@ -88,10 +92,10 @@ def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) 
     _check_rows(config, rows, source, "")
 
 
-def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: str) -> None:
+def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: str, needs_seen: bool = False) -> None:
     for one, group in by_environment(config, rows, source):
         environment, has_parser = load_environment(one.tcod_environment), one.tcod_tool_parser is not None
-        check_rows(group, source, environment, one.tcod_data_root, variant, one.tcod_horizon, has_parser)
+        check_rows(group, source, environment, one.tcod_data_root, variant, one.tcod_horizon, has_parser, needs_seen)
 
 
 def by_environment(config: TcodConfig, rows: Sequence[RowT], source: str) -> list[tuple[TcodConfig, Sequence[RowT]]]:

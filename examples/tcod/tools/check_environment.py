@@ -220,7 +220,7 @@ def main() -> None:
         config = TcodConfig.read(options.config)
         check_environment_class(config)
         rows = read_rows(options.rows)
-        check_training_rows(config, rows, str(options.rows))
+        check_training_rows(config, rows, str(options.rows), recorded=not options.record)
         start_ray(workers=1)
         written: list[dict[str, Any]] = []
         for one, group in by_environment(config, rows, str(options.rows)):

@@ -6,9 +6,9 @@ Directories of the same name are seeds of one arm: its line is their mean, the b
 highest. Each directory holds the metrics.jsonl of a run.
 """
 
-import argparse
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..episode.jsonl import read_lines
+from .common.command import new_parser
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,7 @@ def work_minutes(lines: Iterable[Line]) -> dict[str, float]:
 def datasets(arms: Arms, metric: str) -> list[str] | list[None]:
     """Names of the evaluation datasets that have eval/tcod/<name>/<metric>; [None] where none has."""
     keys = dict.fromkeys(key for runs in arms.values() for lines in runs for line in lines for key in line)
-    found = [key.removeprefix("eval/tcod/").removesuffix(f"/{metric}") for key in keys if key.startswith("eval/tcod/")]
-    return [name for name in found if f"eval/tcod/{name}/{metric}" in keys] or [None]
+    return re.findall(rf"^eval/tcod/(.+)/{metric}$", "\n".join(keys), re.MULTILINE) or [None]
 
 
 def styles(arms: Mapping[str, Sized]) -> dict[str, Style]:
@@ -184,7 +184,7 @@ def draw(arms: Arms, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Figures from run directories.")
+    parser = new_parser(__doc__)
     parser.add_argument("figure", type=Path, help="image to write")
     parser.add_argument("runs", nargs="+", metavar="ARM=DIR", help="several of the same name are seeds of one arm")
     options = parser.parse_args()

@@ -8,7 +8,6 @@ The page is one file that needs no network and no server. It holds all texts as 
 when it is opened. Texts of models and environments are data: nothing in them becomes markup.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -22,7 +21,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from .. import ConfigError
 from ..episode.jsonl import fault, read_lines
+from .common.command import new_parser, one_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Runs are named after their folders, as far up as makes them differ. Raises FileNotFoundError.
+    """Runs are named after their folders, as far up as makes them differ. Raises ConfigError.
 
     A line that is no transcript is left out, with a warning.
     """
@@ -54,7 +55,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for name, folder in zip(names, folders, strict=True):
         episodes = [one for file in sorted((folder / "rollouts").glob("*.jsonl")) for one in _read(file)]
         if not episodes:
-            raise FileNotFoundError(
+            raise ConfigError(
                 f"{folder} has no episodes in rollouts/*.jsonl: name a run directory, tcod_save_episodes 0 saves none"
             )
         episodes.sort(key=lambda one: (one["n"], one["dataset"] == "train"))  # evaluations come before rollout n
@@ -195,35 +196,33 @@ def printable(text: str) -> str:
 
 
 def _selected(runs: Sequence[Run], which: str) -> list[Transcript]:
-    """The episodes of a file, or of one line of it; without a name the one to show first. Raises ValueError."""
+    """The episodes of a file, or of one line of it; without a name the one to show first. Raises ConfigError."""
     episodes = [episode for run in runs for episode in run.episodes]
     if not which:
         return [shortest_won(episodes)]
     chosen = [one for one in episodes if which in (one["source"], one["source"].partition(":")[0])]
     if not chosen:
         files = ", ".join(sorted({episode["source"].partition(":")[0] for episode in episodes}))
-        raise ValueError(f"there is no {which}: name one of {files}, and a line of it as FILE:LINE")
+        raise ConfigError(f"there is no {which}: name one of {files}, and a line of it as FILE:LINE")
     return chosen
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = new_parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, help="the page, default: rollouts.html in the first RUN_DIR")
     help_text = "print these episodes instead, by default the shortest one that the last rollout won"
     parser.add_argument("--text", nargs="?", const="", metavar="FILE[:LINE]", help=help_text)
     options = parser.parse_args()
-    try:
+    out = options.out or options.runs[0] / "rollouts.html"
+    with one_sentence("show_rollouts", out):
         runs = read_runs(options.runs)
         if options.text is not None:
             sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal cannot show
             for episode in _selected(runs, options.text):
                 print(printable(rollout_text(episode)))
             return
-        out = options.out or options.runs[0] / "rollouts.html"
         out.write_text(make_page(runs), "utf-8")
-    except (OSError, ValueError) as error:
-        sys.exit(f"show_rollouts: {error}")
     counts = Counter(ending(episode).partition(":")[0] for run in runs for episode in run.episodes)
     print(f"{out}: {counts.total()} episodes, {', '.join(f'{count} {name}' for name, count in counts.items())}")
 

@@ -17,7 +17,7 @@ from typing import Any
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
-from .. import ABORTED
+from .. import ABORTED, ConfigError
 from ..episode.loop import failures_go_to
 from ..episode.record import Episode, EpisodeRecord
 from .rewards import NO_SIGNAL
@@ -41,6 +41,9 @@ class Drawing:
         max_replacements: the run stops when more than so many whole batches of groups were replaced in one rollout.
         max_staleness: how many rollouts ago a group may have been drawn, in the fully asynchronous mode.
         rollout_id: the first rollout that is played here.
+
+    Raises:
+        ConfigError: what is kept from before a resume has another number of episodes of a task.
     """
 
     def __init__(
@@ -56,9 +59,16 @@ class Drawing:
         self._depth, self._max_replacements, self._max_staleness = depth, max_replacements, max_staleness
         # A source of one's own may have no metadata: then nothing survives a resume but its position.
         self._metadata: dict[str, Any] = source.get_metadata() if hasattr(source, "get_metadata") else {}
-        self._lock = threading.Lock()  # slime's fully asynchronous worker draws in a thread of its own
+        self._lock = threading.RLock()  # slime's fully asynchronous worker draws in a thread of its own
+        if hasattr(source, "save"):
+            self._save, source.save = source.save, self.save
         self._remember(lambda kept: {i: one for i, one in kept.items() if _is_untrained(one, rollout_id)})
         self._again = [one["samples"] for one in self._metadata[KEY].values()]
+        if sizes := {*map(len, self._again)} - {args.n_samples_per_prompt}:
+            raise ConfigError(
+                f"--n-samples-per-prompt (SAMPLES_PER_TASK) is {args.n_samples_per_prompt}, and the tasks that were "
+                f"drawn before the checkpoint have {sizes.pop()} samples: take that number back"
+            )
 
     def begin(self, rollout_id: int) -> None:
         """A rollout begins."""
@@ -68,18 +78,24 @@ class Drawing:
         """slime's call. What was left over comes first."""
         again, self._again = self._again[:num_samples], self._again[num_samples:]
         groups = [list(map(_sample, group)) for group in again]
-        if len(groups) < num_samples:
-            groups += self.source.get_samples(num_samples - len(groups))
-        drawn = {group[0].group_index: {"trained_in": None, "samples": [*map(_plain, group)]} for group in groups}
-        self._remember(lambda kept: {**kept, **drawn})
+        with self._lock:
+            if len(groups) < num_samples:
+                groups += self.source.get_samples(num_samples - len(groups))
+            drawn = {group[0].group_index: {"trained_in": None, "samples": [*map(_plain, group)]} for group in groups}
+            self._remember(lambda kept: {**kept, **drawn})
+        n = self.rollout_id  # read once: the next rollout may begin meanwhile
         for sample in flat(groups):
-            k = self._depth(sample.metadata, self.rollout_id)
-            sample.metadata["tcod"] = Episode(EpisodeRecord(n=self.rollout_id, k=k))
+            sample.metadata["tcod"] = Episode(EpisodeRecord(n=n, k=self._depth(sample.metadata, n)))
         return groups
 
     def add_samples(self, groups: Groups) -> None:
         """slime's call, with groups that were aborted: they are drawn again, as they were."""
         self._again += [self._metadata[KEY][group[0].group_index]["samples"] for group in groups]
+
+    def save(self, *rollout_id: int) -> None:
+        """slime's call, on its own source: never between a draw and its note, or the draw would be lost."""
+        with self._lock:
+            self._save(*rollout_id)
 
     def _remember(self, change: Callable[[Untrained], Untrained]) -> None:
         with self._lock:
@@ -176,7 +192,7 @@ class AsynchronousDrawing(Drawing):
         if self.under_way >= (self._max_staleness + 1) * self.args.rollout_batch_size:
             return []
         groups = super().get_samples(num_samples)
-        self._playing |= {group[0].group_index: self.rollout_id for group in groups}
+        self._playing |= {group[0].group_index: Episode.of(group[0]).record.n for group in groups}
         return groups
 
     @property
@@ -194,7 +210,8 @@ class AsynchronousDrawing(Drawing):
         missing = self.args.rollout_batch_size - len(self._ready)
         self._check_replacements(len(self.dropped), missing, flat(self.dropped))
         oldest = self.rollout_id - self._max_staleness
-        return missing <= 0 and all(drawn_in > oldest for drawn_in in self._playing.values())
+        playing = [*self._playing.values()]  # at once: the worker draws meanwhile
+        return missing <= 0 and all(drawn_in > oldest for drawn_in in playing)
 
     def played_groups(self) -> Iterator[list[Sample]]:
         """Groups as their episodes end, until a batch is complete.

@@ -45,11 +45,10 @@ def lock(run_dir: Path) -> IO[str]:
 
 def begin(s: Settings, recipe: dict[str, Any], commands: str) -> Path:
     """Write down what the run is and what is started. Returns the folder of this start's logs."""
-    before: dict[str, Any] = {}
+    before, file = {}, s.run_dir / "run.yaml"
     now = identity(s, TcodConfig.from_mapping(recipe, str(s.config)))
     if checkpoint := last_checkpoint(s.run_dir):
-        for file in (s.run_dir / "tcod.yaml", s.run_dir / "run.yaml"):
-            before |= yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+        before = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
         changed = ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
         require(not changed, f"{s.run_dir} has a run with another {changed}: take it back, or set another RUN_DIR")
     started = time.strftime("%Y%m%d-%H%M%S")
@@ -89,10 +88,11 @@ def identity(s: Settings, config: TcodConfig) -> dict[str, Any]:
     files |= {f"EVAL_SETS {name}": file for name, file in s.eval_files.items()}
     if s.teacher in ("sglang", "megatron") and not s.teacher_url:
         files["TEACHER_MODEL"] = s.teacher_load if s.teacher == "megatron" else s.teacher_model
-    places = {"tcod_data_root", "tcod_teacher_url"}
-    made_of = config.model_dump(exclude={**dict.fromkeys(places, True), "tcod_environments": {"__all__": places}})
-    made_of |= {"CHAT_TEMPLATE_KWARGS": s.chat_template_kwargs}
-    made_of |= {"MAX_TURN_LEN": s.max_turn_len, "MAX_CONTEXT_LEN": s.max_context_len, "TEACHER": s.teacher}
+    free = {"tcod_data_root", "tcod_teacher_url"}  # where things are
+    entries = {"tcod_environments": {"__all__": free}}
+    made_of = config.model_dump(exclude={**dict.fromkeys([*free, "tcod_eval_kl"], True), **entries})
+    for name in ("CHAT_TEMPLATE_KWARGS", "MAX_TURN_LEN", "MAX_CONTEXT_LEN", "SAMPLES_PER_TASK", "TEACHER"):
+        made_of[name] = vars(s)[name.lower()]
     return made_of | {variable: digest(path, variable) for variable, path in files.items()}
 
 
