@@ -97,24 +97,25 @@ def _alfworld(options: Namespace) -> Play:
 def _scienceworld(options: Namespace) -> Play:
     if shutil.which("java") is None:
         sys.exit("ScienceWorld needs Java: install a runtime first, on Debian or Ubuntu: default-jre-headless")
-    data = options.out / "data" / "scienceworld"
-    arms = {arm: settings_of("scienceworld", arm) for arm in options.variant or CURRICULA}
-    config = write_settings(data / "tcod.yaml", next(iter(arms.values())))
-    command = [sys.executable, "-m", "examples.tcod.tools.prepare_scienceworld", "--out", str(data), "--variations"]
-    command += ["8", "--tasks", *SCIENCEWORLD_TASKS, "--config", str(config)]
-    subprocess.run(command, check=True)
-    _take(data / "dev.jsonl", data / "heldout.jsonl", options.heldout_games)
-    return Play("scienceworld", arms, data)
+    play = _prepared(options, "scienceworld", "--variations", "8", "--tasks", *SCIENCEWORLD_TASKS)
+    _take(play.data / "dev.jsonl", play.data / "heldout.jsonl", options.heldout_games)
+    return play
 
 
 def _sqlite(options: Namespace) -> Play:
-    data = options.out / "data" / "sqlite"
-    arms = {arm: settings_of("sqlite", arm, tcod_data_root=str(data)) for arm in options.variant or CURRICULA}
+    databases = ["--databases", str(options.train_games // 4), "--heldout", str(options.heldout_games // 4)]
+    flags = [*databases, "--questions", "1", "--processes", "2"]
+    return _prepared(options, "sqlite", *flags, tcod_data_root=str(options.out / "data" / "sqlite"))
+
+
+def _prepared(options: Namespace, environment: str, *flags: str, **settings: Any) -> Play:
+    """Rows that the recipe's own tool prepares."""
+    data = options.out / "data" / environment
+    arms = {arm: settings_of(environment, arm, **settings) for arm in options.variant or CURRICULA}
     config = write_settings(data / "tcod.yaml", next(iter(arms.values())))
-    command = [sys.executable, "-m", "examples.tcod.tools.prepare_sqlite", "--out", str(data), "--config", str(config)]
-    command += ["--databases", str(options.train_games // 4), "--heldout", str(options.heldout_games // 4)]
-    subprocess.run([*command, "--questions", "1", "--processes", "2"], check=True)
-    return Play("sqlite", arms, data)
+    command = [sys.executable, "-m", f"examples.tcod.tools.prepare_{environment}", "--out", str(data)]
+    subprocess.run([*command, "--config", str(config), *flags], check=True)
+    return Play(environment, arms, data)
 
 
 def _mixed(options: Namespace) -> Play:

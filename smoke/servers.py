@@ -63,13 +63,13 @@ class SGLangServer(Process):
 
     patience_s = 2.0  # it has nothing to save and would drain for 20 s
 
-    def __init__(self, name: str, model: Path, log: Path, max_running_requests: int = 64) -> None:
+    def __init__(self, name: str, model: Path, log: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "smoke.serve", "--model-path", str(model)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--device", DEVICE, "--dtype", "float32"]
         command += [*ENGINE_FLAGS[DEVICE], "--max-total-tokens", "65536", "--log-level", "warning"]
-        command += ["--max-running-requests", str(max_running_requests)]
+        command += ["--max-running-requests", "64"]
         command += ["--sleep-on-idle"]  # an idle scheduler otherwise spins on a whole core
         # One thread each: two engines, the trainer and the environments share the cores.
         env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from examples.tcod.training.turn_mean import turn_weights
@@ -19,33 +18,19 @@ from smoke import cpu_only
 
 cpu_only.prepare()
 
-MICRO_BATCH = 8
+
+def response_log_probs(model: torch.nn.Module, tokens: list[int], response_length: int) -> torch.Tensor:
+    """log pi(token | prefix) of the last response_length tokens of a sequence, [response_length]."""
+    ids = torch.tensor([tokens])
+    predicting = model(input_ids=ids).logits[0, -response_length - 1 : -1].float()
+    return torch.log_softmax(predicting, dim=-1).gather(-1, ids[0, -response_length:, None])[:, 0]
 
 
-def response_log_probs(
-    model: torch.nn.Module, tokens: list[list[int]], response_lengths: list[int]
-) -> list[torch.Tensor]:
-    """log pi(token | prefix) of the last response_lengths[i] tokens of each sequence, each of shape [r_i]."""
-    lengths = torch.tensor([len(ids) for ids in tokens])
-    padded = pad_sequence([torch.tensor(ids) for ids in tokens], batch_first=True)
-    attention = torch.arange(padded.size(1))[None] < lengths[:, None]
-    logits = model(input_ids=padded, attention_mask=attention.long()).logits
-    result = []
-    for row, (length, response) in enumerate(zip(lengths.tolist(), response_lengths, strict=True)):
-        predicting = logits[row, length - response - 1 : length - 1].float()
-        targets = padded[row, length - response : length]
-        result.append(torch.log_softmax(predicting, dim=-1).gather(-1, targets[:, None])[:, 0])
-    return result
-
-
-def opd_advantages(
-    log_probs: list[torch.Tensor], teacher_log_probs: list[torch.Tensor], rewards: list[float], kl_coef: float
-) -> list[torch.Tensor]:
-    """Per token A = reward - kl_coef * (log pi_student - log pi_teacher), slime's grpo advantage with its penalty."""
-    return [
-        reward - kl_coef * (student - teacher)
-        for student, teacher, reward in zip(log_probs, teacher_log_probs, rewards, strict=True)
-    ]
+def opd_advantage(
+    log_probs: torch.Tensor, teacher_log_probs: torch.Tensor, reward: float, kl_coef: float
+) -> torch.Tensor:
+    """A = reward - kl_coef * (log pi_student - log pi_teacher) per token, slime's grpo advantage with its penalty."""
+    return reward - kl_coef * (log_probs - teacher_log_probs)
 
 
 def policy_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
@@ -59,19 +44,14 @@ def token_weights(masks: list[torch.Tensor], loss: str, trajectories: list[int])
     `trajectories` has the trajectory of each sample. What a token weighs: "trajectory" 1 / (B n), "token" 1 / (all
     trained tokens), "turn" 1 / (N l), see examples/tcod/training/turn_mean.py.
     """
-    trained = [(mask != 0).float() for mask in masks]
-    if loss == "token":
-        return [one / sum(map(torch.sum, trained)) for one in trained]
+    parts = [turn_weights(mask) if loss == "turn" else (mask != 0).float() for mask in masks]
     if loss == "trajectory":
         lengths: Counter[int] = Counter()
-        for one, trajectory in zip(trained, trajectories, strict=True):
-            lengths[trajectory] += int(one.sum())
-        return [
-            one / lengths[trajectory] / len(lengths) for one, trajectory in zip(trained, trajectories, strict=True)
-        ]
-    by_turn = [turn_weights(mask) for mask in masks]
-    turns = sum(map(torch.sum, by_turn))
-    return [one / turns for one in by_turn]
+        for part, trajectory in zip(parts, trajectories, strict=True):
+            lengths[trajectory] += int(part.sum())
+        parts = [part / lengths[trajectory] for part, trajectory in zip(parts, trajectories, strict=True)]
+    total = sum(part.sum() for part in parts)
+    return [part / total for part in parts]
 
 
 class Trainer:
@@ -101,25 +81,18 @@ class Trainer:
         weights = token_weights(values["loss_masks"], self.loss, batch["rollout_ids"])
         shares = token_weights(values["loss_masks"], "trajectory", batch["rollout_ids"])
         totals: Counter[str] = Counter()
-        # Sequences of like length share a micro-batch, so little is spent on padding.
-        order = sorted(range(len(weights)), key=lambda i: len(batch["tokens"][i]))
         self.optimizer.zero_grad()
-        for first in range(0, len(order), MICRO_BATCH):
-            rows = order[first : first + MICRO_BATCH]
-            pick = {name: [batch[name][i] for i in rows] for name in ("tokens", "response_lengths", "rewards")}
-            log_probs = response_log_probs(self.model, pick["tokens"], pick["response_lengths"])
-            old = [one.detach() for one in log_probs]
-            teacher = [values["teacher_log_probs"][i] for i in rows] if "teacher_log_probs" in fields else old
-            advantages = opd_advantages(old, teacher, pick["rewards"], self.kl_coef)
-            loss = torch.zeros(())
-            for j, i in enumerate(rows):
-                if "rollout_log_probs" not in fields:
-                    loss = loss - (weights[i] * log_probs[j]).sum()
-                    continue
-                loss = loss + (weights[i] * policy_loss(log_probs[j], advantages[j])).sum()
-                totals["opd_reverse_kl"] += (shares[i] * (old[j] - teacher[j])).sum().item()
-                rollout = values["rollout_log_probs"][i]
-                totals["logprob_abs_diff"] += (shares[i] * (old[j] - rollout).abs()).sum().item()
+        for i, tokens in enumerate(batch["tokens"]):
+            log_probs = response_log_probs(self.model, tokens, batch["response_lengths"][i])
+            if "rollout_log_probs" in fields:
+                old = log_probs.detach()
+                teacher = values["teacher_log_probs"][i] if "teacher_log_probs" in fields else old
+                advantage = opd_advantage(old, teacher, batch["rewards"][i], self.kl_coef)
+                loss = (weights[i] * policy_loss(log_probs, advantage)).sum()
+                totals["opd_reverse_kl"] += (shares[i] * (old - teacher)).sum().item()
+                totals["logprob_abs_diff"] += (shares[i] * (old - values["rollout_log_probs"][i]).abs()).sum().item()
+            else:
+                loss = -(weights[i] * log_probs).sum()
             loss.backward()
             totals["loss"] += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)

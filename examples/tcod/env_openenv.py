@@ -1,9 +1,9 @@
 """An environment of OpenEnv, behind its server: pip install websockets. docs/HUBS.md has rows and settings for two.
 
-Dataset rows carry `metadata["reset"]`, the arguments of the environment's reset such as {"seed": 7},
-`metadata["rules"]`, the system turn, and `metadata["tools"]` where the agent calls tools.
+Rows carry `metadata["reset"]` (its arguments), `metadata["rules"]` (the system turn), perhaps `metadata["tools"]`.
 """
 
+import contextlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -28,8 +28,8 @@ class OpenEnvEnvironment(Environment):
         self.text, self.action, self.won = text, action, won
         try:
             self._session = connect(url, max_size=None).__enter__()
-        except OSError as error:
-            raise OSError(f"no OpenEnv server answers at {url} ({error}): see tcod_env_args") from error
+        except Exception as error:
+            raise OSError(f"no OpenEnv server answers at {url} ({error}): see url in docs/HUBS.md") from error
 
     def reset(self, metadata: dict[str, Any]) -> Observation:
         """Begin an episode. Raises RuntimeError with what the server says."""
@@ -49,13 +49,13 @@ class OpenEnvEnvironment(Environment):
         return replace(last, role="tool", results=tuple(results)) if results else last
 
     def _ask(self, kind: str, data: dict[str, Any]) -> Observation:
-        if self._session.close_code is None:  # else the server was full: what it said then is still to be read
+        with contextlib.suppress(Exception):  # a full server closes: what it said before is still to be read
             self._session.send(json.dumps({"type": kind, "data": data}))
         said = json.loads(self._session.recv(timeout=60))["data"]  # seconds, below tcod_env_timeout_s
+        if (faults := said.get("errors")) and all(fault["loc"] == [self.action] for fault in faults):
+            return Observation("; ".join(fault["msg"] for fault in faults), refused=True)
         if "code" in said:
-            if (faults := said.get("errors")) and all(fault["loc"] == [self.action] for fault in faults):
-                return Observation("; ".join(fault["msg"] for fault in faults), refused=True)
-            raise RuntimeError(f"the OpenEnv server says {said['code']}: {said['message']} {faults or ''}".strip())
+            raise RuntimeError(f"OpenEnv's server says {said['code']}: {faults or said['message']} (see docs/HUBS.md)")
         reward, fields = float(said["reward"] or 0), said["observation"]
         text = _result(fields) if "tool_name" in data else self._shown(fields)
         return Observation(text, said["done"] and reward >= self.won, said["done"], reward=reward)
@@ -63,8 +63,8 @@ class OpenEnvEnvironment(Environment):
     def _shown(self, fields: dict[str, Any]) -> str:
         try:
             return self.text.format_map(fields)
-        except LookupError as error:
-            raise ValueError(f"no {error} in {fields}: see text in tcod_env_args") from error
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"text in tcod_env_args has not the form of {fields} ({error!r})") from error
 
     @staticmethod
     def check_row(metadata: dict[str, Any], data_root: str) -> None:

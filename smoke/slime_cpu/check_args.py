@@ -1,9 +1,7 @@
 """Whether slime's own argument parser takes a train.py command line, on a machine without GPUs and engines.
 
-    PYTHONPATH=.:$SLIME_DIR:$MEGATRON_DIR python -m smoke.slime_cpu.check_args <train.py's flags>
-
-Exit status 0, or 1 with the reason. A flag that none of slime's parsers knows is a refusal here; slime itself ignores
-it. --hf-checkpoint must be a folder with a config.json.
+slime and Megatron-LM must be importable. A flag that none of slime's parsers knows is a refusal here; slime itself
+ignores it. --hf-checkpoint must be a folder with a config.json.
 """
 
 import argparse
@@ -52,8 +50,3 @@ def refusal(flags: list[str]) -> str | None:
         return f"{type(error).__name__}: {error}"
     nobodys = set.intersection(*unknown)
     return f"no parser knows {', '.join(sorted(nobodys))}" if nobodys else None
-
-
-if __name__ == "__main__":
-    prepare()
-    sys.exit(refusal(sys.argv[1:]))

@@ -63,6 +63,7 @@ def test_a_good_environment_is_played_and_measured():
         ("Dies", "env_worker_died: step got no answer, its process ended"),
         ("Raises", "env_error: Raises.step raised KeyError: 'no such action'"),
         ("AnswersAsTool", "AnswersAsTool has the role tool in an Observation where no tool can be called"),
+        ("ForgetsTheRole", 'ForgetsTheRole has results in an Observation without role="tool"'),
         ("NeedsArguments", "env_error: NeedsArguments.step raised KeyError: 'word'"),
         ("Blocks", "env_timeout: step took more than 2.0 s"),
     ],

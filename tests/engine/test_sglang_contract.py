@@ -158,7 +158,7 @@ def test_the_teachers_scores_are_the_models_log_probs(server):
     tokens = torch.randint(4, 400, (60,), generator=torch.Generator().manual_seed(0)).tolist()
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     with torch.no_grad():
-        [expected] = response_log_probs(model, [tokens], [45])
+        expected = response_log_probs(model, tokens, 45)
     scores = run(client(server).score(tokens, 15))
     assert scores == pytest.approx(expected.tolist(), abs=CLOSE)
 
@@ -198,7 +198,7 @@ def test_pushed_weights_are_what_the_engine_then_samples_from(server, rollout, t
         assert requests.get(f"{server.url}/model_info", timeout=30).json()["weight_version"] == "7"
         tokens, length = samples[0].tokens, samples[0].response_length
         with torch.no_grad():
-            [expected] = response_log_probs(trainer.model, [tokens], [length])
+            expected = response_log_probs(trainer.model, tokens, length)
         scores = run(client(server).score(tokens, len(tokens) - length))
         assert scores == pytest.approx(expected.tolist(), abs=CLOSE)
         assert max(abs(a - b) for a, b in zip(scores, samples[0].teacher_log_probs, strict=True)) > 100 * CLOSE

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from examples.tcod import ConfigError
+from examples.tcod import ConfigError, tcod_rollout
 from examples.tcod.episode.record import Episode
 from examples.tcod.settings import build
 from examples.tcod.training import drawing
@@ -13,7 +13,6 @@ from examples.tcod.training.drawing import AsynchronousDrawing, SynchronousDrawi
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.types import Sample
 
-NUM_GPUS = 0
 BATCH = 2
 
 
@@ -79,6 +78,30 @@ def test_the_batch_that_was_drawn_ahead_comes_first_after_a_resume(source):
     assert tasks(resumed.get_samples(BATCH)) == [5, 6]
 
 
+def test_a_killed_run_goes_on_where_it_was(rig, tmp_path):
+    """What is left of a process is the checkpoint behind its last rollout but one: the last one is played again."""
+    rows = [{"goal": goal} for goal in range(5, 15)]
+
+    def play(folder, *rollouts):
+        """(k, tasks) of each, in a process of its own."""
+        changes = {"rollout_batch_size": 4, "rollout_shuffle": True, "save": folder, "load": folder}
+        args = rig.args(rows, **changes, tcod_variant="f2b", tcod_eta=2)
+        data, played = RolloutDataSourceWithBuffer(args), []
+        data.load(rollouts[0] - 1)
+        for n in rollouts:
+            output = tcod_rollout.generate_rollout(args, n, data)
+            played.append((output.metrics["rollout/tcod/k"], tasks(output.samples)))
+            if n != rollouts[-1]:
+                data.save(n)
+        return played
+
+    whole = play(tmp_path / "whole", *range(6))
+    assert [k for k, _ in whole] == [1, 1, 2, 2, 3, 3]
+    drawn = [goal for _, goals in whole for goal in goals]
+    assert sorted(drawn[:10]) == sorted(drawn[10:20]) == [row["goal"] for row in rows]
+    assert play(tmp_path / "killed", *range(4)) == whole[:4] and play(tmp_path / "killed", 3, 4, 5) == whole[3:]
+
+
 def test_what_is_left_over_is_not_lost_by_a_second_checkpoint(source):
     before = source()
     drawn = draw(AsynchronousDrawing, before, 0)
@@ -114,6 +137,27 @@ def test_fully_asynchronous_draws_are_all_trained_once(source):
     under_way = [one["samples"][0]["metadata"]["goal"] for one in kept if one["trained_in"] is None]
     assert sorted([*trained.elements(), *under_way]) == list(range(1, trained.total() + len(under_way) + 1))
     assert drawn.under_way == len(under_way) > 0  # what rollout/tcod/under_way counts
+
+
+def test_a_rollout_waits_for_what_was_drawn_two_before_it_and_draws_no_further_ahead(source):
+    drawn = draw(AsynchronousDrawing, source(), 0)
+
+    def draw_all():
+        return [group for _ in range(9) for group in drawn.get_samples(1)]
+
+    oldest, *quick = draw_all()
+    assert len(quick) == 3 * BATCH - 1
+    for trained in ([2, 3], [4, 5]):
+        for group in quick:
+            drawn.sort_in(group, keep=True)
+        assert drawn.is_complete and tasks(drawn.take()[0]) == trained
+        quick = draw_all()
+        assert len(quick) == BATCH
+    for group in quick:
+        drawn.sort_in(group, keep=True)
+    assert not drawn.is_complete
+    drawn.sort_in(oldest, keep=True)
+    assert drawn.is_complete and tasks(drawn.take()[0]) == [1, 6]
 
 
 def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):

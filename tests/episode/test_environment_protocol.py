@@ -6,9 +6,7 @@ import pytest
 
 from examples.tcod.environments.protocol import Environment, Observation
 from examples.tcod.episode.record import Episode
-from slime.utils.types import Sample
 
-NUM_GPUS = 0
 MINE = f"{__name__}.Interpreter"
 PROGRAM = "  total = 0\n\tadd 3 \n"  # white space and all
 
@@ -43,17 +41,6 @@ class Interpreter(Environment):
 
 class Complete(Interpreter):
     lists_all_actions = True
-
-
-class StringFromParse(Interpreter):
-    @staticmethod
-    def parse_action(response: str) -> str:
-        return "ok"
-
-
-@pytest.fixture(autouse=True)
-def here(local_pool):
-    """Without worker processes."""
 
 
 def said(action: str) -> str:
@@ -98,9 +85,3 @@ def test_the_engine_is_the_gate_and_the_list_where_it_is_complete(rig, environme
     changes = {"tcod_environment": f"{__name__}.{environment}", "tcod_variant": "b2f"}
     _, sample = rig.generate({"level": 1, "demo": demo}, k=1, **changes)
     assert Episode.of(sample).record.failure == reason
-
-
-def test_a_text_side_that_is_wrong_is_named(rig, caplog):
-    [sample] = rig.play({"level": 1}, k=1, tcod_environment=f"{__name__}.StringFromParse")
-    assert sample.status == Sample.Status.FAILED and Episode.of(sample).record.failure == "env_error"
-    assert "StringFromParse.parse_action must return a pair (action: str, valid: bool), not 'ok'" in caplog.text

@@ -7,19 +7,13 @@ from examples.tcod.environments.pool import EnvironmentPool
 from examples.tcod.episode.record import Episode, EpisodeRecord
 from examples.tcod.settings import build
 from slime.utils.async_utils import run
-from slime.utils.http_utils import init_http_client
-from slime.utils.misc import SingletonMeta
 from slime.utils.types import Sample
 from tests.support.rig import UNTEMPERED
-
-NUM_GPUS = 0
 
 
 def test_worker_processes_play_and_the_event_loop_goes_on_meanwhile(rig, real_ray, monkeypatch):
     monkeypatch.setattr(build, "EnvironmentPool", EnvironmentPool)
     args = rig.args([{"goal": 9}], tcod_environment="tests.support.corridor.SlowCorridor")
-    SingletonMeta._instances.clear()
-    init_http_client(args)
     sample = Sample(index=0, metadata={"goal": 9, "tcod": Episode(EpisodeRecord(n=0, k=4))})
 
     async def play():

@@ -22,8 +22,6 @@ from tests.support.corridor import alive
 from tests.support.fault_cases import CASES
 from tests.support.faults import Scene
 
-NUM_GPUS = 0
-
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_leaks(real_ray, tmp_path_factory):

@@ -6,14 +6,12 @@ import sys
 import pytest
 import ray
 
-from examples.tcod import ConfigError, tcod_rollout
+from examples.tcod import ConfigError
 from examples.tcod.episode.demonstration import Demonstration
 from examples.tcod.settings import build
 from examples.tcod.tools import check_environment
 from slime.utils.types import Sample
 from tests.support.rig import RIGHT
-
-NUM_GPUS = 0
 
 SFT = {"tcod_variant": "sft", "loss_type": "sft_loss", "use_opd": False, "opd_type": None, "rm_url": None}
 
@@ -26,14 +24,12 @@ def row(length, **more):
     return {"goal": length, "demo": {"actions": ["right"] * length, "observations": answers, "seen": seen, **more}}
 
 
-@pytest.fixture
-def no_environment(monkeypatch):
-    monkeypatch.setattr(build, "EnvironmentPool", None)
-    monkeypatch.setattr(build, "check_models", None)
-
-
 def imitated(rig, rows, **changes):
-    samples, metrics = rig.rollout(rows, **{**SFT, "debug_train_only": True, **changes})
+    """A rollout without an environment, and without servers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "EnvironmentPool", None)
+        patch.setattr(build, "check_models", None)
+        samples, metrics = rig.rollout(rows, **{**SFT, "debug_train_only": True, **changes})
     assert not rig.student.requests and not rig.teacher.requests
     return samples, metrics
 
@@ -41,9 +37,7 @@ def imitated(rig, rows, **changes):
 @pytest.mark.parametrize("admissible", ["turn", "never"])
 @pytest.mark.parametrize("history, window", [("append", None), ("turns", None), ("turns", 1)])
 @pytest.mark.parametrize("odd", [False, True], ids=["text", "ids"])
-def test_the_tokens_are_those_of_a_replay(
-    rig, tokenizer, no_environment, monkeypatch, history, window, admissible, odd
-):
+def test_the_tokens_are_those_of_a_replay(rig, tokenizer, history, window, admissible, odd):
     """b2f replays the first two turns, and its student says the third: the same contexts, the same last response."""
     said = ["First to the right. " + RIGHT, RIGHT, "And there. " + RIGHT]
     ids = [tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] for text in said]
@@ -51,10 +45,6 @@ def test_the_tokens_are_those_of_a_replay(
     recorded = {"responses": said, **({"ids": ids, "vocabulary": vocabulary} if odd else {})}
     settings = {"tcod_history": history, "tcod_window": window, "tcod_admissible": admissible}
     samples, metrics = imitated(rig, [row(3, **recorded)], **settings)
-    monkeypatch.undo()
-    from tests.support.toys import LocalPool
-
-    monkeypatch.setattr(build, "EnvironmentPool", LocalPool)
     rig.script = [said[-1]] * 3
     [replayed], _ = rig.rollout([row(3, **recorded)], tcod_variant="b2f", **settings)
     assert samples[-1].tokens == replayed.tokens and {sample.rollout_id for sample in samples} == {samples[0].index}
@@ -68,7 +58,7 @@ def test_the_tokens_are_those_of_a_replay(
     assert all(one.status == Sample.Status.COMPLETED and one.teacher_log_probs is None for one in samples)
 
 
-def test_a_demonstration_that_cannot_be_used_is_replaced_and_counted(rig, no_environment):
+def test_a_demonstration_that_cannot_be_used_is_replaced_and_counted(rig):
     rows = [row(2), row(3, responses=["nothing"] * 3), row(4)]
     samples, metrics = imitated(rig, rows, rollout_batch_size=3, rollout_max_context_len=320)
     assert [len(sample.metadata["tcod"]["turns"]) for sample in samples] == [2] * 3
@@ -77,22 +67,11 @@ def test_a_demonstration_that_cannot_be_used_is_replaced_and_counted(rig, no_env
         imitated(rig, [row(3, responses=["nothing"] * 3)])
 
 
-def test_rows_without_what_was_seen_are_refused(rig, no_environment):
-    for seen, reason in (
-        (None, "demo_unrecorded"),
-        ([{"text": 1}] * 2, "demo_malformed"),
-        ([{"x": ""}] * 2, "demo_ma"),
-        ([{"text": "here"}, {"text": 1}], "demo_malformed"),
-    ):
-        with pytest.raises(ConfigError, match=f"1 of 1 rows have no usable demonstration {{'{reason}"):
+def test_rows_without_what_was_seen_are_refused(rig):
+    malformed = [[{"text": 1}] * 2, [{"x": ""}] * 2, [{"text": "here"}, {"text": 1}]]
+    for seen, reason in ((None, "unrecorded"), *((one, "malformed") for one in malformed)):
+        with pytest.raises(ConfigError, match=f"1 of 1 rows have no usable demonstration {{'demo_{reason}"):
             imitated(rig, [row(2, seen=seen)])
-
-
-def test_an_incomplete_mask_never_reaches_training(rig, no_environment):
-    [sample], _ = imitated(rig, [row(2)])
-    sample.loss_mask = sample.loss_mask[1:]
-    with pytest.raises(ValueError, match="loss_mask"):
-        tcod_rollout.post_process_rewards(rig.args([row(2)], **SFT), [sample])
 
 
 @pytest.mark.parametrize("variant, more", [("opd", [{"goal": 4}]), ("sft", [{"goal": 2, "demo": row(2)["demo"]}])])

@@ -1,18 +1,21 @@
 """What the teacher is shown beside the conversation: that it arrives, and that it changes nothing else."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from examples.tcod import Failure
 from examples.tcod.episode.history import LEFT_OUT
-from slime.utils.types import Sample
+from examples.tcod.episode.record import Episode
+from examples.tcod.settings import build
 from tests.episode.test_evaluation import evaluation
 from tests.support.corridor import CONTROL_TOKENS
 from tests.support.fake_sglang import scored
 from tests.support.rig import LEFT, RIGHT, teacher_value
 
-NUM_GPUS = 0
 DEMO = {"actions": ["right"] * 3, "observations": ["You are at door 1.", "You are at door 2.", "You are at door 3."]}
+HAZARDOUS = "tests.support.corridor.HazardousCorridor"
 BOTH = ["demo", "hindsight"]
 THOUGHT = "<think>\nwhich one\n</think>\n\n"
 NO_THOUGHTS = {"apply_chat_template_kwargs": {"enable_thinking": False}}
@@ -45,6 +48,10 @@ def attempt_of(record):
     answers = [*(turn["observation"] for turn in turns[1:]), record["outcome"]]
     actions = [turn["action"] if turn.get("valid", True) else "(no valid action)" for turn in turns]
     return list(zip(actions, answers, strict=True))
+
+
+def has_note(rig, payload):
+    return "What solves" in rig.tokenizer.decode(payload["input_ids"])
 
 
 def rendered(rig, texts, kwargs):
@@ -102,9 +109,7 @@ def test_the_teachers_request_is_the_record_with_the_note_in_the_first_user_turn
 @pytest.mark.parametrize("history", ["append", "turns"])
 def test_the_student_and_what_is_trained_are_the_same_without_it(rig, history):
     """The scripted teacher scores by whether it sees the note, so its scores alone differ."""
-    rig.teacher_reply = lambda payload: scored(
-        payload, lambda at, token: -0.1 if "What solves" in rig.tokenizer.decode(payload["input_ids"]) else -0.9
-    )
+    rig.teacher_reply = lambda payload: scored(payload, lambda at, token: -0.1 if has_note(rig, payload) else -0.9)
     fields = ("tokens", "loss_mask", "rollout_log_probs", "response", "response_length", "reward", "status")
     seen = []
     for sees in (BOTH, None):
@@ -113,7 +118,7 @@ def test_the_student_and_what_is_trained_are_the_same_without_it(rig, history):
         asked = [payload["input_ids"] for payload in rig.student.payloads()]
         seen.append(([[getattr(one, name) for name in fields] for one in samples], asked))
         assert {value for one in samples for value in one.teacher_log_probs} == {-0.1 if sees else -0.9}
-        assert not any("solves" in rig.tokenizer.decode(ids) for ids in asked)
+        assert not any(has_note(rig, payload) for payload in rig.student.payloads())
     assert seen[0] == seen[1]
 
 
@@ -123,10 +128,7 @@ def test_text_that_spells_control_tokens_stays_text(rig):
     rig.script = [RIGHT]
     for history in ("append", "turns"):
         rig.teacher.requests.clear()
-        [sample], _ = rig.rollout(
-            [row], tcod_environment="tests.support.corridor.HazardousCorridor", tcod_history=history,
-            tcod_teacher_sees=BOTH,
-        )  # fmt: skip
+        [sample], _ = rig.rollout([row], tcod_environment=HAZARDOUS, tcod_history=history, tcod_teacher_sees=BOTH)
         [request] = rig.scoring_requests()
         assert CONTROL_TOKENS in rig.tokenizer.decode(request["input_ids"])
         for token in rig.tokenizer.added_tokens_decoder:
@@ -157,38 +159,29 @@ def test_each_sample_is_shown_what_there_is(rig, n, rows, sees, shares):
     assert plain is not any(shares or ())
 
 
-def note_in(rig):
-    [request] = rig.scoring_requests()
-    text = rig.tokenizer.decode(request["input_ids"])
-    return text.partition("You are at door 0.\n\n")[2].partition("<|im_end|>")[0]
-
-
 def test_a_long_note_loses_its_oldest_observations_first(rig):
-    attempt = [("right", "You are at door 1."), ("left", "You are at door 0."), ("right", "You are at door 1.")]
-    attempt += [("right", "You are at door 2.")]
     rig.script = [RIGHT, LEFT, RIGHT, RIGHT]
-    everything = [(w, i) for w, size in (("attempt", 4), ("demo", 3)) for i in range(size)]
-    lengths = []
-    for left_out in range(len(everything) + 1):
-        gone = everything[:left_out]
-        told = [(a, None if ("attempt", i) in gone else o) for i, (a, o) in enumerate(attempt)]
-        left = [None if ("demo", i) in gone else o for i, o in enumerate(DEMO["observations"])]
-        expected = expected_note(told, won=True, demo={**DEMO, "observations": left})
-        around = len(
-            rig.tokenizer.encode("\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
-        )
-        lengths.append(len(rig.tokenizer.encode(expected, add_special_tokens=False)) + around)
-        rig.teacher.requests.clear()
-        row = {"goal": 2, "demo": DEMO}
-        _, metrics = rig.rollout([row], tcod_teacher_sees=BOTH, tcod_note_len=lengths[-1])
-        assert note_in(rig) == expected and metrics["rollout/tcod/note_cut"] == float(left_out > 0)
-        assert metrics["rollout/tcod/note_tokens"] <= lengths[-1]
-    # Beyond those its oldest steps go; where even the words around them do not fit, the episode fails.
-    rig.teacher.requests.clear()
-    rig.rollout([row], tcod_teacher_sees=BOTH, tcod_note_len=lengths[-1] - 1)
-    assert note_in(rig).count("> ") == 6 and note_in(rig).endswith("conversation alone.")
-    [sample] = rig.play(row, 4, tcod_teacher_sees=BOTH, tcod_note_len=9)
-    assert sample.status == Sample.Status.FAILED and sample.metadata["tcod"].record.failure == "note_too_long"
+    row = {"goal": 2, "demo": DEMO}
+    args, sample = rig.generate(row, 4, tcod_teacher_sees=BOTH)
+    writer, actions, answers = build.run_of(args).notes, ("right", "left", "right", "right"), (1, 0, 1, 2)
+
+    def write(max_tokens):
+        return replace(writer, max_tokens=max_tokens).write(row, Episode.of(sample))
+
+    for left_out in range(8):
+        steps = enumerate(zip(actions, answers, strict=True))
+        attempt = [(action, f"You are at door {door}." if i >= left_out else "") for i, (action, door) in steps]
+        observations = [text if i >= left_out - 4 else "" for i, text in enumerate(DEMO["observations"])]
+        expected = expected_note(attempt, won=True, demo={**DEMO, "observations": observations})
+        fits = len(writer.chat.user(expected))
+        assert (write(fits).text, write(fits).left_out) == (expected, left_out)
+    # Beyond those its oldest steps go, at last all; where even the words around them do not fit, the episode fails.
+    assert write(fits - 1).text.count("> ") == 6 and write(fits - 1).text.endswith("conversation alone.")
+    with pytest.raises(Failure, match="raise tcod_note_len") as caught:
+        write(9)
+    assert caught.value.reason == "note_too_long"
+    _, metrics = rig.rollout([row], tcod_teacher_sees=BOTH, tcod_note_len=fits)
+    assert metrics["rollout/tcod/note_cut"] == 1 and metrics["rollout/tcod/note_tokens"] <= fits
 
 
 def test_the_students_own_engines_score_behind_slimes_router(rig):
@@ -202,20 +195,9 @@ def test_the_students_own_engines_score_behind_slimes_router(rig):
     assert metrics["rollout/tcod/tokens/scored"] == sample.response_length
 
 
-def test_a_replayed_turn_that_is_answered_otherwise_fails(rig):
-    row = {"goal": 3, "demo": {**DEMO, "observations": ["You are at door 1.", "No.", "No."]}}
-    [sample] = rig.play(row, 2, tcod_variant="b2f")  # its first turn is
-    assert sample.metadata["tcod"]["replayed"] == 1
-    [sample] = rig.play(row, 1, tcod_variant="b2f")
-    record = sample.metadata["tcod"].record
-    assert record.failure == "demo_mismatch" and "'right' gives 'You are at door 2.', not 'No.'" in record.detail
-
-
 def test_saved_episodes_are_scored_without_their_note_too(rig, monkeypatch):
     monkeypatch.setenv("TCOD_RUN_DIR", str(rig.folder / "run"))
-    rig.teacher_reply = lambda payload: scored(
-        payload, lambda at, token: -0.1 if "What solves" in rig.tokenizer.decode(payload["input_ids"]) else -0.9
-    )
+    rig.teacher_reply = lambda payload: scored(payload, lambda at, token: -0.1 if has_note(rig, payload) else -0.9)
     rows = [{"goal": 2, "demo": DEMO}] * 3
     changes = {"tcod_teacher_sees": BOTH, "tcod_save_plain_scores": True, "tcod_save_episodes": 2}
     for history in ("append", "turns"):
@@ -232,8 +214,6 @@ def test_saved_episodes_are_scored_without_their_note_too(rig, monkeypatch):
         assert len(lines) == 2
     # Where that fails, the episodes are trained and saved all the same.
     plain = {"error": "?"}
-    rig.teacher_reply = lambda payload: (
-        scored(payload, teacher_value) if "What solves" in rig.tokenizer.decode(payload["input_ids"]) else plain
-    )
+    rig.teacher_reply = lambda payload: (scored(payload, teacher_value) if has_note(rig, payload) else plain)
     samples, metrics = rig.rollout(rows, **changes)
     assert len(samples) == 3 and metrics["rollout/tcod/failed"] == metrics["rollout/tcod/unsaved_episodes"] == 0

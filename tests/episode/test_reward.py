@@ -14,8 +14,6 @@ from examples.tcod.training.rewards import normalised
 from slime.utils.types import Sample
 from tests.support.rig import HEADER, LEFT, RIGHT, assert_failed
 
-NUM_GPUS = 0
-
 ALONE = {"use_opd": False, "opd_type": None, "rm_url": None, "tcod_reward_coef": 2.0, "n_samples_per_prompt": 2}
 GRADED = {"tcod_reward": "grade", "tcod_environment": "tests.support.corridor.GradedCorridor"}
 

@@ -15,8 +15,6 @@ from tests.episode.test_evaluation import evaluation
 from tests.support.fake_sglang import generated, scored
 from tests.support.rig import LEFT, RIGHT, teacher_value
 
-NUM_GPUS = 0
-
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

@@ -1,16 +1,13 @@
 """What must never happen in a rollout: a model's output in a shell or a path, a port beyond this machine."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from smoke.make_games import TASKS, make_game
 
-NUM_GPUS = 0
 MARK = "pwned"
 HOSTILE = [
     f"$(touch {MARK})",
@@ -79,17 +76,3 @@ def test_an_action_reaches_no_shell_and_no_path_in_alfworld(tmp_path, watch):
     environment.reset(row)
     for text in HOSTILE:
         assert environment.step(text).text == "Nothing happens."
-
-
-def test_servers_listen_on_this_machine_only(rig):
-    inodes = {os.readlink(link)[8:-1] for link in Path("/proc/self/fd").iterdir() if os.path.islink(link)}
-    listening = [
-        (address, port)
-        for table in ("tcp", "tcp6")
-        for _, local, _, state, *_, inode in (line.split()[:10] for line in Path(f"/proc/self/net/{table}").open())
-        if state == "0A" and inode in inodes
-        for address, port in [local.split(":")]
-    ]
-    loopback = "0100007F"  # 127.0.0.1
-    ours = {f"{server.port:04X}" for server in (rig.student, rig.teacher)}
-    assert {address for address, port in listening if port in ours} == {loopback}

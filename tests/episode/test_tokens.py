@@ -15,13 +15,10 @@ from tests.support.rig import (
     assert_tokens,
     check_invariants,
     opening,
-    spans,
     student_value,
     teacher_value,
     user,
 )
-
-NUM_GPUS = 0
 
 
 def test_a_cut_response_gets_an_untrained_end_of_turn_token(rig, tokenizer):
@@ -34,87 +31,32 @@ def test_a_cut_response_gets_an_untrained_end_of_turn_token(rig, tokenizer):
     assert sample.status == Sample.Status.COMPLETED
 
 
-def test_an_episode_that_ends_in_a_cut_response_is_truncated(rig, tokenizer):
-    rig.cut, rig.script = {0}, ["I think that"]
-    [sample], metrics = rig.rollout([{"goal": 2}], 0, tcod_variant="f2b")
-    assert_tokens(sample, tokenizer, opening(2), "I think that")
-    assert sample.status == Sample.Status.TRUNCATED
-    assert metrics["rollout/tcod/invalid_actions"] == 1.0
-
-
-def test_both_stop_tokens_end_a_turn_and_are_not_part_of_the_action(rig, tokenizer):
-    end, eot = tokenizer.pad_token_id, tokenizer.eos_token_id
-    ids = tokenizer.encode(RIGHT, add_special_tokens=False) + [end]
-    rig.answer = lambda turn, payload: generated(ids, [student_value(i) for i in range(len(ids))])
-    [sample], _ = rig.rollout([{"goal": 2}])
-    # The context has the end-of-turn token after every turn, whatever ended it.
-    between = "<|im_end|>" + user("You are at door 1.")
-    assert_tokens(sample, tokenizer, opening(2), RIGHT + "<|endoftext|>", between, RIGHT + "<|endoftext|>")
-    assert sorted([end, eot]) == rig.student.payloads()[0]["sampling_params"]["stop_token_ids"]
-
-
-def test_a_stop_token_in_the_last_place_that_the_limit_leaves_completes_the_turn(rig, tokenizer):
-    ids = tokenizer.encode(RIGHT + "<|im_end|>", add_special_tokens=False)
-    rig.answer = lambda turn, payload: generated(ids, [student_value(i) for i in range(len(ids))], finish="length")
-    [sample], metrics = rig.rollout([{"goal": 2}], rollout_max_response_len=len(ids))
-    assert_tokens(
-        sample, tokenizer, opening(2), RIGHT + "<|im_end|>", user("You are at door 1."), RIGHT + "<|im_end|>"
-    )
-    assert metrics["rollout/tcod/truncated_turns"] == 0.0 and sample.status == Sample.Status.COMPLETED
-
-
-def test_a_response_ended_by_a_stop_string_is_not_cut(rig, tokenizer):
-    ids = tokenizer.encode(RIGHT, add_special_tokens=False)
-    rig.answer = lambda turn, payload: generated(ids, [student_value(i) for i in range(len(ids))], finish="stop")
-    [sample], metrics = rig.rollout([{"goal": 2}], rollout_stop=["</action>"])
-    assert_tokens(sample, tokenizer, opening(2), RIGHT, "<|im_end|>" + user("You are at door 1."), RIGHT)
-    assert metrics["rollout/tcod/truncated_turns"] == 0.0 and sample.status == Sample.Status.COMPLETED
-
-
-def test_the_context_limit_ends_an_episode(rig, tokenizer):
-    turn = len(spans(tokenizer, RIGHT + "<|im_end|>", user("You are at door 1."))[0])
-    prompt = len(tokenizer.encode(opening(9), add_special_tokens=False))
-    # Room for two turns and a few tokens of a third response.
-    [sample], metrics = rig.rollout(
-        [{"goal": 9}], rollout_max_context_len=prompt + 2 * turn + 6, rollout_max_response_len=40
-    )
-    assert sample.status == Sample.Status.TRUNCATED
-    assert [t["cut"] for t in sample.metadata["tcod"]["turns"]] == [False, False, True]
-    assert len(sample.tokens) == prompt + 2 * turn + 5
-    # No room for the observation after the first turn.
-    [sample], metrics = rig.rollout([{"goal": 9}], rollout_max_context_len=prompt + turn, rollout_max_response_len=40)
-    assert len(sample.metadata["tcod"]["turns"]) == 1 and metrics["rollout/tcod/context_limited"] == 1.0
-    assert sample.status == Sample.Status.TRUNCATED
-
-
-def test_an_invalid_action_is_sent_and_counted(rig, tokenizer):
-    rig.script = ["let me see", RIGHT]
-    [sample], metrics = rig.rollout([{"goal": 1}])
-    assert_tokens(
-        sample, tokenizer, opening(1), "let me see<|im_end|>", user("Nothing happens."), RIGHT + "<|im_end|>"
-    )
-    assert metrics["rollout/tcod/invalid_actions"] == 0.5
-
-
 @pytest.mark.parametrize(
-    "said, sent, possible",
+    "said, finish, between",
     [
-        ("Right.", "right", True),
-        ("`right`", "right", True),
-        ("**[Right]**", "right", True),
-        ("'RIGHT'", "right", True),
-        ("Action: right", "right", True),
-        ("right or left", "right or left", False),
-        ("...", "...", False),
+        (RIGHT + "<|endoftext|>", "stop", "<|im_end|>"),  # in the context every turn ends alike
+        (RIGHT + "<|im_end|>", "length", ""),  # a stop token in the last place that the limit leaves
+        (RIGHT, "stop", "<|im_end|>"),  # a stop string
     ],
 )
-def test_an_action_is_the_listed_one_but_for_case_and_outer_punctuation(rig, said, sent, possible):
-    rig.script = [f"<action>{said}</action>"]
-    [sample], metrics = rig.rollout([{"goal": 1}], tcod_horizon=1)
-    [turn] = sample.metadata["tcod"]["turns"]
-    assert (turn["action"], turn["valid"], turn["admissible"]) == (sent, True, possible)
-    assert sample.reward == float(possible)
-    assert metrics["rollout/tcod/inadmissible_actions"] == float(not possible)
+def test_a_turn_that_has_ended_is_not_cut(rig, tokenizer, said, finish, between):
+    ids = tokenizer.encode(said, add_special_tokens=False)
+    rig.answer = lambda turn, payload: generated(ids, [student_value(i) for i in range(len(ids))], finish=finish)
+    [sample], metrics = rig.rollout([{"goal": 2}])
+    assert_tokens(sample, tokenizer, opening(2), said, between + user("You are at door 1."), said)
+    assert metrics["rollout/tcod/truncated_turns"] == 0.0 and sample.status == Sample.Status.COMPLETED
+    stops = rig.student.payloads()[0]["sampling_params"]["stop_token_ids"]
+    assert stops == sorted([tokenizer.pad_token_id, tokenizer.eos_token_id])
+
+
+def test_an_action_is_the_listed_one_but_for_case_and_outer_punctuation(rig):
+    said = ["Right.", "`right`", "**[Right]**", "'RIGHT'", "Action: right", "right or left", "..."]
+    rig.script = [f"<action>{text}</action>" for text in said]
+    [sample], metrics = rig.rollout([{"goal": 9}], tcod_horizon=len(said))
+    turns = sample.metadata["tcod"]["turns"]
+    assert [turn["action"] for turn in turns] == ["right"] * 5 + said[5:]
+    assert [turn["admissible"] for turn in turns] == [True] * 5 + [False] * 2
+    assert metrics["rollout/tcod/inadmissible_actions"] == pytest.approx(2 / 7)
     assert metrics["rollout/tcod/invalid_actions"] == 0.0
 
 

@@ -4,27 +4,26 @@ import copy
 
 import pytest
 
-from examples.tcod import ConfigError
 from slime.utils.types import Sample
 from smoke import hooks
 from tests.episode.test_evaluation import evaluation
 from tests.episode.test_fully_async import fully_async  # noqa: F401  a fixture
 from tests.episode.test_saved_episodes import folder, saved  # noqa: F401  a fixture
-from tests.support.fake_sglang import generated, scored
+from tests.support.fake_sglang import scored
 from tests.support.rig import LEFT, RIGHT, check_invariants, student_value, teacher_value
 
-NUM_GPUS = 0
 DEMO = {"actions": ["right"] * 3}
 THOUGHT = "<think>\nwhere is it\n</think>\n\n"
-
-
-def texts(rig, samples):
-    return [rig.tokenizer.decode(sample.tokens) for sample in samples]
 
 
 def test_every_turn_is_a_sample_of_what_was_shown_and_said(rig):
     samples, metrics = rig.rollout([{"goal": 3}, {"goal": 1}], tcod_history="turns")
     assert [sample.rollout_id for sample in samples] == [0, 0, 0, 1] == [sample.index for sample in samples]
+    assert [[len(episode) for episode in group] for group in rig.groups] == [[3], [1]]
+    if hooks.find_slime().startswith("slime at"):
+        from slime.observability.rollout_data_utils import validate_rollout_id_annotated
+
+        validate_rollout_id_annotated(rig.groups)
     asked = sorted(payload["input_ids"] for payload in rig.student.payloads())
     assert sorted(sample.tokens[: -sample.response_length] for sample in samples) == asked
     for sample in samples:
@@ -61,32 +60,6 @@ def test_metrics_and_records_are_those_of_whole_episodes(rig, folder):  # noqa: 
     assert samples[0].metadata["tcod"]["replayed"] == 1
 
 
-def test_replayed_turns_are_history_only(rig):
-    [sample, *_], _ = rig.rollout([{"goal": 3, "demo": DEMO}], tcod_variant="b2f", tcod_history="turns")
-    past = "<|im_start|>assistant\n" + RIGHT + "<|im_end|>"
-    assert texts(rig, [sample])[0].count(past) == 2
-    assert sum(sample.loss_mask) == sample.response_length == len(rig.tokenizer.encode(RIGHT + "<|im_end|>"))
-
-
-def test_the_teacher_scores_turn_after_turn_on_one_server(rig):
-    samples, _ = rig.rollout([{"goal": 3}], tcod_history="turns")
-    payloads = rig.scoring_requests()
-    assert [payload["input_ids"] for payload in payloads] == [sample.tokens for sample in samples]
-    for payload, sample in zip(payloads, samples, strict=True):
-        assert payload["logprob_start_len"] == len(sample.tokens) - sample.response_length - 1
-    keys = {r.headers["x-smg-routing-key"] for r in rig.teacher.requests if "input_ids" in r.payload}
-    assert len(keys) == 1
-
-
-def test_thoughts_are_dropped_from_the_history_and_trained(rig):
-    rig.script = [THOUGHT + RIGHT] * 4
-    [first, second], metrics = rig.rollout(
-        [{"goal": 2}], tcod_history="turns", tcod_thoughts="keep", apply_chat_template_kwargs={}
-    )
-    assert rig.tokenizer.decode(second.tokens[-second.response_length :]) == THOUGHT + RIGHT + "<|im_end|>"
-    assert metrics["rollout/tcod/invalid_actions"] == 0 and first.reward == 1.0
-
-
 def test_an_action_within_a_thought_that_was_cut_is_none(rig):
     rig.script, rig.cut = ["<think>\nI could " + RIGHT, THOUGHT + RIGHT, RIGHT], {0}
     for history in ("append", "turns"):
@@ -105,19 +78,10 @@ def test_a_cut_turn_is_a_truncated_sample_and_statistics_count_once(rig):
     assert [sample.status for sample in samples] == [truncated, completed, completed]
     asked = [len(payload["input_ids"]) for payload in rig.student.payloads()]
     assert [sample.prefix_cache_info.total_prompt_tokens for sample in samples] == asked
+    # The teacher scores turn after turn, on one server.
+    assert [payload["input_ids"] for payload in rig.scoring_requests()] == [sample.tokens for sample in samples]
+    assert len({r.headers["x-smg-routing-key"] for r in rig.teacher.requests if "input_ids" in r.payload}) == 1
     assert [bool(sample.non_generation_time) for sample in samples][1:] == [False, False]
-
-
-def test_a_window_bounds_the_context(rig):
-    rig.student.reply = lambda payload: rig.answer(0, payload)
-    samples, metrics = rig.rollout(
-        [{"goal": 9}], tcod_history="turns", tcod_window=2, tcod_horizon=8, rollout_max_context_len=700
-    )
-    lengths = [len(sample.tokens) for sample in samples]
-    assert len(lengths) == 8 and len(set(lengths[3:])) == 1 and metrics["rollout/tcod/context_limited"] == 0
-    last = texts(rig, samples)[-1]
-    assert "Goal: door 9. You are at door 0." in last and "[Earlier turns are left out.]" in last
-    assert "You are at door 5." not in last and "You are at door 6." in last and "You are at door 7." in last
 
 
 def test_an_evaluation_has_one_sample_an_episode(rig):
@@ -145,25 +109,6 @@ def test_a_turn_that_cannot_be_scored_fails_its_episode_and_drops_its_group(rig)
         assert len({s.group_index for s in episode}) == 1
 
 
-def test_an_aborted_episode_leaves_nothing(rig):
-    calls = iter(range(100))
-    rig.student.reply = lambda payload: (
-        generated([], [], finish="abort") if next(calls) < 2 else rig.student_reply(payload)
-    )
-    samples, metrics = rig.rollout([{"goal": 2}], tcod_history="turns")
-    assert len(samples) == 2 and metrics["rollout/tcod/success"] == 1.0  # the turn was asked for again
-
-
-def test_slime_gets_lists_that_share_a_rollout_id(rig):
-    rig.rollout([{"goal": 2}, {"goal": 1}], n_samples_per_prompt=2, tcod_history="turns")
-    groups = rig.groups
-    assert [[len(episode) for episode in group] for group in groups] == [[2, 2], [1, 1]]
-    if hooks.find_slime().startswith("slime at"):
-        from slime.observability.rollout_data_utils import validate_rollout_id_annotated
-
-        validate_rollout_id_annotated(groups)
-
-
 def test_slime_weighs_an_episode_once(rig):
     rig.script = [LEFT, "a longer way of saying nothing", RIGHT, RIGHT]
     rows = [{"goal": 1}, {"goal": 2}, {"goal": 9}]
@@ -177,34 +122,3 @@ def test_slime_weighs_an_episode_once(rig):
         assert sum(sum(batch["loss_masks"][i]) / batch["rollout_mask_sums"][i] for i in rows) == pytest.approx(1)
     check_invariants(args, samples)
     assert [student_value(0)] * len(samples) == [sample.rollout_log_probs[0] for sample in samples]
-
-
-@pytest.mark.parametrize(
-    "changes, sentence",
-    [
-        ({"log_passrate": True}, "--log-passrate"),
-        ({"tcod_history": "append", "tcod_window": 3}, "tcod_window is for tcod_history turns"),
-        ({"tcod_thoughts": "keep"}, "switch thinking on in --apply-chat-template-kwargs, or set tcod_thoughts: none"),
-    ],
-)
-def test_what_cannot_work_is_refused(rig, changes, sentence):
-    with pytest.raises(ConfigError, match=sentence):
-        rig.rollout([{"goal": 1}], **{"tcod_history": "turns", **changes})
-
-
-def test_fully_asynchronous_rollouts_fan_out(fully_async, rig):  # noqa: F811
-    outputs = fully_async([{"goal": 2}, {"goal": 9}], 3, tcod_history="turns", sglang_server_concurrency=2)
-    for output in outputs:
-        assert sorted(len(episode) for [episode] in output.samples) == [2, 4]
-
-
-def test_the_arms_end_in_the_same_episode(rig):
-    """F2B at k = T and B2F at k >= L play OPD's episode, sample for sample."""
-    row = {"goal": 3, "demo": DEMO}
-    opd, f2b, b2f = (
-        rig.rollout([row], 100, tcod_variant=arm, tcod_history="turns", tcod_b2f_budget="horizon")[0]
-        for arm in ("opd", "f2b", "b2f")
-    )
-    fields = ("tokens", "loss_mask", "rollout_log_probs", "teacher_log_probs", "reward", "rollout_id")
-    assert [[getattr(s, name) for name in fields] for s in f2b] == [[getattr(s, name) for name in fields] for s in opd]
-    assert [[getattr(s, name) for name in fields] for s in b2f] == [[getattr(s, name) for name in fields] for s in opd]

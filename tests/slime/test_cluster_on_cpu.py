@@ -4,12 +4,10 @@ Needs SLIME_DIR and MEGATRON_DIR. What the script does around them is tested wit
 """
 
 import json
-import math
 import os
 import re
 import shutil
 import signal
-import socket
 import statistics
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import cpu_cluster, slime_checkout
+from tests.support import cpu_cluster
 from tests.support.fake_cluster import processes_of
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
@@ -30,7 +28,6 @@ from smoke import make_models
 from smoke.servers import Process, SGLangServer, free_port
 from smoke.slime_cpu import compare
 
-NUM_GPUS = 0
 SCRIPT = cpu_cluster.ROOT / "examples/tcod/run_qwen3_8b_tcod.sh"
 
 
@@ -45,59 +42,29 @@ def cluster(tmp_path_factory):
         yield place, variables, [*arguments, "--rollout-external-engine-addrs", f"127.0.0.1:{engine.port}"]
 
 
-def start(cluster, log, script=SCRIPT, **variables):
+def start(cluster, log, **variables):
     place, ours, arguments = cluster
     env = {**ours, "TEACHER_PORT": str(free_port()), "RUN_DIR": f"{place}/run", **variables}
     dumps = ["--save-debug-rollout-data", env["RUN_DIR"] + "/rollout_{rollout_id}.pt"]
-    return Process("run script", ["bash", str(script), *arguments, *dumps], place / log, env)
+    return Process("run script", ["bash", str(SCRIPT), *arguments, *dumps], place / log, env)
 
 
-def refusal(cluster, **variables):
-    """The last line of a run that must not begin."""
-    with start(cluster, "refused.log", RUN_DIR=f"{cluster[0]}/refused", VARIANT="b2f", **variables) as process:
-        assert process.popen.wait(300) == 1
-    assert not (cluster[0] / "refused/metrics.jsonl").exists()
-    return process.log.read_text().splitlines()[-1]
-
-
-def copy_of_the_data(cluster, folder, change):
-    """A copy of DATA_DIR in which `change` was applied to a training row that a launch does not play."""
-    shutil.copytree(cluster[0] / "data", cluster[0] / folder)
-    file = cluster[0] / folder / "train.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    change(rows[1]["metadata"])
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(file.parent)
-
-
-def test_a_busy_port_is_named(cluster):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-        assert f"port {port} of 127.0.0.1 is taken" in refusal(cluster, TEACHER_PORT=port)
-
-
-def test_a_missing_game_is_named(cluster):
-    data = copy_of_the_data(cluster, "missing", lambda metadata: metadata.update(game_file="json_2.1.1/gone"))
-    assert "gone" in refusal(cluster, DATA_DIR=data)
-
-
-def test_a_teacher_with_another_tokenizer_is_refused(cluster):
-    teacher = cluster[0] / "teacher"
-    shutil.copytree(make_models.SHIPPED, teacher)
-    file = teacher / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    first, second = "Ġgo", "Ġto"
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    file.write_text(json.dumps(tokenizer))
-    assert "use a model with the student's tokenizer" in refusal(cluster, TEACHER_MODEL=str(teacher))
+def finish(cluster, log, **variables):
+    """A run that comes to its end."""
+    with start(cluster, log, **variables) as process:
+        assert process.popen.wait() == 0, process.log.read_text()[-3000:]
+    return process
 
 
 def test_a_run_that_was_killed_goes_on_where_it_was(cluster):
     """One row's demonstration is not one: its episodes are counted and never trained on."""
-    data = copy_of_the_data(cluster, "damaged", lambda metadata: metadata.update(demo={"actions": ["put x in y"] * 4}))
+    data = cluster[0] / "damaged"
+    shutil.copytree(cluster[0] / "data", data)
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    rows[1]["metadata"]["demo"] = {"actions": ["put x in y"] * 4}  # not the row that a launch plays
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_dir = cluster[0] / "run"
-    with start(cluster, "first.log", VARIANT="b2f", DATA_DIR=data) as process:
+    with start(cluster, "first.log", VARIANT="b2f", DATA_DIR=str(data)) as process:
         wait_for(process, lambda: ("rollout", 2) in [(line["kind"], line["n"]) for line in lines(run_dir)])
         [driver] = driver_of(run_dir)
         os.kill(driver, signal.SIGKILL)
@@ -105,8 +72,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(cluster):
     assert f"training ended with status 137: see {run_dir}/logs" in process.log.read_text()
     assert processes_of(run_dir) == []
     before = lines(run_dir)
-    with start(cluster, "second.log", VARIANT="b2f", DATA_DIR=data) as process:
-        assert process.popen.wait(900) == 0, process.log.read_text()[-3000:]
+    process = finish(cluster, "second.log", VARIANT="b2f", DATA_DIR=str(data))
     assert processes_of(run_dir) == []
     assert f"{run_dir} continues from checkpoint" in process.log.read_text()
     after = lines(run_dir)[len(before) :]
@@ -120,32 +86,10 @@ def test_a_run_that_was_killed_goes_on_where_it_was(cluster):
     cpu_cluster.assert_trained(run_dir / "hf/3", cluster[0] / "student")
 
 
-def test_a_copy_under_another_name_trains(cluster):
-    """In slime's examples, beside the original, of which nothing is imported."""
-    slime, run_dir = slime_checkout.make(cluster[0] / "slime"), cluster[0] / "copy"
-    copy = slime / "examples" / slime_checkout.COPY
-    variables = {"SLIME_DIR": str(slime), "RUN_DIR": str(run_dir), **slime_checkout.LEAVE_TRACES}
-    with start(
-        cluster, "copy.log", copy / SCRIPT.name, VARIANT="b2f", NUM_ROLLOUT="2", EVAL_SETS="", **variables
-    ) as process:
-        assert process.popen.wait() == 0, process.log.read_text()[-3000:]
-    [logs] = (run_dir / "logs").iterdir()
-    named = set(re.findall(r"\b(?:examples\.)?\w+\.(?:tcod_rollout)\b", (logs / "command.sh").read_text()))
-    assert named == {f"examples.{slime_checkout.COPY}.{module}" for module in ("tcod_rollout",)}
-    assert slime_checkout.imported(copy) and not slime_checkout.imported(slime / "examples/tcod")
-    assert [(line["kind"], line["n"]) for line in lines(run_dir)] == [("rollout", 0), ("rollout", 1)]
-    for step in (0, 1):
-        assert 0 < compare.logged_step(logs / "train.log", step)["train/grad_norm"] < math.inf
-    cpu_cluster.assert_trained(run_dir / "hf/1", cluster[0] / "student")
-
-
 def test_a_fully_asynchronous_run_trains_what_is_played(cluster):
     """Every episode that ends is trained, however long it was; at the end some are under way."""
     run_dir, batch = cluster[0] / "fully_async", 8
-    with start(
-        cluster, "async.log", MODE="fully_async", VARIANT="f2b", RUN_DIR=str(run_dir), NUM_ROLLOUT="6"
-    ) as process:
-        assert process.popen.wait(1200) == 0, process.log.read_text()[-3000:]
+    finish(cluster, "async.log", MODE="fully_async", VARIANT="f2b", RUN_DIR=str(run_dir), NUM_ROLLOUT="6")
     rollouts = lines(run_dir)
     assert [(line["kind"], line["n"]) for line in rollouts] == [("rollout", n) for n in range(6)]
     for metric in ("stale", "aborted", "failed"):
@@ -189,8 +133,7 @@ def test_a_killed_engine_is_replaced(tmp_path):
 def test_imitation_and_then_the_reward_alone(cluster):
     """Without an engine, from its copy for Hugging Face on, and without a teacher."""
     place, first, second = cluster[0], cluster[0] / "sft", cluster[0] / "reward"
-    with start(cluster, "sft.log", VARIANT="sft", RUN_DIR=str(first), NUM_ROLLOUT="2") as process:
-        assert process.popen.wait(900) == 0, process.log.read_text()[-3000:]
+    finish(cluster, "sft.log", VARIANT="sft", RUN_DIR=str(first), NUM_ROLLOUT="2")
     assert [(line["kind"], line["n"]) for line in lines(first)] == [("rollout", 0), ("rollout", 1)]
     assert all(0 < compare.logged_step(next(first.glob("logs/*/train.log")), step)["train/loss"] for step in (0, 1))
     cpu_cluster.assert_trained(first / "hf/1", place / "student")
@@ -198,8 +141,7 @@ def test_imitation_and_then_the_reward_alone(cluster):
     (place / "patient.yaml").write_text((place / "alfworld.yaml").read_text() + "tcod_max_replacements: 60\n")
     alone = {"CONFIG": f"{place}/patient.yaml", "TEACHER": "none", "REWARD_COEF": "1", "EVAL_SETS": ""}
     alone |= {"STUDENT_LOAD": f"{first}/hf/1", "RUN_DIR": str(second), "NUM_ROLLOUT": "2"}
-    with start(cluster, "reward.log", VARIANT="b2f", SAMPLES_PER_TASK="4", BATCH="2", **alone) as process:
-        assert process.popen.wait(900) == 0, process.log.read_text()[-3000:]
+    finish(cluster, "reward.log", VARIANT="b2f", SAMPLES_PER_TASK="4", BATCH="2", **alone)
     rollouts = lines(second)
     assert [line["n"] for line in rollouts] == [0, 1] and not any("kl" in name for line in rollouts for name in line)
     assert all(0 < line["rollout/tcod/success"] < 1 for line in rollouts)

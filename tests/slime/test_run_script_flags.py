@@ -13,8 +13,6 @@ from smoke.train_slime import as_flags
 from tests.gpu.steps import training_flags
 from tests.support.run_script import ROOT, SCRIPT, build, dry_run
 
-NUM_GPUS = 0
-
 PARSER = """
 import json, multiprocessing, sys
 from smoke.slime_cpu import check_args

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -22,8 +21,6 @@ if not os.environ.get("SLIME_DIR"):
 
 from slime.utils.misc import load_function
 
-NUM_GPUS = 0
-
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
@@ -31,46 +28,37 @@ def checkout(tmp_path_factory):
 
 
 # slime's contracts can be given paths, no settings, and call with bare arguments: what then cannot pass, and why.
-@pytest.mark.parametrize(
-    "contract, flags, passed, errors",
-    [
-        (
-            "generate",
-            ["--custom-generate-function-path", "tcod_rollout.generate"],
-            3,
-            ["ConfigError: tcod_horizon is missing in --custom-config-path"],
-        ),
-        (
-            "rollout",
-            ["--rollout-function-path", "tcod_rollout.generate_rollout"],
-            5,
-            ["TypeError: vars() argument must have __dict__"],  # args is None
-        ),
-        (
-            "rollout",
-            ["--rollout-function-path", "tcod_rollout.generate_rollout_fully_async"],
-            5,
-            ["TypeError: vars() argument must have __dict__"],
-        ),
-        (
-            "path_loading",
-            ["--dynamic-sampling-filter-path", "tcod_rollout.drop_failed"]
-            + ["--custom-rm-path", "tcod_rollout.reward_func"],
-            15,
-            ["KeyError: 'tcod'"],  # its sample was not drawn by the recipe, and not played
-        ),
-        (
-            "runtime_hook",
-            ["--custom-rollout-log-function-path", "records.run_folder.log_rollout"]
-            + ["--custom-eval-rollout-log-function-path", "records.run_folder.log_eval"],
-            8,
-            # What slime's own reference does and no other hook.
-            ["'Args' object has no attribute 'logged_rollout_id'", "no attribute 'logged_eval_rollout_id'"],
-        ),
-    ],
-)
-def test_slimes_documented_call_takes_the_hooks_of_a_copy(checkout, contract, flags, passed, errors):
-    flags = [flag if flag.startswith("--") else f"examples.{slime_checkout.COPY}.{flag}" for flag in flags]
+HOOKS, LOG = (f"examples.{slime_checkout.COPY}.{module}" for module in ("tcod_rollout", "records.run_folder"))
+NO_ARGS = ["TypeError: vars() argument must have __dict__"]
+CONTRACTS = [
+    (
+        "generate",
+        {"custom-generate-function": f"{HOOKS}.generate"},
+        3,
+        ["ConfigError: tcod_horizon is missing in --custom-con"],
+    ),
+    ("rollout", {"rollout-function": f"{HOOKS}.generate_rollout"}, 5, NO_ARGS),
+    ("rollout", {"rollout-function": f"{HOOKS}.generate_rollout_fully_async"}, 5, NO_ARGS),
+    # Its sample was not drawn by the recipe, and not played.
+    (
+        "path_loading",
+        {"dynamic-sampling-filter": f"{HOOKS}.drop_failed", "custom-rm": f"{HOOKS}.reward_func"},
+        15,
+        ["KeyError: 'tcod'"],
+    ),
+    (
+        "runtime_hook",
+        {"custom-rollout-log-function": f"{LOG}.log_rollout", "custom-eval-rollout-log-function": f"{LOG}.log_eval"},
+        8,
+        # What slime's own reference does and no other hook.
+        ["'Args' object has no attribute 'logged_rollout_id'", "no attribute 'logged_eval_rollout_id'"],
+    ),
+]
+
+
+@pytest.mark.parametrize("contract, hooks_of_it, passed, errors", CONTRACTS)
+def test_slimes_documented_call_takes_the_hooks_of_a_copy(checkout, contract, hooks_of_it, passed, errors):
+    flags = [word for flag, hook in hooks_of_it.items() for word in (f"--{flag}-path", hook)]
     run = subprocess.run(
         [sys.executable, f"tests/plugin_contracts/test_plugin_{contract}_contracts.py", *flags, "--tb=line"],
         env={**os.environ, **slime_checkout.LEAVE_TRACES, "PYTHONPATH": ""},
@@ -102,29 +90,21 @@ def test_slime_loads_every_hook(where, path):
     assert callable(load_function(path))
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """slime's settings, with the recipe and its tests where slime has examples and tests."""
-    root = tmp_path_factory.mktemp("slime")
-    shutil.copy(Path(os.environ["SLIME_DIR"]) / "pyproject.toml", root)
-    shutil.copytree(hooks.ROOT / "examples/tcod", root / "examples/tcod", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(Path(os.environ["SLIME_DIR"]) / "examples/__init__.py", root / "examples")
-    (root / "tests").mkdir()
-    for test in ("test_tcod_curriculum.py", "test_qwen2.5_0.5B_tcod_short.py"):
-        shutil.copy(hooks.ROOT / "tests" / test, root / "tests")
-    return root
+OURS = ["examples/tcod", "tests/test_tcod_curriculum.py", "tests/test_qwen2.5_0.5B_tcod_short.py"]
 
 
 @pytest.mark.parametrize(
     "tool, options",
     [
-        ("pytest", ["tests/test_tcod_curriculum.py", "-p", "no:cacheprovider"]),
-        ("black", ["--check", "."]),
-        ("isort", ["--check", "--profile=black", "."]),
-        ("ruff", ["check", "--no-cache", "."]),
+        ("pytest", [OURS[1], "-p", "no:cacheprovider"]),
+        ("black", ["--check", *OURS]),
+        ("isort", ["--check", "--profile=black", *OURS]),
+        ("ruff", ["check", "--no-cache", *OURS]),
     ],
 )
-def test_the_recipe_keeps_slimes_own_rules(tree, tool, options):
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = subprocess.run([sys.executable, "-m", tool, *options], cwd=tree, env=env, capture_output=True, text=True)
+def test_the_recipe_keeps_slimes_own_rules(checkout, tool, options):
+    for test in OURS[1:]:
+        shutil.copy(hooks.ROOT / test, checkout / test)
+    env = {**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    run = subprocess.run([sys.executable, "-m", tool, *options], cwd=checkout, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]

@@ -23,11 +23,10 @@ if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
 import torch
 
 from smoke import hooks, make_models, train_arm, train_slime
-from smoke.trainer import opd_advantages, policy_loss
+from smoke.trainer import opd_advantage, policy_loss
 from tests.support.rig import LEFT, RIGHT
 from tests.support.toys import random_logits, response_log_probs, token_weights
 
-NUM_GPUS = 0
 # No worker processes.
 pytestmark = pytest.mark.usefixtures("local_pool")
 
@@ -86,7 +85,7 @@ def train_on(samples, folder, cases, world, cp_size):
     return [torch.load(folder / f"out{rank}.pt") for rank in range(world)]
 
 
-def by_hand(samples, loss, vocab, signal="kl", coef=0.0):
+def by_hand(samples, loss, vocab, signal, coef):
     """(loss, its gradient at every logit of the batch) of one optimizer step, and each sample's advantages."""
     of_group = {}
     for sample in samples:
@@ -99,7 +98,7 @@ def by_hand(samples, loss, vocab, signal="kl", coef=0.0):
         log_probs = response_log_probs(sample.tokens, sample.response_length, logits)
         rewards, kl_coef = of_group[sample.group_index], float("kl" in signal)
         reward = coef * (sample.reward - rewards.mean()) / (rewards.std() + 1e-6) if coef else 0.0
-        [advantage] = opd_advantages([log_probs.detach()], [torch.tensor(sample.teacher_log_probs)], [reward], kl_coef)
+        advantage = opd_advantage(log_probs.detach(), torch.tensor(sample.teacher_log_probs), reward, kl_coef)
         losses = -log_probs if signal == "imitation" else policy_loss(log_probs, advantage)
         total = total + (losses * weight).sum()
         advantages[sample.index] = advantage
@@ -108,6 +107,7 @@ def by_hand(samples, loss, vocab, signal="kl", coef=0.0):
 
 
 SIGNALS = {  # slime's arguments beside those of distillation
+    "kl": {},
     "kl and reward": {"tcod_reward_coef": 2.0},
     "reward": {"tcod_reward_coef": 0.5, "use_opd": False, "opd_type": None},
     "imitation": {
@@ -117,37 +117,16 @@ SIGNALS = {  # slime's arguments beside those of distillation
         "opd_type": None,
     },
 }
-
-
-@pytest.mark.parametrize("world, cp_size", [(2, 1), (2, 2)], ids=["DP 2", "CP 2"])
-def test_the_reward_and_imitation_with_uneven_fan_outs(rig, tmp_path, world, cp_size):
-    """Two episodes a group: in one group both are won, in the others one."""
-    rig.script = [RIGHT, "not an action", LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT]
-    rows = [{"goal": goal, "demo": {"actions": ["right"] * goal}} for goal in (1, 2, 3, 4)]
-    samples, _ = rig.rollout(rows, 1, tcod_variant="b2f", tcod_horizon=8, tcod_history="turns", n_samples_per_prompt=2)
-    for position, sample in enumerate(samples):
-        sample.rollout_id, sample.index = sample.index, position
-        sample.reward = float(sample.rollout_id % 2 == 0 or sample.rollout_id == 3)
-    assert len(set(Counter(sample.rollout_id for sample in samples).values())) > 1
-    dynamic = BATCHES["dynamic"]
-    cases = {
-        f"{signal}, {loss}": {**train_arm.LOSSES[loss], **dynamic, **changes}
-        for signal, changes in SIGNALS.items()
-        for loss in ("trajectory", "token")
-    }
-    outs = train_on(samples, tmp_path, cases, world, cp_size)
-    vocab = train_slime.model_settings(make_models.SHIPPED)["vocab-size"]
-    for name in cases:
-        signal, loss = name.split(", ")
-        total, gradients, _ = by_hand(samples, loss, vocab, signal, SIGNALS[signal].get("tcod_reward_coef", 0.0))
-        assert torch.cat(gradients).abs().max() > 1e-4
-        for out in outs:
-            torch.testing.assert_close(out[name]["gradients"][0], torch.cat(gradients), rtol=1e-4, atol=1e-9)
-            assert out[name]["logged"][0]["loss"] == pytest.approx(total, rel=1e-5)
+# (signal, loss, batch) for each history: a sample an episode, and uneven fan-outs of two episodes a group.
+CASES = {
+    "append": [("kl", loss, batch) for loss in LOSSES for batch in BATCHES],
+    "turns": [("kl", loss, batch) for loss in LOSSES for batch in BATCHES if "dynamic" in batch]
+    + [(signal, loss, "dynamic") for signal in SIGNALS if signal != "kl" for loss in ("trajectory", "token")],
+}
 
 
 @pytest.mark.parametrize("world, cp_size", [(1, 1), (2, 1), (2, 2)], ids=["one rank", "DP 2", "CP 2"])
-@pytest.mark.parametrize("history", ["append", "turns"])
+@pytest.mark.parametrize("history", CASES)
 def test_loss_and_gradient_of_every_token(rig, tmp_path, world, cp_size, history):
     rig.script = [RIGHT, "not an action", LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT]
     rows = [{"goal": goal, "demo": {"actions": ["right"] * goal}} for goal in (1, 2, 3, 4)] * 2
@@ -155,22 +134,21 @@ def test_loss_and_gradient_of_every_token(rig, tmp_path, world, cp_size, history
     samples, _ = rig.rollout(rows, 1, tcod_variant="b2f", tcod_horizon=8, tcod_history=history, **per_prompt)
     for position, sample in enumerate(samples):  # siblings share an index, which is only a name from here on
         sample.rollout_id, sample.index = sample.index, position
+        sample.reward = float(sample.rollout_id % 2 == 0 or sample.rollout_id == 3)  # both are won in one group
     trajectories = list(dict.fromkeys(sample.rollout_id for sample in samples))
     fan_out = Counter(sample.rollout_id for sample in samples)
     assert len(trajectories) == 8 and (len(set(fan_out.values())) > 1 if history == "turns" else len(samples) == 8)
     assert len({len(sample.tokens) for sample in samples}) > 2
     assert history == "turns" or len({len(sample.metadata["tcod"]["turns"]) for sample in samples}) > 1
     cases = {
-        f"{loss}, {batch}": {**train_arm.LOSSES[loss], **settings}
-        for loss in LOSSES
-        for batch, settings in BATCHES.items()
-        if history == "append" or "dynamic" in batch
+        ", ".join(case): {**train_arm.LOSSES[case[1]], **BATCHES[case[2]], **SIGNALS[case[0]]}
+        for case in CASES[history]
     }
     outs = train_on(samples, tmp_path, cases, world, cp_size)
     vocab = train_slime.model_settings(make_models.SHIPPED)["vocab-size"]
-    assert any(len(set(out["trajectory, dynamic"]["micro_batches"])) > 1 for out in outs)
+    assert any(len(set(out["kl, trajectory, dynamic"]["micro_batches"])) > 1 for out in outs)
     for name in cases:
-        loss, batch = name.split(", ")
+        signal, loss, batch = name.split(", ")
         halves = [trajectories[:4], trajectories[4:]] if "two steps" in batch else [trajectories]
         steps = [[sample for sample in samples if sample.rollout_id in half] for half in halves]
         trained = [
@@ -178,15 +156,17 @@ def test_loss_and_gradient_of_every_token(rig, tmp_path, world, cp_size, history
         ]
         assert sorted(trained) == [sample.index for sample in samples]  # each once
         for number, step in enumerate(steps):
-            total, gradients, advantages = by_hand(step, loss, vocab)
+            coef = SIGNALS[signal].get("tcod_reward_coef", 0.0)
+            total, gradients, advantages = by_hand(step, loss, vocab, signal, coef)
+            assert torch.cat(gradients).abs().max() > 1e-4
             first = sum(len(sample.tokens) for one in steps[:number] for sample in one)
             for out in outs:
                 got = out[name]["gradients"][number]
                 assert not got[:first].any() and not got[first + sum(map(len, gradients)) :].any()
                 got = got[first : first + sum(map(len, gradients))]
                 torch.testing.assert_close(got, torch.cat(gradients), rtol=1e-4, atol=1e-9)
-                assert out[name]["logged"][number]["pg_loss"] == pytest.approx(total, rel=1e-5)
-                if cp_size == 1:
+                assert out[name]["logged"][number]["loss"] == pytest.approx(total, rel=1e-5)
+                if cp_size == 1 and signal != "imitation":
                     for index, values in out[name]["advantages"].items():
                         if index in advantages:
                             torch.testing.assert_close(values, advantages[index], rtol=1e-5, atol=1e-6)

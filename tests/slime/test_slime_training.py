@@ -26,7 +26,6 @@ from smoke.servers import Process, SGLangServer
 from smoke.slime_cpu import compare
 from smoke.trainer import response_log_probs
 
-NUM_GPUS = 0
 LR = 5e-4
 
 
@@ -83,12 +82,17 @@ def arm(options):
     return run
 
 
+def checked(run_dir, student, **flags):
+    """The lines of a run's metrics, whose first step is what plain PyTorch computes."""
+    differences = compare.compare(run_dir, student, LR, **flags)
+    assert max(differences.values()) < compare.TOLERANCE, differences
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_the_teacher_in_megatron(arm, student):
     """What slime has paused is NaN here. It pushes copies: of the student at the start, and of what it trained."""
     run_dir = arm("f2b", "--teacher", str(make_models.SHIPPED))
-    differences = compare.compare(run_dir, student, LR, teacher=make_models.SHIPPED)
-    assert max(differences.values()) < compare.TOLERANCE, differences
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = checked(run_dir, student, teacher=make_models.SHIPPED)
     for step in (0, 1):  # the engine has the weights that are trained
         logged = compare.logged_step(run_dir / "train.log", step)
         assert logged["train/train_rollout_logprob_abs_diff"] < 1e-4
@@ -116,9 +120,7 @@ def test_the_first_step_of_imitation(arm, data, student, ranks, loss, history):
     """On whatever the environment says in the demonstrations; with no request to an engine before the evaluation."""
     plays.record(data, plays.settings_of("alfworld", "sft", tcod_data_root=str(data)))
     run_dir = arm("sft", "--data-parallel", str(ranks), "--loss", loss, tcod_history=history)
-    differences = compare.compare(run_dir, student, LR, loss=loss, **train_arm.IMITATION)
-    assert max(differences.values()) < compare.TOLERANCE, differences
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = checked(run_dir, student, loss=loss, **train_arm.IMITATION)
     assert [(line["kind"], line["n"]) for line in lines] == [("rollout", 0), ("rollout", 1), ("eval", 2)]
     assert lines[0]["rollout/tcod/failed"] == 0 < lines[0]["rollout/tcod/tokens/trained"]
     assert lines[0]["rollout/tcod/samples"] == 8 or history == "turns"
@@ -131,10 +133,7 @@ def test_the_first_step_with_a_reward(arm, student, alone, ranks, history):
     options = ["--samples", "4", "--batch", "4", "--data-parallel", str(ranks), *(["--no-teacher"] if alone else [])]
     options += ["--updates", "1"]  # at this learning rate the reward alone may leave a second one without a signal
     run_dir = arm("b2f", *options, tcod_history=history, tcod_max_replacements=50, **signal)
-    flags = train_arm.ALONE if alone else {}
-    differences = compare.compare(run_dir, student, LR, n_samples_per_prompt=4, **flags, **signal)
-    assert max(differences.values()) < compare.TOLERANCE, differences
-    line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[0])
+    line, *_ = checked(run_dir, student, n_samples_per_prompt=4, **(train_arm.ALONE if alone else {}), **signal)
     assert ("rollout/tcod/kl/trajectory" in line) != alone and 0 < line["rollout/tcod/success"] <= 1 - 0.01 * alone
 
 
@@ -151,9 +150,7 @@ def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, 
     run_dir = arm(name, "--data-parallel", str(ranks), "--loss", loss, **settings)
     if "tcod_teacher_sees" in settings:
         check_scores_behind_a_note(run_dir, student)
-    differences = compare.compare(run_dir, student, LR, loss=loss)
-    assert max(differences.values()) < compare.TOLERANCE, differences
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = checked(run_dir, student, loss=loss)
     assert [(line["kind"], line["n"]) for line in lines] == [("rollout", 0), ("rollout", 1), ("eval", 2)]
     assert lines[1]["rollout/tcod/k"] == {"f2b": 5, "b2f": 1}[name]
     assert lines[0]["train_s"] == 0 < lines[1]["train_s"] and (run_dir / "rollouts/train_000001.jsonl").exists()
@@ -186,7 +183,9 @@ def check_scores_behind_a_note(run_dir, student):
     model = AutoModelForCausalLM.from_pretrained(make_models.SHIPPED, dtype=torch.float32)
     lines = map(json.loads, (run_dir / "rollouts/train_000000.jsonl").read_text().splitlines())
     saved = {line["index"]: line for line in lines}
-    samples = [sample for sample in compare.dumped_samples(run_dir, None) if sample.index in saved]
+    samples = [
+        sample for sample in compare.dumped_samples(run_dir, None, hooks.rollout_args()) if sample.index in saved
+    ]
     assert samples
     for sample in samples:
         first, note = (saved[sample.index]["turns"][0]["observation"], saved[sample.index]["note"]["text"])
@@ -204,6 +203,6 @@ def check_scores_behind_a_note(run_dir, student):
         ]
         assert sample.tokens[: len(heads[0])] == heads[0] and len(heads[1]) > len(heads[0]) + 50
         with torch.no_grad():
-            ids = [heads[1] + sample.tokens[len(heads[0]) :]]
-            [scores] = response_log_probs(model, ids, [sample.response_length])
+            ids = heads[1] + sample.tokens[len(heads[0]) :]
+            scores = response_log_probs(model, ids, sample.response_length)
         assert sample.teacher_log_probs == pytest.approx(scores.tolist(), abs=1e-3)

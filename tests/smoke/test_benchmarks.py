@@ -5,7 +5,6 @@ import pytest
 from benchmarks import loop, report, scale
 from tests.support.fake_sglang import FakeSGLang, generated
 
-NUM_GPUS = 0
 inputs = report.options(scale.__doc__, scale.INPUTS, argv=[])
 
 

@@ -2,7 +2,6 @@
 
 from tests.gpu import engines, steps
 
-NUM_GPUS = 0
 LOG = """\
 (Actor pid=1) timer.py:32 - Timer sleep end (elapsed: 0.5s)
 (Actor pid=1) timer.py:32 - Timer update_weights end (elapsed: 2.9s)

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from smoke.hooks import ROOT
-
-NUM_GPUS = 0
+from tests.support.fake_cluster import executable
 
 # What torchvision does when it was built for the PyTorch that is there.
 TORCHVISION = """
@@ -49,16 +48,11 @@ def bash(tmp_path, code, installed=True, venv="venv", **env):
     return done
 
 
-def executable(file, code):
-    file.write_text(f"#!/bin/sh\n{code}\n")
-    file.chmod(0o755)
-
-
 @pytest.mark.parametrize("version", [(3, 10), (3, 14)])
 def test_a_python_that_is_not_supported_is_refused_before_anything_is_installed(tmp_path, version):
     python = tmp_path / "a python"
     says = f"import sys; sys.version_info = {(*version, 0, 'final', 0)}; exec(sys.argv[1])"
-    executable(python, f'exec {sys.executable} -c "{says}" "$2"')
+    executable(python, f'#!/bin/sh\nexec {sys.executable} -c "{says}" "$2"\n')
     done = bash(tmp_path, "source smoke/setup.sh", installed=False, PYTHON=str(python))
     said = (
         f"no Python from 3.11 to 3.13 among {python}: install one, or name it: PYTHON=/path/to/python3.12 bash bash\n"
@@ -88,7 +82,7 @@ def test_checkouts_are_named_in_a_file_of_which_nothing_is_executed(tmp_path):
     (tmp_path / ".config/tcod").mkdir(parents=True)
     lines = f"SLIME_DIR=/my slime\nMEGATRON_DIR=/not/this\nPATH=/nowhere\nSLIME_DIR=$(touch {tmp_path}/executed)"
     (tmp_path / ".config/tcod/tests.env").write_text(lines)
-    executable(tmp_path / "say", 'echo "$SLIME_DIR, $MEGATRON_DIR, $*"')
+    executable(tmp_path / "say", '#!/bin/sh\necho "$SLIME_DIR, $MEGATRON_DIR, $*"\n')
     code = f"mv {tmp_path}/say $TCOD_VENV/bin/python; bash tests/run.sh -k name"
     done = bash(tmp_path, code, HOME=str(tmp_path), MEGATRON_DIR="/mine")
     assert done.stdout.startswith("/my slime, /mine, -m pytest ") and done.stdout.endswith(" -k name\n"), done.stderr

@@ -9,7 +9,6 @@ from examples.tcod.episode.rows import read_rows
 from examples.tcod.settings.config import TcodConfig
 from smoke import plays, run, servers, train_arm
 
-NUM_GPUS = 0
 ROW = '{"prompt": "x", "label": "x", "metadata": {"goal": 1, "demo": {"actions": ["right"]}}}\n'
 SETTINGS = "tcod_horizon: 4\ntcod_environment: tests.support.toys.Corridor\ntcod_variant: opd\n"
 

@@ -12,7 +12,6 @@ from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.model.student import Response
 from smoke import expert, lessons, make_games, make_models
 
-NUM_GPUS = 0
 teacher, tokenizer = make_models.load(make_models.SHIPPED)
 chat = ChatTokens(tokenizer, make_models.CHAT)
 

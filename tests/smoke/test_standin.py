@@ -14,7 +14,6 @@ import pytest
 from slime.rollout import sglang_rollout
 from smoke import hooks
 
-NUM_GPUS = 0
 PROGRAM = """
 import sys
 from smoke import hooks

@@ -13,7 +13,6 @@ from benchmarks import report, study, study_arm, study_arms, study_data, study_f
 from benchmarks.study_results import Results
 from examples.tcod.curriculum import Curriculum
 
-NUM_GPUS = 0
 FIRST = Results.load(study_arms.RESULTS, study_report.FIRST.arms)
 SECOND = Results.load(study_arms.RESULTS / "losses", study_report.SECOND.arms)
 THIRD = Results.load(study_arms.RESULTS / "baselines", study_report.BASE_ARMS)

@@ -9,7 +9,6 @@ import pytest
 
 from smoke import hooks
 
-NUM_GPUS = 0
 KL = "eval/tcod/heldout_t1/kl/token"
 
 

@@ -10,8 +10,6 @@ from smoke.slime_cpu.compare import outside
 from smoke.trainer import Trainer
 from tests.support.toys import token_weights
 
-NUM_GPUS = 0
-
 
 def batch_of(count: int, seed: int = 0) -> dict:
     """Random trajectories in slime's batch fields: different lengths, holes in the masks, some rewards."""
@@ -64,29 +62,17 @@ def gradients_of_step(trainer: Trainer, batch: dict):
 )
 def test_loss_and_gradient_equal_the_plain_computation(kl_coef, loss, without):
     """Of distillation; without a teacher of the reward alone; and of what nobody sampled, which is imitated."""
-    batch = {name: values for name, values in batch_of(11).items() if name not in without}  # several micro-batches
+    batch = {name: values for name, values in batch_of(11).items() if name not in without}
     trainer = Trainer(SHIPPED, lr=1e-3, loss=loss, kl_coef=kl_coef, clip_grad=1e9)
-    metrics, gradients = gradients_of_step(trainer, batch)
+    # post_process_rewards leaves such masks where slime's flags choose the mean over turns.
+    counted = [[17 * trained for trained in mask] for mask in batch["loss_masks"]]
+    metrics, gradients = gradients_of_step(trainer, {**batch, "loss_masks": counted})
     value, expected = reference(Trainer(SHIPPED, lr=0.0).model, batch, kl_coef, loss)
     assert metrics["loss"] == pytest.approx(value, rel=1e-4)
     norm = torch.sqrt(sum((g**2).sum() for g in expected)).item()
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     for got, want in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6 * norm)
-
-
-@pytest.mark.parametrize("loss", ["trajectory", "token", "turn"])
-def test_untrained_tokens_and_masks_that_count_turns_change_nothing(loss):
-    # post_process_rewards leaves such masks when slime's flags choose the mean over turns.
-    batch = batch_of(5)
-    changed = {**batch, "loss_masks": [[17 * trained for trained in mask] for mask in batch["loss_masks"]]}
-    changed["teacher_log_probs"] = [
-        [value if trained else -99.0 for value, trained in zip(values, mask, strict=True)]
-        for values, mask in zip(batch["teacher_log_probs"], batch["loss_masks"], strict=True)
-    ]
-    runs = [gradients_of_step(Trainer(SHIPPED, lr=1e-3, loss=loss), one) for one in (batch, changed)]
-    assert runs[0][0] == runs[1][0]
-    assert all(map(torch.equal, runs[0][1], runs[1][1]))
 
 
 def test_adams_first_change_is_known_as_well_as_its_gradient():

@@ -68,6 +68,7 @@ IsOver = good_but("IsOver", reset=lambda self, metadata: Observation("You have s
 TextFromReset = good_but("TextFromReset", reset=lambda self, metadata: "Say yes.")
 HalfASuccess = good_but("HalfASuccess", step=lambda self, action: Observation("Nearly.", won=0.5))
 AnswersAsTool = good_but("AnswersAsTool", step=lambda self, action: Observation("Yes.", role="tool"))
+ForgetsTheRole = good_but("ForgetsTheRole", step=lambda self, action: Observation("Yes.", results=("Yes.",)))
 ASK = {"type": "function", "function": {"name": "ask", "parameters": {"type": "object", "properties": {}}}}
 NeedsArguments = good_but(
     "NeedsArguments",

@@ -118,7 +118,9 @@ def mixed(settings, config, tmp_path):
 
 def check_run(s, path):
     config = TcodConfig.read(path)
-    return preflight.check_run(s, config, preflight.student_chat(config, s.student, s.chat_template_kwargs, "STUDENT"), "")
+    return preflight.check_run(
+        s, config, preflight.student_chat(config, s.student, s.chat_template_kwargs, "STUDENT"), ""
+    )
 
 
 def test_the_preflight_plays_rows_of_each(mixed, config, tmp_path, capsys):

@@ -83,10 +83,28 @@ def test_one_check_says_which_line_has_no_usable_demonstration(tmp_path):
         check_rows([type("Sample", (), {"metadata": {"demo": 3}})], "f", Corridor, "")
 
 
-@pytest.mark.parametrize("demo", ["right", [], False, {"actions": None}, {"actions": "right"}, {"responses": [1]}])
+PARTS = [{"actions": "right"}, {"responses": [1]}, {"ids": "12"}, {"ids": [["a"]]}, {"seen": [1]}]
+
+
+@pytest.mark.parametrize("demo", ["right", [], False, {"actions": None}, *PARTS])
 def test_a_demonstration_of_another_form_is_malformed(demo):
     with pytest.raises(Failure, match="of its demo is no list|its demo is no JSON object"):
         Demonstration.of({"demo": demo})
+
+
+@pytest.mark.parametrize("part", [{"responses": ["A"]}, {"ids": [[1]]}, {"observations": []}, {"seen": [{}]}])
+def test_a_demonstrations_parts_are_of_all_its_actions(part):
+    with pytest.raises(Failure, match=", 2 actions") as caught:
+        Demonstration.of({"demo": {"actions": ["a", "b"], **part}}).check(4)
+    assert caught.value.reason == "demo_mismatch"
+
+
+def test_a_replayed_action_is_answered_as_it_was_recorded():
+    demo = Demonstration(("right",), observations=("No.",))
+    demo.check_step(0, Observation("No."), over=False)
+    with pytest.raises(Failure, match="'right' gives 'You are at door 1.', not 'No.'") as caught:
+        demo.check_step(0, Observation("You are at door 1."), over=False)
+    assert caught.value.reason == "demo_mismatch"
 
 
 def test_what_is_recorded_with_a_demonstration_is_what_was_seen():

@@ -193,7 +193,8 @@ def load_environment(path: str) -> type[Environment]:
         found = getattr(importlib.import_module(module, package=PACKAGE), name)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         raise ConfigError(
-            f"tcod_environment {path} cannot be imported ({words(error)}): name an importable module.Class"
+            f"tcod_environment {path} cannot be imported ({words(error)}): name .module.Class of this package, or "
+            "module.Class whose folder is in PYTHONPATH"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Environment)):
         raise ConfigError(f"tcod_environment {path} is no class derived from {__name__}.Environment: derive it")

@@ -44,10 +44,12 @@ class TextSide:
 
     def turn(self, observation: Observation, first: bool) -> Turn:
         """An observation as a turn of the chat. Raises Failure."""
+        name = self.environment.__name__
+        if observation.role == "user" and observation.results:
+            raise Failure("env_error", f'{name} has results in an Observation without role="tool"')
         if observation.role == "user":
             return ask(self.environment, "render", observation, first, self.lists_actions)
         if first or not self.tools:
-            name = self.environment.__name__
             raise Failure("env_error", f"{name} has the role tool in an Observation where no tool can be called")
         return observation.results or (observation.text,)
 
