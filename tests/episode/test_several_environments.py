@@ -18,7 +18,6 @@ from tests.support.rig import RIGHT, Rig
 
 cpu_only.prepare()
 
-NUM_GPUS = 0
 WALK = {"tcod_environment": "tests.support.corridor.Corridor", "tcod_admissible": "turn"}
 CALL = {"tcod_environment": "tests.support.corridor.ToolCorridor", "tcod_tool_parser": "qwen", "tcod_horizon": 2}
 MIXED = {"tcod_environments": {"walk": WALK, "call": CALL}, "rollout_max_response_len": 250}

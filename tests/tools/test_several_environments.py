@@ -18,7 +18,6 @@ from examples.tcod.tools.launch.settings import read_recipe, teacher_context
 from tests.support.run_script import checkpoint
 from tests.support.toys import LocalPool
 
-NUM_GPUS = 0
 CORRIDOR = {"tcod_environment": "tests.support.corridor.Corridor"}
 
 
