@@ -1,11 +1,12 @@
 """What the teacher is shown beside the conversation: that it arrives, and that it changes nothing else."""
 
+import copy
 import json
 from dataclasses import replace
 
 import pytest
 
-from examples.tcod import Failure
+from examples.tcod import ConfigError, Failure
 from examples.tcod.episode.history import LEFT_OUT
 from examples.tcod.episode.record import Episode
 from examples.tcod.settings import build
@@ -13,6 +14,7 @@ from tests.episode.test_evaluation import evaluation
 from tests.support.corridor import CONTROL_TOKENS
 from tests.support.fake_sglang import scored
 from tests.support.rig import LEFT, RIGHT, teacher_value
+from tests.support.toys import CHAT_TEMPLATE
 
 DEMO = {"actions": ["right"] * 3, "observations": ["You are at door 1.", "You are at door 2.", "You are at door 3."]}
 HAZARDOUS = "tests.support.corridor.HazardousCorridor"
@@ -182,6 +184,19 @@ def test_a_long_note_loses_its_oldest_observations_first(rig):
     assert caught.value.reason == "note_too_long"
     _, metrics = rig.rollout([row], tcod_teacher_sees=BOTH, tcod_note_len=fits)
     assert metrics["rollout/tcod/note_cut"] == 1 and metrics["rollout/tcod/note_tokens"] <= fits
+
+
+def test_a_note_that_can_never_be_shown_stops_the_run(rig):
+    changes = {"tcod_teacher_sees": BOTH, "tcod_history": "turns", "tcod_horizon": 6}
+    with pytest.raises(ConfigError, match="no note .* more than 9 tokens without any step: raise tcod_note_len"):
+        rig.rollout([{"goal": 2, "demo": DEMO}], tcod_note_len=9, **changes)
+    recent = "(messages if messages|length < 10 else messages[:1] + messages[-5:])"
+    rig.checkpoint, rig.tokenizer = rig.folder / "recent", copy.copy(rig.tokenizer)
+    rig.tokenizer.chat_template = CHAT_TEMPLATE.replace("in messages", f"in {recent}")
+    rig.tokenizer.save_pretrained(rig.checkpoint)
+    with pytest.raises(ConfigError, match="the chat template leaves it out, .*: lower tcod_window, or remove"):
+        rig.rollout([{"goal": 2, "demo": DEMO}], **changes)
+    rig.rollout([{"goal": 2, "demo": DEMO}], **changes, tcod_window=2)
 
 
 def test_the_students_own_engines_score_behind_slimes_router(rig):

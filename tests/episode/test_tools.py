@@ -5,6 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
+from examples.tcod import ConfigError
 from smoke import cpu_only
 from tests.support.corridor import ToolCorridor
 from tests.support.toys import TOOL_TEMPLATE, TOOL_TOKENS
@@ -121,6 +122,13 @@ def test_under_turns_a_prompt_is_what_the_template_renders_of_calls_and_results(
         sample = samples[(2, 4, 7, 9).index(count)]
         assert tools.tokenizer.decode(sample.tokens[: -sample.response_length]) == rendered
     assert last.count(tools.tokenizer.convert_tokens_to_ids("<tool_call>")) == 2
+
+
+def test_a_parser_of_other_calls_is_refused(tools):
+    with pytest.raises(
+        ConfigError, match="--hf-checkpoint .*: tcod_tool_parser llama3 does not read a call as .*<tool"
+    ):
+        tools.rollout([{"goal": 3}], **{**TOOLS, "tcod_tool_parser": "llama3"})
 
 
 @pytest.mark.parametrize("history", ["append", "turns"])

@@ -87,7 +87,7 @@ def test_episodes_that_the_context_ends_count_and_failed_ones_do_not(rig, capsys
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--url", "http://127.0.0.1:9"], "the server at --url http://127.0.0.1:9 does not score ([Errno 111]"),
+        (["--url", "http://me:w@127.0.0.1:9"], "the server at --url http://127.0.0.1:9 does not score ([Errno 111]"),
         (["--model", "/nowhere"], "--model /nowhere: "),
         (["--apply-chat-template-kwargs", "3"], "--apply-chat-template-kwargs must be a JSON object, got 3"),
         (["--config", "/nowhere"], "/nowhere cannot be read "),

@@ -50,6 +50,7 @@ def test_a_note_and_its_teacher_fit_each_other(check):
     """Which do not: test_configuration.py."""
     assert check("tcod_teacher_sees: hindsight\n", TEACHER="self") is None
     assert "needs MODE=sync" in check("tcod_teacher_sees: hindsight\n", TEACHER="self", MODE="async")
+    assert "no note for the teacher can be written" in check("tcod_teacher_sees: hindsight\ntcod_note_len: 9\n")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def page(tmp_path_factory):
         episode |= {"failure": "env_timeout", "detail": "no reply in 120 s", "kl": None}
     one[1]["turns"][-1] |= {"cut": True, "valid": False, "refused": True, "action": "go to"}
     two = [made_up(i, n=9, task=5, turns=5, replayed=2, arm="b2f", dataset="unseen", reward=i / 4) for i in range(4)]
-    note = {"text": ["A note.", HOSTILE], "tokens": 9, "left_out": 1}
+    note = {"text": ["A note.", HOSTILE], "tokens": 9, "left_out": 2}
     one[5] |= {"note": note, "turns": [{**turn, "plain": [-3.0] * 4} for turn in one[5]["turns"]]}
     two[3] |= {"context_limited": True, "goal": "boil water, " * 100}
     return page_of(folder, save(folder / "f2b-1", one), save(folder / "b2f-1", two, "eval_unseen_000009"))
@@ -179,7 +179,7 @@ def test_the_teachers_note_is_folded_and_tokens_show_what_it_changed(page):
         return [open, texts("#note summary")[0], note, kls, numbers(), document.querySelector("#note").open];
     """
     is_open, title, note, kls, effects, stays_open = found(page, script, fragment="#5")
-    assert not is_open and stays_open and title == "The teacher's note, 9 tokens, 1 observation left out"
+    assert not is_open and stays_open and title == "The teacher's note, 9 tokens, 2 parts left out"
     assert note.startswith("A note.\n</script><script>window.broken = 1")
     turns = made_up(5, n=1, task=2, turns=3)["turns"]
     pairs = [pair for turn in turns for pair in zip(turn["student"], turn["teacher"], strict=True)]

@@ -42,7 +42,14 @@ class NoteWriter:
         told = {name: execution for name, execution in told.items() if name in self.sees and execution.steps}
         if not told:
             return Note()
+        note, first = self._fitted(told), episode.sequences[0]
+        return replace(note, tokens=len(self.tokens(first, note)) - len(first.tokens))
 
+    def shortest(self) -> Note:
+        """One of no steps at all. Raises Failure: note_too_long."""
+        return self._fitted({name: Execution((), won=True) for name in self.sees})
+
+    def _fitted(self, told: dict[str, Execution]) -> Note:
         def text(left_out: int) -> str:
             shown = _shortened(told, left_out)
             return ask(self.environment, "teacher_note", shown.get("demo"), shown.get("hindsight"))
@@ -54,8 +61,7 @@ class NoteWriter:
         left_out = 0 if fits(0) else bisect.bisect_left(range(most + 1), True, lo=1, key=fits)
         if left_out > most:
             raise Failure("note_too_long", f"more than {self.max_tokens} tokens without any step: raise tcod_note_len")
-        note, first = Note(text(left_out), tuple(told), left_out), episode.sequences[0]
-        return replace(note, tokens=len(self.tokens(first, note)) - len(first.tokens))
+        return Note(text(left_out), tuple(told), left_out)
 
     def tokens(self, sequence: TokenSequence, note: Note | None) -> list[int]:
         """A sequence as the teacher is given it.
@@ -69,7 +75,9 @@ class NoteWriter:
         noted = self.chat.context([system, f"{first}\n\n{note.text}", *later])
         opening = len(self.chat.context([system, first])) - len(self.chat.after_user)
         if len(noted) <= len(head) or noted[len(noted) - len(head) + opening :] != head[opening:]:
-            raise Failure("note_misplaced", "the chat template leaves a note out, or changes what stands behind it")
+            raise Failure(
+                "note_misplaced", "the chat template leaves it out, or changes what is behind it: lower tcod_window"
+            )
         return [*noted, *(token for span in sequence.spans[1:] for token in span.ids)]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import ConfigError
+from .. import ConfigError, Failure
 from ..environments.pool import EnvironmentPool
 from ..environments.protocol import load_environment
 from ..episode.history import AppendHistory, History, TurnHistory
@@ -20,8 +20,9 @@ from ..episode.note import NoteWriter
 from ..episode.record import Episode, Note, TokenSequence
 from ..episode.rows import task_of
 from ..episode.text_side import TextSide
+from ..model.chat_template import PROBE, PROBE_CALL
 from ..model.chat_tokens import ChatTokens, load_chat
-from ..model.student import StudentClient
+from ..model.student import Response, StudentClient
 from ..model.teacher import TeacherClient
 from ..model.tool_calls import ToolParser
 from ..records.run_folder import write_about
@@ -85,6 +86,7 @@ def checked_run(args: Namespace, data_source: Any) -> Run:
         dataset = getattr(data_source, "dataset", None)
         check_run_arguments(args, getattr(dataset, "samples", None))
         run = run_of(args)
+        check_notes(run.config, run.chat)
         if not args.debug_train_only:
             check_models(args, run.config, run.chat)
         logger.info("TCOD: %s", without_secrets(run.config.model_dump()))
@@ -119,14 +121,9 @@ def _new_players(run: Run) -> dict[str, Players]:
     urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
     teachers = {url: new_teacher(run.config, url, run.chat) for url in {*urls.values()}}
     return {
-        one.name: Players(one, players[one.name], _new_notes(one, run.chat), teachers.get(urls.get(one.name)))
+        one.name: Players(one, players[one.name], _notes_of(one, run.chat), teachers.get(urls.get(one.name)))
         for one in run.config.each
     }
-
-
-def _new_notes(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
-    environment = load_environment(config.tcod_environment)
-    return NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
 
 
 def drawing_of(kind: type[DrawingT], run: Run, data_source: Any, rollout_id: int) -> DrawingT:
@@ -177,7 +174,7 @@ def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
-    """The chat turns of the checkpoint that a flag names, which must fit tcod_history and tcod_thoughts.
+    """The chat turns of the checkpoint that a flag names, which must fit the settings.
 
     Args:
         template_kwargs: None for those that tcod_thoughts asks for.
@@ -195,7 +192,33 @@ def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag
         raise ConfigError(f"{flag} {checkpoint}: {said}; name the checkpoint that is served") from error
     for warning in chat.warnings:
         logger.warning("%s %s: %s", flag, checkpoint, warning)
+    for name in {one.tcod_tool_parser for one in config.each} - {None}:
+        written = chat.call([PROBE_CALL])
+        if ToolParser(name).calls(written, [PROBE]) != [PROBE_CALL]:
+            said = f"tcod_tool_parser {name} does not read a call as the chat template writes it, {written!r}"
+            raise ConfigError(f"{flag} {checkpoint}: {said}: name the model's own parser")
     return chat
+
+
+def _notes_of(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
+    environment = load_environment(config.tcod_environment)
+    return NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
+
+
+def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
+    """Whether the teacher can be shown the shortest note, in a conversation up to the horizon. Raises ConfigError."""
+    for one in config.each if config.tcod_teacher_sees else ():
+        history, notes = history_of(one, chat)(sys.maxsize), _notes_of(one, chat)
+        history.begin("Rules.", "Begin.")
+        for _ in range(one.tcod_horizon - 1):
+            history.show_replayed("Do.", None)
+            history.observe("Done.")
+        history.respond(Response([chat.end_of_turn], [0.0], False, {}))
+        try:
+            notes.tokens(history.sequences[-1], notes.shortest())
+        except Failure as failure:
+            said = f"no note for the teacher can be written: {failure}, or remove tcod_teacher_sees"
+            raise ConfigError(said) from failure
 
 
 def new_pool(config: TcodConfig, workers: int, engines_per_worker: int) -> EnvironmentPool:

@@ -26,6 +26,7 @@ from ...episode.loop import Assignment, EpisodePlayer, failures_go_to
 from ...episode.record import Episode, EpisodeRecord
 from ...episode.rows import Row, read_rows, task_key
 from ...model.chat_tokens import ChatTokens
+from ...model.client import without_login
 from ...settings.build import new_players, student_chat
 from ...settings.checks import check_environment_class, check_evaluation_rows
 from ...settings.config import TcodConfig
@@ -123,7 +124,8 @@ def start(options: Namespace, tool: str) -> Player:
     journal = Journal(options.out.with_suffix(".journal.jsonl"), {**settings, "tool": tool})
     chat = student_chat(config, options.model, options.apply_chat_template_kwargs, "--model")
     url, needed = options.url.rstrip("/"), options.max_context_len
-    check_server(f"the server at --url {url}", url, chat, needed, "--max-context-len", "name its http://HOST:PORT")
+    named = f"the server at --url {without_login(url)}"
+    check_server(named, url, chat, needed, "--max-context-len", "name its http://HOST:PORT")
     start_ray(sum(one.tcod_env_workers for one in config.each))
     return Player(options, config, chat, new_players(config, chat, url), rows, journal, settings)
 

@@ -20,7 +20,7 @@ from ... import ConfigError
 from ...environments.protocol import Observation
 from ...episode.rows import Row, read_rows
 from ...model.chat_tokens import ChatTokens
-from ...settings.build import history_of, student_chat, text_side_of
+from ...settings.build import check_notes, history_of, student_chat, text_side_of
 from ...settings.checks import (
     by_environment,
     check_environment_class,
@@ -68,6 +68,7 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
     check_environment_class(config)
     for sentence in check_teacher(config, s.teacher, s.mode):
         raise ConfigError(sentence)
+    check_notes(config, chat)
     if s.teacher == "megatron":
         check_architecture(s.student, s.teacher_model)
     train = s.data_dir / "train.jsonl"

@@ -210,7 +210,7 @@ function heading(row, episode) {
 function teacherNote({ note, turns }) {
   if (!note?.tokens) return null;
   const toggle = () => { byNote = !byNote; open(current); };
-  const cut = note.left_out ? ", " + counted(note.left_out, "observation") + " left out" : "";
+  const cut = note.left_out ? ", " + counted(note.left_out, "part") + " left out" : "";
   const effect = turns.some((turn) => turn.plain)
     ? button({ "aria-pressed": byNote, onclick: toggle }, "colour tokens by its effect") : null;
   return element("details", { id: "note", open: byNote ? "" : null },
