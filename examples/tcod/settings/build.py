@@ -121,7 +121,7 @@ def _new_players(run: Run) -> dict[str, Players]:
     urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
     teachers = {url: new_teacher(run.config, url, run.chat) for url in {*urls.values()}}
     return {
-        one.name: Players(one, players[one.name], _notes_of(one, run.chat), teachers.get(urls.get(one.name)))
+        one.name: Players(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
         for one in run.config.each
     }
 
@@ -200,7 +200,8 @@ def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag
     return chat
 
 
-def _notes_of(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
+def notes_of(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
+    """The writer of an environment's notes."""
     environment = load_environment(config.tcod_environment)
     return NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
 
@@ -208,7 +209,7 @@ def _notes_of(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
 def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
     """Whether the teacher can be shown the shortest note, in a conversation up to the horizon. Raises ConfigError."""
     for one in config.each if config.tcod_teacher_sees else ():
-        history, notes = history_of(one, chat)(sys.maxsize), _notes_of(one, chat)
+        history, notes = history_of(one, chat)(sys.maxsize), notes_of(one, chat)
         history.begin("Rules.", "Begin.")
         for _ in range(one.tcod_horizon - 1):
             history.show_replayed("Do.", None)
