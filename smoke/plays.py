@@ -17,7 +17,7 @@ from examples.tcod import ConfigError
 from examples.tcod.episode.jsonl import read_lines
 from examples.tcod.episode.rows import read_rows
 from examples.tcod.settings.checks import check_environment_class, check_evaluation_rows, check_training_rows
-from examples.tcod.settings.config import TcodConfig, read_yaml
+from examples.tcod.settings.config import OF_AN_ENVIRONMENT, TcodConfig, read_yaml
 from examples.tcod.tools.common.prepare import write_jsonl
 from smoke.make_games import make_games
 
@@ -61,7 +61,7 @@ class Play:
 def choose(options: Namespace) -> Play:
     """What the options ask for, with its rows on disk. What cannot be played is one sentence and exit status 1."""
     try:
-        own = {"alfworld": _alfworld, "scienceworld": _scienceworld, "sqlite": _sqlite}
+        own = {"alfworld": _alfworld, "scienceworld": _scienceworld, "sqlite": _sqlite, "mixed": _mixed}
         play = (_given if options.config else own[options.environment])(options)
         if "sft" in play.arms:
             record(play.data, play.arms["sft"])
@@ -118,6 +118,25 @@ def _prepared(options: Namespace, environment: str, *flags: str, **settings: Any
     return Play(environment, arms, data)
 
 
+def _mixed(options: Namespace) -> Play:
+    """All of them in one run, ScienceWorld where there is Java."""
+    makers = [_alfworld, _sqlite, *([_scienceworld] if shutil.which("java") else [])]
+    plays = {play.name: play for play in (make(options) for make in makers)}
+    arms = {}
+    for arm, settings in plays["alfworld"].arms.items():
+        of_all = {key: value for key, value in settings.items() if key not in OF_AN_ENVIRONMENT}
+        entries = {
+            name: {key: value for key, value in play.arms[arm].items() if key in OF_AN_ENVIRONMENT}
+            for name, play in plays.items()
+        }
+        arms[arm] = {**of_all, "tcod_horizon": settings["tcod_horizon"], "tcod_environments": entries}
+    data = options.out / "data" / "mixed"
+    for split in ("train.jsonl", "heldout.jsonl"):
+        rows = [(name, row) for name, play in plays.items() for _, row in read_lines(play.data / split)]
+        write_jsonl(data / split, [row | {"metadata": {"environment": name, **row["metadata"]}} for name, row in rows])
+    return Play("mixed", arms, data)
+
+
 def _given(options: Namespace) -> Play:
     """The rows of --data, as many as a smoke run plays. Without a heldout.jsonl, training rows are evaluated.
 
@@ -134,6 +153,8 @@ def _given(options: Namespace) -> Play:
         check_training_rows(given, read_rows(train), str(train), recorded=False)
         check_evaluation_rows(given, read_rows(heldout), str(heldout))
         arm["tcod_env_workers"] = min(given.tcod_env_workers, 2)
+        for entry in arm.get("tcod_environments", {}).values():
+            entry["tcod_env_workers"] = min(entry.get("tcod_env_workers", 2), 2)
     name = f"{options.config.stem}-{options.data.name}"
     data = options.out / "data" / name
     data.mkdir(parents=True, exist_ok=True)

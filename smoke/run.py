@@ -194,7 +194,7 @@ def parse_options() -> Namespace:
     parser.add_argument(
         "--variant", nargs="+", choices=VARIANTS, help="the arms, f2b and b2f or --config's by default"
     )
-    parser.add_argument("--environment", choices=("alfworld", "scienceworld", "sqlite"), default="alfworld")
+    parser.add_argument("--environment", choices=("alfworld", "scienceworld", "sqlite", "mixed"), default="alfworld")
     parser.add_argument(
         "--thoughts", action="store_true", help="models that think, and a history without old thoughts"
     )

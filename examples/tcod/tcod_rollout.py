@@ -41,7 +41,7 @@ from slime.utils import async_utils
 from slime.utils.types import Sample
 
 from . import ABORTED, ConfigError, Failure
-from .curriculum import EpisodePlan
+from .curriculum import Curriculum, EpisodePlan
 from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
@@ -131,7 +131,7 @@ async def generate(
     A failure of the engine or the environment, or a demonstration that does not fit, becomes Status.FAILED with a
     reason in the EpisodeRecord and reward 0.0.
     """
-    players = players_of(args)
+    run = run_of(args)
     if evaluation:
         sample.metadata["tcod"] = Episode(EpisodeRecord(evaluation=True))
     elif "tcod" not in sample.metadata:
@@ -140,7 +140,9 @@ async def generate(
     sample.session_id = sample.session_id or uuid.uuid4().hex  # an evaluation's samples have none
     check_wanted = functools.partial(_check_wanted, args)
     with failures_go_to(episode.fail, check_wanted):
-        plan, demonstration = _plan(players.run, episode.record, sample)
+        players = players_of(args, sample.metadata)
+        episode.record.environment = players.config.name
+        plan, demonstration = _plan(players.config.curriculum, episode.record, sample)
         assignment = Assignment(
             metadata=sample.metadata,
             plan=plan,
@@ -155,10 +157,8 @@ async def generate(
         if evaluation:
             fill(args, sample, episode.sequences)
         else:
-            reward_of(
-                episode.record, players.run.config.tcod_reward
-            )  # what has none fails before the teacher is asked
-    settle(sample, players.run.chat.tokenizer)
+            reward_of(episode.record, run.config.tcod_reward)  # what has none fails before the teacher is asked
+    settle(sample, run.chat.tokenizer)
     if evaluation and not episode.record.failure and not _has_reward_to_come(args, sample):
         sample.reward = float(episode.record.won)
     return sample
@@ -180,8 +180,8 @@ async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: 
         started = time.monotonic()
         fail = episode.leave_unscored if episode.record.evaluation else episode.fail
         with failures_go_to(fail, check_wanted), timeline_span(sample, "teacher"):
-            players = players_of(args)
-            episode.note = players.run.notes.write(sample.metadata, episode)
+            players = players_of(args, sample.metadata)
+            episode.note = players.notes.write(sample.metadata, episode)
             for sequence in episode.sequences:  # one after the other: each finds the one before in the cache
                 sequence.teacher_log_probs = await players.score(
                     sequence, episode.note, sample.session_id, check_wanted
@@ -230,9 +230,9 @@ def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[f
     return rewards, normalised(samples, getattr(args, "tcod_reward_coef", 0.0))
 
 
-def _plan(run: Run, record: EpisodeRecord, sample: Sample) -> tuple[EpisodePlan, Demonstration]:
+def _plan(curriculum: Curriculum, record: EpisodeRecord, sample: Sample) -> tuple[EpisodePlan, Demonstration]:
     """Who acts when, and the demonstration that is replayed. Raises Failure where the arm cannot use it."""
-    curriculum, demonstration = run.config.curriculum, Demonstration()
+    demonstration = Demonstration()
     if record.evaluation:
         return curriculum.full_plan(), demonstration
     if curriculum.needs_demonstration:
@@ -253,8 +253,9 @@ def _score_plainly(run: Run, samples: list[Sample]) -> None:
     async def score(sample: Sample) -> None:
         episode = Episode.of(sample)
         with failures_go_to(lambda *failure: logger.warning("no scores without a note, %s: %s", *failure)):
+            players = players_of(run.args, sample.metadata)
             for sequence in episode.sequences if episode.note and episode.is_scored else ():
-                sequence.plain_log_probs = await players_of(run.args).score(sequence, None, sample.session_id)
+                sequence.plain_log_probs = await players.score(sequence, None, sample.session_id)
 
     async def score_all() -> None:
         await asyncio.gather(*map(score, samples))

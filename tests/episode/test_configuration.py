@@ -187,8 +187,8 @@ WRONG = [
     ({**FULLY_ASYNC, "eval_function_path": "mine.evaluate", "sglang_router_port": 9}, "engines behind"),  # allowed
     ({"apply_chat_template_kwargs": {}}, "enable_thinking"),
     ({"tcod_thoughts": "keep"}, "switch thinking on in --apply-chat-template-kwargs, or set tcod_thoughts: none"),
-    ({"rm_url": "http://127.0.0.1:9/generate"}, "the teacher at --rm-url http://127.0.0.1:9/generate does not score"),
-    ({"rm_url": "http://me:word@127.0.0.1:9/generate"}, "--rm-url http://127.0.0.1:9/generate does not score"),
+    ({"rm_url": "http://127.0.0.1:9/generate"}, "the teacher http://127.0.0.1:9 does not score"),
+    ({"rm_url": "http://me:word@127.0.0.1:9/generate"}, "the teacher http://127.0.0.1:9 does not score"),
     ({"rm_url": "http://[::1/generate"}, "does not score"),
     ({"rm_url": "127.0.0.1:9"}, "does not score"),
     ({"rollout_max_context_len": 4096}, "at most 4089 tokens, less than --rollout-max-context-len 4096: raise its"),

@@ -32,7 +32,7 @@ def source(rig, tmp_path):
 
 
 def draw(kind, source, rollout_id):
-    drawn = kind(source.args, source, lambda n: n + 1, 4, 2, rollout_id)
+    drawn = kind(source.args, source, lambda row, n: n + 1, 4, 2, rollout_id)
     drawn.begin(rollout_id)
     return drawn
 

@@ -30,7 +30,7 @@ async def grade(args, sample, **kwargs):
     return 0.25
 
 
-def evaluation(rig, temperatures=(0.4,), rows=({"goal": 2}, {"goal": 9}), hooks=None, **changes):
+def evaluation(rig, temperatures=(0.4,), rows=({"goal": 2}, {"goal": 9}), hooks=None, train=None, **changes):
     """One data set for each temperature; with `hooks` one more, named "other", that has them."""
     path = str(rig.rows(rows, "heldout"))
     names = {f"t{temperature:g}": (temperature, {}) for temperature in temperatures}
@@ -51,7 +51,7 @@ def evaluation(rig, temperatures=(0.4,), rows=({"goal": 2}, {"goal": 9}), hooks=
         )
         for name, (temperature, own) in names.items()
     ]
-    args = rig.args([{"goal": 2}, {"goal": 9}], eval_datasets=datasets, **changes)
+    args = rig.args(train or [{"goal": 2}, {"goal": 9}], eval_datasets=datasets, **changes)
     return tcod_rollout.generate_rollout(args, 0, RolloutDataSourceWithBuffer(args), evaluation=True)
 
 

@@ -49,6 +49,18 @@ def test_fully_async_depth_is_that_of_the_draw(fully_async):
     assert stamps[0] == 0 and max(stamps) >= 3
 
 
+def test_fully_async_depth_is_that_of_each_rows_environment(fully_async):
+    rows = [{"goal": 9, "environment": name} for name in ("long", "short")]
+    entries = {"long": {"tcod_horizon": 4}, "short": {"tcod_horizon": 2}}
+    changes = {"tcod_variant": "f2b", "tcod_eta": 1, "tcod_environments": entries, "sglang_server_concurrency": 2}
+    for output in fully_async(rows, 5, **changes):
+        for [sample] in output.samples:
+            record = sample.metadata["tcod"]
+            assert record["environment"] == sample.metadata["environment"]
+            assert record["k"] == min(1 + record["n"], entries[record["environment"]]["tcod_horizon"])
+            assert record["k"] == len(record["turns"])
+
+
 def test_fully_async_failed_groups_never_train(fully_async):
     rows = [{"goal": 2}, {"goal": 2, "explode": 1}, {"goal": 3}]
     outputs = fully_async(rows, 2, n_samples_per_prompt=2, sglang_server_concurrency=3)

@@ -165,7 +165,8 @@ def test_a_long_note_loses_its_oldest_observations_first(rig):
     rig.script = [RIGHT, LEFT, RIGHT, RIGHT]
     row = {"goal": 2, "demo": DEMO}
     args, sample = rig.generate(row, 4, tcod_teacher_sees=BOTH)
-    writer, actions, answers = build.run_of(args).notes, ("right", "left", "right", "right"), (1, 0, 1, 2)
+    run, actions, answers = build.run_of(args), ("right", "left", "right", "right"), (1, 0, 1, 2)
+    writer = build.notes_of(run.config, run.chat)
 
     def write(max_tokens):
         return replace(writer, max_tokens=max_tokens).write(row, Episode.of(sample))

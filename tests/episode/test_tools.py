@@ -36,11 +36,15 @@ def results(*texts):
 
 @pytest.fixture
 def tools(rig, tmp_path):
+    return with_tools(rig, tmp_path / "tools")
+
+
+def with_tools(rig, folder):
     """A rig with a checkpoint that writes tools."""
     tokenizer = AutoTokenizer.from_pretrained(rig.checkpoint)
     tokenizer.add_tokens(TOOL_TOKENS)
     tokenizer.chat_template = TOOL_TEMPLATE
-    rig.checkpoint, rig.tokenizer = tmp_path / "tools", tokenizer
+    rig.checkpoint, rig.tokenizer = folder, tokenizer
     tokenizer.save_pretrained(rig.checkpoint)
     return rig
 

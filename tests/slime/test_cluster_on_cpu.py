@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import cpu_cluster
+from tests.support import cpu_cluster, slime_checkout
 from tests.support.fake_cluster import processes_of
 
 if not (os.environ.get("SLIME_DIR") and os.environ.get("MEGATRON_DIR")):
@@ -42,16 +42,16 @@ def cluster(tmp_path_factory):
         yield place, variables, [*arguments, "--rollout-external-engine-addrs", f"127.0.0.1:{engine.port}"]
 
 
-def start(cluster, log, **variables):
+def start(cluster, log, script=SCRIPT, **variables):
     place, ours, arguments = cluster
     env = {**ours, "TEACHER_PORT": str(free_port()), "RUN_DIR": f"{place}/run", **variables}
     dumps = ["--save-debug-rollout-data", env["RUN_DIR"] + "/rollout_{rollout_id}.pt"]
-    return Process("run script", ["bash", str(SCRIPT), *arguments, *dumps], place / log, env)
+    return Process("run script", ["bash", str(script), *arguments, *dumps], place / log, env)
 
 
-def finish(cluster, log, **variables):
+def finish(cluster, log, script=SCRIPT, **variables):
     """A run that comes to its end."""
-    with start(cluster, log, **variables) as process:
+    with start(cluster, log, script, **variables) as process:
         assert process.popen.wait() == 0, process.log.read_text()[-3000:]
     return process
 
@@ -84,6 +84,20 @@ def test_a_run_that_was_killed_goes_on_where_it_was(cluster):
     assert [folder.name for folder in (run_dir / "checkpoints").glob("iter_*")] == ["iter_0000003"]
     assert sorted(folder.name for folder in (run_dir / "hf").iterdir()) == ["1", "3"]
     cpu_cluster.assert_trained(run_dir / "hf/3", cluster[0] / "student")
+
+
+def test_a_copy_under_another_name_trains(cluster):
+    """In slime's examples, beside the original, of which nothing is imported."""
+    slime, run_dir = slime_checkout.make(cluster[0] / "slime"), cluster[0] / "copy"
+    copy = slime / "examples" / slime_checkout.COPY
+    variables = {"SLIME_DIR": str(slime), "RUN_DIR": str(run_dir), **slime_checkout.LEAVE_TRACES}
+    finish(cluster, "copy.log", copy / SCRIPT.name, VARIANT="b2f", NUM_ROLLOUT="2", EVAL_SETS="", **variables)
+    [command] = run_dir.glob("logs/*/command.sh")
+    named = set(re.findall(r"[\w.]+\.tcod_rollout\b", command.read_text()))
+    assert named == {f"examples.{slime_checkout.COPY}.tcod_rollout"}
+    assert slime_checkout.imported(copy) and not slime_checkout.imported(slime / "examples/tcod")
+    assert [(line["kind"], line["n"]) for line in lines(run_dir)] == [("rollout", 0), ("rollout", 1)]
+    cpu_cluster.assert_trained(run_dir / "hf/1", cluster[0] / "student")
 
 
 def test_a_fully_asynchronous_run_trains_what_is_played(cluster):

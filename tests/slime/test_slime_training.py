@@ -157,6 +157,26 @@ def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, 
     assert 0 <= lines[2]["eval/tcod/heldout/success"] <= 1 and lines[2]["eval/tcod/heldout_t1/kl/trajectory"] > 0
 
 
+def test_several_environments(arm, student, tmp_path, monkeypatch):
+    """ALFWorld and questions about databases in one batch, each with its own rules, tools and horizon."""
+    monkeypatch.setattr(plays.shutil, "which", lambda name: None)  # with ScienceWorld it would take longer
+    given = {"environment": "mixed", "config": None, "variant": ["f2b"], "thoughts": False, "out": tmp_path}
+    play = plays.choose(Namespace(**given, train_games=8, heldout_games=4))
+    config = plays.write_settings(tmp_path / "tcod.yaml", play.arms["f2b"])
+    run_dir = arm("f2b", *play.flags, "--config", str(config), "--data", str(play.data))
+    differences = compare.compare(run_dir, student, LR)
+    assert max(differences.values()) < compare.TOLERANCE, differences
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["n"]) for line in lines] == [("rollout", 0), ("rollout", 1), ("eval", 2)]
+    for names, count in (("rollout/tcod", 8), ("rollout/tcod", 8), ("eval/tcod/heldout", 8)):
+        line = lines.pop(0)
+        played = [line[f"{names}/by_environment/{name}/episodes"] for name in ("alfworld", "sqlite")]
+        assert sum(played) == count and min(played) > 0
+    saved = list(map(json.loads, (run_dir / "rollouts/train_000001.jsonl").read_text().splitlines()))
+    first = {one["environment"]: one["turns"][0]["context"][0] for one in saved}
+    assert '"name": "list_tables"' in first["sqlite"] and "list_tables" not in first["alfworld"]
+
+
 def check_scores_behind_a_note(run_dir, student):
     """What slime has trained on are transformers' scores behind the note that was saved with the episode."""
     tokenizer = AutoTokenizer.from_pretrained(student)

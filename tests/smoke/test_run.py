@@ -5,6 +5,8 @@ from argparse import Namespace
 
 import pytest
 
+from examples.tcod.episode.rows import read_rows
+from examples.tcod.settings.config import TcodConfig
 from smoke import plays, run, servers, train_arm
 
 ROW = '{"prompt": "x", "label": "x", "metadata": {"goal": 1, "demo": {"actions": ["right"]}}}\n'
@@ -19,7 +21,7 @@ def play(tmp_path, monkeypatch):
     monkeypatch.setattr(plays.shutil, "which", lambda name: name)
     for folder in ("out/data/alfworld", "out/data/scienceworld", "out/data/sqlite", "mine", "other"):
         (tmp_path / folder).mkdir(parents=True)
-        for name in ("train", "dev"):
+        for name in ("train", "dev", "heldout"):
             (tmp_path / folder / f"{name}.jsonl").write_text(ROW)
 
     def choose(config=None, data=None, **given):
@@ -54,6 +56,18 @@ def test_no_two_plays_share_a_file_and_each_says_what_was_run(play, tmp_path):
     )
     assert not any("recovery" in text for text in said[2:])
     assert list(play(config, "mine", variant=["f2b", "reopd"])[1].arms) == ["f2b", "reopd"]
+
+
+def test_a_mixed_play_has_rows_and_settings_of_each_environment(play):
+    _, mixed = play(environment="mixed", variant=["b2f"])
+    config = TcodConfig.from_mapping(mixed.arms["b2f"], "mixed")
+    for split in ("train", "heldout"):
+        rows = read_rows(mixed.data / f"{split}.jsonl")
+        assert [row.metadata["environment"] for row in rows] == ["alfworld", "sqlite", "scienceworld"]
+        of_each = [config.of(row.metadata) for row in rows]
+        assert [one.tcod_horizon for one in of_each] == [20, 6, 10]
+        assert [one.tcod_tool_parser for one in of_each] == [None, "qwen", None]
+        assert [bool(one.tcod_data_root) for one in of_each] == [True, True, False]
 
 
 @pytest.fixture

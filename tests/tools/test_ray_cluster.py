@@ -53,7 +53,7 @@ def cluster(monkeypatch, settings, without_ray):
         config = TcodConfig(tcod_horizon=4, tcod_environment=f"tests.support.toys.{environment}")
         s = settings(RAY_ADDRESS=address, ACTOR_GPUS="2", ROLLOUT_GPUS="2", **variables)
         try:
-            return ray_cluster.check_cluster(s, teacher_gpus, config, Row("walk", "walk", {"goal": 2}))
+            return ray_cluster.check_cluster(s, teacher_gpus, [(config, Row("walk", "walk", {"goal": 2}))])
         except ConfigError as error:
             return str(error)
 
@@ -84,7 +84,7 @@ def test_engines_are_looked_for_in_slimes_order(settings, monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     s = settings(RAY_ADDRESS="10.0.0.9:6379", ACTOR_GPUS="2", ROLLOUT_GPUS="10")
     with pytest.raises(ConfigError, match=r"have \[2, 8\] of the engines' GPUs, and slime looks for 8"):
-        ray_cluster.check_cluster(s, "", None, None)
+        ray_cluster.check_cluster(s, "", [])
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The house: few entries, each folder one question, and imports that go one way."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -80,3 +81,13 @@ def test_the_package_and_the_loop_need_neither_slime_nor_ray_nor_transformers():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=RECIPE.parents[1], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return None
+
+
+def test_what_shares_a_fixture_runs_in_one_process(shared, request):
+    """pytest-xdist writes the group behind the test's name."""
+    assert "@" in request.node.nodeid or "PYTEST_XDIST_WORKER" not in os.environ

@@ -97,7 +97,8 @@ class Environment(ABC):
 
     `__init__`, `reset`, `step`, `finish` and `close` run in a worker process: they may block, and what they raise
     fails the episode. The other methods are static. They run in the rollout's event loop: they are pure and fast. A
-    row's `metadata` comes without `demo` and `tcod`, which are the recipe's.
+    row's `metadata` comes without `demo` and `tcod`, which are the recipe's. Where a run has several
+    environments (tcod_environments), `environment` in it is this one's name.
     """
 
     lists_all_actions = True

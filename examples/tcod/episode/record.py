@@ -57,6 +57,8 @@ class EpisodeRecord:
     k: int | None = None
     """Depth at that rollout, in turns."""
     evaluation: bool = False
+    environment: str = ""
+    """Its name in tcod_environments; "" where a run has one."""
     replayed: int = 0
     """Turns of the demonstration that are played before the student takes over."""
     budget: int = 0

@@ -16,6 +16,7 @@ from ..episode.rows import task_key, task_of
 from .repeats import grouped, statistics_of
 
 Metrics = dict[str, float]
+OF_AN_ENVIRONMENT = ("episodes", "k", "success", "turns/student", "kl/trajectory", "kl/token")
 
 
 def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float) -> Metrics:
@@ -28,9 +29,10 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     """
     episodes = [Episode.of(sample) for sample in trained]
     records = [episode.record for episode in episodes]
-    # One depth for all, unless a fully asynchronous rollout spans a change of it.
+    # One depth for all, unless horizons differ, or a fully asynchronous rollout spans a change of it.
     metrics = {"k": fmean(record.k for record in records)}
     metrics |= {**_episodes(records), **_kl(episodes), **_notes(episodes), **_failures(drawn)}
+    metrics |= _by_environment(episodes)
     metrics |= _by_index("success_by_start", ((record.replayed, record.won) for record in records))
     by_label = ((str(sample.label or ""), record.won) for sample, record in zip(trained, records, strict=True))
     metrics |= _by_index("success_by_type", by_label)
@@ -72,6 +74,7 @@ def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
         values = {"episodes": len(played), **_failures(ours)}
         if played:
             values |= {**_episodes([episode.record for episode in played]), **_kl(played), **statistics_of(repeats)}
+            values |= _by_environment(played)
             for label, group in grouped(repeats, "task_type").items():
                 values |= {f"{key}_by_type/{label}": value for key, value in statistics_of(group).items()}
         metrics |= {f"eval/tcod/{name}/{key}": value for key, value in values.items()}
@@ -112,6 +115,18 @@ def _episodes(records: Sequence[EpisodeRecord]) -> Metrics:
         "context_limited": fmean(record.context_limited for record in records),
         **({"reward": fmean(rewards)} if rewards else {}),
     }
+
+
+def _by_environment(episodes: Sequence[Episode]) -> Metrics:
+    """by_environment/{name}/*, where a run has several."""
+    metrics: Metrics = {}
+    for name in sorted({episode.record.environment for episode in episodes} - {""}):
+        group = [episode for episode in episodes if episode.record.environment == name]
+        records = [episode.record for episode in group]
+        values = {"episodes": len(group), **_episodes(records), **_kl(group)}
+        values |= {} if records[0].evaluation else {"k": fmean(record.k for record in records)}
+        metrics |= {f"by_environment/{name}/{key}": values[key] for key in OF_AN_ENVIRONMENT if key in values}
+    return metrics
 
 
 def _kl(episodes: Sequence[Episode]) -> Metrics:

@@ -7,7 +7,7 @@ import sys
 import weakref
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import ConfigError, Failure
@@ -29,7 +29,8 @@ from ..records.run_folder import write_about
 from ..records.saved_episodes import EpisodeLog
 from .checks import check_run_arguments
 from .config import TcodConfig
-from .server_checks import check_models, router_url, teacher_url
+from .secrets import without_secrets
+from .server_checks import check_models, router_url, teacher_urls
 
 if TYPE_CHECKING:
     from ..training.drawing import Drawing  # needs slime, and the tools do without
@@ -45,31 +46,33 @@ class Run:
     args: Namespace
     config: TcodConfig
     chat: ChatTokens
-    notes: NoteWriter
     episode_log: EpisodeLog
+    # slime has one event loop, its fully asynchronous mode another; sessions and semaphores belong to one.
+    players: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, "Players"]] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
 
 
 @dataclass(frozen=True)
 class Players:
-    """Who plays and scores the episodes of one event loop: sessions and semaphores belong to one."""
+    """Who plays and scores the episodes of one environment."""
 
-    run: Run
+    config: TcodConfig
     player: EpisodePlayer
+    notes: NoteWriter
     teacher: TeacherClient | None
 
     async def score(
         self, sequence: TokenSequence, note: Note | None, session: str, *check_wanted: Callable[[], None]
     ) -> list[float]:
         """What TeacherClient.score returns of a sequence behind its prompt, where it is shown this note."""
-        tokens, behind = self.run.notes.tokens(sequence, note), len(sequence.tokens) - len(sequence.prompt)
+        tokens, behind = self.notes.tokens(sequence, note), len(sequence.tokens) - len(sequence.prompt)
         return await self.teacher.score(tokens, len(tokens) - behind, session, *check_wanted)
 
 
 _run: Run | None = None
 _checked: Run | None = None
 _drawing: "Drawing | None" = None
-# slime has one event loop, its fully asynchronous mode another.
-_players: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Players] = weakref.WeakKeyDictionary()
 
 
 def checked_run(args: Namespace, data_source: Any) -> Run:
@@ -86,7 +89,7 @@ def checked_run(args: Namespace, data_source: Any) -> Run:
         check_notes(run.config, run.chat)
         if not args.debug_train_only:
             check_models(args, run.config, run.chat)
-        logger.info("TCOD: %s", run.config)
+        logger.info("TCOD: %s", without_secrets(run.config.model_dump()))
         write_about()
         _checked = run
     return _checked
@@ -100,17 +103,27 @@ def run_of(args: Namespace) -> Run:
         chat = student_chat(config, args.hf_checkpoint, args.apply_chat_template_kwargs or {}, "--hf-checkpoint")
         limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
         log = EpisodeLog(config.tcod_variant, limit, chat.tokenizer)
-        _run = Run(args, config, chat, _notes_of(config, chat), log)
+        _run = Run(args, config, chat, log)
     return _run
 
 
-def players_of(args: Namespace) -> Players:
-    """Those of the running event loop."""
+def players_of(args: Namespace, metadata: dict[str, Any]) -> Players:
+    """Those of a row's environment in the running event loop. Raises ConfigError."""
     loop, run = asyncio.get_running_loop(), run_of(args)
-    if loop not in _players or _players[loop].run is not run:
-        teacher = new_teacher(run.config, teacher_url(args), run.chat) if args.opd_type == "sglang" else None
-        _players[loop] = Players(run, new_player(run.config, run.chat, router_url(args)), teacher)
-    return _players[loop]
+    if loop not in run.players:
+        run.players[loop] = _new_players(run)
+    return run.players[loop][run.config.of(metadata).name]
+
+
+def _new_players(run: Run) -> dict[str, Players]:
+    """By environment. They share the student, and a teacher that several have."""
+    players = new_players(run.config, run.chat, router_url(run.args))
+    urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
+    teachers = {url: new_teacher(run.config, url, run.chat) for url in {*urls.values()}}
+    return {
+        one.name: Players(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
+        for one in run.config.each
+    }
 
 
 def drawing_of(kind: type[DrawingT], run: Run, data_source: Any, rollout_id: int) -> DrawingT:
@@ -118,30 +131,35 @@ def drawing_of(kind: type[DrawingT], run: Run, data_source: Any, rollout_id: int
     global _drawing
     if not isinstance(_drawing, kind) or _drawing.source is not data_source:
         config = run.config
-        limits = (config.tcod_max_replacements, config.tcod_max_staleness)
-        _drawing = kind(run.args, data_source, config.curriculum.depth, *limits, rollout_id)
+        limits = (config.tcod_max_replacements, config.tcod_max_staleness, rollout_id)
+        _drawing = kind(run.args, data_source, lambda row, n: config.of(row).curriculum.depth(n), *limits)
     _drawing.begin(rollout_id)
     return _drawing
 
 
-def new_player(config: TcodConfig, chat: ChatTokens, engine_url: str) -> EpisodePlayer:
-    """A player of episodes whose student is served at a base URL."""
-    return EpisodePlayer(
-        text_side=text_side_of(config, chat),
-        pool=new_pool(config, config.tcod_env_workers, config.tcod_engines_per_worker),
-        chat=chat,
-        student=StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids),
-        new_history=history_of(config, chat),
-    )
+def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[str, EpisodePlayer]:
+    """Players of episodes by environment, whose student is served at a base URL."""
+    student = StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids)
+    return {
+        one.name: EpisodePlayer(
+            text_side=text_side_of(one, chat),
+            pool=new_pool(one, one.tcod_env_workers, one.tcod_engines_per_worker),
+            chat=chat,
+            student=student,
+            new_history=history_of(one, chat),
+        )
+        for one in config.each
+    }
 
 
 def imitator_of(run: Run) -> Callable[[dict[str, Any], Episode], None]:
     """What fills in an episode of a row's metadata as if the student had played the demonstration."""
-    new_history, text_side = history_of(run.config, run.chat), text_side_of(run.config, run.chat)
+    new_history = history_of(run.config, run.chat)
 
     def imitate_row(metadata: dict[str, Any], episode: Episode) -> None:
-        history, side = new_history(run.args.rollout_max_context_len), text_side(task_of(metadata))
-        imitate(metadata, episode, side, history, run.config.tcod_horizon)
+        config = run.config.of(metadata)
+        side = text_side_of(config, run.chat)(task_of(metadata))
+        imitate(metadata, episode, side, new_history(run.args.rollout_max_context_len), config.tcod_horizon)
 
     return imitate_row
 
@@ -171,7 +189,7 @@ def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"{flag} {checkpoint}: {said}; name the checkpoint that is served") from error
-    if name := config.tcod_tool_parser:
+    for name in {one.tcod_tool_parser for one in config.each} - {None}:
         written = chat.call([PROBE_CALL])
         if find_calls(name, written, [PROBE]) != [PROBE_CALL]:
             said = f"tcod_tool_parser {name} does not read a call as the chat template writes it, {written!r}"
@@ -179,26 +197,26 @@ def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag
     return chat
 
 
-def _notes_of(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
+def notes_of(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
+    """The writer of an environment's notes."""
     environment = load_environment(config.tcod_environment)
     return NoteWriter(environment, chat, config.tcod_teacher_sees, config.tcod_note_len, config.tcod_sees_from)
 
 
 def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
     """Whether the teacher can be shown the shortest note, in a conversation up to the horizon. Raises ConfigError."""
-    if not config.tcod_teacher_sees:
-        return
-    history, notes = history_of(config, chat)(sys.maxsize), _notes_of(config, chat)
-    history.begin("Rules.", "Begin.")
-    for _ in range(config.tcod_horizon - 1):
-        history.show_replayed("Do.", None)
-        history.observe("Done.")
-    history.respond(Response([chat.end_of_turn], [0.0], False, {}))
-    try:
-        notes.tokens(history.sequences[-1], notes.shortest())
-    except Failure as failure:
-        said = f"no note for the teacher can be written: {failure}, or remove tcod_teacher_sees"
-        raise ConfigError(said) from failure
+    for one in config.each if config.tcod_teacher_sees else ():
+        history, notes = history_of(one, chat)(sys.maxsize), notes_of(one, chat)
+        history.begin("Rules.", "Begin.")
+        for _ in range(one.tcod_horizon - 1):
+            history.show_replayed("Do.", None)
+            history.observe("Done.")
+        history.respond(Response([chat.end_of_turn], [0.0], False, {}))
+        try:
+            notes.tokens(history.sequences[-1], notes.shortest())
+        except Failure as failure:
+            said = f"no note for the teacher can be written: {failure}, or remove tcod_teacher_sees"
+            raise ConfigError(said) from failure
 
 
 def new_pool(config: TcodConfig, workers: int, engines_per_worker: int) -> EnvironmentPool:

@@ -7,17 +7,18 @@ import inspect
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
 from ..episode.loop import is_untempered
-from ..episode.rows import check_rows
+from ..episode.rows import check_rows, place
 from ..model.tool_calls import load_parser
 from ..training.turn_mean import is_turn_mean
 from .config import SELF, TcodConfig, read_yaml
 from .secrets import without_secrets
 
+RowT = TypeVar("RowT")
 HOOKS = {
     "custom_generate_function_path": "tcod_rollout.generate",
     "custom_rm_path": "tcod_rollout.reward_func",
@@ -56,8 +57,8 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConf
         read_yaml(Path(args.custom_config_path))  # slime takes any key in it
     config = TcodConfig.from_args(args)
     check_environment_class(config)
-    if config.tcod_tool_parser:
-        load_parser(config.tcod_tool_parser)
+    for parser in {one.tcod_tool_parser for one in config.each} - {None}:
+        load_parser(parser)
     if sentence := next(_refusals(args, config), None):
         raise ConfigError(sentence)
     if rows is not None:
@@ -66,13 +67,14 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConf
 
 
 def check_environment_class(config: TcodConfig) -> None:
-    """Whether the environment's class is there and takes its arguments. Raises ConfigError."""
-    environment = load_environment(config.tcod_environment)
-    try:
-        inspect.signature(environment).bind(config.tcod_data_root, **config.tcod_env_args)
-    except TypeError as error:
-        given = without_secrets(config.tcod_env_args)
-        raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
+    """Whether each environment's class is there and takes its arguments. Raises ConfigError."""
+    for one in config.each:
+        environment = load_environment(one.tcod_environment)
+        try:
+            inspect.signature(environment).bind(one.tcod_data_root, **one.tcod_env_args)
+        except TypeError as error:
+            given = without_secrets(one.tcod_env_args)
+            raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
 
 
 def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str, recorded: bool = True) -> None:
@@ -91,8 +93,22 @@ def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) 
 
 
 def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: str, needs_seen: bool = False) -> None:
-    environment, has_parser = load_environment(config.tcod_environment), config.tcod_tool_parser is not None
-    check_rows(rows, source, environment, config.tcod_data_root, variant, config.tcod_horizon, has_parser, needs_seen)
+    for one, group in by_environment(config, rows, source):
+        environment, has_parser = load_environment(one.tcod_environment), one.tcod_tool_parser is not None
+        check_rows(group, source, environment, one.tcod_data_root, variant, one.tcod_horizon, has_parser, needs_seen)
+
+
+def by_environment(config: TcodConfig, rows: Sequence[RowT], source: str) -> list[tuple[TcodConfig, Sequence[RowT]]]:
+    """The settings and the rows of each environment that has some. Raises ConfigError where a row names none."""
+    if not len(rows):
+        return [(config, rows)]
+    groups: dict[str, list[RowT]] = {}
+    for row in rows:
+        try:
+            groups.setdefault(config.of(row.metadata).name, []).append(row)
+        except ConfigError as error:
+            raise ConfigError(f"{place(row, source)} cannot be played: {error}") from error
+    return [(one, groups[one.name]) for one in config.each if one.name in groups]
 
 
 def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int) -> Iterator[str]:
@@ -143,8 +159,12 @@ def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
     yield from _contradictions(args, config)
 
 
-def check_note(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
-    """Why what the teacher is shown does not fit TEACHER and MODE of the script."""
+def check_teacher(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
+    """Why a teacher's address, and what it is shown, do not fit TEACHER and MODE of the script."""
+    if config.tcod_teacher_url:
+        yield "tcod_teacher_url is of an entry of tcod_environments: the run's own is --rm-url (TEACHER_URL)"
+    if teacher != "sglang" and any(one.tcod_teacher_url for one in config.each):
+        yield "tcod_teacher_url needs a teacher on SGLang: remove it, or set TEACHER=sglang (--opd-type sglang)"
     if config.tcod_teacher_sees and teacher not in ("sglang", SELF):
         yield (
             "tcod_teacher_sees needs a teacher on SGLang, since one in Megatron scores the student's own sequences: "
@@ -203,7 +223,7 @@ def _pushes_copies(args: Namespace) -> bool:
 def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
     teacher = SELF if args.opd_type == "sglang" and args.rm_url == SELF else args.opd_type
     is_sync = not args.rollout_function_path.endswith(".generate_rollout_fully_async")
-    yield from check_note(config, teacher, "sync" if is_sync else "fully_async")
+    yield from check_teacher(config, teacher, "sync" if is_sync else "fully_async")
     yield from reward_refusals(config.model_dump(), args.use_opd, args.n_samples_per_prompt)
     if args.use_opd and not args.opd_kl_coef > 0:
         yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: to train on the reward alone, remove --use-opd"

@@ -23,6 +23,11 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Words = BeforeValidator(lambda value: value.split() if isinstance(value, str) else value)  # of the script's variable
 
 SELF = "self"  # --rm-url, where the student's own engines are the teacher
+# What may differ between the environments of a run.
+OF_AN_ENVIRONMENT = (
+    "tcod_environment tcod_data_root tcod_env_args tcod_horizon tcod_admissible tcod_tool_parser tcod_env_workers "
+    "tcod_engines_per_worker tcod_env_timeout_s tcod_teacher_url".split()
+)
 
 
 class TcodConfig(BaseModel):
@@ -51,6 +56,11 @@ class TcodConfig(BaseModel):
     """Folder of the environment's data, for its constructor and check_row; environment variables are expanded."""
     tcod_env_args: dict[str, Any] = {}
     """Further keyword arguments of the environment's constructor."""
+    tcod_environments: dict[str, dict[str, Any]] = {}
+    """Several environments in one run: what each sets in place of the run's own settings (OF_AN_ENVIRONMENT), by the
+    name that its rows have in `metadata.environment`."""
+    tcod_teacher_url: str = ""
+    """Of an entry of tcod_environments: its own teacher's server, http://HOST:PORT; the others have --rm-url's."""
     tcod_history: Literal["append", "turns"] = "append"
     """What the student sees at a turn, see history.py: one growing context, or what its template renders then."""
     tcod_window: int | None = Field(None, ge=1)
@@ -98,6 +108,8 @@ class TcodConfig(BaseModel):
     """Episodes to save for reading: so many of a rollout, and twice as many of each evaluation data set; 0 saves none,
     "all" every one."""
     _curriculum: Curriculum = PrivateAttr()
+    _name: str = PrivateAttr("")
+    _entries: dict[str, "TcodConfig"] = PrivateAttr(default_factory=dict)
 
     @field_validator("tcod_data_root")
     @classmethod
@@ -117,7 +129,39 @@ class TcodConfig(BaseModel):
             raise ValueError("tcod_window is for tcod_history turns, an appended context keeps all turns: remove it")
         if not self.tcod_teacher_sees and (self.tcod_sees_from or self.tcod_save_plain_scores):
             raise ValueError("tcod_sees_from and tcod_save_plain_scores are of tcod_teacher_sees: set it too")
+        self._entries |= {name: self._overlaid(name, entry) for name, entry in self.tcod_environments.items()}
         return self
+
+    def _overlaid(self, name: str, entry: dict[str, Any]) -> "TcodConfig":
+        source = f"tcod_environments.{name}"
+        if foreign := [key for key in entry if key not in OF_AN_ENVIRONMENT]:
+            raise ValueError(f"{source} sets {foreign[0]}: it may set {', '.join(OF_AN_ENVIRONMENT)}")
+        try:
+            config = TcodConfig(**{**self.model_dump(exclude={"tcod_environments"}, exclude_unset=True), **entry})
+        except ValidationError as error:
+            raise ValueError(_sentence(error.errors(), source)) from error
+        config._name = name
+        return config
+
+    @property
+    def name(self) -> str:
+        """Of its entry in tcod_environments; "" for the settings of a run."""
+        return self._name
+
+    @property
+    def each(self) -> list["TcodConfig"]:
+        """The settings of every environment: these ones, where there is one."""
+        return list(self._entries.values()) or [self]
+
+    def of(self, metadata: Any) -> "TcodConfig":
+        """The settings of a row's environment. Raises ConfigError, where the row names none."""
+        if not self._entries:
+            return self
+        name = metadata.get("environment") if isinstance(metadata, dict) else None
+        if not isinstance(name, str) or name not in self._entries:
+            known = ", ".join(self._entries)
+            raise ConfigError(f"its metadata.environment is {name!r:.80}: name one of tcod_environments, {known}")
+        return self._entries[name]
 
     def with_note(self, tokens: int, flag: str = "") -> tuple[int, str]:
         """The tokens that the teacher scores of a sequence of so many, and the flags that say so."""
@@ -131,8 +175,8 @@ class TcodConfig(BaseModel):
     @property
     def chat_choices(self) -> dict[str, Any]:
         """What ChatTokens needs of the settings."""
-        choices = {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": self.tcod_horizon}
-        return {**choices, "tools": self.tcod_tool_parser is not None}
+        horizon, has_tools = max(one.tcod_horizon for one in self.each), any(one.tcod_tool_parser for one in self.each)
+        return {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": horizon, "tools": has_tools}
 
     @property
     def template_kwargs(self) -> dict[str, bool]:

@@ -28,9 +28,10 @@ def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     training = (args.rollout_max_context_len, "--rollout-max-context-len")
     longest = max(training, (args.eval_max_context_len or 0, "--eval-max-context-len"))
     scored = config.with_note(*training)
-    router, teacher = router_url(args), teacher_url(args)
-    _check_engines(router, *(max(longest, scored) if teacher == router else longest))
-    if args.opd_type == "sglang":
+    router = router_url(args)
+    teachers = {*teacher_urls(args, config).values()} if args.opd_type == "sglang" else set()
+    _check_engines(router, *(max(longest, scored) if router in teachers else longest))
+    for teacher in teachers:
         check_teacher_scores(teacher, chat, *(max(longest, scored) if config.tcod_eval_kl else scored))
 
 
@@ -39,9 +40,11 @@ def router_url(args: Namespace) -> str:
     return f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
 
 
-def teacher_url(args: Namespace) -> str:
-    """The teacher's server: of slime's --rm-url, or with "self" the router of the student's engines."""
-    return router_url(args) if args.rm_url == SELF else (args.rm_url or "").rstrip("/").removesuffix("/generate")
+def teacher_urls(args: Namespace, config: TcodConfig) -> dict[str, str]:
+    """The teacher's server of each environment, by name: its own, that of slime's --rm-url, or with "self" the router
+    of the student's engines."""
+    url = router_url(args) if args.rm_url == SELF else (args.rm_url or "").rstrip("/").removesuffix("/generate")
+    return {one.name: one.tcod_teacher_url or url for one in config.each}
 
 
 def _check_engines(router: str, needed: int, flag: str) -> None:
@@ -67,9 +70,8 @@ def check_teacher_scores(url: str, chat: ChatTokens, needed: int, flag: str = "-
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
-    name = f"the teacher at --rm-url {without_login(url)}/generate"
-    fix = "give its address and, where it needs one, its key in TCOD_TEACHER_API_KEY"
-    check_server(name, url, chat, needed, flag, fix, teacher_headers())
+    fix = "give its address (--rm-url, tcod_teacher_url) and, where it needs one, its key in TCOD_TEACHER_API_KEY"
+    check_server(f"the teacher {without_login(url)}", url, chat, needed, flag, fix, teacher_headers())
 
 
 def check_server(

@@ -25,7 +25,7 @@ from ..episode.demonstration import Demonstration
 from ..episode.rows import Row, place, read_rows
 from ..episode.text_side import TextSide
 from ..settings.build import new_pool, text_side_of
-from ..settings.checks import check_environment_class, check_training_rows
+from ..settings.checks import by_environment, check_environment_class, check_training_rows
 from ..settings.config import TcodConfig
 from .common.command import at_least, new_parser, one_sentence
 from .common.prepare import Task, play_demonstration, write_jsonl
@@ -211,16 +211,19 @@ def main() -> None:
         rows = read_rows(options.rows)
         check_training_rows(config, rows, str(options.rows), recorded=not options.record)
         start_ray(workers=1)
-        played = rows if options.record else spread(rows, options.count)
-        measured = play_rows(config, played, str(options.rows))
+        written: list[dict[str, Any]] = []
+        for one, group in by_environment(config, rows, str(options.rows)):
+            played = group if options.record else spread(group, options.count)
+            measured = play_rows(one, played, str(options.rows))
+            tasks = zip(played, measured.demos, strict=False)  # the first row is played twice
+            written += [Task("", row.label, row.task, goal=row.prompt, demo=demo).row() for row, demo in tasks]
+            print(report(measured, options.episodes))
+            more = "" if len(played) == len(group) else f" (--count {len(group)} plays all)"
+            demos = sum(bool(Demonstration.of(row.metadata).actions) for row in played)
+            of = f" of {one.name}" if one.name else ""
+            print(f"{options.rows}: {len(played)} of {len(group)} rows{of} play{more}, {demos} demonstrations replay")
         if options.record:
-            tasks = zip(rows, measured.demos, strict=False)  # the first row is played twice
-            written = [Task("", row.label, row.task, goal=row.prompt, demo=demo).row() for row, demo in tasks]
             write_jsonl(options.record, written)
-    print(report(measured, options.episodes))
-    more = "" if len(played) == len(rows) else f" (--count {len(rows)} plays all)"
-    demos = sum(bool(Demonstration.of(row.metadata).actions) for row in played)
-    print(f"{options.rows}: {len(played)} of {len(rows)} rows play{more}, {demos} demonstrations replay")
 
 
 if __name__ == "__main__":

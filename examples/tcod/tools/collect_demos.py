@@ -71,7 +71,7 @@ def make_rows(player: Player, samples: int, drop_thoughts: bool = False) -> tupl
         entries = player.journal.of(row)
         demo = {"actions": []}
         if found := best(entries):
-            demo = demonstration(found, player.episodes.chat, drop_thoughts)
+            demo = demonstration(found, player.chat, drop_thoughts)
         elif any(entry["won"] for entry in entries):
             left_out.append(f"{task_key(row.task)}: every solution contains invalid or inadmissible actions")
             continue
@@ -106,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     with one_sentence("collect_demos", options.out), result_file(options.out) as file:
         player = start(options, "collect_demos")
-        chat = player.episodes.chat
+        chat = player.chat
         asyncio.run(play_missing(player, options.samples, lambda row, episode: solution(episode, chat)))
         rows, left_out = make_rows(player, options.samples, options.drop_thoughts)
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -62,7 +62,7 @@ def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row
     def save(row: Row, episode: Episode) -> dict[str, Any]:
         if file:
             about = {"arm": arm, "dataset": name, "n": 0, "index": row.line}
-            file.write(json.dumps(transcript(episode, row, player.episodes.chat.tokenizer, **about)) + "\n")
+            file.write(json.dumps(transcript(episode, row, player.chat.tokenizer, **about)) + "\n")
         return {"context_limited": episode.record.context_limited, "score": episode.record.score}
 
     return save

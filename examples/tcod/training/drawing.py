@@ -37,7 +37,7 @@ class Drawing:
     Args:
         args: slime's arguments.
         source: slime's data source.
-        depth: k by the number of a rollout.
+        depth: k by a row's metadata and the number of a rollout.
         max_replacements: the run stops when more than so many whole batches of groups were replaced in one rollout.
         max_staleness: how many rollouts ago a group may have been drawn, in the fully asynchronous mode.
         rollout_id: the first rollout that is played here.
@@ -50,7 +50,7 @@ class Drawing:
         self,
         args: Namespace,
         source: Any,
-        depth: Callable[[int], int],
+        depth: Callable[[dict[str, Any], int], int],
         max_replacements: int,
         max_staleness: int,
         rollout_id: int,
@@ -84,9 +84,8 @@ class Drawing:
             drawn = {group[0].group_index: {"trained_in": None, "samples": [*map(_plain, group)]} for group in groups}
             self._remember(lambda kept: {**kept, **drawn})
         n = self.rollout_id  # read once: the next rollout may begin meanwhile
-        k = self._depth(n)
         for sample in flat(groups):
-            sample.metadata["tcod"] = Episode(EpisodeRecord(n=n, k=k))
+            sample.metadata["tcod"] = Episode(EpisodeRecord(n=n, k=self._depth(sample.metadata, n)))
         return groups
 
     def add_samples(self, groups: Groups) -> None:

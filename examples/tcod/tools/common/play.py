@@ -25,8 +25,9 @@ from ...episode.demonstration import Demonstration
 from ...episode.loop import Assignment, EpisodePlayer, failures_go_to
 from ...episode.record import Episode, EpisodeRecord
 from ...episode.rows import Row, read_rows, task_key
+from ...model.chat_tokens import ChatTokens
 from ...model.client import without_login
-from ...settings.build import new_player, student_chat
+from ...settings.build import new_players, student_chat
 from ...settings.checks import check_environment_class, check_evaluation_rows
 from ...settings.config import TcodConfig
 from ...settings.server_checks import check_server
@@ -45,13 +46,15 @@ class Player:
     """A student on a server, the rows that it plays, and what became of the episodes.
 
     Attributes:
+        episodes: who plays them, by environment.
         settings: what success depends on beside the games: results and journals record it.
         failed: episodes by reason. They are no losses: the journal has none of them.
     """
 
     options: Namespace
     config: TcodConfig
-    episodes: EpisodePlayer
+    chat: ChatTokens
+    episodes: dict[str, EpisodePlayer]
     rows: list[Row]
     journal: Journal
     settings: dict[str, Any]
@@ -123,8 +126,8 @@ def start(options: Namespace, tool: str) -> Player:
     url, needed = options.url.rstrip("/"), options.max_context_len
     named = f"the server at --url {without_login(url)}"
     check_server(named, url, chat, needed, "--max-context-len", "name its http://HOST:PORT")
-    start_ray(config.tcod_env_workers)
-    return Player(options, config, new_player(config, chat, url), rows, journal, settings)
+    start_ray(sum(one.tcod_env_workers for one in config.each))
+    return Player(options, config, chat, new_players(config, chat, url), rows, journal, settings)
 
 
 async def play_missing(player: Player, times: int, describe: Callable[[Row, Episode], dict[str, Any]]) -> None:
@@ -159,14 +162,15 @@ async def play_missing(player: Player, times: int, describe: Callable[[Row, Epis
 
     with logging_redirect_tqdm(), bar:
         await asyncio.gather(*(work() for _ in range(player.options.concurrency)))
-    await player.episodes.pool.close()
+    await asyncio.gather(*(episodes.pool.close() for episodes in player.episodes.values()))
 
 
 async def _play_row(player: Player, row: Row) -> Episode:
-    episode, options = Episode(EpisodeRecord(evaluation=True)), player.options
+    config, options = player.config.of(row.metadata), player.options
+    episode = Episode(EpisodeRecord(evaluation=True, environment=config.name))
     assignment = Assignment(
         metadata=row.metadata,
-        plan=player.config.curriculum.full_plan(),
+        plan=config.curriculum.full_plan(),
         demonstration=Demonstration(),
         sampling_params={
             **{"temperature": options.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": options.max_turn_len},
@@ -176,7 +180,7 @@ async def _play_row(player: Player, row: Row) -> Episode:
         session=uuid.uuid4().hex,
     )
     with failures_go_to(episode.fail):
-        await player.episodes.play(assignment, episode)
+        await player.episodes[config.name].play(assignment, episode)
     if failure := episode.record.failure:
         logger.warning("the episode of line %d failed, %s: %s", row.line, failure, episode.record.detail)
     return episode
@@ -197,7 +201,8 @@ def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:
 def _settings(config: TcodConfig, options: Namespace) -> dict[str, Any]:
     given = ("model", "temperature", "max_turn_len", "max_context_len", "apply_chat_template_kwargs")
     names = ("horizon", "environment", "admissible", "history", "window", "thoughts", "tool_parser")
-    settings = {name: getattr(options, name) for name in given}
-    settings |= {name: getattr(config, f"tcod_{name}") for name in names}
-    env_args = json.dumps(config.tcod_env_args, sort_keys=True, default=str)
-    return settings | {"env_args": hashlib.sha256(env_args.encode()).hexdigest()[:8]}  # they may hold an API key
+    played = {one.name: {name: getattr(one, f"tcod_{name}") for name in names} for one in config.each}
+    for one in config.each:
+        env_args = json.dumps(one.tcod_env_args, sort_keys=True, default=str)
+        played[one.name]["env_args"] = hashlib.sha256(env_args.encode()).hexdigest()[:8]  # they may hold an API key
+    return {name: getattr(options, name) for name in given} | played.get("", {"environments": played})

@@ -150,6 +150,8 @@ async def check_task(
 def check_tasks(config: TcodConfig, tasks: Sequence[Task], goal: Callable[[Observation], str], processes: int) -> None:
     """check_task for each task, in worker processes with one engine each, with a progress bar."""
     side = text_side_of(config)
+    for task in tasks if config.name else ():
+        task.metadata = {"environment": config.name, **task.metadata}
 
     async def check() -> None:
         pool = new_pool(config, processes, 1)
@@ -227,6 +229,7 @@ def option_parser(module_doc: str, config: str) -> argparse.ArgumentParser:
     parser = new_parser(module_doc)
     settings = {"type": Path, "default": CONFIGS / config, "help": "YAML of tcod_* settings, default: %(default)s"}
     parser.add_argument("--config", **settings)
+    parser.add_argument("--environment", help="whose rows these are, by its name in --config's tcod_environments")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the JSONL files")
     parser.add_argument(
         "--processes", type=at_least(1), default=os.cpu_count(), help="engines that check tasks at once"
@@ -251,6 +254,11 @@ def prepare(
         with tempfile.TemporaryFile(dir=options.out) as file:  # before the engines take their time
             file.write(bytes(2**16))
         config = TcodConfig.read(options.config)
+        if options.environment not in (names := list(config.tcod_environments) or [None]):
+            raise ConfigError(
+                f"--environment {options.environment} is none of {options.config}'s: name one of {names}"
+            )
+        config = config.of({"environment": options.environment})
         check_environment_class(config)
         tasks = find_tasks(options, config)
         check_tasks(config, tasks, goal, options.processes)

@@ -28,7 +28,7 @@ from .folder import begin, lock, to_yaml
 from .processes import Supervisor, no_proxy
 from .settings import Settings, output, require
 
-# What slime's processes get on every node, beside WORKER_ENV and the variables in CONFIG's tcod_data_root.
+# What slime's processes get on every node, beside WORKER_ENV and the variables in CONFIG's folders of data.
 WORKER_VARIABLES = set(
     "PYTHONPATH TCOD_RUN_DIR TCOD_TEACHER_API_KEY PYTHONUNBUFFERED CUDA_DEVICE_MAX_CONNECTIONS CUDA_DEVICE_ORDER "
     "no_proxy NO_PROXY".split()
@@ -96,7 +96,7 @@ def worker_variables(s: Settings, recipe: dict[str, Any]) -> dict[str, str]:
     """What slime's processes and the environment's workers get on every node."""
     for name in s.worker_env.split():
         require(os.environ.get(name), f"WORKER_ENV names {name}, which is not set: export it, or leave it out")
-    of_data = re.findall(r"\$\{?(\w+)", str(recipe.get("tcod_data_root")))
+    of_data = re.findall(r"\$\{?(\w+)", f"{recipe.get('tcod_data_root')} {recipe.get('tcod_environments')}")
     names = {*WORKER_VARIABLES, *s.worker_env.split(), *of_data}
     return {name: text for name, text in os.environ.items() if name in names or name.startswith(WORKER_PREFIXES)}
 

@@ -88,7 +88,9 @@ def identity(s: Settings, config: TcodConfig) -> dict[str, Any]:
     files |= {f"EVAL_SETS {name}": file for name, file in s.eval_files.items()}
     if s.teacher in ("sglang", "megatron") and not s.teacher_url:
         files["TEACHER_MODEL"] = s.teacher_load if s.teacher == "megatron" else s.teacher_model
-    made_of = config.model_dump(exclude={"tcod_data_root", "tcod_eval_kl"})
+    free = {"tcod_data_root", "tcod_teacher_url"}  # where things are
+    entries = {"tcod_environments": {"__all__": free}}
+    made_of = config.model_dump(exclude={**dict.fromkeys([*free, "tcod_eval_kl"], True), **entries})
     for name in ("CHAT_TEMPLATE_KWARGS", "MAX_TURN_LEN", "MAX_CONTEXT_LEN", "SAMPLES_PER_TASK", "TEACHER"):
         made_of[name] = vars(s)[name.lower()]
     return made_of | {variable: digest(path, variable) for variable, path in files.items()}

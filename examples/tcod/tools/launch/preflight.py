@@ -21,7 +21,13 @@ from ...environments.protocol import Observation
 from ...episode.rows import Row, read_rows
 from ...model.chat_tokens import ChatTokens
 from ...settings.build import check_notes, history_of, student_chat, text_side_of
-from ...settings.checks import check_environment_class, check_evaluation_rows, check_note, check_training_rows
+from ...settings.checks import (
+    by_environment,
+    check_environment_class,
+    check_evaluation_rows,
+    check_teacher,
+    check_training_rows,
+)
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.secrets import text_without
 from ...settings.server_checks import check_teacher_scores
@@ -51,7 +57,8 @@ def main() -> None:
         if s.starts_teacher:
             wait_for_teacher(s)
         if s.teacher == "sglang":
-            check_teacher_scores(s.teacher_address, chat, *config.with_note(s.max_context_len, "MAX_CONTEXT_LEN"))
+            for url in {one.tcod_teacher_url or s.teacher_address for one in config.each}:
+                check_teacher_scores(url, chat, *config.with_note(s.max_context_len, "MAX_CONTEXT_LEN"))
     except ConfigError as error:
         sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
 
@@ -59,7 +66,7 @@ def main() -> None:
 def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: str) -> list[str]:
     """What can be known before a GPU is taken. Returns the addresses of the cluster's nodes. Raises ConfigError."""
     check_environment_class(config)
-    for sentence in check_note(config, s.teacher, s.mode):
+    for sentence in check_teacher(config, s.teacher, s.mode):
         raise ConfigError(sentence)
     check_notes(config, chat)
     if s.teacher == "megatron":
@@ -69,11 +76,13 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
     check_training_rows(config, rows, str(train))
     for file in s.eval_files.values():
         check_evaluation_rows(config, read_rows(file), str(file))
-    nodes = check_cluster(s, teacher_gpus, config, rows[0]) if s.ray_address else []
+    groups = by_environment(config, rows, str(train))
+    nodes = check_cluster(s, teacher_gpus, [(one, group[0]) for one, group in groups]) if s.ray_address else []
     if config.tcod_variant == "sft":  # nothing is played
         return nodes
     start_ray(workers=1)
-    check_context(s, config, chat, rows[0], play_rows(config, spread(rows, PLAYED), str(train)).first)
+    for one, group in groups:
+        check_context(s, one, chat, group[0], play_rows(one, spread(group, PLAYED), str(train)).first)
     return nodes
 
 
@@ -92,8 +101,8 @@ def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, f
     if room < s.max_turn_len:
         print(
             f"preflight: warning: MAX_CONTEXT_LEN {s.max_context_len} may end episodes early: the horizon's {turns} x "
-            f"MAX_TURN_LEN {s.max_turn_len} and {opening + observed} other tokens, as in the first game, do not fit; "
-            f"responses of {max(0, room)} tokens fit",
+            f"MAX_TURN_LEN {s.max_turn_len} and {opening + observed} other tokens, as in the first game"
+            f"{config.name and f' of {config.name}'}, do not fit; responses of {max(0, room)} tokens fit",
             file=sys.stderr,
         )
 

@@ -4,7 +4,7 @@ slime takes the GPUs node by node in the order of the nodes' addresses: training
 next ones. It does not ask where an engine is, but counts NODE_GPUS of the engines' GPUs to each node.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,8 +22,12 @@ PROBE_S = 300.0  # of an engine on every node: the first import of an environmen
 GPU_IDS_S = 20.0  # Ray's GPUs are free before a run, or slime waits for them
 
 
-def check_cluster(s: Settings, teacher_gpus: str, config: TcodConfig, row: Row) -> list[str]:
-    """Returns the addresses of the nodes. Raises ConfigError, with what to change."""
+def check_cluster(s: Settings, teacher_gpus: str, games: Sequence[tuple[TcodConfig, Row]]) -> list[str]:
+    """Returns the addresses of the nodes. Raises ConfigError, with what to change.
+
+    Args:
+        games: a row of each environment, with its settings.
+    """
     start_ray(workers=1)
     nodes = {node["NodeManagerAddress"]: node for node in ray.nodes() if node["Alive"]}
     order = sorted(nodes, key=lambda address: [int(part) if part.isdecimal() else 0 for part in address.split(".")])
@@ -37,7 +41,8 @@ def check_cluster(s: Settings, teacher_gpus: str, config: TcodConfig, row: Row) 
     here = ray.util.get_node_ip_address()
     if teacher_gpus and gpus.get(here):
         check_teacher_gpus(nodes[here]["NodeID"], gpus[here], teacher_gpus.split(","))
-    check_environments({address: node["NodeID"] for address, node in nodes.items()}, config, row)
+    for config, row in games:
+        check_environment({address: node["NodeID"] for address, node in nodes.items()}, config, row)
     return order
 
 
@@ -66,7 +71,7 @@ def check_teacher_gpus(node: str, count: int, teacher_gpus: list[str]) -> None:
         )
 
 
-def check_environments(nodes: dict[str, str], config: TcodConfig, row: Row) -> None:
+def check_environment(nodes: dict[str, str], config: TcodConfig, row: Row) -> None:
     """Reset one game on every node: Ray may place an environment's worker on any of them. Raises ConfigError."""
 
     def reset() -> None:

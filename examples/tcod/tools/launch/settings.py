@@ -96,6 +96,8 @@ def read_recipe(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
             with suppress(ValueError):  # a text as it is
                 value = json.loads(value)
             recipe[f"tcod_{name.lower()}"] = value
+    if variables.get("HORIZON") and "tcod_horizon" in str(recipe.get("tcod_environments")):
+        raise ConfigError("HORIZON would be that of some environments alone: set it in CONFIG's tcod_environments")
     if float(s.eval_temperature) == 1 and s.teacher == "sglang":
         recipe["tcod_eval_kl"] = True
     if sentence := next(reward_refusals(recipe, s.teacher != "none", s.samples_per_task), None):
@@ -105,7 +107,8 @@ def read_recipe(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
 
 def teacher_context(s: Settings, recipe: dict[str, Any]) -> int:
     """Tokens that the teacher's server takes: an episode, a note, and 7 that SGLang keeps. Raises ConfigError."""
-    settings = {name: value for name, value in recipe.items() if name != "tcod_data_root"}  # may be another machine's
+    folders = ("tcod_data_root", "tcod_environments")  # may be another machine's
+    settings = {name: value for name, value in recipe.items() if name not in folders}
     return TcodConfig.from_mapping(settings, str(s.config)).with_note(s.max_context_len)[0] + 7
 
 
