@@ -88,14 +88,13 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
         except BlockingIOError:
             sys.exit(f"another study runs in {out}: wait for its end, or choose another --out")
 
-        def server(name: str, **more: int) -> SGLangServer:
+        def server(name: str) -> SGLangServer:
             log = out / "logs" / f"{name}.log"
-            return stack.enter_context(SGLangServer(f"{name} server", make_models.SHIPPED, log, **more))
+            return stack.enter_context(SGLangServer(f"{name} server", make_models.SHIPPED, log))
 
-        teacher = server("teacher", max_running_requests=64 * parallel)
-        servers = [
-            server(f"student {i}") for i in range(min(parallel, len(waiting)))
-        ]  # a job pushes its weights first
+        teacher = server("teacher")
+        # Also of the teacher's weights at first: a job pushes its student's.
+        servers = [server(f"student {i}") for i in range(min(parallel, len(waiting)))]
         for one in (teacher, *servers):
             one.wait_ready()
         study_data.make_data(out, teacher)
