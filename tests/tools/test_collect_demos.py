@@ -53,7 +53,7 @@ def test_calls_of_tools_are_collected_with_their_tokens_and_evaluated(rig):
     rig.run(collect_demos, rig.rows(2), "demos.jsonl", "--samples", "1", "--max-turn-len", "250")
     (row,) = read(rig.folder / "demos.jsonl")
     demo = Demonstration.of(row["metadata"])
-    assert (demo.actions, demo.responses) == ((action("right", "right"),), (said,))
+    assert (demo.actions, demo.responses) == ([action("right", "right")], [said])
     chat = ChatTokens(rig.tokenizer, {}, tools=True)
     assert demo.sampled_ids(0, chat) == demo.ids[0] == chat.assistant(said) and len(demo.ids[0]) < len(said)
     rig.run(evaluate, rig.rows(2), "result.json", "--max-turn-len", "250")

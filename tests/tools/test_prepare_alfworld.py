@@ -246,7 +246,7 @@ def test_rows_of_this_recipe_are_a_source_too(tmp_path):
     metadata = {"game_file": GAME, "task_type": "t", "demo": {"actions": [" go  to desk 1"], "responses": ["x"]}}
     named = {"prompt": "p", "metadata": {"game_file": GAME.replace("T1", "T2")}}
     file = write(tmp_path / "demos.jsonl", "", {"prompt": "a\u2028b", "label": "t", "metadata": metadata}, named)
-    assert read_source(file) == ({GAME: Demonstration(("go to desk 1",), ("x",))}, [])
+    assert read_source(file) == ({GAME: Demonstration(("go to desk 1",), ["x"])}, [])
 
 
 def test_only_paths_of_games_are_rebased():
