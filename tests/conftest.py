@@ -15,6 +15,16 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 collect_ignore_glob = ["test_qwen*"]
 
 
+# What not every machine has: its slow tests, or all in a folder, and what they need beside `-m slow`.
+PARTS = {
+    "slime": ("tests/slime/", "SLIME_DIR and MEGATRON_DIR, set or in ~/.config/tcod/tests.env"),
+    "SGLang": ("tests/engine/test_sglang_contract.py", "-m slow"),
+    "ScienceWorld": ("tests/engine/test_env_scienceworld.py", "-m slow and Java"),
+    "OpenEnv's own server": ("tests/engine/test_env_openenv.py", "-m slow and openenv"),
+    "page in a browser": ("tests/tools/test_show_rollouts.py", "-m slow and Chromium"),
+}
+
+
 def pytest_report_header() -> str:
     return f"slime: {SLIME}"
 
@@ -30,6 +40,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group("slime"))
         elif "module" in scopes.values():
             item.add_marker(pytest.mark.xdist_group("ray" if "real_ray" in scopes else item.module.__name__))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """After a run of all tests: which parts ran, and which did not for want of what."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    if not reports or terminalreporter.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    terminalreporter.section(f"on {SLIME}")
+    for part, (path, needs) in PARTS.items():
+        ran = [report for report in reports if report.nodeid.startswith(path)]
+        ran = [report for report in ran if path.endswith("/") or "slow" in report.keywords]
+        terminalreporter.line(f"{part}: {f'{len(ran)} tests ran' if ran else f'did not run, needs {needs}'}")
 
 
 @pytest.fixture(scope="session")

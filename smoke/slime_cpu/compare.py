@@ -90,17 +90,18 @@ def outside(change: torch.Tensor, gradient: torch.Tensor, lr: float, rounding: f
 
 
 def check_samples(samples: list[Any], args: Namespace) -> None:
-    """What must hold of every sample that slime trained on. Raises AssertionError, or ValueError."""
-    from examples.tcod import tcod_rollout
-
-    tcod_rollout.post_process_rewards(args, samples)  # they are complete
+    """What must hold of every sample that slime trained on. Raises AssertionError."""
     for sample in samples:
-        record = sample.metadata["tcod"]
+        record, count = sample.metadata["tcod"], sample.response_length
         assert sample.status.name in ("COMPLETED", "TRUNCATED"), sample.status
-        assert 0 < sample.response_length < len(sample.tokens)
+        assert 0 < count < len(sample.tokens)
+        imitated = args.loss_type == "sft_loss"
+        values = [sample.loss_mask, *([] if imitated else [sample.rollout_log_probs])]
+        for one in values + ([sample.teacher_log_probs] if args.use_opd else []):
+            assert len(one) == count and all(map(math.isfinite, one))
         runs = sum(here > before == 0 for before, here in pairwise([0, *sample.loss_mask]))
         assert runs == len(record["turns"])  # what is not sampled stands between any two
-        assert args.loss_type == "sft_loss" or len(record["turns"]) <= record["budget"]
+        assert imitated or len(record["turns"]) <= record["budget"]
         assert sample.reward == float(record["won"])
 
 

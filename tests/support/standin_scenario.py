@@ -6,6 +6,7 @@ with what slime wrote once (tests/smoke/slime_624b824a8.json).
 
 import argparse
 import asyncio
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -174,6 +175,27 @@ class Scenario:
         batch = train_batch(self.args([], rollout_batch_size=1), samples)
         return {"batch": batch, "masks": [sample.loss_mask for sample in samples]}
 
+    def appending(self):
+        """What append_response_tokens refuses, and the sample that is left."""
+        cases = {
+            "no log-probs": {"tokens": [1]},
+            "unequal lengths": {"tokens": [1, 2], "log_probs": [-1.0]},
+            "log-probs of what is not trained": {"tokens": [1], "log_probs": [0.0], "trainable": False},
+            "nothing": {"tokens": [], "log_probs": [], "text": ""},
+            "late mask": {"tokens": [1], "trainable": False, "text": "x"},
+            "log-probs": {"tokens": [1], "log_probs": [-1.0]},
+            "unknown finish": {"meta_info": {"finish_reason": {"type": "odd"}, "prompt_tokens": 3}},
+        }
+        results = {}
+        for (name, call), begun in itertools.product(cases.items(), (0, 2)):  # response tokens that are there already
+            sample, refused = Sample(response_length=begun), False
+            try:
+                sample.append_response_tokens(None, **call)
+            except ValueError:
+                refused = True
+            results[f"{name}, {begun}"] = [refused, plain(sample)]
+        return results
+
     def defaults(self):
         """Of the arguments in hooks.SLIME_DEFAULTS: slime's own parsers', where slime is the real one."""
         if hooks.STANDIN in Path(slime.__file__).parents:
@@ -192,7 +214,7 @@ class Scenario:
 
 def main(out):
     """A line for each part of the scenario."""
-    parts = ("epochs", "surplus", "drops", "evaluation", "batch", "defaults")
+    parts = ("epochs", "surplus", "drops", "evaluation", "batch", "appending", "defaults")
     with tempfile.TemporaryDirectory() as folder, FakeSGLang(reply) as server:
         scenario = Scenario(folder, save_tokenizer(Path(folder) / "tokenizer"), server)
         lines = [f'"{name}": {json.dumps(getattr(scenario, name)(), sort_keys=True)}' for name in parts]

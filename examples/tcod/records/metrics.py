@@ -16,7 +16,7 @@ from ..episode.rows import task_key, task_of
 from .repeats import grouped, statistics_of
 
 Metrics = dict[str, float]
-OF_AN_ENVIRONMENT = ("episodes", "k", "success", "turns/student", "kl/trajectory", "kl/token")
+OF_EACH_ENVIRONMENT = ("episodes", "k", "success", "turns/student", "kl/trajectory", "kl/token")
 
 
 def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float) -> Metrics:
@@ -125,7 +125,7 @@ def _by_environment(episodes: Sequence[Episode]) -> Metrics:
         records = [episode.record for episode in group]
         values = {"episodes": len(group), **_episodes(records), **_kl(group)}
         values |= {} if records[0].evaluation else {"k": fmean(record.k for record in records)}
-        metrics |= {f"by_environment/{name}/{key}": values[key] for key in OF_AN_ENVIRONMENT if key in values}
+        metrics |= {f"by_environment/{name}/{key}": values[key] for key in OF_EACH_ENVIRONMENT if key in values}
     return metrics
 
 

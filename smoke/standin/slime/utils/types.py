@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -67,26 +66,51 @@ class Sample:
         self,
         args: Any = None,
         *,
-        tokens: Sequence[int],
-        log_probs: Sequence[float] = (),
+        tokens: Any = None,
+        log_probs: Any = None,
         trainable: bool = True,
         meta_info: dict | None = None,
         text: str | None = None,
     ) -> None:
         """Extend the response and its per-token lists together; SGLang's meta_info also gives the status."""
-        if len(log_probs) != len(tokens) * trainable:
-            raise ValueError("each sampled token takes the engine's log-prob, and no other token takes one")
+        tokens = [int(token) for token in ([] if tokens is None else tokens)]
+        log_probs = _checked(tokens, log_probs, trainable)
+        before = self.response_length
         self.response += text or ""
         self.tokens += tokens
         self.response_length += len(tokens)
         if tokens:
-            self.loss_mask = (self.loss_mask or []) + [int(trainable)] * len(tokens)
-        self.rollout_log_probs = (self.rollout_log_probs or []) + ([*log_probs] or [0.0] * len(tokens))
+            earlier = [1] * before if self.loss_mask is None else self.loss_mask
+            self.loss_mask = earlier + [int(trainable)] * len(tokens)
+        if log_probs is not None:
+            if self.rollout_log_probs is None and trainable and before:
+                raise ValueError("the earlier response tokens have no log-probs")
+            earlier = [0.0] * before if self.rollout_log_probs is None else self.rollout_log_probs
+            self.rollout_log_probs = earlier + log_probs
         if meta_info and "finish_reason" in meta_info:
             self.prefix_cache_info.add(meta_info)
             if "weight_version" in meta_info:
                 self.weight_versions.append(meta_info["weight_version"])
             self.status = _STATUS_OF_FINISH_REASON.get(meta_info["finish_reason"]["type"], self.status)
+        for name in ("loss_mask", "rollout_log_probs"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.response_length:
+                raise ValueError(f"{name} has {len(values)} entries for {self.response_length} response tokens")
+
+
+def _checked(tokens: list[int], log_probs: Any, trainable: bool) -> list[float] | None:
+    """One log-prob for each token: the engine's of sampled ones, 0.0 of the others."""
+    if log_probs is not None:
+        log_probs = [float(log_prob) for log_prob in log_probs]
+        if len(log_probs) != len(tokens):
+            raise ValueError(f"{len(log_probs)} log-probs for {len(tokens)} tokens")
+    if tokens and trainable and log_probs is None:
+        raise ValueError("sampled tokens need the engine's log-probs")
+    if tokens and not trainable:
+        if log_probs is not None:
+            raise ValueError("tokens that are not trainable take no log-probs")
+        log_probs = [0.0] * len(tokens)
+    return log_probs
 
 
 Sample.Status = Status
