@@ -8,7 +8,7 @@ import functools
 import multiprocessing
 import random
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -35,7 +35,7 @@ T = TypeVar("T", bound=tuple)  # an example of any kind: its ids come first
 
 
 @functools.cache
-def _environment(root: str) -> AlfworldEnvironment:
+def environment(root: str) -> AlfworldEnvironment:
     return AlfworldEnvironment(root)
 
 
@@ -47,7 +47,7 @@ def play(job: tuple[str, int]) -> list[Demonstration]:
     plays = []
     for number in range(PLAYS):
         rng = random.Random(f"{seed}/{number}")
-        plays.append(expert.demonstrate(_environment(root), row["metadata"], rng, rng.choice(NOISE), HORIZON)[:2])
+        plays.append(expert.demonstrate(environment(root), row["metadata"], rng, rng.choice(NOISE), HORIZON)[:2])
     return plays
 
 
@@ -159,20 +159,34 @@ class Branched(NamedTuple):
 
 def encode_thoughts(chat: ChatTokens, first: str, steps: list[expert.Step]) -> Branched:
     """A demonstration as the recipe renders it under tcod_history turns, with the expert's own answers to learn."""
-    texts, said, before = [AlfworldEnvironment.system_prompt({}), first], [], []
-    for i, step in enumerate(steps):
+    said = [
+        (
+            f"<think>\n{step.thought}\n</think>\n\n{AlfworldEnvironment.format_action(step.action)}"
+            if step.label
+            else None
+        )
+        for step in steps
+    ]
+    return encode_branches(chat, first, [(step.action, step.text) for step in steps], said)
+
+
+def encode_branches(
+    chat: ChatTokens, first: str, steps: Sequence[tuple[str, str]], said: Sequence[str | None]
+) -> Branched:
+    """A conversation of (action, the engine's answer), and what is to be learned at its turns; None: nothing."""
+    texts, answers, before = [AlfworldEnvironment.system_prompt({}), first], [], []
+    for i, ((action, text), answer) in enumerate(zip(steps, said, strict=True)):
         context = chat.context(texts)
-        action = AlfworldEnvironment.format_action(step.action)
-        if step.label:
-            said.append(chat.assistant(f"<think>\n{step.thought}\n</think>\n\n{action}"))
+        if answer:
+            answers.append(chat.assistant(answer))
             before.append(len(context))
         if i + 1 < len(steps):
-            texts += [action, step.text]
-    ids, positions, answers = context, [*range(len(context))], []
-    for answer, begin in zip(said, before, strict=True):
-        answers.append((len(ids), len(ids) + len(answer), begin))
+            texts += [AlfworldEnvironment.format_action(action), text]
+    ids, positions, places = context, [*range(len(context))], []
+    for answer, begin in zip(answers, before, strict=True):
+        places.append((len(ids), len(ids) + len(answer), begin))
         ids, positions = ids + answer, [*positions, *range(begin, begin + len(answer))]
-    return Branched(ids, positions, answers)
+    return Branched(ids, positions, places)
 
 
 def thoughts_loss(model: torch.nn.Module, batch: list[Branched]) -> torch.Tensor:

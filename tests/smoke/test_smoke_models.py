@@ -10,7 +10,7 @@ from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.episode.history import TurnHistory
 from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.model.student import Response
-from smoke import expert, lessons, make_games, make_models
+from smoke import expert, lessons, make_games, make_models, note_teacher
 
 teacher, tokenizer = make_models.load(make_models.SHIPPED)
 chat = ChatTokens(tokenizer, make_models.CHAT)
@@ -157,3 +157,28 @@ def test_the_shipped_teacher_is_what_its_command_makes(tmp_path):
         loss, lost = (lessons.label_loss(model, unseen).item() for model in (teacher, make_models.load(tmp_path)[0]))
     assert loss == pytest.approx(sum(curve[-100:]) / 100, rel=0.25)
     assert lost > 2 * loss
+
+
+def test_what_a_teacher_does_is_what_its_note_shows(games):
+    players = [note_teacher.Player(str(games), row, random.Random(1)) for row in rows(games, "train")]
+    solutions = [player.solution() for player in players]
+    assert all(solution.won for solution in solutions)
+    for player, solution, other in zip(players, solutions, solutions[3:] + solutions[:3], strict=True):
+        thing, place = next(step.action for step in solution.steps if step.action.startswith("take"))[5:].split(
+            " from "
+        )
+        first, attempt, said = player.lesson("demo", other)
+        assert f"> go to {place}" in first and said[0] == f"go to {place}" and len(said) == len(attempt.steps)
+        # Another game's is followed word by word; behind its end there is nothing to learn.
+        first, attempt, said = player.lesson("another's", other)
+        followed = [action for action, step in zip(said, attempt.steps, strict=True) if action == step.action]
+        assert followed == [step.action for step in other.steps][: len(followed)]
+        assert len(followed) < len(other.steps) or set(said[said.index(followed[-1]) + 1 :]) <= {"", followed[-1]}
+        # In hindsight it is known from the first turn on what was found at any time.
+        first, attempt, said = player.lesson("hindsight", other)
+        found = any(f" {thing}" in step.observation for step in attempt.steps)
+        assert (not found or said[0] == f"go to {place}") and ("The task was solved" in first) == attempt.won
+        assert "note" not in player.lesson("none", other)[0]
+    branched = note_teacher.encode(chat, (first, attempt, said))
+    answers = [tokenizer.decode(branched.ids[start:end]) for start, end, _ in branched.answers]
+    assert answers == [f"<action>{action}</action><|im_end|>" for action in said if action]

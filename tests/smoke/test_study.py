@@ -113,7 +113,15 @@ def test_the_result_of_a_job_is_what_its_metrics_say():
     point |= {f"{at_04}success": 0.25, f"{at_1}success": 0.123456, f"{at_1}kl/trajectory": 31.23456}
     point |= {f"{at_04}turns/student": 9.5, f"{at_04}episodes": 100}
     update = {"k": 3, "success": 0.5, "kl/trajectory": 2.0, "turns/student": 2.5, "turns/replayed": 4.25}
-    update |= {"tokens/scored": 900, "tokens/trained": 300, "failed": 0, "rollout_s": 1.5}
+    update |= {
+        "tokens/scored": 900,
+        "tokens/total": 1500,
+        "note_tokens": 50.0,
+        "samples": 16,
+        "tokens/trained": 300,
+        "failed": 0,
+        "rollout_s": 1.5,
+    }
     rollout = {f"rollout/tcod/{key}": value for key, value in update.items()}
     lines = [{"kind": "eval", "n": 0, **point}, {"kind": "rollout", "n": 0, **rollout, "train/s": 0.25}]
     one = study_results.result(lines, batch=16)
@@ -121,7 +129,7 @@ def test_the_result_of_a_job_is_what_its_metrics_say():
     assert evaluation["kl_by_turn"][10] == pytest.approx(10 / 3, rel=1e-3)
     assert evaluation["kl_by_turn_episodes"] == list(range(20, 9, -1))
     assert evaluation["success_t1"] == 0.1235 and evaluation["kl"] == 31.23
-    assert (made["student_steps"], made["replayed_steps"], made["s"]) == (40, 68, 1.75)
+    assert (made["student_steps"], made["replayed_steps"], made["read"], made["s"]) == (40, 68, 2300, 1.75)
 
 
 @pytest.mark.parametrize("results, jobs, part, draw", PARTS.values(), ids=PARTS)

@@ -1,0 +1,137 @@
+"""A tiny teacher that reads a note, for the study: the shipped one, trained on with notes in the recipe's own words.
+
+Without a note it goes anywhere, half of the time. With one it acts as somebody who knows what the note shows: where
+things are, and what was searched in vain. What solved another task it does once more, action by action, so that a note
+helps for what it says and not because there is one. It learns what to do at every turn of disturbed play
+(lessons.encode_branches), as it has to score what a student plays.
+"""
+
+import multiprocessing
+import random
+import tempfile
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from examples.tcod.env_alfworld import AlfworldEnvironment
+from examples.tcod.environments.protocol import Execution, Step
+from examples.tcod.model.chat_tokens import ChatTokens
+from smoke import lessons, make_games, make_models
+from smoke.expert import Expert, random_action
+
+FIRST, GAMES, BLOCK, PLAYS = 50_000, 400, 20, 6  # games of the training, made so many at once, and lessons of each
+KINDS = {"demo": 3, "hindsight": 3, "both": 2, "another's": 3, "none": 3}  # how often a lesson is of this kind
+NOISE = (0.0, 0.1, 0.3, 0.5, 0.7)  # shares of the played actions that are random
+STEPS, RATE, BATCH_TOKENS = 400, 2e-3, 6000
+
+Lesson = tuple[str, Execution, list[str]]  # the first user turn, what was played, what to do at each turn
+
+
+class Forgetful(Expert):
+    """A searcher that goes anywhere, half of the time."""
+
+    def act(self) -> tuple[str, str]:
+        return (f"go to {self._rng.choice(self.receptacles)}", "") if self._rng.random() < 0.5 else super().act()
+
+
+class Informed(Expert):
+    """Knows what these executions of its task showed: where things were at first, and what was searched."""
+
+    def __init__(self, first: str, rng: random.Random, *shown: Execution) -> None:
+        super().__init__(first, rng)
+        for execution in shown:
+            scout = Expert(first, rng)
+            for step in execution.steps:
+                scout.observe(step.action, step.observation)
+                self._seen = scout._seen | self._seen
+            self._searched |= scout._searched
+
+
+class Follower(Expert):
+    """Does what this execution did, whatever comes of it, and then nothing more."""
+
+    def __init__(self, first: str, rng: random.Random, shown: Execution) -> None:
+        super().__init__(first, rng)
+        self._left = [step.action for step in shown.steps]
+
+    def act(self) -> tuple[str, str]:
+        return self._left[0] if self._left else "", ""
+
+    def observe(self, action: str, text: str) -> None:
+        super().observe(action, text)
+        if self._left[:1] == [action]:
+            del self._left[0]
+
+
+class Player:
+    """Plays a row's game, again and again."""
+
+    def __init__(self, root: str, row: dict, rng: random.Random) -> None:
+        self.environment, self.metadata, self.rng = lessons.environment(root), row["metadata"], rng
+
+    def play(self, actor: type[Expert], *shown: Execution, noise: float = 0.0) -> tuple[str, Execution]:
+        """The first observation, and what an actor that was shown these executions did, with random actions in it."""
+        observation = self.environment.reset(self.metadata)
+        first, expert, steps = observation.text, actor(observation.text, self.rng, *shown), []
+        while len(steps) < lessons.HORIZON and not observation.won:
+            action = expert.act()[0]
+            if self.rng.random() < noise or not action:
+                action = random_action(expert, list(observation.admissible), self.rng)
+            observation = self.environment.step(action)
+            expert.observe(action, observation.text)
+            steps.append(Step(action, observation.text))
+        return first, Execution(tuple(steps), observation.won)
+
+    def solution(self) -> Execution:
+        """The row's demonstration, with the engine's answers."""
+        actions = self.metadata["demo"]["actions"]
+        return self.play(Follower, Execution(tuple(map(Step, actions)), won=True))[1]
+
+    def lesson(self, kind: str, others: Execution) -> Lesson:
+        """What a teacher with this kind of note does in an episode. `others`: the solution of another game."""
+        demo = {"demo": self.solution, "both": self.solution, "another's": lambda: others}.get(kind, lambda: None)()
+        known = (demo,) if demo else ()
+        knows = {"none": Forgetful, "another's": Follower}.get(kind, Informed)
+        actor = knows if known else self.rng.choice((Forgetful, Expert))
+        first, attempt = self.play(actor, *known, noise=self.rng.choice(NOISE))
+        hindsight = attempt if kind in ("hindsight", "both") else None
+        teacher = knows(first, self.rng, *known, *((hindsight,) if hindsight else ()))
+        said = []
+        for step in attempt.steps:
+            said.append(teacher.act()[0])
+            teacher.observe(step.action, step.observation)
+        note = "" if kind == "none" else f"\n\n{AlfworldEnvironment.teacher_note(demo, hindsight)}"
+        return first + note, attempt, said
+
+
+def make_lessons(job: tuple[str, int]) -> list[Lesson]:
+    """(folder for games, i) -> PLAYS lessons of each of the BLOCK games from the i-th on."""
+    root, start = job
+    rng = random.Random(f"notes/{start}")
+    seeds = range(lessons.FIRST_GAME + start, lessons.FIRST_GAME + start + BLOCK)
+    players = [Player(root, make_games.make_game(root, "train", make_games.SIMPLE, seed, seed), rng) for seed in seeds]
+    solutions = [player.solution() for player in players]
+    # Goals take turns, those of a thing side by side: half a block away, it is about another thing.
+    others = solutions[BLOCK // 2 :] + solutions[: BLOCK // 2]
+    return [
+        player.lesson(kind, other)
+        for player, other in zip(players, others, strict=True)
+        for kind in rng.choices([*KINDS], [*KINDS.values()], k=PLAYS)
+    ]
+
+
+def encode(chat: ChatTokens, lesson: Lesson) -> lessons.Branched:
+    first, attempt, said = lesson
+    answers = [AlfworldEnvironment.format_action(action) if action else None for action in said]
+    return lessons.encode_branches(chat, first, [(step.action, step.observation) for step in attempt.steps], answers)
+
+
+def learn(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    """Train the shipped teacher to read notes. The seed decides the order of the lessons."""
+    with tempfile.TemporaryDirectory() as root, multiprocessing.get_context("spawn").Pool() as pool:
+        jobs = [(root, start) for start in range(FIRST, FIRST + GAMES, BLOCK)]
+        made = [one for block in pool.imap(make_lessons, jobs) for one in block]
+    chat = ChatTokens(tokenizer, make_models.CHAT)
+    random.Random(seed).shuffle(made)
+    stream = lessons.batches([encode(chat, one) for one in made], seed, BATCH_TOKENS)
+    make_models.train(model, stream, make_models.cosine(STEPS, RATE), lessons.thoughts_loss)
