@@ -1,7 +1,7 @@
 """What an environment has to be.
 
-A new one is a file with a class derived from `Environment`. README.md shows a small one; env_alfworld.py and
-env_scienceworld.py are real ones. The text side is static and runs in the rollout process. Engines run in worker
+A new one is a file with a class derived from `Environment`. README.md shows a small one; env_alfworld.py and the
+files beside this one are real ones. The text side is static and runs in the rollout process. Engines run in worker
 processes, see pool.py.
 """
 

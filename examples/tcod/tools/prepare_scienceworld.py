@@ -18,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import ConfigError, Failure, words
-from ..env_scienceworld import ScienceworldEnvironment
 from ..environments.protocol import Observation
+from ..environments.scienceworld import ScienceworldEnvironment
 from ..episode.demonstration import Demonstration
 from ..settings.config import TcodConfig
 from .common.command import at_least

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .environments.protocol import Environment, Observation
+from .protocol import Environment, Observation
 
 _SYSTEM_PROMPT = (
     "You play a game alone. Its rules come first. Each turn, think in a few words, then give exactly one move in the "

@@ -8,7 +8,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from .environments.protocol import Environment, Observation, calls_of
+from .protocol import Environment, Observation, calls_of
 
 
 class OpenEnvEnvironment(Environment):
