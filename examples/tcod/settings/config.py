@@ -16,7 +16,7 @@ from pydantic.functional_validators import BeforeValidator
 from pydantic_core import ErrorDetails
 
 from .. import ConfigError
-from ..curriculum import Curriculum
+from ..curriculum import Curriculum, Variant
 from .secrets import without_secrets
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -35,20 +35,20 @@ class TcodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    tcod_variant: Literal["opd", "f2b", "b2f", "reopd", "sft"] = "opd"
+    tcod_variant: Variant = "opd"
     """The arm, see curriculum.py."""
-    tcod_horizon: int
+    tcod_horizon: int = Field(ge=1)
     """The largest number of turns of an episode, replayed ones included."""
-    tcod_k_start: int = 1
+    tcod_k_start: int = Field(1, ge=1)
     """Depth at rollout 0."""
-    tcod_eta: int = 5
+    tcod_eta: int = Field(5, ge=1)
     """Rollouts per turn of depth. The paper tries 2, 4 and 6, its code ships 5 (B2F) and 6 (F2B); one value for both
     lets the arms be compared, and 5 takes a horizon of 30 to full depth in 145 of 250 rollouts."""
-    tcod_reopd_gamma: float = 0.6
+    tcod_reopd_gamma: float = Field(0.6, gt=0, le=1)
     """reopd: a replay of one turn more is this many times as probable; the paper's value."""
     tcod_b2f_budget: Literal["slack", "horizon"] = "slack"
     """The student's turns after b2f's hand-over: "slack" (k + tcod_b2f_slack) or "horizon" (what is left of it)."""
-    tcod_b2f_slack: int = 2
+    tcod_b2f_slack: int = Field(2, ge=0)
     """Turns beyond k under tcod_b2f_budget: slack."""
     tcod_environment: str = ".env_alfworld.AlfworldEnvironment"
     """Import path of the environment's class; a leading dot means a module of this package."""
@@ -125,6 +125,8 @@ class TcodConfig(BaseModel):
     def _combine(self) -> "TcodConfig":
         of_it = {field.name: getattr(self, f"tcod_{field.name}") for field in fields(Curriculum)}
         self._curriculum = Curriculum(**of_it)
+        if self._curriculum.deepens and self.tcod_k_start > self.tcod_horizon:
+            raise ValueError(f"tcod_k_start {self.tcod_k_start} is above tcod_horizon {self.tcod_horizon}: lower it")
         if self.tcod_window and self.tcod_history == "append":
             raise ValueError("tcod_window is for tcod_history turns, an appended context keeps all turns: remove it")
         if not self.tcod_teacher_sees and (self.tcod_sees_from or self.tcod_save_plain_scores):
