@@ -60,7 +60,7 @@ def read_rows(path: Path) -> list[Row]:
         ConfigError: the file cannot be read, or has a line that is no row; the message names the line.
     """
     rows = []
-    for number, fields in read_lines(path, KIND, encoding="utf-8"):
+    for number, fields in read_lines(path, KIND):
         try:
             for key, kind in FORM.items():
                 if not isinstance(fields.get(key), kind):
