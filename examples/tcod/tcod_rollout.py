@@ -135,7 +135,8 @@ async def generate(
     if evaluation:
         sample.metadata["tcod"] = Episode(EpisodeRecord(evaluation=True))
     elif "tcod" not in sample.metadata:
-        raise ConfigError(f"--rollout-function-path must be {__name__}.generate_rollout: it stamps the depth")
+        hook = f"{__name__}.generate_rollout"
+        raise ConfigError(f"--rollout-function-path must be {hook} or {hook}_fully_async: it stamps the depth")
     episode = Episode.of(sample)
     sample.session_id = sample.session_id or uuid.uuid4().hex  # an evaluation's samples have none
     check_wanted = functools.partial(_check_wanted, args)
@@ -186,9 +187,9 @@ async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: 
 
 
 def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> DynamicFilterOutput:
-    """Keep a group only if all of its samples can be trained on; slime draws another one for a dropped one.
+    """Drop a group with a failed or an aborted sample, and one with nothing to learn from; slime draws another one.
 
-    Without a teacher, equal rewards teach nothing: such a group is dropped too, however long its episodes took.
+    Without a teacher, equal rewards teach nothing: such a group is dropped however long its episodes took.
     """
     for sample in samples:
         if sample.status == Sample.Status.FAILED:

@@ -7,18 +7,17 @@ import inspect
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
 from ..episode.loop import is_untempered
-from ..episode.rows import check_rows, place
 from ..model.tool_calls import load_parser
 from ..training.turn_mean import is_turn_mean
 from .config import SELF, TcodConfig, read_yaml
+from .row_checks import check_training_rows
 from .secrets import without_secrets
 
-RowT = TypeVar("RowT")
 HOOKS = {
     "custom_generate_function_path": "tcod_rollout.generate",
     "custom_rm_path": "tcod_rollout.reward_func",
@@ -75,40 +74,6 @@ def check_environment_class(config: TcodConfig) -> None:
         except TypeError as error:
             given = without_secrets(one.tcod_env_args)
             raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
-
-
-def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str, recorded: bool = True) -> None:
-    """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError.
-
-    Args:
-        recorded: False before what the environment said is recorded in the demonstrations, which imitation needs.
-    """
-    variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
-    _check_rows(config, rows, source, variant, recorded and variant == "sft")
-
-
-def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
-    """Whether rows can be played, as far as they show it. Raises ConfigError."""
-    _check_rows(config, rows, source, "")
-
-
-def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: str, needs_seen: bool = False) -> None:
-    for one, group in by_environment(config, rows, source):
-        environment, has_parser = load_environment(one.tcod_environment), one.tcod_tool_parser is not None
-        check_rows(group, source, environment, one.tcod_data_root, variant, one.tcod_horizon, has_parser, needs_seen)
-
-
-def by_environment(config: TcodConfig, rows: Sequence[RowT], source: str) -> list[tuple[TcodConfig, Sequence[RowT]]]:
-    """The settings and the rows of each environment that has some. Raises ConfigError where a row names none."""
-    if not len(rows):
-        return [(config, rows)]
-    groups: dict[str, list[RowT]] = {}
-    for row in rows:
-        try:
-            groups.setdefault(config.of(row.metadata).name, []).append(row)
-        except ConfigError as error:
-            raise ConfigError(f"{place(row, source)} cannot be played: {error}") from error
-    return [(one, groups[one.name]) for one in config.each if one.name in groups]
 
 
 def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int) -> Iterator[str]:

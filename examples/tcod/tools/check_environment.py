@@ -25,8 +25,9 @@ from ..episode.demonstration import Demonstration
 from ..episode.rows import Row, place, read_rows
 from ..episode.text_side import TextSide
 from ..settings.build import new_pool, text_side_of
-from ..settings.checks import by_environment, check_environment_class, check_training_rows
+from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
+from ..settings.row_checks import by_environment, check_training_rows
 from .common.command import at_least, new_parser, one_sentence
 from .common.prepare import Task, play_demonstration, write_jsonl
 from .common.ray_start import start_ray

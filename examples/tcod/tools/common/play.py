@@ -28,8 +28,9 @@ from ...episode.rows import Row, read_rows, task_key
 from ...model.chat_tokens import ChatTokens
 from ...model.client import without_login
 from ...settings.build import new_players, student_chat
-from ...settings.checks import check_environment_class, check_evaluation_rows
+from ...settings.checks import check_environment_class
 from ...settings.config import TcodConfig
+from ...settings.row_checks import check_evaluation_rows
 from ...settings.server_checks import check_server
 from .command import at_least
 from .journal import Entry, Journal
