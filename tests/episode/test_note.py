@@ -151,6 +151,7 @@ def test_an_evaluation_is_scored_without_it(rig):
         (1, [{"goal": 2, "demo": DEMO}, {"goal": 2}], BOTH, (0.5, 1.0)),
         (1, [{"goal": 2}], ["demo"], (0.0, 0.0)),
         (1, [{"goal": 2, "demo": DEMO}], "hindsight", (0.0, 1.0)),
+        (1, [{"goal": 2, "demo": {**DEMO, "observations": ["one of three"]}}], "hindsight", (0.0, 1.0)),  # not read
     ],
 )
 def test_each_sample_is_shown_what_there_is(rig, n, rows, sees, shares):

@@ -1,6 +1,6 @@
 """The one episode loop of all arms and of evaluation.
 
-No slime and no settings in here: tcod_rollout.py makes slime's samples of the episodes, tools/common/play.py and
+No slime and no settings in here: training/samples.py makes slime's samples of the episodes, tools/common/play.py and
 programs of yours play them without slime.
 """
 
@@ -26,7 +26,7 @@ from .text_side import TextSide
 
 logger = logging.getLogger(__name__)
 
-# Opens a span of slime's timeline by name; the block is given what takes a reply's meta_info.
+# trace(name) opens a span of slime's timeline; call what it yields with a reply's meta_info, to attach that.
 Trace = Callable[[str], AbstractContextManager[Callable[[dict[str, Any]], None]]]
 
 
@@ -46,7 +46,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class EpisodePlayer:
-    """Plays episodes; what those of one event loop share. settings/build.py makes one of settings."""
+    """Plays episodes. One per environment and event loop; built by settings/build.py."""
 
     text_side: Callable[[dict[str, Any]], TextSide]  # of a task
     pool: EnvironmentPool
@@ -95,7 +95,7 @@ class _Turns:
             return observation
         for turn in range(plan.turns):
             self.assignment.check_wanted()
-            text = shown if isinstance(shown, str) else "\n\n".join(shown)
+            text = shown if isinstance(shown, str) else "\n\n".join(shown)  # for the record: results of several tools
             if turn < plan.replayed:
                 action = self._replay(turn, observation, text)
                 observation = await self._ask(self.engine.step, action)

@@ -2,8 +2,8 @@
 
 A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
 "observations": [..] and "seen": [..] or absent, "responses": [..] or absent, "ids": [[..], ..] and "vocabulary": ".."
-or absent}}}, a line of a JSONL file. Only B2F, ReOPD, imitation and a teacher that sees demonstrations need `demo`.
-Where a run has several environments, one of the keys is `environment`, its name in tcod_environments.
+or absent}}}, a line of a JSONL file. Only B2F, ReOPD and imitation need `demo`. Where a run has several environments,
+one of the keys is `environment`, its name in tcod_environments.
 """
 
 import json

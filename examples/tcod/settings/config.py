@@ -166,7 +166,7 @@ class TcodConfig(BaseModel):
         return self._entries[name]
 
     def with_note(self, tokens: int, flag: str = "") -> tuple[int, str]:
-        """The tokens that the teacher scores of a sequence of so many, and the flags that say so."""
+        """(longest sequence that the teacher scores, the flags that it comes from), of sequences of so many tokens."""
         return (tokens + self.tcod_note_len, f"{flag} + tcod_note_len") if self.tcod_teacher_sees else (tokens, flag)
 
     @property

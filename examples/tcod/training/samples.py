@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ Groups = list[list[Sample]]  # slime's batch: the samples of each prompt
 _PER_REQUEST = ("trace", "prefix_cache_info", "spec_info", "non_generation_time")
 
 
-def flat(groups: Groups) -> list[Sample]:
+def flat(groups: Iterable[list[Sample]]) -> list[Sample]:
     return [sample for group in groups for sample in group]
 
 
@@ -95,9 +95,8 @@ def fill(args: Namespace, sample: Sample, sequences: list[TokenSequence]) -> Non
     """The tokens of these sequences, end to end behind the first prompt, and which of them are trained."""
     sample.tokens, sample.response_length, status = sequences[0].prompt, 0, sample.status
     for span in [*sequences[0].behind_prompt, *(span for later in sequences[1:] for span in later.spans)]:
-        sampled = span.log_probs is not None
-        said = {"log_probs": span.log_probs, "meta_info": span.meta_info} if sampled else {}
-        sample.append_response_tokens(args, tokens=span.ids, trainable=sampled, **said)
+        said = {"log_probs": span.log_probs, "meta_info": span.meta_info} if span.is_trained else {}
+        sample.append_response_tokens(args, tokens=span.ids, trainable=span.is_trained, **said)
     sample.status = status  # slime's is that of the last response
     if args.loss_type == "sft_loss":
         sample.rollout_log_probs = None  # slime would not take the tokens without: nobody sampled them
