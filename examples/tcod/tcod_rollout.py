@@ -49,7 +49,7 @@ from .episode.record import Episode, EpisodeRecord
 from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import log_eval, log_rollout
 from .records.saved_episodes import choose
-from .settings.build import Run, checked_run, drawing_of, imitator_of, players_of, run_of
+from .settings.build import Run, checked_run, drawing_of, imitate_row, players_of, run_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
 from .training.rewards import NO_SIGNAL, normalised, reward_of
 from .training.samples import check_complete, fill, flat, settle, timeline_span, to_samples
@@ -85,7 +85,7 @@ def generate_rollout(
         return _evaluated(run, rollout_id, output, time.monotonic() - started)
     drawing = drawing_of(SynchronousDrawing, run, data_source, rollout_id)
     if run.config.tcod_variant == "sft":
-        groups = drawing.demonstrated(imitator_of(run), run.chat.tokenizer)
+        groups = drawing.demonstrated(functools.partial(imitate_row, run), run.chat.tokenizer)
         metrics = imitation_metrics(flat(groups), drawing.drawn, time.monotonic() - started)
         return _trained(run, rollout_id, groups, [], metrics)
     output = sglang_rollout.generate_rollout(args, rollout_id, drawing)
