@@ -31,6 +31,7 @@ import logging
 import time
 import uuid
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 from slime.rollout import sglang_rollout
@@ -48,7 +49,7 @@ from .episode.record import Episode, EpisodeRecord
 from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import log_eval, log_rollout
 from .records.saved_episodes import choose
-from .settings.build import Run, checked_run, drawing_of, imitator_of, players_of, run_of
+from .settings.build import Run, checked_run, drawing_of, imitate_row, players_of, run_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
 from .training.rewards import NO_SIGNAL, normalised, reward_of
 from .training.samples import check_complete, fill, flat, settle, timeline_span, to_samples
@@ -84,7 +85,7 @@ def generate_rollout(
         return _evaluated(run, rollout_id, output, time.monotonic() - started)
     drawing = drawing_of(SynchronousDrawing, run, data_source, rollout_id)
     if run.config.tcod_variant == "sft":
-        groups = drawing.demonstrated(imitator_of(run), run.chat.tokenizer)
+        groups = drawing.demonstrated(functools.partial(imitate_row, run), run.chat.tokenizer)
         metrics = imitation_metrics(flat(groups), drawing.drawn, time.monotonic() - started)
         return _trained(run, rollout_id, groups, [], metrics)
     output = sglang_rollout.generate_rollout(args, rollout_id, drawing)
@@ -126,12 +127,11 @@ async def generate(
     args: Namespace, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False
 ) -> Sample:
     """Play one episode. Sets status and response, and metadata["tcod"] to the Episode; in an evaluation also tokens,
-    masks, log-probs and the reward.
+    masks and log-probs.
 
     A failure of the engine or the environment, or a demonstration that does not fit, becomes Status.FAILED with a
     reason in the EpisodeRecord and reward 0.0.
     """
-    run = run_of(args)
     if evaluation:
         sample.metadata["tcod"] = Episode(EpisodeRecord(evaluation=True))
     elif "tcod" not in sample.metadata:
@@ -157,41 +157,33 @@ async def generate(
         await players.player.play(assignment, episode)
         if evaluation:
             fill(args, sample, episode.sequences)
-        else:
-            reward_of(episode.record, run.config.tcod_reward)  # what has none fails before the teacher is asked
-    settle(sample, run.chat.tokenizer)
-    if evaluation and not episode.record.failure and not _has_reward_to_come(args, sample):
-        sample.reward = float(episode.record.won)
+    settle(sample, run_of(args).chat.tokenizer)
     return sample
 
 
 async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: Any) -> float | list[float]:
-    """The episode's reward (tcod_reward); before that the teacher scores the trajectory (--opd-type sglang).
+    """The episode's reward (tcod_reward); the teacher scores the trajectory as well (--opd-type sglang).
 
-    Sets the teacher's log-probs of the episode's sequences. A training sample without a usable score is FAILED. A list
-    is what another generate function of an evaluation has made: each sample's own function is asked.
+    Sets the teacher's log-probs of the episode's sequences; of an evaluation's where tcod_eval_kl asks for them and
+    they are a KL's. A training sample without a reward or a usable score is FAILED. A list is what another generate
+    function of an evaluation has made: each sample's own function is asked.
     """
     if isinstance(sample, list):
         return [await async_rm(args, one, **kwargs) for one in sample]
-    episode = Episode.of(sample)
-    if episode.record.failure:
+    run, episode = run_of(args), Episode.of(sample)
+    record = episode.record
+    if record.failure:
         return 0.0
-    if args.opd_type == "sglang":
-        check_wanted = functools.partial(_check_wanted, args)
-        started = time.monotonic()
-        fail = episode.leave_unscored if episode.record.evaluation else episode.fail
-        with failures_go_to(fail, check_wanted), timeline_span(sample, "teacher"):
-            players = players_of(args, sample.metadata)
-            episode.note = players.notes.write(sample.metadata, episode)
-            for sequence in episode.sequences:  # one after the other: each finds the one before in the cache
-                sequence.teacher_log_probs = await players.score(
-                    sequence, episode.note, sample.session_id, check_wanted
-                )
-        episode.record.teacher_s = time.monotonic() - started
-        if episode.record.failure:
-            settle(sample, run_of(args).chat.tokenizer)
-            return 0.0
-    return reward_of(episode.record, "won" if episode.record.evaluation else run_of(args).config.tcod_reward)
+    is_scored = not record.evaluation or (run.config.tcod_eval_kl and record.untempered)
+    check_wanted = functools.partial(_check_wanted, args)
+    with failures_go_to(episode.leave_unscored if record.evaluation else episode.fail, check_wanted):
+        reward = reward_of(record, "won" if record.evaluation else run.config.tcod_reward)
+        if args.opd_type == "sglang" and is_scored:
+            await _score(args, sample, check_wanted)
+    if record.failure:
+        settle(sample, run.chat.tokenizer)
+        return 0.0
+    return reward
 
 
 def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> DynamicFilterOutput:
@@ -242,10 +234,15 @@ def _plan(curriculum: Curriculum, record: EpisodeRecord, sample: Sample) -> tupl
     return curriculum.plan(record.k, len(demonstration.actions), record.n, sample.index), demonstration
 
 
-def _has_reward_to_come(args: Namespace, sample: Sample) -> bool:
-    """Whether reward_func is asked for the teacher's scores, or a data set's own function for its reward."""
-    is_scored = run_of(args).config.tcod_eval_kl and args.opd_type == "sglang" and Episode.of(sample).record.untempered
-    return is_scored or sample.custom_rm_path not in (None, args.custom_rm_path)
+async def _score(args: Namespace, sample: Sample, check_wanted: Callable[[], None]) -> None:
+    """Have the teacher score an episode, with the note that it is shown. Raises Failure."""
+    episode, started = Episode.of(sample), time.monotonic()
+    with timeline_span(sample, "teacher"):
+        players = players_of(args, sample.metadata)
+        episode.note = players.notes.write(sample.metadata, episode)
+        for sequence in episode.sequences:  # one after the other: each finds the one before in the cache
+            sequence.teacher_log_probs = await players.score(sequence, episode.note, sample.session_id, check_wanted)
+    episode.record.teacher_s = time.monotonic() - started
 
 
 def _score_plainly(run: Run, samples: list[Sample]) -> None:
@@ -284,10 +281,13 @@ def _trained(
 
 
 def _evaluated(run: Run, rollout_id: int, output: RolloutFnEvalOutput, seconds: float) -> RolloutFnEvalOutput:
-    metrics = eval_metrics(output.data, seconds)
-    metrics |= run.episode_log.save_evaluation(rollout_id, output.data)
-    for sample in (sample for result in output.data.values() for sample in result["samples"]):
-        if isinstance(sample.metadata, dict) and isinstance(sample.metadata.get("tcod"), Episode):
-            sample.metadata["tcod"] = Episode.of(sample).record.as_dict()
+    """An evaluation as slime takes it. Samples that other hooks have made pass through."""
+    ours = {
+        name: [sample for sample in result["samples"] if isinstance((sample.metadata or {}).get("tcod"), Episode)]
+        for name, result in output.data.items()
+    }
+    metrics = eval_metrics(ours, seconds) | run.episode_log.save_evaluation(rollout_id, ours)
+    for sample in flat(ours.values()):
+        sample.metadata["tcod"] = Episode.of(sample).record.as_dict()
     output.metrics = {**(output.metrics or {}), **metrics}
     return output

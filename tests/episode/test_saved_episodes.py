@@ -101,7 +101,6 @@ def test_the_choice_prefers_the_same_tasks_and_takes_every_ending():
     group = [sample_of(1, index=i) for i in range(4)] + [sample_of(2)]
     assert {sample.metadata["goal"] for sample in choose(group, 2)} == {1, 2}
     assert len(choose(group, sys.maxsize)) == 5
-    assert choose([SimpleNamespace(metadata={})], 8) == []
 
 
 def test_nothing_is_saved_without_a_run_directory_or_where_none_is_wanted(rig, folder, monkeypatch):

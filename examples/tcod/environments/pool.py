@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import Failure, words
@@ -96,12 +96,17 @@ class _Worker:
 
 @dataclass
 class BorrowedEnvironment:
-    """One engine of the pool for one episode. `seconds`: wall-clock time that its calls took, in total."""
+    """One engine of the pool for one episode. `calls`: each as (its method, the wall-clock seconds that it took)."""
 
     _worker: _Worker
     _slot: int
     _timeout_s: float
-    seconds: float = 0.0
+    calls: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of all calls."""
+        return sum(seconds for _, seconds in self.calls)
 
     async def reset(self, metadata: dict[str, Any]) -> Observation:
         """Begin an episode. Raises Failure."""
@@ -139,7 +144,7 @@ class BorrowedEnvironment:
             await worker.end(close=False)
             failure = Failure("env_timeout", f"{doing} took more than {limit_s} s")
         finally:
-            self.seconds += time.perf_counter() - began
+            self.calls.append((method, time.perf_counter() - began))
         worker.broken = True
         raise failure
 

@@ -27,7 +27,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any
@@ -133,12 +133,12 @@ class EpisodeLog:
         note_rollout()
         return {"rollout/tcod/unsaved_episodes": self._save("train", n, drawn, self.limit)}
 
-    def save_evaluation(self, evaluation_id: int, data: dict[str, dict[str, Any]]) -> Metrics:
-        """Save some samples of every data set of an evaluation; `data` is RolloutFnEvalOutput.data."""
+    def save_evaluation(self, evaluation_id: int, datasets: Mapping[str, Sequence[Any]]) -> Metrics:
+        """Save some samples of every data set of an evaluation."""
         n = rollouts_before(evaluation_id)
         return {
-            f"eval/tcod/{name}/unsaved_episodes": self._save(f"eval_{name}", n, result["samples"], 2 * self.limit)
-            for name, result in data.items()
+            f"eval/tcod/{name}/unsaved_episodes": self._save(f"eval_{name}", n, samples, 2 * self.limit)
+            for name, samples in datasets.items()
         }
 
     def _save(self, stem: str, n: int, samples: Sequence[Any], limit: int) -> int:
@@ -163,7 +163,7 @@ def choose(samples: Sequence[Any], limit: int) -> list[Any]:
 
     One that was won, one that was lost and one for every reason of a failure come first. The others are those of the
     same tasks at every step, so that one can see what was learned. The choice depends on nothing but the tasks and how
-    they ended. Aborted samples have nothing to show, and samples of other hooks are not ours.
+    they ended. Aborted samples have nothing to show.
     """
     times: Counter[str] = Counter()
 
@@ -172,8 +172,7 @@ def choose(samples: Sequence[Any], limit: int) -> list[Any]:
         times[task] += 1
         return times[task], task  # of a group, one sample before any task's second one
 
-    ours = [sample for sample in samples if "tcod" in (sample.metadata or {}) and sample.status.value != "aborted"]
-    ranked = sorted(ours, key=by_task)
+    ranked = sorted((sample for sample in samples if sample.status.value != "aborted"), key=by_task)
     first = {_ending(sample): id(sample) for sample in reversed(ranked)}
     others = (3, "")  # behind all endings
     return sorted(ranked, key=lambda one: _ending(one) if id(one) in first.values() else others)[:limit]

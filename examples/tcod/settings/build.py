@@ -119,7 +119,8 @@ def _new_players(run: Run) -> dict[str, Players]:
     """By environment. They share the student, and a teacher that several have."""
     players = new_players(run.config, run.chat, router_url(run.args))
     urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
-    teachers = {url: new_teacher(run.config, url, run.chat) for url in {*urls.values()}}
+    limits = (run.config.tcod_teacher_timeout_s, run.config.tcod_teacher_concurrency)
+    teachers = {url: TeacherClient(f"{url}/generate", *limits, run.chat.vocab_size) for url in {*urls.values()}}
     return {
         one.name: Players(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
         for one in run.config.each
@@ -152,23 +153,17 @@ def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[s
     }
 
 
-def imitator_of(run: Run) -> Callable[[dict[str, Any], Episode], None]:
-    """What fills in an episode of a row's metadata as if the student had played the demonstration."""
-    new_history = history_of(run.config, run.chat)
-
-    def imitate_row(metadata: dict[str, Any], episode: Episode) -> None:
-        config = run.config.of(metadata)
-        side = text_side_of(config, run.chat)(task_of(metadata))
-        imitate(metadata, episode, side, new_history(run.args.rollout_max_context_len), config.tcod_horizon)
-
-    return imitate_row
+def imitate_row(run: Run, metadata: dict[str, Any], episode: Episode) -> None:
+    """Fill in an episode of a row's metadata as if the student had played its demonstration. Raises Failure."""
+    config = run.config.of(metadata)
+    side = text_side_of(config, run.chat)(task_of(metadata))
+    history = history_of(config, run.chat)(run.args.rollout_max_context_len)
+    imitate(metadata, episode, side, history, config.tcod_horizon)
 
 
 def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
     """What makes the text side of a task's environment, for a student's chat, if there is one. Raises ConfigError."""
     environment, lists_actions = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
-    if chat and config.tcod_tool_parser:
-        load_parser(config.tcod_tool_parser)
     return lambda task: TextSide(environment, task, lists_actions, config.tcod_tool_parser, chat)
 
 
@@ -184,12 +179,16 @@ def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag
     kwargs = config.template_kwargs if template_kwargs is None else template_kwargs
     if not isinstance(kwargs, dict):
         raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object, got {kwargs}")
+    parsers = {one.tcod_tool_parser for one in config.each} - {None}
+    for name in parsers:
+        load_parser(name)
+    choices = {"history": config.tcod_history, "thoughts": config.tcod_thoughts, "tools": bool(parsers)}
     try:
-        chat = load_chat(checkpoint, kwargs, **config.chat_choices)
+        chat = load_chat(checkpoint, kwargs, horizon=max(one.tcod_horizon for one in config.each), **choices)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"{flag} {checkpoint}: {said}; name the checkpoint that is served") from error
-    for name in {one.tcod_tool_parser for one in config.each} - {None}:
+    for name in parsers:
         written = chat.call([PROBE_CALL])
         if find_calls(name, written, [PROBE]) != [PROBE_CALL]:
             said = f"tcod_tool_parser {name} does not read a call as the chat template writes it, {written!r}"
@@ -236,13 +235,3 @@ def history_of(config: TcodConfig, chat: ChatTokens) -> Callable[[int], History]
     if config.tcod_history == "turns":
         return functools.partial(TurnHistory, chat, window=config.tcod_window)
     return functools.partial(AppendHistory, chat)
-
-
-def new_teacher(config: TcodConfig, url: str, chat: ChatTokens) -> TeacherClient:
-    """The client of the teacher's server at a base URL."""
-    return TeacherClient(
-        f"{url}/generate",
-        timeout_s=config.tcod_teacher_timeout_s,
-        concurrency=config.tcod_teacher_concurrency,
-        vocab_size=chat.vocab_size,
-    )

@@ -12,7 +12,6 @@ from typing import Any
 from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
 from ..episode.loop import is_untempered
-from ..model.tool_calls import load_parser
 from ..training.turn_mean import is_turn_mean
 from .config import SELF, TcodConfig, read_yaml
 from .row_checks import check_training_rows
@@ -56,8 +55,6 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConf
         read_yaml(Path(args.custom_config_path))  # slime takes any key in it
     config = TcodConfig.from_args(args)
     check_environment_class(config)
-    for parser in {one.tcod_tool_parser for one in config.each} - {None}:
-        load_parser(parser)
     if sentence := next(_refusals(args, config), None):
         raise ConfigError(sentence)
     if rows is not None:

@@ -4,6 +4,7 @@ slime turns every key of that YAML into an attribute of `args` and accepts typin
 type or a value out of range stops the run with one sentence that names the file, the key and the fix.
 """
 
+import functools
 import os
 from argparse import Namespace
 from dataclasses import fields
@@ -107,7 +108,6 @@ class TcodConfig(BaseModel):
     tcod_save_episodes: Annotated[int, Field(ge=0)] | Literal["all"] = 8
     """Episodes to save for reading: so many of a rollout, and twice as many of each evaluation data set; 0 saves none,
     "all" every one."""
-    _curriculum: Curriculum = PrivateAttr()
     _name: str = PrivateAttr("")
     _entries: dict[str, "TcodConfig"] = PrivateAttr(default_factory=dict)
 
@@ -123,9 +123,7 @@ class TcodConfig(BaseModel):
 
     @model_validator(mode="after")
     def _combine(self) -> "TcodConfig":
-        of_it = {field.name: getattr(self, f"tcod_{field.name}") for field in fields(Curriculum)}
-        self._curriculum = Curriculum(**of_it)
-        if self._curriculum.deepens and self.tcod_k_start > self.tcod_horizon:
+        if self.curriculum.deepens and self.tcod_k_start > self.tcod_horizon:
             raise ValueError(f"tcod_k_start {self.tcod_k_start} is above tcod_horizon {self.tcod_horizon}: lower it")
         if self.tcod_window and self.tcod_history == "append":
             raise ValueError("tcod_window is for tcod_history turns, an appended context keeps all turns: remove it")
@@ -169,16 +167,10 @@ class TcodConfig(BaseModel):
         """(longest sequence that the teacher scores, the flags that it comes from), of sequences of so many tokens."""
         return (tokens + self.tcod_note_len, f"{flag} + tcod_note_len") if self.tcod_teacher_sees else (tokens, flag)
 
-    @property
+    @functools.cached_property
     def curriculum(self) -> Curriculum:
         """The curriculum of these settings."""
-        return self._curriculum
-
-    @property
-    def chat_choices(self) -> dict[str, Any]:
-        """What ChatTokens needs of the settings."""
-        horizon, has_tools = max(one.tcod_horizon for one in self.each), any(one.tcod_tool_parser for one in self.each)
-        return {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": horizon, "tools": has_tools}
+        return Curriculum(**{field.name: getattr(self, f"tcod_{field.name}") for field in fields(Curriculum)})
 
     @property
     def template_kwargs(self) -> dict[str, bool]:

@@ -27,7 +27,7 @@ from typing import Any
 from tqdm.asyncio import tqdm
 
 from ... import ConfigError, Failure
-from ...environments.pool import EnvironmentPool
+from ...environments.pool import BorrowedEnvironment, EnvironmentPool
 from ...environments.protocol import Observation
 from ...episode.demonstration import Demonstration, recorded
 from ...episode.text_side import TextSide
@@ -81,7 +81,7 @@ class Task:
 
 
 async def play_demonstration(
-    engine: Any,
+    engine: BorrowedEnvironment,
     side: TextSide,
     demo: Demonstration,
     horizon: float = math.inf,
@@ -89,9 +89,7 @@ async def play_demonstration(
 ) -> Demonstration:
     """Play a demonstration to its end, by the rules by which B2F replays one. Returns what is to be kept of it.
 
-    Args:
-        engine: a BorrowedEnvironment, or what has its methods.
-        cut: see Task.
+    `cut`: see Task.
 
     Raises:
         Failure: demo_{missing, too_long, mismatch, inadmissible}; demo_won_early or demo_not_won, where the task is
