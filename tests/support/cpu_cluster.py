@@ -42,7 +42,7 @@ def build(place: Path, student: Path, teacher: Path) -> tuple[dict[str, str], li
     for folder in ("bin", "games"):
         (place / folder).mkdir(parents=True)
     executable(place / "bin/python3", f'#!/bin/sh\nexec {sys.executable} {__file__} "$@"\n')
-    executable(place / "bin/nvidia-smi", "#!/bin/sh\nfor i in 0 1 2 3; do echo GPU-$i, $i; done\n")
+    executable(place / "bin/nvidia-smi", "#!/bin/sh\nfor i in 0 1 2 3; do echo $i; done\n")
     for split, (games, seed) in SPLITS.items():
         for i in range(games):
             make_game(place / "games", split, "pick_and_place_simple", i, seed + i)
