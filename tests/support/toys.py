@@ -73,6 +73,7 @@ class LocalBorrowed:
 
     def __init__(self, engine: Environment) -> None:
         self._engine = engine
+        self.calls: list[tuple[str, float]] = []
 
     async def reset(self, metadata: dict[str, Any]) -> Observation:
         return self._call(self._engine.reset, metadata)
@@ -83,10 +84,8 @@ class LocalBorrowed:
     async def finish(self, last: Observation) -> Observation:
         return self._call(self._engine.finish, last)
 
-    async def inspect(self) -> tuple[float, str]:
-        return 100.0, ""
-
     def _call(self, method: Callable[[Any], Observation], argument: Any) -> Observation:
+        self.calls.append((method.__name__, 1e-4))
         try:
             return method(argument)
         except (Exception, SystemExit) as error:
