@@ -46,7 +46,7 @@ def test_a_good_environment_is_played_and_measured():
     assert methods == {"reset": 6 + 6, "step": 9 + 12, "finish": 6}
     assert all(seconds > 0 for _, seconds in played.calls)
     text = report([(method, 1e-4) for method, _ in played.calls], episodes=64)  # a busy machine takes longer
-    assert re.search(r"tcod_env_workers: 4, tcod_engines_per_worker: 16; they take 0.0 cores", text)
+    assert re.search(r"tcod_env_workers: 4, tcod_envs_per_worker: 16; they take 0.0 cores", text)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_engines_that_share_state_are_told_what_to_do(kind):
     assert said.startswith(
         "the environment answers otherwise where line 5 of f and line 7 of f are played in turn, on two"
     )
-    assert said.endswith("or set tcod_engines_per_worker: 1")
-    play_rows(config("SharesState", **arguments, tcod_engines_per_worker=1), ROWS, "f")
+    assert said.endswith("or set tcod_envs_per_worker: 1")
+    play_rows(config("SharesState", **arguments, tcod_envs_per_worker=1), ROWS, "f")
 
 
 @pytest.mark.parametrize("kind", ["nothing", "never the same"])

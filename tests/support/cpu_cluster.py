@@ -20,7 +20,7 @@ tcod_environment: .env_alfworld.AlfworldEnvironment
 tcod_data_root: $ALFWORLD_DATA
 tcod_admissible: never
 tcod_env_workers: 2
-tcod_engines_per_worker: 8
+tcod_envs_per_worker: 8
 """
 # A rollout of it takes about half a minute.
 SLOW = """\

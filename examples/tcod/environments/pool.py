@@ -150,7 +150,7 @@ class BorrowedEnvironment:
 
 
 class EnvironmentPool:
-    """`workers` processes with `engines_per_worker` engines each, borrowed for one episode at a time.
+    """`workers` processes with `envs_per_worker` engines each, borrowed for one episode at a time.
 
     A call that takes longer than `timeout_s` has its worker killed. A worker that was killed, died, or has an engine
     that raised gets no new borrowers: a fresh process takes its place, and the old one ends with its last borrower.
@@ -162,15 +162,15 @@ class EnvironmentPool:
         environment: str,
         data_root: str,
         workers: int,
-        engines_per_worker: int,
+        envs_per_worker: int,
         timeout_s: float,
         env_args: Mapping[str, Any] | None = None,
     ) -> None:
-        self._new_worker = functools.partial(_Worker, environment, data_root, env_args or {}, engines_per_worker)
-        self._engines_per_worker = engines_per_worker
+        self._new_worker = functools.partial(_Worker, environment, data_root, env_args or {}, envs_per_worker)
+        self._envs_per_worker = envs_per_worker
         self._timeout_s = timeout_s
         self._workers = [self._new_worker() for _ in range(workers)]
-        self._capacity = asyncio.Semaphore(workers * engines_per_worker)
+        self._capacity = asyncio.Semaphore(workers * envs_per_worker)
 
     @contextlib.asynccontextmanager
     async def borrow(self) -> AsyncIterator[BorrowedEnvironment]:
@@ -184,7 +184,7 @@ class EnvironmentPool:
             finally:
                 # Safe with a call still under way (a cancelled borrower): the next one's reset queues behind it.
                 worker.free_slots.insert(0, slot)
-                if worker.broken and len(worker.free_slots) == self._engines_per_worker:
+                if worker.broken and len(worker.free_slots) == self._envs_per_worker:
                     await worker.end()
 
     async def close(self) -> None:

@@ -144,7 +144,7 @@ def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[s
     return {
         one.name: EpisodePlayer(
             text_side=text_side_of(one, chat),
-            pool=new_pool(one, one.tcod_env_workers, one.tcod_engines_per_worker),
+            pool=new_pool(one, one.tcod_env_workers, one.tcod_envs_per_worker),
             chat=chat,
             student=student,
             new_history=history_of(one, chat),
@@ -218,13 +218,13 @@ def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
             raise ConfigError(said) from failure
 
 
-def new_pool(config: TcodConfig, workers: int, engines_per_worker: int) -> EnvironmentPool:
+def new_pool(config: TcodConfig, workers: int, envs_per_worker: int) -> EnvironmentPool:
     """Engines of the environment that the settings name."""
     return EnvironmentPool(
         config.tcod_environment,
         config.tcod_data_root,
         workers=workers,
-        engines_per_worker=engines_per_worker,
+        envs_per_worker=envs_per_worker,
         timeout_s=config.tcod_env_timeout_s,
         env_args=config.tcod_env_args,
     )

@@ -27,7 +27,7 @@ SELF = "self"  # --rm-url, where the student's own engines are the teacher
 # What may differ between the environments of a run.
 OF_AN_ENVIRONMENT = (
     "tcod_environment tcod_data_root tcod_env_args tcod_horizon tcod_admissible tcod_tool_parser tcod_env_workers "
-    "tcod_engines_per_worker tcod_env_timeout_s tcod_teacher_url".split()
+    "tcod_envs_per_worker tcod_env_timeout_s tcod_teacher_url".split()
 )
 
 
@@ -79,7 +79,7 @@ class TcodConfig(BaseModel):
     """Of an environment with tools: SGLang's parser of the model's calls, by its name (qwen, llama3, ..)."""
     tcod_env_workers: int = Field(16, ge=1)
     """Ray actors that host environment engines."""
-    tcod_engines_per_worker: int = Field(8, ge=1)
+    tcod_envs_per_worker: int = Field(8, ge=1)
     """Engines in each actor; workers x engines bounds the episodes that play at once."""
     tcod_env_timeout_s: Seconds = 120.0
     """Longest reset or step, waiting behind other calls of the worker not counted; then the worker is replaced."""

@@ -124,7 +124,7 @@ async def _check_neighbours(engines: Sequence[BorrowedEnvironment], rows: Sequen
             f"the environment {said} where {place(rows[0], source)} and {place(rows[-1], source)} are played in turn, "
             "on two engines of one process: keep in the object what they share (the global random generator, the "
             "current folder, an environment variable, a signal handler, a module's cache), or set "
-            "tcod_engines_per_worker: 1"
+            "tcod_envs_per_worker: 1"
         )
 
 
@@ -146,7 +146,7 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Played:
                 for engine, row in (*((one, row) for row in rows), (other, rows[0])):
                     with _naming(side(row.task), row, source):
                         played.append(await _play(engine, side(row.task), row))
-                if config.tcod_engines_per_worker > 1:
+                if config.tcod_envs_per_worker > 1:
                     with _naming(side(rows[0].task), rows[0], source):
                         await _check_neighbours((one, other), (rows[0], rows[-1]), source)
                 return Played(played[0][0], [demo for _, demo in played[:-1]], one.calls + other.calls)
@@ -170,7 +170,7 @@ def report(calls: Sequence[tuple[str, float]], episodes: int) -> str:
     lines = [
         f"seconds per reset: mean {fmean(resets):.3f}, largest {max(resets):.3f} (the first starts worker and engine)",
         f"seconds per step: mean {step_s:.3f}, largest {max(steps):.3f}",
-        f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_engines_per_worker: "
+        f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_envs_per_worker: "
         f"{per_worker}; they take {episodes * step_s / TURN_S:.1f} cores",
     ]
     return "\n".join(lines)
