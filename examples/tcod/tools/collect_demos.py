@@ -23,7 +23,7 @@ from ..episode.rows import task_key
 from ..model.chat_tokens import ChatTokens
 from .common.command import at_least, new_parser, one_sentence, result_file, table
 from .common.journal import Entry
-from .common.play import Player, add_options, play_missing, start
+from .common.play import Player, add_options
 
 
 def solution(episode: Episode, chat: ChatTokens) -> dict[str, Any]:
@@ -105,9 +105,9 @@ def main() -> None:
     add_options(parser, temperature=1.0)
     options = parser.parse_args()
     with one_sentence("collect_demos", options.out), result_file(options.out) as file:
-        player = start(options, "collect_demos")
+        player = Player(options, "collect_demos")
         chat = player.chat
-        asyncio.run(play_missing(player, options.samples, lambda row, episode: solution(episode, chat)))
+        asyncio.run(player.play(options.samples, lambda row, episode: solution(episode, chat)))
         rows, left_out = make_rows(player, options.samples, options.drop_thoughts)
         file.writelines(json.dumps(row) + "\n" for row in rows)
     print(summary(player))

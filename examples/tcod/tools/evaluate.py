@@ -19,7 +19,7 @@ from ..episode.record import Episode
 from ..episode.rows import Row
 from ..records.saved_episodes import transcript
 from .common.command import at_least, new_parser, one_sentence, result_file, table
-from .common.play import Player, add_options, play_missing, start
+from .common.play import Player, add_options
 from .compare_evals import summarise
 
 COLUMNS = {  # of the table: the number's name in a summary, and how it is written
@@ -92,8 +92,8 @@ def main() -> None:
     options = parser.parse_args()
     with one_sentence("evaluate", options.out), ExitStack() as stack:
         file = stack.enter_context(result_file(options.out))
-        player = start(options, "evaluate")
-        asyncio.run(play_missing(player, options.repeats, saver(options, player, stack)))
+        player = Player(options, "evaluate")
+        asyncio.run(player.play(options.repeats, saver(options, player, stack)))
         result = result_of(player)
         json.dump(result, file, indent=1)
     if not player.failed:
