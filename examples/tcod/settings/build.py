@@ -219,7 +219,7 @@ def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
 
 
 def new_pool(config: TcodConfig, workers: int, envs_per_worker: int) -> EnvironmentPool:
-    """Engines of the environment that the settings name."""
+    """A pool of the environment that the settings name."""
     return EnvironmentPool(
         config.tcod_environment,
         config.tcod_data_root,

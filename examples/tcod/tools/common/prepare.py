@@ -1,14 +1,14 @@
 """What the prepare tools of all environments share: from tasks and demonstrations to slime's JSONL files.
 
 A prepare tool lists tasks, each with the split that it belongs to and with candidates for its demonstration, best
-first. Here every task is opened in the real engine, in worker processes: whatever an engine does there (raise, exit,
-crash, hang) is that task's failure.
+first. Here every task is opened in the real environment, in worker processes: whatever that does there (raise, exit,
+crash, hang) is the task's failure.
 
-The first candidate that settles a training task decides. A demonstration that the engine replays (nothing refused, won
-exactly by the last action, no longer than the horizon) puts the task into train.jsonl. An empty one says that its
-teacher never solved the task: it goes into hard.jsonl, which is for evaluation. After an unusable one the next
-candidate is tried. So all arms train on the same tasks, those with a demonstration. Whatever is left out, a
-demonstration or a task, is a line of left_out.jsonl with its reason.
+The first candidate that settles a training task decides. A demonstration that replays (nothing refused, won exactly
+by the last action, no longer than the horizon) puts the task into train.jsonl. An empty one says that its teacher
+never solved the task: it goes into hard.jsonl, which is for evaluation. After an unusable one the next candidate is
+tried. So all arms train on the same tasks, those with a demonstration. Whatever is left out, a demonstration or a
+task, is a line of left_out.jsonl with its reason.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Task:
         goal_of: the goal in the first observation's text.
         set: the one that it goes into, if any.
         source: what settled a training task, with a demonstration, or without one as never solved.
-        left_out: lines of left_out.jsonl. With one from the start, the engine is not asked.
+        left_out: lines of left_out.jsonl. With one from the start, the environment is not asked.
     """
 
     split: str
@@ -78,11 +78,11 @@ class Task:
         return {"prompt": self.goal, "label": self.label, "metadata": metadata}
 
 
-# ------------------------------------------------------------------------------------------------------- the engine
+# -------------------------------------------------------------------------------------------------- the environment
 
 
 async def play_demonstration(
-    engine: BorrowedEnvironment,
+    environment: BorrowedEnvironment,
     side: TextSide,
     demo: Demonstration,
     horizon: float = math.inf,
@@ -94,13 +94,13 @@ async def play_demonstration(
 
     Raises:
         Failure: demo_{missing, too_long, mismatch, inadmissible}; demo_won_early or demo_not_won, where the task is
-            not won exactly by the last action; or what the engine does wrong.
+            not won exactly by the last action; or what the environment does wrong.
     """
     demo.check(math.inf if cut else horizon)
-    seen = [observation := await engine.reset(side.task)]
+    seen = [observation := await environment.reset(side.task)]
     for turn, action in enumerate(demo.actions):
         demo.response(turn, observation, side)
-        observation = await engine.step(action)
+        observation = await environment.step(action)
         side.turn(observation, first=False)
         seen.append(observation)
         if cut and observation.won:
@@ -108,7 +108,7 @@ async def play_demonstration(
             break
         demo.check_step(turn, observation, observation.over and turn + 1 < len(demo.actions))
     demo.check(horizon)
-    if not (await engine.finish(observation)).won:
+    if not (await environment.finish(observation)).won:
         raise Failure("demo_not_won", f"{len(demo.actions)} actions do not reach the goal")
     return replace(demo, **recorded(seen))
 
@@ -118,8 +118,8 @@ async def check_task(pool: EnvironmentPool, side: TextSide, task: Task, horizon:
     if task.left_out:
         return
     try:
-        async with pool.borrow() as engine:
-            task.goal = task.goal_of((await engine.reset(task.metadata)).text)
+        async with pool.borrow() as environment:
+            task.goal = task.goal_of((await environment.reset(task.metadata)).text)
     except Failure as failure:
         task.leave_out("", failure)
         return
@@ -131,8 +131,8 @@ async def check_task(pool: EnvironmentPool, side: TextSide, task: Task, horizon:
             if isinstance(demo, Failure):
                 raise demo
             if demo.actions:
-                async with pool.borrow() as engine:
-                    task.demo = await play_demonstration(engine, side, demo, horizon, task.cut)
+                async with pool.borrow() as environment:
+                    task.demo = await play_demonstration(environment, side, demo, horizon, task.cut)
             task.set, task.source = TRAIN if demo.actions else HARD, source
             return
         except Failure as failure:
@@ -141,7 +141,7 @@ async def check_task(pool: EnvironmentPool, side: TextSide, task: Task, horizon:
 
 
 def check_tasks(config: TcodConfig, tasks: Sequence[Task], processes: int) -> None:
-    """check_task for each task, in worker processes with one engine each, with a progress bar."""
+    """check_task for each task, in worker processes with one environment each, with a progress bar."""
     side = text_side_of(config)
     for task in tasks if config.name else ():
         task.metadata = {"environment": config.name, **task.metadata}
@@ -149,7 +149,7 @@ def check_tasks(config: TcodConfig, tasks: Sequence[Task], processes: int) -> No
     async def check() -> None:
         pool = new_pool(config, processes, 1)
         checks = (check_task(pool, side(task.metadata), task, config.tcod_horizon) for task in tasks)
-        await tqdm.gather(*checks, desc="tasks in the engine", unit="task")
+        await tqdm.gather(*checks, desc="tasks in the environment", unit="task")
         await pool.close()
 
     start_ray(processes)
@@ -212,7 +212,7 @@ def left_out_table(left_out: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------------------------------- the command line
+# ----------------------------------------------------------------------------------------------- the command line
 
 
 def option_parser(module_doc: str, config: str) -> argparse.ArgumentParser:
@@ -222,7 +222,7 @@ def option_parser(module_doc: str, config: str) -> argparse.ArgumentParser:
     add("--config", type=Path, default=CONFIGS / config, help="YAML of tcod_* settings, default: %(default)s")
     add("--environment", help="whose rows these are, by its name in --config's tcod_environments")
     add("--out", type=Path, required=True, help="folder that gets the JSONL files")
-    add("--processes", type=at_least(1), default=os.cpu_count(), help="engines that check tasks at once")
+    add("--processes", type=at_least(1), default=os.cpu_count(), help="environments that check tasks at once")
     return parser
 
 
@@ -236,7 +236,7 @@ def prepare(
     """
     with one_sentence(name, options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=options.out) as file:  # before the engines take their time
+        with tempfile.TemporaryFile(dir=options.out) as file:  # before the environments take their time
             file.write(bytes(2**16))
         config = TcodConfig.read(options.config)
         if options.environment not in (names := list(config.tcod_environments) or [None]):
