@@ -28,7 +28,6 @@ from tqdm.asyncio import tqdm
 
 from ... import ConfigError, Failure
 from ...environments.pool import BorrowedEnvironment, EnvironmentPool
-from ...environments.protocol import Observation
 from ...episode.demonstration import Demonstration, recorded
 from ...episode.text_side import TextSide
 from ...settings.build import new_pool, text_side_of
@@ -49,6 +48,7 @@ class Task:
         metadata: what the environment's `reset` needs.
         candidates: (source, demonstration), best first; a Failure stands for one that its source should have.
         cut: a demonstration may go on after the success: what comes later is cut off.
+        goal_of: the goal in the first observation's text.
         set: the one that it goes into, if any.
         source: what settled a training task, with a demonstration, or without one as never solved.
         left_out: lines of left_out.jsonl. With one from the start, the environment is not asked.
@@ -59,6 +59,7 @@ class Task:
     metadata: dict[str, Any]
     candidates: Sequence[tuple[str, Demonstration | Failure]] = ()
     cut: bool = False
+    goal_of: Callable[[str], str] = str
     set: str | None = None
     goal: str = ""
     demo: Demonstration = Demonstration()
@@ -112,19 +113,13 @@ async def play_demonstration(
     return replace(demo, **recorded(seen))
 
 
-async def check_task(
-    pool: EnvironmentPool,
-    side: TextSide,
-    task: Task,
-    horizon: int,
-    goal: Callable[[Observation], str],
-) -> None:
+async def check_task(pool: EnvironmentPool, side: TextSide, task: Task, horizon: int) -> None:
     """Open a task and try its candidates in order; the task says what became of it."""
     if task.left_out:
         return
     try:
         async with pool.borrow() as environment:
-            task.goal = goal(await environment.reset(task.metadata))
+            task.goal = task.goal_of((await environment.reset(task.metadata)).text)
     except Failure as failure:
         task.leave_out("", failure)
         return
@@ -145,7 +140,7 @@ async def check_task(
     task.leave_out("", Failure("no demonstration", "no source has a usable one for this training task"))
 
 
-def check_tasks(config: TcodConfig, tasks: Sequence[Task], goal: Callable[[Observation], str], processes: int) -> None:
+def check_tasks(config: TcodConfig, tasks: Sequence[Task], processes: int) -> None:
     """check_task for each task, in worker processes with one environment each, with a progress bar."""
     side = text_side_of(config)
     for task in tasks if config.name else ():
@@ -153,7 +148,7 @@ def check_tasks(config: TcodConfig, tasks: Sequence[Task], goal: Callable[[Obser
 
     async def check() -> None:
         pool = new_pool(config, processes, 1)
-        checks = (check_task(pool, side(task.metadata), task, config.tcod_horizon, goal) for task in tasks)
+        checks = (check_task(pool, side(task.metadata), task, config.tcod_horizon) for task in tasks)
         await tqdm.gather(*checks, desc="tasks in the environment", unit="task")
         await pool.close()
 
@@ -173,17 +168,15 @@ def write_sets(out: Path, tasks: Sequence[Task]) -> None:
     """
     left_out = [line for task in tasks for line in task.left_out]
     write_jsonl(out / LEFT_OUT, left_out)
+    print(left_out_table(left_out))
     sets = {name: [task for task in tasks if task.set == name] for name in (TRAIN, *(t.split for t in tasks), HARD)}
-    if not sets[TRAIN]:
-        print(left_out_table(left_out))
-        raise ConfigError(f"no training task has a usable demonstration: see {out / LEFT_OUT}, or name another source")
-    for name, members in sets.items():
-        if not members and name != HARD:
-            raise ConfigError(f"no task of {name} can be played: see {out / LEFT_OUT}")
+    if empty := [name for name, members in sets.items() if not members and name != HARD]:
+        remedy = "raise tcod_horizon, or name another source of demonstrations"
+        raise ConfigError(f"no task is left for {empty[0]}: see {out / LEFT_OUT}, {remedy}")
     for name, members in sets.items():
         write_jsonl(out / f"{name}.jsonl", [task.row() for task in members])
     used = Counter(task.source for task in sets[TRAIN])
-    print(left_out_table(left_out), sets_table(sets), sep="\n")
+    print(sets_table(sets))
     print("demonstrations by source: " + ", ".join(f"{source} {count}" for source, count in used.most_common()))
     print(f"written to {out}")
 
@@ -225,27 +218,21 @@ def left_out_table(left_out: Sequence[dict[str, Any]]) -> str:
 def option_parser(module_doc: str, config: str) -> argparse.ArgumentParser:
     """The options that every prepare tool has; `config` is the default one's name."""
     parser = new_parser(module_doc)
-    settings = {"type": Path, "default": CONFIGS / config, "help": "YAML of tcod_* settings, default: %(default)s"}
-    parser.add_argument("--config", **settings)
-    parser.add_argument("--environment", help="whose rows these are, by its name in --config's tcod_environments")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets the JSONL files")
-    parser.add_argument(
-        "--processes", type=at_least(1), default=os.cpu_count(), help="environments that check tasks at once"
-    )
+    add = parser.add_argument
+    add("--config", type=Path, default=CONFIGS / config, help="YAML of tcod_* settings, default: %(default)s")
+    add("--environment", help="whose rows these are, by its name in --config's tcod_environments")
+    add("--out", type=Path, required=True, help="folder that gets the JSONL files")
+    add("--processes", type=at_least(1), default=os.cpu_count(), help="environments that check tasks at once")
     return parser
 
 
 def prepare(
-    name: str,
-    find_tasks: Callable[[argparse.Namespace, TcodConfig], Sequence[Task]],
-    goal: Callable[[Observation], str],
-    options: argparse.Namespace,
+    name: str, find_tasks: Callable[[argparse.Namespace, TcodConfig], Sequence[Task]], options: argparse.Namespace
 ) -> None:
     """All that a prepare tool does. What is refused is one sentence and exit status 1.
 
     Args:
         find_tasks: the tasks, with candidates for the training tasks' demonstrations. Raises ConfigError, OSError.
-        goal: a task's goal, out of the first observation.
     """
     with one_sentence(name, options.out):
         options.out.mkdir(parents=True, exist_ok=True)
@@ -259,5 +246,5 @@ def prepare(
         config = config.of({"environment": options.environment})
         check_environment_class(config)
         tasks = find_tasks(options, config)
-        check_tasks(config, tasks, goal, options.processes)
+        check_tasks(config, tasks, options.processes)
         write_sets(options.out, tasks)
