@@ -47,7 +47,7 @@ class Games(LocalPool):
 
     def check(self, task: Task, horizon: int = HORIZON) -> Task:
         side = text_side_of(TcodConfig(tcod_variant="opd", tcod_horizon=horizon))(task.metadata)
-        asyncio.run(check_task(self, side, task, horizon, prepare_alfworld.goal))
+        asyncio.run(check_task(self, side, task, horizon))
         return task
 
     def prepare(self, out: Path, *demos: str, horizon: int = HORIZON, root: Path | None = None) -> None:
@@ -151,7 +151,7 @@ def test_a_published_list_is_rebased_replayed_and_completed(games, tmp_path, cap
 
 
 def test_a_set_that_cannot_train_is_refused(games, tmp_path):
-    with pytest.raises(ConfigError, match="no training task has a usable demonstration: see .*left_out.jsonl"):
+    with pytest.raises(ConfigError, match="no task is left for train: see .*left_out.jsonl, raise tcod_horizon, or"):
         games.prepare(tmp_path, "walkthrough", horizon=2)
     assert [path.name for path in tmp_path.iterdir()] == ["left_out.jsonl"]
     assert "demo_too_long" in {line["reason"] for line in read(tmp_path / "left_out.jsonl")}

@@ -1,7 +1,7 @@
-"""The pool of engine processes that the rollout borrows environments from.
+"""The pool of processes that the rollout borrows environments from.
 
-Engines run in Ray actors: each actor is one single-threaded process that hosts several engines, built on first use and
-reused for every later episode.
+The processes are Ray actors: each is single-threaded and hosts several environments, built on first use and reused for
+every later episode.
 """
 
 import asyncio
@@ -19,25 +19,25 @@ from .protocol import Environment, Observation, checked_observation, load_enviro
 
 WORKER_CPUS = 0.25  # What a worker asks Ray for: small, so that workers fit beside the placement groups of the GPUs.
 START_TIMEOUT_S = 300.0  # For a worker process to be scheduled and to start.
-CLOSE_TIMEOUT_S = 10.0  # For all engines of a worker to close.
+CLOSE_TIMEOUT_S = 10.0  # For all environments of a worker to close.
 
 
-class _EngineHost:
-    """Body of a worker process: engines by slot. Runs one call at a time, in the order in which they were made."""
+class _EnvironmentHost:
+    """Body of a worker process: environments by slot. Runs one call at a time, in the order of the calls."""
 
     def __init__(self, environment: str, data_root: str, env_args: dict[str, Any]) -> None:
         self._path, self._data_root, self._env_args = environment, data_root, env_args
-        self._engines: dict[int, Environment] = {}
+        self._environments: dict[int, Environment] = {}
 
     def call(self, slot: int, method: str, argument: Any) -> Observation:
-        """Have an engine do something; the first call builds it. Raises RuntimeError or TypeError."""
+        """Have an environment do something; the first call builds it. Raises RuntimeError or TypeError."""
         name, doing = self._path.rpartition(".")[2], "__init__"
         try:
-            if slot not in self._engines:
-                self._engines[slot] = load_environment(self._path)(self._data_root, **self._env_args)
+            if slot not in self._environments:
+                self._environments[slot] = load_environment(self._path)(self._data_root, **self._env_args)
             doing = method
-            value = getattr(self._engines[slot], method)(argument)
-        except BaseException as error:  # an engine may even call sys.exit
+            value = getattr(self._environments[slot], method)(argument)
+        except BaseException as error:  # an environment may even call sys.exit
             # In words: its own exception may have no way from one process to another.
             raise RuntimeError(f"{name}.{doing} raised {words(error)}") from None
         observation = checked_observation(value, f"{name}.{method}")
@@ -46,23 +46,23 @@ class _EngineHost:
         return observation
 
     def close(self) -> None:
-        for engine in self._engines.values():
+        for environment in self._environments.values():
             with contextlib.suppress(Exception, SystemExit):
-                engine.close()
+                environment.close()
 
 
 @functools.cache  # Ray exports and keeps every class that it is given
 def _actor_class() -> Any:
     import ray  # here, so that importing the recipe's hooks needs no Ray
 
-    return ray.remote(_EngineHost)
+    return ray.remote(_EnvironmentHost)
 
 
 class _Worker:
     """A worker process as the pool sees it. `broken`: no more episodes are begun on it."""
 
-    def __init__(self, environment: str, data_root: str, env_args: Mapping[str, Any], engines: int) -> None:
-        self.free_slots = list(range(engines))
+    def __init__(self, environment: str, data_root: str, env_args: Mapping[str, Any], slots: int) -> None:
+        self.free_slots = list(range(slots))
         self.broken = False
         self.actor: Any = None
         self.last_call: asyncio.Future[Any] | None = None
@@ -83,7 +83,7 @@ class _Worker:
         return self.actor.__ray_ready__.remote()
 
     async def end(self, close: bool = True) -> None:
-        """End the process, if it started; `close` its engines before."""
+        """End the process, if it started; `close` its environments before."""
         import ray
 
         if self.actor is None:
@@ -96,7 +96,7 @@ class _Worker:
 
 @dataclass
 class BorrowedEnvironment:
-    """One engine of the pool for one episode. `calls`: each as (its method, the wall-clock seconds that it took)."""
+    """An environment of the pool for one episode. `calls`: each as (its method, the seconds that it took)."""
 
     _worker: _Worker
     _slot: int
@@ -150,10 +150,11 @@ class BorrowedEnvironment:
 
 
 class EnvironmentPool:
-    """`workers` processes with `envs_per_worker` engines each, borrowed for one episode at a time.
+    """`workers` processes with `envs_per_worker` environments each, borrowed for one episode at a time.
 
-    A call that takes longer than `timeout_s` has its worker killed. A worker that was killed, died, or has an engine
-    that raised gets no new borrowers: a fresh process takes its place, and the old one ends with its last borrower.
+    A call that takes longer than `timeout_s` has its worker killed. A worker that was killed, died, or has an
+    environment that raised gets no new borrowers: a fresh process takes its place, and the old one ends with its last
+    borrower.
     Belongs to the event loop it is used in; never blocks it.
     """
 
@@ -174,7 +175,7 @@ class EnvironmentPool:
 
     @contextlib.asynccontextmanager
     async def borrow(self) -> AsyncIterator[BorrowedEnvironment]:
-        """Wait for a free engine, on the least busy worker, and hold it for the length of the block."""
+        """Wait for a free environment, on the least busy worker, and hold it for the length of the block."""
         async with self._capacity:
             self._workers = [self._new_worker() if worker.broken else worker for worker in self._workers]
             worker = max(self._workers, key=lambda worker: len(worker.free_slots))

@@ -23,8 +23,8 @@ _SYSTEM_PROMPT = (
 class TextArenaEnvironment(Environment):
     """One game at a time.
 
-    TextArena draws from the global generators of Python and numpy, which all engines of a process share. So each
-    engine has states of its own, which are put in place around every call.
+    TextArena draws from the global generators of Python and numpy, which all environments of a process share. So
+    each has states of its own, which are put in place around every call.
     """
 
     def __init__(self, data_root: str = "") -> None:

@@ -60,13 +60,13 @@ class EpisodePlayer:
         record.replayed, record.budget = assignment.plan.replayed, assignment.plan.budget
         record.untempered = is_untempered(assignment.sampling_params)
         history = self.new_history(assignment.max_context_len)
-        async with self.pool.borrow() as engine:
-            assignment.check_wanted()  # while it waited for an engine
+        async with self.pool.borrow() as borrowed:
+            assignment.check_wanted()  # while it waited for an environment
             side = self.text_side(task_of(assignment.metadata))
-            last = await _Turns(self, assignment, episode, history, side, engine).play()
+            last = await _Turns(self, assignment, episode, history, side, borrowed).play()
             with assignment.trace("environment"):
-                last = await engine.finish(last)
-            record.env_s = engine.seconds
+                last = await borrowed.finish(last)
+            record.env_s = borrowed.seconds
         record.won, record.reward, record.outcome = last.won, last.reward, last.text
         record.score = max((one.reward for one in (*episode.seen, last) if one.reward is not None), default=None)
         record.episode_s = time.monotonic() - started
@@ -84,12 +84,12 @@ class _Turns:
     episode: Episode
     history: History
     side: TextSide
-    engine: BorrowedEnvironment
+    borrowed: BorrowedEnvironment
 
     async def play(self) -> Observation:
         """The loop: the plan says who acts at which turn. Returns the last observation."""
         plan, demonstration, record = self.assignment.plan, self.assignment.demonstration, self.episode.record
-        observation = await self._ask(self.engine.reset, self.side.task)
+        observation = await self._ask(self.borrowed.reset, self.side.task)
         shown = self.side.turn(observation, first=True)
         if not self.history.begin(self.side.rules(), shown):
             return observation
@@ -98,11 +98,11 @@ class _Turns:
             text = shown if isinstance(shown, str) else "\n\n".join(shown)  # for the record: results of several tools
             if turn < plan.replayed:
                 action = self._replay(turn, observation, text)
-                observation = await self._ask(self.engine.step, action)
+                observation = await self._ask(self.borrowed.step, action)
                 demonstration.check_step(turn, observation, observation.over)
             else:
                 action = await self._respond(turn, observation, text)
-                observation = await self._ask(self.engine.step, action)
+                observation = await self._ask(self.borrowed.step, action)
                 record.turns[-1].refused = observation.refused
             if observation.over or turn + 1 == plan.turns:
                 break

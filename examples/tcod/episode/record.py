@@ -28,7 +28,7 @@ class TurnRecord:
     cut: bool
     """A length limit ended the response before a stop token did."""
     refused: bool = False
-    """The engine did not execute the action."""
+    """The environment did not execute the action."""
     weight_version: str | None = None
     """Of the engine that sampled it, as SGLang reports it."""
 

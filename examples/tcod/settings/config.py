@@ -78,9 +78,9 @@ class TcodConfig(BaseModel):
     tcod_tool_parser: str | None = None
     """Of an environment with tools: SGLang's parser of the model's calls, by its name (qwen, llama3, ..)."""
     tcod_env_workers: int = Field(16, ge=1)
-    """Ray actors that host environment engines."""
+    """Ray actors that host environments."""
     tcod_envs_per_worker: int = Field(8, ge=1)
-    """Engines in each actor; workers x engines bounds the episodes that play at once."""
+    """Environments in each actor; workers x environments bounds the episodes that play at once."""
     tcod_env_timeout_s: Seconds = 120.0
     """Longest reset or step, waiting behind other calls of the worker not counted; then the worker is replaced."""
     tcod_engine_timeout_s: Seconds = 1800.0

@@ -4,8 +4,8 @@
 
 All rows are checked as a training run checks them. Some are played in a worker process, with training's time limit:
 reset, rendered, a nonsense action sent, and their demonstrations replayed by the rules of B2F. Two rows are played in
-turn, on two engines of one process, which must answer as they do alone. Then it prints what a reset and a step
-cost, and how many workers and engines that suggests. A fault is one sentence and exit status 1.
+turn, on two environments of one process, which must answer as they do alone. Then it prints what a reset and a step
+cost, and how many workers and environments that suggests. A fault is one sentence and exit status 1.
 
 --record OUT plays all rows, and writes them with what the environment says in their demonstrations (VARIANT=sft).
 """
@@ -47,7 +47,7 @@ class Played:
     Attributes:
         first: the observation that the first row begins with.
         demos: the rows' demonstrations as they were played.
-        calls: of the engines, each as (its method, its seconds).
+        calls: of the environments, each as (its method, its seconds).
     """
 
     first: Observation
@@ -65,20 +65,20 @@ def _naming(side: TextSide, row: Row, source: str) -> Iterator[None]:
         raise ConfigError(f"{name} does not play {place(row, source)}, {failure.reason}: {reason}") from failure
 
 
-async def _play(engine: BorrowedEnvironment, side: TextSide, row: Row) -> tuple[Observation, Demonstration]:
-    """Nonsense, then the row's demonstration, on the same engine. Raises Failure.
+async def _play(env: BorrowedEnvironment, side: TextSide, row: Row) -> tuple[Observation, Demonstration]:
+    """Nonsense, then the row's demonstration, on the same environment. Raises Failure.
 
     Returns the observation that the row begins with, and the demonstration as it was played.
     """
     calls = [[{"name": tool["function"]["name"], "arguments": {}}] for tool in side.tools]
     for action in (NONSENSE, *map(action_of, calls)):
-        first = await engine.reset(row.task)
+        first = await env.reset(row.task)
         _check_text_side(side, first)
-        last = await engine.step(action)
+        last = await env.step(action)
         side.turn(last, first=False)
-        await engine.finish(last)
+        await env.finish(last)
     demo = Demonstration.of(row.metadata)
-    return first, await play_demonstration(engine, side, demo) if demo.actions else demo
+    return first, await play_demonstration(env, side, demo) if demo.actions else demo
 
 
 def _check_text_side(side: TextSide, observation: Observation) -> None:
@@ -95,41 +95,41 @@ def _check_text_side(side: TextSide, observation: Observation) -> None:
         raise Failure("env_error", f"{side.environment.__name__}.{faults[0]}")
 
 
-async def _play_in_turn(engines: Sequence[BorrowedEnvironment], rows: Sequence[Row]) -> list[list[Observation]]:
-    """What engines answer to their rows' demonstrations, or to listed actions and nonsense: an action of each in turn.
+async def _play_in_turn(envs: Sequence[BorrowedEnvironment], rows: Sequence[Row]) -> list[list[Observation]]:
+    """What each answers to its row's demonstration, or to listed actions and nonsense: an action of each in turn.
 
     Raises:
-        Failure: what an engine does wrong.
+        Failure: what an environment does wrong.
     """
-    played = [(engine, row, [await engine.reset(row.task)]) for engine, row in zip(engines, rows, strict=True)]
+    played = [(env, row, [await env.reset(row.task)]) for env, row in zip(envs, rows, strict=True)]
     for turn in range(IN_TURN):
-        for engine, row, answers in played:
+        for env, row, answers in played:
             actions = Demonstration.of(row.metadata).actions[turn : turn + 1] or answers[-1].admissible or (NONSENSE,)
             if not answers[-1].over:
-                answers.append(await engine.step(actions[0]))
+                answers.append(await env.step(actions[0]))
     return [answers for _, _, answers in played]
 
 
-async def _check_neighbours(engines: Sequence[BorrowedEnvironment], rows: Sequence[Row], source: str) -> None:
-    """Raises ConfigError where engines answer otherwise beside a neighbour, though alone twice the same; Failure."""
-    alone, again = [[(await _play_in_turn(engines[:1], [row]))[0] for row in rows] for _ in range(2)]
+async def _check_neighbours(envs: Sequence[BorrowedEnvironment], rows: Sequence[Row], source: str) -> None:
+    """Raises ConfigError where they answer otherwise beside a neighbour, though alone twice the same; Failure."""
+    alone, again = [[(await _play_in_turn(envs[:1], [row]))[0] for row in rows] for _ in range(2)]
     if alone != again:
         return  # it is never the same
     try:
-        together, said = await _play_in_turn(engines, rows), "answers otherwise"
+        together, said = await _play_in_turn(envs, rows), "answers otherwise"
     except Failure as failure:
         together, said = [], f"fails ({failure})"
     if together != alone:
         raise ConfigError(
             f"the environment {said} where {place(rows[0], source)} and {place(rows[-1], source)} are played in turn, "
-            "on two engines of one process: keep in the object what they share (the global random generator, the "
+            "on two environments of one process: keep in the object what they share (the global random generator, the "
             "current folder, an environment variable, a signal handler, a module's cache), or set "
             "tcod_envs_per_worker: 1"
         )
 
 
 def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Played:
-    """Play rows on an engine of a worker, the first one on another of its engines, and two in turn. Needs Ray.
+    """Play rows in one process: all on an environment, the first one on another, and two in turn. Needs Ray.
 
     Args:
         source: the file of the rows, for the message.
@@ -143,9 +143,9 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Played:
         pool, played = new_pool(config, 1, 2), []
         try:
             async with pool.borrow() as one, pool.borrow() as other:
-                for engine, row in (*((one, row) for row in rows), (other, rows[0])):
+                for env, row in (*((one, row) for row in rows), (other, rows[0])):
                     with _naming(side(row.task), row, source):
-                        played.append(await _play(engine, side(row.task), row))
+                        played.append(await _play(env, side(row.task), row))
                 if config.tcod_envs_per_worker > 1:
                     with _naming(side(rows[0].task), rows[0], source):
                         await _check_neighbours((one, other), (rows[0], rows[-1]), source)
@@ -168,7 +168,7 @@ def report(calls: Sequence[tuple[str, float]], episodes: int) -> str:
     per_worker = max(1, min(16, int(LOAD * TURN_S / max(step_s, 1e-3))))
     workers = -(-episodes // per_worker)
     lines = [
-        f"seconds per reset: mean {fmean(resets):.3f}, largest {max(resets):.3f} (the first starts worker and engine)",
+        f"seconds per reset: mean {fmean(resets):.3f}, largest {max(resets):.3f} (the first starts its worker)",
         f"seconds per step: mean {step_s:.3f}, largest {max(steps):.3f}",
         f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_envs_per_worker: "
         f"{per_worker}; they take {episodes * step_s / TURN_S:.1f} cores",

@@ -21,7 +21,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import ConfigError, Failure, words
-from ..environments.protocol import Observation
 from ..episode.demonstration import Demonstration
 from ..episode.jsonl import fault, read_lines
 from ..settings.config import TcodConfig
@@ -137,7 +136,7 @@ def make_task(root: Path, game_file: str, sources: Sequence[str], listed: dict[s
     """The task of a game, with its demonstrations where it is a training game. Raises ConfigError."""
     _, split, name, *_ = game_file.split("/")
     task_type = name.split("-")[0]  # of pick_and_place_simple-Mug-None-Desk-308
-    task = Task(split, task_type, {"game_file": game_file, "task_type": task_type})
+    task = Task(split, task_type, {"game_file": game_file, "task_type": task_type}, goal_of=goal)
     try:
         walkthrough = walkthrough_of(root, game_file)
     except Failure as failure:
@@ -149,9 +148,9 @@ def make_task(root: Path, game_file: str, sources: Sequence[str], listed: dict[s
     return task
 
 
-def goal(first: Observation) -> str:
+def goal(first: str) -> str:
     """The goal as the engine words it."""
-    return first.text.partition("Your task is to: ")[2].strip()
+    return first.partition("Your task is to: ")[2].strip()
 
 
 def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
@@ -171,7 +170,7 @@ def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
 def main() -> None:
     parser = option_parser(__doc__, "alfworld.yaml")
     parser.add_argument("--demos", nargs="+", default=[WALKTHROUGH], help="sources, best first, default: walkthrough")
-    prepare("prepare_alfworld", find_tasks, goal, parser.parse_args())
+    prepare("prepare_alfworld", find_tasks, parser.parse_args())
 
 
 if __name__ == "__main__":
