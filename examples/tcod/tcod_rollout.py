@@ -47,7 +47,7 @@ from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
 from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
-from .records.run_folder import log_eval, log_rollout
+from .records.run_folder import log_eval, log_rollout, note_rollout, rollouts_before
 from .records.saved_episodes import choose
 from .settings.build import Run, checked_run, drawing_of, imitate_row, run_of, setup_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
@@ -273,7 +273,8 @@ def _trained(
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
     if run.config.tcod_save_plain_scores:
         _score_plainly(run, choose(drawn, run.episode_log.limit))
-    metrics |= run.episode_log.save_rollout(rollout_id, drawn)
+    note_rollout()
+    metrics["rollout/tcod/unsaved_episodes"] = run.episode_log.save("train", rollout_id, drawn)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":
         made = [[one for samples in group for one in samples] for group in made]
@@ -286,8 +287,11 @@ def _evaluated(run: Run, rollout_id: int, output: RolloutFnEvalOutput, seconds: 
         name: [sample for sample in result["samples"] if isinstance((sample.metadata or {}).get("tcod"), Episode)]
         for name, result in output.data.items()
     }
-    metrics = eval_metrics(ours, seconds) | run.episode_log.save_evaluation(rollout_id, ours)
-    for sample in flat(ours.values()):
-        sample.metadata["tcod"] = Episode.of(sample).record.as_dict()
+    metrics = eval_metrics(ours, seconds)
+    for name, samples in ours.items():
+        unsaved = run.episode_log.save(f"eval_{name}", rollouts_before(rollout_id), samples)
+        metrics[f"eval/tcod/{name}/unsaved_episodes"] = unsaved
+        for sample in samples:
+            sample.metadata["tcod"] = Episode.of(sample).record.as_dict()
     output.metrics = {**(output.metrics or {}), **metrics}
     return output

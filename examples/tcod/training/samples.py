@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ Groups = list[list[Sample]]  # slime's batch: the samples of each prompt
 _PER_REQUEST = ("trace", "prefix_cache_info", "spec_info", "non_generation_time")
 
 
-def flat(groups: Iterable[list[Sample]]) -> list[Sample]:
+def flat(groups: Groups) -> list[Sample]:
     return [sample for group in groups for sample in group]
 
 
