@@ -47,9 +47,9 @@ from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
 from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
-from .records.run_folder import log_eval, log_rollout
+from .records.run_folder import log_eval, log_rollout, note_rollout, rollouts_before
 from .records.saved_episodes import choose
-from .settings.build import Run, checked_run, drawing_of, imitate_row, players_of, run_of
+from .settings.build import Run, checked_run, drawing_of, imitate_row, run_of, setup_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
 from .training.rewards import NO_SIGNAL, normalised, reward_of
 from .training.samples import check_complete, fill, flat, settle, timeline_span, to_samples
@@ -141,9 +141,9 @@ async def generate(
     sample.session_id = sample.session_id or uuid.uuid4().hex  # an evaluation's samples have none
     check_wanted = functools.partial(_check_wanted, args)
     with failures_go_to(episode.fail, check_wanted):
-        players = players_of(args, sample.metadata)
-        episode.record.environment = players.config.name
-        plan, demonstration = _plan(players.config.curriculum, episode.record, sample)
+        setup = setup_of(args, sample.metadata)
+        episode.record.environment = setup.config.name
+        plan, demonstration = _plan(setup.config.curriculum, episode.record, sample)
         assignment = Assignment(
             metadata=sample.metadata,
             plan=plan,
@@ -154,7 +154,7 @@ async def generate(
             check_wanted=check_wanted,
             trace=functools.partial(timeline_span, sample),
         )
-        await players.player.play(assignment, episode)
+        await setup.player.play(assignment, episode)
         if evaluation:
             fill(args, sample, episode.sequences)
     settle(sample, run_of(args).chat.tokenizer)
@@ -238,10 +238,10 @@ async def _score(args: Namespace, sample: Sample, check_wanted: Callable[[], Non
     """Have the teacher score an episode, with the note that it is shown. Raises Failure."""
     episode, started = Episode.of(sample), time.monotonic()
     with timeline_span(sample, "teacher"):
-        players = players_of(args, sample.metadata)
-        episode.note = players.notes.write(sample.metadata, episode)
+        setup = setup_of(args, sample.metadata)
+        episode.note = setup.notes.write(sample.metadata, episode)
         for sequence in episode.sequences:  # one after the other: each finds the one before in the cache
-            sequence.teacher_log_probs = await players.score(sequence, episode.note, sample.session_id, check_wanted)
+            sequence.teacher_log_probs = await setup.score(sequence, episode.note, sample.session_id, check_wanted)
     episode.record.teacher_s = time.monotonic() - started
 
 
@@ -251,9 +251,9 @@ def _score_plainly(run: Run, samples: list[Sample]) -> None:
     async def score(sample: Sample) -> None:
         episode = Episode.of(sample)
         with failures_go_to(lambda *failure: logger.warning("no scores without a note, %s: %s", *failure)):
-            players = players_of(run.args, sample.metadata)
+            setup = setup_of(run.args, sample.metadata)
             for sequence in episode.sequences if episode.note and episode.is_scored else ():
-                sequence.plain_log_probs = await players.score(sequence, None, sample.session_id)
+                sequence.plain_log_probs = await setup.score(sequence, None, sample.session_id)
 
     async def score_all() -> None:
         await asyncio.gather(*map(score, samples))
@@ -273,7 +273,8 @@ def _trained(
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
     if run.config.tcod_save_plain_scores:
         _score_plainly(run, choose(drawn, run.episode_log.limit))
-    metrics |= run.episode_log.save_rollout(rollout_id, drawn)
+    note_rollout()
+    metrics["rollout/tcod/unsaved_episodes"] = run.episode_log.save("train", rollout_id, drawn)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":
         made = [[one for samples in group for one in samples] for group in made]
@@ -286,8 +287,11 @@ def _evaluated(run: Run, rollout_id: int, output: RolloutFnEvalOutput, seconds: 
         name: [sample for sample in result["samples"] if isinstance((sample.metadata or {}).get("tcod"), Episode)]
         for name, result in output.data.items()
     }
-    metrics = eval_metrics(ours, seconds) | run.episode_log.save_evaluation(rollout_id, ours)
-    for sample in flat(ours.values()):
-        sample.metadata["tcod"] = Episode.of(sample).record.as_dict()
+    metrics = eval_metrics(ours, seconds)
+    for name, samples in ours.items():
+        unsaved = run.episode_log.save(f"eval_{name}", rollouts_before(rollout_id), samples)
+        metrics[f"eval/tcod/{name}/unsaved_episodes"] = unsaved
+        for sample in samples:
+            sample.metadata["tcod"] = Episode.of(sample).record.as_dict()
     output.metrics = {**(output.metrics or {}), **metrics}
     return output

@@ -124,7 +124,7 @@ class _Turns:
         response = demonstration.response(turn, observation, self.side)
         as_sampled = self.history.show_replayed(response, demonstration.sampled_ids(turn, self.player.chat))
         action = demonstration.actions[turn]
-        self.episode.record.demonstration.append(ReplayedTurn(text, action, response, as_sampled))
+        self.episode.record.replayed_turns.append(ReplayedTurn(text, action, response, as_sampled))
         return action
 
     async def _respond(self, turn: int, observation: Observation, text: str) -> str:

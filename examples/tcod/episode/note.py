@@ -97,7 +97,7 @@ def _demonstrated(metadata: dict[str, Any]) -> Execution:
 def _attempted(episode: Episode) -> Execution:
     """The whole episode, from its first action on: replayed turns are the student's in its conversation."""
     record = episode.record
-    actions = [turn.action for turn in record.demonstration]
+    actions = [turn.action for turn in record.replayed_turns]
     actions += [turn.action if turn.valid else NO_ACTION for turn in record.turns]
     return Execution(
         tuple(map(Step, actions, [*episode.answers[:-1], record.outcome or episode.answers[-1]])), record.won

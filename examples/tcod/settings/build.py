@@ -48,13 +48,13 @@ class Run:
     chat: ChatTokens
     episode_log: EpisodeLog
     # slime has one event loop, its fully asynchronous mode another; sessions and semaphores belong to one.
-    players: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, "Players"]] = field(
+    setups: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, "EnvironmentSetup"]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
 
 
 @dataclass(frozen=True)
-class Players:
+class EnvironmentSetup:
     """Who plays and scores the episodes of one environment."""
 
     config: TcodConfig
@@ -107,22 +107,22 @@ def run_of(args: Namespace) -> Run:
     return _run
 
 
-def players_of(args: Namespace, metadata: dict[str, Any]) -> Players:
-    """Those of a row's environment in the running event loop. Raises ConfigError."""
+def setup_of(args: Namespace, metadata: dict[str, Any]) -> EnvironmentSetup:
+    """Who plays and scores a row's episodes in the running event loop. Raises ConfigError."""
     loop, run = asyncio.get_running_loop(), run_of(args)
-    if loop not in run.players:
-        run.players[loop] = _new_players(run)
-    return run.players[loop][run.config.of(metadata).name]
+    if loop not in run.setups:
+        run.setups[loop] = _new_setups(run)
+    return run.setups[loop][run.config.of(metadata).name]
 
 
-def _new_players(run: Run) -> dict[str, Players]:
-    """By environment. They share the student, and a teacher that several have."""
+def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
+    """By environment. All share the student, and a teacher that several have."""
     players = new_players(run.config, run.chat, router_url(run.args))
     urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
     limits = (run.config.tcod_teacher_timeout_s, run.config.tcod_teacher_concurrency)
     teachers = {url: TeacherClient(f"{url}/generate", *limits, run.chat.vocab_size) for url in {*urls.values()}}
     return {
-        one.name: Players(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
+        one.name: EnvironmentSetup(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
         for one in run.config.each
     }
 

@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ Groups = list[list[Sample]]  # slime's batch: the samples of each prompt
 _PER_REQUEST = ("trace", "prefix_cache_info", "spec_info", "non_generation_time")
 
 
-def flat(groups: Iterable[list[Sample]]) -> list[Sample]:
+def flat(groups: Groups) -> list[Sample]:
     return [sample for group in groups for sample in group]
 
 
@@ -68,7 +68,7 @@ def to_samples(args: Namespace, sample: Sample, tokenizer: Any) -> list[Sample]:
         fill(args, one, [sequence])
         one.teacher_log_probs = sequence.teacher_log_probs
         one.response = tokenizer.decode(one.tokens[-one.response_length :], skip_special_tokens=False)
-        one.metadata = {**sample.metadata, "tcod": replace(episode.record, demonstration=[], turns=[turn]).as_dict()}
+        one.metadata = {**sample.metadata, "tcod": replace(episode.record, replayed_turns=[], turns=[turn]).as_dict()}
         samples.append(one)
     for name in ("trace", "non_generation_time"):  # of the whole episode: counted once
         setattr(samples[0], name, getattr(sample, name, None))

@@ -42,7 +42,7 @@ SAMPLING = {"top_p": 1.0, "top_k": -1, "skip_special_tokens": False, "spaces_bet
 
 
 def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
-    """The options of a Player; `temperature` is the default one."""
+    """The options of a RowRunner; `temperature` is the default one."""
     add = parser.add_argument
     add("--rows", type=Path, required=True, help="the tasks: JSONL, as a prepare tool writes them")
     add("--out", type=Path, required=True, help="gets the result; the journal lies beside it")
@@ -56,8 +56,8 @@ def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     add("--config", type=Path, default=CONFIG, help="YAML of tcod_* settings, default: %(default)s")
 
 
-class Player:
-    """A student on a server, the rows that it plays, and what became of the episodes. Starts Ray for them.
+class RowRunner:
+    """Has a student on a server play rows, and keeps what became of the episodes. Starts Ray for them.
 
     Args:
         options: those of add_options.
