@@ -172,7 +172,7 @@ class Pool:
 def engine_hosts() -> set[int]:
     """Ids of all worker processes of pools."""
     titles = {child.pid: child.cmdline()[:1] for child in psutil.Process().children(recursive=True)}
-    return {pid for pid, title in titles.items() if title and title[0].startswith("ray::_EngineHost")}
+    return {pid for pid, title in titles.items() if title and title[0].startswith("ray::_EnvironmentHost")}
 
 
 def resident_mb(pids: list[int]) -> float:

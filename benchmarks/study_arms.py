@@ -23,12 +23,13 @@ SETTINGS: dict[str, Any] = {
     "tcod_data_root": "$SMOKE_GAMES",
     "tcod_admissible": "never",
     "tcod_env_workers": 2,
-    "tcod_engines_per_worker": 16,
+    "tcod_envs_per_worker": 16,
     "tcod_eval_kl": True,
 }
 PLACES = ("tcod_environment", "tcod_data_root")  # of code and games: a result stays good when they move
-# Settings that the first results do not name.
+# Settings that the first results do not name, or not so.
 OF_OLD = {"loss": "trajectory", "context_len": CONTEXT_LEN, "samples": 1, "teacher": True, "after": None, "keep": 0}
+OF_OLD |= {"tcod_envs_per_worker": SETTINGS["tcod_envs_per_worker"]}
 
 # The second part: longer episodes, a student that is weak everywhere, and smaller evaluations.
 LONG_HORIZON, LONG_CONTEXT_LEN = 30, 1536

@@ -19,8 +19,8 @@ collect_ignore_glob = ["test_qwen*"]
 PARTS = {
     "slime": ("tests/slime/", "SLIME_DIR and MEGATRON_DIR, set or in ~/.config/tcod/tests.env"),
     "SGLang": ("tests/engine/test_sglang_contract.py", "-m slow"),
-    "ScienceWorld": ("tests/engine/test_env_scienceworld.py", "-m slow and Java"),
-    "OpenEnv's own server": ("tests/engine/test_env_openenv.py", "-m slow and openenv"),
+    "ScienceWorld": ("tests/engine/test_scienceworld.py", "-m slow and Java"),
+    "OpenEnv's own server": ("tests/engine/test_openenv.py", "-m slow and openenv"),
     "page in a browser": ("tests/tools/test_show_rollouts.py", "-m slow and Chromium"),
 }
 

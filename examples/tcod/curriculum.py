@@ -12,32 +12,10 @@ environment's answer to it. The arms differ in nothing but the plan this module 
 
 import random
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-VARIANTS = ("opd", "f2b", "b2f", "reopd", "sft")
-B2F_BUDGETS = ("slack", "horizon")
-
-
-def depth(n: int, k_start: int, eta: int, k_max: int) -> int:
-    """Depth k = min(k_start + floor(n / eta), k_max), in turns, at training step n (the paper's schedule).
-
-    Args:
-        n: training step, 0-based. In slime this is the rollout id, whatever the optimizer steps per rollout.
-        k_start: depth at step 0, >= 1.
-        eta: steps per turn of depth, >= 1.
-        k_max: largest depth, >= k_start.
-
-    Raises:
-        ValueError: a value is out of range; the message names the setting.
-    """
-    if n < 0:
-        raise ValueError(f"the training step must be >= 0, got {n}")
-    if k_start < 1:
-        raise ValueError(f"tcod_k_start must be >= 1, got {k_start}: an episode needs at least one turn")
-    if eta < 1:
-        raise ValueError(f"tcod_eta must be >= 1, got {eta}: it is the number of training steps per turn of depth")
-    if k_max < k_start:
-        raise ValueError(f"the largest depth {k_max} is below tcod_k_start {k_start}: lower tcod_k_start")
-    return min(k_start + n // eta, k_max)
+Variant = Literal["opd", "f2b", "b2f", "reopd", "sft"]
+VARIANTS = get_args(Variant)
 
 
 @dataclass(frozen=True)
@@ -57,38 +35,22 @@ class EpisodePlan:
 class Curriculum:
     """The settings of one arm. `horizon` is T, the largest number of turns of an episode, replayed ones included.
 
+    settings/config.py refuses what is out of range.
+
     Args:
-        variant: one of VARIANTS.
-        horizon: T, in turns.
-        k_start, eta: the schedule, see `depth`; k_max is T (b2f stops at the demonstration's own length by its plan).
+        k_start, eta: the schedule, see `depth`: where it begins, and training steps per turn of depth.
         b2f_budget: "slack" gives the student k + b2f_slack turns after the hand-over, "horizon" what is left of T.
         b2f_slack: turns beyond k, because k turns suffice only for a flawless finish.
         reopd_gamma: how fast the probability of a longer replay falls, see `plan`.
-
-    Raises:
-        ValueError: a setting is out of range; the message names it.
     """
 
-    variant: str
+    variant: Variant
     horizon: int
     k_start: int = 1
     eta: int = 5
-    b2f_budget: str = "slack"
+    b2f_budget: Literal["slack", "horizon"] = "slack"
     b2f_slack: int = 2
     reopd_gamma: float = 0.6
-
-    def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise ValueError(f"tcod_variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
-        if self.b2f_budget not in B2F_BUDGETS:
-            raise ValueError(f"tcod_b2f_budget must be one of {', '.join(B2F_BUDGETS)}, got {self.b2f_budget!r}")
-        if self.b2f_slack < 0:
-            raise ValueError(f"tcod_b2f_slack must be >= 0, got {self.b2f_slack}")
-        if not 0 < self.reopd_gamma <= 1:
-            raise ValueError(f"tcod_reopd_gamma must be above 0 and at most 1, got {self.reopd_gamma:g}")
-        if self.horizon < 1:
-            raise ValueError(f"tcod_horizon must be >= 1, got {self.horizon}")
-        self.depth(0)
 
     @property
     def needs_demonstration(self) -> bool:
@@ -101,28 +63,25 @@ class Curriculum:
         return self.variant in ("f2b", "b2f")
 
     def depth(self, n: int) -> int:
-        """Depth k at training step n (0-based), in turns. A function of n alone, so a resumed run goes on exactly."""
+        """Depth k = min(k_start + floor(n / eta), T) at training step n (0-based), in turns: the paper's schedule.
+
+        A function of n alone, so a resumed run goes on exactly. In slime n is the rollout id, whatever the optimizer
+        steps per rollout. b2f stops at the demonstration's own length by its plan.
+        """
         if not self.deepens:
             return 1 if self.variant == "reopd" else self.horizon
-        return depth(n, self.k_start, self.eta, self.horizon)
+        return min(self.k_start + n // self.eta, self.horizon)
 
     def plan(self, k: int, demo_length: int = 0, n: int = 0, index: int = 0) -> EpisodePlan:
-        """The plan of one training episode at depth k for a task whose demonstration has `demo_length` turns (L).
+        """The plan of one training episode at depth k; the task's demonstration has L = `demo_length` turns, 1 to T.
 
         f2b: the student plays min(k, T) turns. b2f: p = max(L - k, 0) turns are replayed; the student's budget is
         min(k + slack, T - p) while p > 0 and T once nothing is replayed, so training ends on the test distribution.
         reopd: t turns are replayed, with probability gamma^t / (gamma^0 + .. + gamma^(L - 1)), and one is played; t
         is drawn from the training step n and the sample's index, so it is the same when a run is resumed.
-
-        Raises:
-            ValueError: a demonstration is needed and there is none, or it is longer than the horizon.
         """
         if not self.needs_demonstration:
             return EpisodePlan(replayed=0, budget=min(k, self.horizon))
-        if demo_length < 1:
-            raise ValueError(f"{self.variant} needs a demonstration for every task: this one has no actions")
-        if demo_length > self.horizon:
-            raise ValueError(f"the demonstration has {demo_length} turns, more than tcod_horizon {self.horizon}")
         if self.variant == "reopd":
             chances = [self.reopd_gamma**t for t in range(demo_length)]
             [replayed] = random.Random(f"{n} {index}").choices(range(demo_length), chances)

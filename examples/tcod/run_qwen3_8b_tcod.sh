@@ -2,7 +2,7 @@
 # TCOD on ALFWorld inside slime's container: student Qwen3-8B, teacher Qwen3-32B, one node of 8 GPUs of 80 GB.
 #   VARIANT=f2b bash examples/tcod/run_qwen3_8b_tcod.sh
 #   DRY_RUN=1   bash examples/tcod/run_qwen3_8b_tcod.sh     # print the commands, start nothing
-# Everything below is set in the environment; arguments of the script are appended to train.py's. Running it again
+# Each variable can be set in the environment; arguments of the script are appended to train.py's. Running it again
 # continues from the last checkpoint in RUN_DIR. tools/launch checks settings, starts the commands, and ends them.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -14,7 +14,7 @@ CONFIG_NAME=$(basename "$CONFIG" .yaml)
 VARIANT=${VARIANT:-$(python3 -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)} # opd, f2b, b2f, reopd or sft
 HORIZON=${HORIZON:-}                                   # largest number of turns
 ETA=${ETA:-}                                           # rollouts per turn of depth
-TEACHER_SEES=${TEACHER_SEES:-}                         # "demo hindsight" or one: what the teacher is shown beside
+TEACHER_SEES=${TEACHER_SEES:-}                         # "demo hindsight" or one: what else the teacher is shown
 REWARD_COEF=${REWARD_COEF:-}                           # of the reward beside the KL; SAMPLES_PER_TASK 2 or more
 RUN_DIR=${RUN_DIR:-/root/tcod_runs/$CONFIG_NAME-qwen3-8b-$VARIANT} # checkpoints, settings, metrics and logs
 # Code and models. A Megatron checkpoint is optional: slime loads Hugging Face's of dense Qwen models itself.
@@ -41,11 +41,11 @@ CONCURRENCY=${CONCURRENCY:-}                           # fully_async: tasks per 
 RAY_ADDRESS=${RAY_ADDRESS:-}                           # HEAD:PORT of a Ray cluster: several nodes, see docs/CLUSTER.md
 ACTOR_NODES=${ACTOR_NODES:-1}                          # nodes that train
 ACTOR_GPUS=${ACTOR_GPUS:-$([[ $TEACHER == megatron || $VARIANT == sft ]] && echo 8 || echo 4)} # GPUs on each of them
-TENSOR_PARALLEL=${TENSOR_PARALLEL:-}                   # GPUs that share a layer in training: all that are left by the
-PIPELINE_PARALLEL=${PIPELINE_PARALLEL:-1}              # GPUs that share the layers, and the
-CONTEXT_PARALLEL=${CONTEXT_PARALLEL:-1}                # GPUs that share an episode
-ROLLOUT_GPUS=${ROLLOUT_GPUS:-}                         # GPUs of the student's engines: 2, or those of training, or 4
-ENGINE_GPUS=${ENGINE_GPUS:-1}                          # of them for each engine
+TENSOR_PARALLEL=${TENSOR_PARALLEL:-}                   # GPUs sharing a layer: ACTOR_GPUS / product of the next two
+PIPELINE_PARALLEL=${PIPELINE_PARALLEL:-1}              # GPUs sharing the layers
+CONTEXT_PARALLEL=${CONTEXT_PARALLEL:-1}                # GPUs sharing an episode
+ROLLOUT_GPUS=${ROLLOUT_GPUS:-}                         # engines: 2; COLOCATE=1: all that train; TEACHER=self, none: 4
+ENGINE_GPUS=${ENGINE_GPUS:-1}                          # GPUs of one engine
 NODE_GPUS=${NODE_GPUS:-8}                              # most GPUs of engines on one node
 TEACHER_GPUS=${TEACHER_GPUS:-$([[ $COLOCATE == 1 ]] && echo 4,5,6,7 || echo 6,7)} # GPUs here of the teacher's server
 # All turns of an episode on the engine whose cache holds it. sglang-router 0.3.2 of the package index: cache_aware.

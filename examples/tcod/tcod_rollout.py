@@ -31,6 +31,7 @@ import logging
 import time
 import uuid
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 from slime.rollout import sglang_rollout
@@ -46,9 +47,9 @@ from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
 from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
-from .records.run_folder import log_eval, log_rollout
+from .records.run_folder import log_eval, log_rollout, mark_rollout_played, rollouts_before
 from .records.saved_episodes import choose
-from .settings.build import Run, checked_run, drawing_of, imitator_of, players_of, run_of
+from .settings.build import Run, checked_run, drawing_of, imitate_row, run_of, setup_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
 from .training.rewards import NO_SIGNAL, normalised, reward_of
 from .training.samples import check_complete, fill, flat, settle, timeline_span, to_samples
@@ -84,7 +85,7 @@ def generate_rollout(
         return _evaluated(run, rollout_id, output, time.monotonic() - started)
     drawing = drawing_of(SynchronousDrawing, run, data_source, rollout_id)
     if run.config.tcod_variant == "sft":
-        groups = drawing.demonstrated(imitator_of(run), run.chat.tokenizer)
+        groups = drawing.demonstrated(functools.partial(imitate_row, run), run.chat.tokenizer)
         metrics = imitation_metrics(flat(groups), drawing.drawn, time.monotonic() - started)
         return _trained(run, rollout_id, groups, [], metrics)
     output = sglang_rollout.generate_rollout(args, rollout_id, drawing)
@@ -126,23 +127,23 @@ async def generate(
     args: Namespace, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False
 ) -> Sample:
     """Play one episode. Sets status and response, and metadata["tcod"] to the Episode; in an evaluation also tokens,
-    masks, log-probs and the reward.
+    masks and log-probs.
 
     A failure of the engine or the environment, or a demonstration that does not fit, becomes Status.FAILED with a
     reason in the EpisodeRecord and reward 0.0.
     """
-    run = run_of(args)
     if evaluation:
         sample.metadata["tcod"] = Episode(EpisodeRecord(evaluation=True))
     elif "tcod" not in sample.metadata:
-        raise ConfigError(f"--rollout-function-path must be {__name__}.generate_rollout: it stamps the depth")
+        hook = f"{__name__}.generate_rollout"
+        raise ConfigError(f"--rollout-function-path must be {hook} or {hook}_fully_async: it stamps the depth")
     episode = Episode.of(sample)
     sample.session_id = sample.session_id or uuid.uuid4().hex  # an evaluation's samples have none
     check_wanted = functools.partial(_check_wanted, args)
     with failures_go_to(episode.fail, check_wanted):
-        players = players_of(args, sample.metadata)
-        episode.record.environment = players.config.name
-        plan, demonstration = _plan(players.config.curriculum, episode.record, sample)
+        setup = setup_of(args, sample.metadata)
+        episode.record.environment = setup.config.name
+        plan, demonstration = _plan(setup.config.curriculum, episode.record, sample)
         assignment = Assignment(
             metadata=sample.metadata,
             plan=plan,
@@ -153,50 +154,42 @@ async def generate(
             check_wanted=check_wanted,
             trace=functools.partial(timeline_span, sample),
         )
-        await players.player.play(assignment, episode)
+        await setup.player.play(assignment, episode)
         if evaluation:
             fill(args, sample, episode.sequences)
-        else:
-            reward_of(episode.record, run.config.tcod_reward)  # what has none fails before the teacher is asked
-    settle(sample, run.chat.tokenizer)
-    if evaluation and not episode.record.failure and not _has_reward_to_come(args, sample):
-        sample.reward = float(episode.record.won)
+    settle(sample, run_of(args).chat.tokenizer)
     return sample
 
 
 async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: Any) -> float | list[float]:
-    """The episode's reward (tcod_reward); before that the teacher scores the trajectory (--opd-type sglang).
+    """The episode's reward (tcod_reward); the teacher scores the trajectory as well (--opd-type sglang).
 
-    Sets the teacher's log-probs of the episode's sequences. A training sample without a usable score is FAILED. A list
-    is what another generate function of an evaluation has made: each sample's own function is asked.
+    Sets the teacher's log-probs of the episode's sequences; of an evaluation's where tcod_eval_kl asks for them and
+    they are a KL's. A training sample without a reward or a usable score is FAILED. A list is what another generate
+    function of an evaluation has made: each sample's own function is asked.
     """
     if isinstance(sample, list):
         return [await async_rm(args, one, **kwargs) for one in sample]
-    episode = Episode.of(sample)
-    if episode.record.failure:
+    run, episode = run_of(args), Episode.of(sample)
+    record = episode.record
+    if record.failure:
         return 0.0
-    if args.opd_type == "sglang":
-        check_wanted = functools.partial(_check_wanted, args)
-        started = time.monotonic()
-        fail = episode.leave_unscored if episode.record.evaluation else episode.fail
-        with failures_go_to(fail, check_wanted), timeline_span(sample, "teacher"):
-            players = players_of(args, sample.metadata)
-            episode.note = players.notes.write(sample.metadata, episode)
-            for sequence in episode.sequences:  # one after the other: each finds the one before in the cache
-                sequence.teacher_log_probs = await players.score(
-                    sequence, episode.note, sample.session_id, check_wanted
-                )
-        episode.record.teacher_s = time.monotonic() - started
-        if episode.record.failure:
-            settle(sample, run_of(args).chat.tokenizer)
-            return 0.0
-    return reward_of(episode.record, "won" if episode.record.evaluation else run_of(args).config.tcod_reward)
+    is_scored = not record.evaluation or (run.config.tcod_eval_kl and record.untempered)
+    check_wanted = functools.partial(_check_wanted, args)
+    with failures_go_to(episode.leave_unscored if record.evaluation else episode.fail, check_wanted):
+        reward = reward_of(record, "won" if record.evaluation else run.config.tcod_reward)
+        if args.opd_type == "sglang" and is_scored:
+            await _score(args, sample, check_wanted)
+    if record.failure:
+        settle(sample, run.chat.tokenizer)
+        return 0.0
+    return reward
 
 
 def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> DynamicFilterOutput:
-    """Keep a group only if all of its samples can be trained on; slime draws another one for a dropped one.
+    """Drop a group with a failed or an aborted sample, and one with nothing to learn from; slime draws another one.
 
-    Without a teacher, equal rewards teach nothing: such a group is dropped too, however long its episodes took.
+    Without a teacher, equal rewards teach nothing: such a group is dropped however long its episodes took.
     """
     for sample in samples:
         if sample.status == Sample.Status.FAILED:
@@ -241,10 +234,15 @@ def _plan(curriculum: Curriculum, record: EpisodeRecord, sample: Sample) -> tupl
     return curriculum.plan(record.k, len(demonstration.actions), record.n, sample.index), demonstration
 
 
-def _has_reward_to_come(args: Namespace, sample: Sample) -> bool:
-    """Whether reward_func is asked for the teacher's scores, or a data set's own function for its reward."""
-    is_scored = run_of(args).config.tcod_eval_kl and args.opd_type == "sglang" and Episode.of(sample).record.untempered
-    return is_scored or sample.custom_rm_path not in (None, args.custom_rm_path)
+async def _score(args: Namespace, sample: Sample, check_wanted: Callable[[], None]) -> None:
+    """Have the teacher score an episode, with the note that it is shown. Raises Failure."""
+    episode, started = Episode.of(sample), time.monotonic()
+    with timeline_span(sample, "teacher"):
+        setup = setup_of(args, sample.metadata)
+        episode.note = setup.notes.write(sample.metadata, episode)
+        for sequence in episode.sequences:  # one after the other: each finds the one before in the cache
+            sequence.teacher_log_probs = await setup.score(sequence, episode.note, sample.session_id, check_wanted)
+    episode.record.teacher_s = time.monotonic() - started
 
 
 def _score_plainly(run: Run, samples: list[Sample]) -> None:
@@ -253,9 +251,9 @@ def _score_plainly(run: Run, samples: list[Sample]) -> None:
     async def score(sample: Sample) -> None:
         episode = Episode.of(sample)
         with failures_go_to(lambda *failure: logger.warning("no scores without a note, %s: %s", *failure)):
-            players = players_of(run.args, sample.metadata)
+            setup = setup_of(run.args, sample.metadata)
             for sequence in episode.sequences if episode.note and episode.is_scored else ():
-                sequence.plain_log_probs = await players.score(sequence, None, sample.session_id)
+                sequence.plain_log_probs = await setup.score(sequence, None, sample.session_id)
 
     async def score_all() -> None:
         await asyncio.gather(*map(score, samples))
@@ -275,7 +273,8 @@ def _trained(
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
     if run.config.tcod_save_plain_scores:
         _score_plainly(run, choose(drawn, run.episode_log.limit))
-    metrics |= run.episode_log.save_rollout(rollout_id, drawn)
+    mark_rollout_played()
+    metrics["rollout/tcod/unsaved_episodes"] = run.episode_log.save("train", rollout_id, drawn)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":
         made = [[one for samples in group for one in samples] for group in made]
@@ -283,10 +282,16 @@ def _trained(
 
 
 def _evaluated(run: Run, rollout_id: int, output: RolloutFnEvalOutput, seconds: float) -> RolloutFnEvalOutput:
-    metrics = eval_metrics(output.data, seconds)
-    metrics |= run.episode_log.save_evaluation(rollout_id, output.data)
-    for sample in (sample for result in output.data.values() for sample in result["samples"]):
-        if isinstance(sample.metadata, dict) and isinstance(sample.metadata.get("tcod"), Episode):
+    """An evaluation as slime takes it. Samples that other hooks have made pass through."""
+    ours = {
+        name: [sample for sample in result["samples"] if isinstance((sample.metadata or {}).get("tcod"), Episode)]
+        for name, result in output.data.items()
+    }
+    metrics = eval_metrics(ours, seconds)
+    for name, samples in ours.items():
+        unsaved = run.episode_log.save(f"eval_{name}", rollouts_before(rollout_id), samples)
+        metrics[f"eval/tcod/{name}/unsaved_episodes"] = unsaved
+        for sample in samples:
             sample.metadata["tcod"] = Episode.of(sample).record.as_dict()
     output.metrics = {**(output.metrics or {}), **metrics}
     return output

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import Counter
 
 import pytest
 
@@ -11,7 +12,7 @@ from examples.tcod.episode.rows import Row
 from examples.tcod.settings.checks import check_environment_class as check_class
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import check_environment
-from examples.tcod.tools.check_environment import Measured, play_rows, report, spread
+from examples.tcod.tools.check_environment import Played, play_rows, report, spread
 from smoke import cpu_only
 from tests.support import faulty_environments
 
@@ -34,16 +35,18 @@ def sentence(call, *args) -> str:
     return str(caught.value)
 
 
-def played(name: str, demo: dict = ROWS[0].metadata["demo"], **more) -> Measured:
+def played(name: str, demo: dict = ROWS[0].metadata["demo"], **more) -> Played:
     return play_rows(config(name, **more), [Row("say", "say", {"n": 1, "demo": demo}, line=5)], "rows.jsonl")
 
 
 def test_a_good_environment_is_played_and_measured():
-    measured = play_rows(config("Good", tcod_env_args={"word": "yes"}), ROWS, "rows.jsonl")
-    assert len(measured.resets) == 6 and len(measured.steps) == 9
-    measured.steps[:] = [1e-4] * 9  # a busy machine takes longer
-    text = report(measured, episodes=64)
-    assert re.search(r"tcod_env_workers: 4, tcod_engines_per_worker: 16; they take 0.0 cores", text)
+    played = play_rows(config("Good", tcod_env_args={"word": "yes"}), ROWS, "rows.jsonl")
+    methods = Counter(method for method, _ in played.calls)
+    # Nonsense and demonstration three times, then each row twice alone and once in turn.
+    assert methods == {"reset": 6 + 6, "step": 9 + 12, "finish": 6}
+    assert all(seconds > 0 for _, seconds in played.calls)
+    text = report([(method, 1e-4) for method, _ in played.calls], episodes=64)  # a busy machine takes longer
+    assert re.search(r"tcod_env_workers: 4, tcod_envs_per_worker: 16; they take 0.0 cores", text)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +92,8 @@ def test_engines_that_share_state_are_told_what_to_do(kind):
     assert said.startswith(
         "the environment answers otherwise where line 5 of f and line 7 of f are played in turn, on two"
     )
-    assert said.endswith("or set tcod_engines_per_worker: 1")
-    play_rows(config("SharesState", **arguments, tcod_engines_per_worker=1), ROWS, "f")
+    assert said.endswith("or set tcod_envs_per_worker: 1")
+    play_rows(config("SharesState", **arguments, tcod_envs_per_worker=1), ROWS, "f")
 
 
 @pytest.mark.parametrize("kind", ["nothing", "never the same"])
@@ -112,7 +115,9 @@ def test_recorded_answers_of_an_agent_with_tools_are_read_by_its_parser():
         if mismatch:
             assert "demo_mismatch: turn 1" in sentence(play_rows, settings, [row], "f")
         else:
-            assert len(play_rows(settings, [row], "f").steps) == 6  # nonsense, a call without arguments, the right one
+            methods = Counter(method for method, _ in play_rows(settings, [row], "f").calls)
+            # Nonsense, a call without arguments, the right one, on two engines; beside itself the right one alone.
+            assert methods["step"] == 6 + 6
 
 
 def test_what_training_refuses_is_refused(tmp_path, monkeypatch, capsys):

@@ -69,7 +69,7 @@ def rollout(server, data):
 def arguments(server, data, variant, **changes):
     values = {"rollout_batch_size": 3, "rollout_max_response_len": 24, "rollout_max_context_len": CONTEXT}
     values |= {"tcod_variant": variant, "tcod_horizon": 8, "tcod_eta": 1, "tcod_admissible": "never"}
-    values |= {"tcod_data_root": str(data), "tcod_env_workers": 1, "tcod_engines_per_worker": 8, **changes}
+    values |= {"tcod_data_root": str(data), "tcod_env_workers": 1, "tcod_envs_per_worker": 8, **changes}
     return slime_args(MODEL, data / "train.jsonl", server.port, server.port, **values)
 
 

@@ -136,7 +136,7 @@ def test_no_episode_is_lost_or_counted_twice(rig, real_ray, monkeypatch):
         rollout_batch_size=BATCH,
         tcod_environment="tests.support.corridor.HazardousCorridor",
         tcod_env_workers=WORKERS,
-        tcod_engines_per_worker=ENGINES,
+        tcod_envs_per_worker=ENGINES,
         tcod_env_timeout_s=5.0,
         tcod_engine_timeout_s=5.0,
     )

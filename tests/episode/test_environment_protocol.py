@@ -74,7 +74,7 @@ def test_a_demonstrations_action_is_replayed_as_it_is_written(rig, tokenizer):
 @pytest.mark.parametrize(
     "environment, action, reason",
     [
-        ("Interpreter", "jump", "demo_inadmissible"),  # the engine refuses it
+        ("Interpreter", "jump", "demo_inadmissible"),  # the environment refuses it
         ("Interpreter", "glance", None),  # it is not listed, and the engine takes it
         ("Complete", "glance", "demo_inadmissible"),  # it is not listed, and the list is said to be complete
     ],

@@ -51,7 +51,7 @@ def pool(tmp_path_factory):
     def make() -> EnvironmentPool:
         if not pools:
             environment = "tests.support.corridor.HazardousCorridor"
-            pools.append(EnvironmentPool(environment, str(folder), workers=3, engines_per_worker=1, timeout_s=5.0))
+            pools.append(EnvironmentPool(environment, str(folder), workers=3, envs_per_worker=1, timeout_s=5.0))
         return pools[0]
 
     yield make

@@ -101,7 +101,6 @@ def test_the_choice_prefers_the_same_tasks_and_takes_every_ending():
     group = [sample_of(1, index=i) for i in range(4)] + [sample_of(2)]
     assert {sample.metadata["goal"] for sample in choose(group, 2)} == {1, 2}
     assert len(choose(group, sys.maxsize)) == 5
-    assert choose([SimpleNamespace(metadata={})], 8) == []
 
 
 def test_nothing_is_saved_without_a_run_directory_or_where_none_is_wanted(rig, folder, monkeypatch):
@@ -125,7 +124,7 @@ def made_of(text, turns, tokens, score):
     """An episode in which every text is this one: a replayed turn, then the student's."""
     ids, span = [ord("x")] * tokens, Span(list(map(ord, text)))
     played = {"observation": text, "action": text, "valid": True, "admissible": True, "cut": False}
-    record = EpisodeRecord(demonstration=[ReplayedTurn(text, text, text)], reward=score, failure=text, outcome=text)
+    record = EpisodeRecord(replayed_turns=[ReplayedTurn(text, text, text)], reward=score, failure=text, outcome=text)
     record.turns = [TurnRecord(turn, refused=True, **played) for turn in range(1, turns)]
     sequence = TokenSequence([span, Span(span.ids, 0)])
     for turn in range(1, turns):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from examples.tcod import ConfigError
-from examples.tcod.settings import checks
+from examples.tcod.settings import row_checks
 from examples.tcod.settings.config import TcodConfig
 from slime.utils.types import Sample
 from smoke import cpu_only
@@ -141,7 +141,7 @@ def test_a_run_with_one_environment_may_have_rows_with_such_a_key(rig):
         ({"walk": {"tcod_eta": 2}}, "tcod_environments.walk sets tcod_eta: it may set tcod_environment, "),
         ({"walk": {"horizon": 2}}, "tcod_environments.walk sets horizon: it may set "),
         ({"walk": {"tcod_horizon": "x"}}, "tcod_horizon in tcod_environments.walk should be a valid integer, not 'x'"),
-        ({"walk": {"tcod_horizon": 1}}, "tcod_environments.walk: the largest depth 1 is below tcod_k_start 2"),
+        ({"walk": {"tcod_horizon": 1}}, "tcod_environments.walk: tcod_k_start 2 is above tcod_horizon 1: lower it"),
         ({"walk": {"tcod_data_root": "$NOWHERE"}}, "tcod_environments.walk: tcod_data_root is $NOWHERE, but that "),
         ({"walk": 3}, "tcod_environments.walk in tcod.yaml should be a valid dictionary, not 3"),
     ],
@@ -162,7 +162,7 @@ def test_an_entry_has_the_runs_settings_where_it_names_none(tmp_path, monkeypatc
     walk, called = (config.of({"environment": name}) for name in ("walk", "call"))
     assert (walk.name, walk.tcod_data_root, walk.tcod_horizon) == ("walk", str(tmp_path), 5)
     assert (called.name, called.tcod_data_root, called.curriculum.horizon) == ("call", "", 9)
-    assert {one.tcod_env_workers for one in config.each} == {3} and config.chat_choices["horizon"] == 9
+    assert {one.tcod_env_workers for one in config.each} == {3}
 
 
 @pytest.mark.parametrize("metadata", [{"goal": 2}, {"goal": 2, "environment": "fly"}, {"goal": 2, "environment": []}])
@@ -173,7 +173,7 @@ def test_a_row_of_no_environment_is_refused_at_the_start(rig, metadata):
         rig.rollout([ROWS[0], metadata], **MIXED)
     row = Sample(metadata={"environment": "walk"})
     with pytest.raises(ConfigError, match="its metadata has no goal"):
-        checks.check_evaluation_rows(
+        row_checks.check_evaluation_rows(
             TcodConfig(tcod_horizon=4, **{key: MIXED[key] for key in MIXED if "tcod" in key}), [row], "rows"
         )
 

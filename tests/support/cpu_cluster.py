@@ -20,7 +20,7 @@ tcod_environment: .env_alfworld.AlfworldEnvironment
 tcod_data_root: $ALFWORLD_DATA
 tcod_admissible: never
 tcod_env_workers: 2
-tcod_engines_per_worker: 8
+tcod_envs_per_worker: 8
 """
 # A rollout of it takes about half a minute.
 SLOW = """\
@@ -42,7 +42,7 @@ def build(place: Path, student: Path, teacher: Path) -> tuple[dict[str, str], li
     for folder in ("bin", "games"):
         (place / folder).mkdir(parents=True)
     executable(place / "bin/python3", f'#!/bin/sh\nexec {sys.executable} {__file__} "$@"\n')
-    executable(place / "bin/nvidia-smi", "#!/bin/sh\nfor i in 0 1 2 3; do echo GPU-$i, $i; done\n")
+    executable(place / "bin/nvidia-smi", "#!/bin/sh\nfor i in 0 1 2 3; do echo $i; done\n")
     for split, (games, seed) in SPLITS.items():
         for i in range(games):
             make_game(place / "games", split, "pick_and_place_simple", i, seed + i)

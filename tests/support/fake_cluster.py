@@ -25,7 +25,7 @@ case "$*" in
 esac
 exec {python} ${{role:+{here} $role {place}}} "$@"
 """
-NVIDIA_SMI = '#!/bin/sh\nfor i in 0 1 2 3 4 5 6 7; do echo "GPU-$i$i$i$i-aaaa, $i"; done\n'
+NVIDIA_SMI = "#!/bin/sh\nfor i in 0 1 2 3 4 5 6 7; do echo $i; done\n"
 CONFIG = """\
 tcod_k_start: 1
 tcod_eta: 6

@@ -118,7 +118,7 @@ class Rig:
         settings = {
             **{"tcod_variant": "opd", "tcod_horizon": 4, "tcod_environment": "tests.support.toys.Corridor"},
             **{"tcod_data_root": str(self.folder), "tcod_admissible": "never", "tcod_env_timeout_s": 30.0},
-            **{"tcod_env_workers": 1, "tcod_engines_per_worker": 8},
+            **{"tcod_env_workers": 1, "tcod_envs_per_worker": 8},
             **{key: changes.pop(key) for key in list(changes) if key.startswith("tcod_")},
         }
         settings = {key: value for key, value in settings.items() if value is not None}

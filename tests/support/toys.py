@@ -55,7 +55,7 @@ def save_tokenizer(folder: Path) -> Path:
 
 
 class LocalPool:
-    """EnvironmentPool without processes: a new engine per episode, called in place."""
+    """EnvironmentPool without processes: a new environment per episode, called in place."""
 
     def __init__(self, environment: str, data_root: str, env_args: dict[str, Any] | None = None, **sizes: Any) -> None:
         self._make = lambda: load_environment(environment)(data_root, **(env_args or {}))
@@ -71,22 +71,21 @@ class LocalPool:
 class LocalBorrowed:
     seconds = 0.0
 
-    def __init__(self, engine: Environment) -> None:
-        self._engine = engine
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self.calls: list[tuple[str, float]] = []
 
     async def reset(self, metadata: dict[str, Any]) -> Observation:
-        return self._call(self._engine.reset, metadata)
+        return self._call(self._environment.reset, metadata)
 
     async def step(self, action: str) -> Observation:
-        return self._call(self._engine.step, action)
+        return self._call(self._environment.step, action)
 
     async def finish(self, last: Observation) -> Observation:
-        return self._call(self._engine.finish, last)
-
-    async def inspect(self) -> tuple[float, str]:
-        return 100.0, ""
+        return self._call(self._environment.finish, last)
 
     def _call(self, method: Callable[[Any], Observation], argument: Any) -> Observation:
+        self.calls.append((method.__name__, 1e-4))
         try:
             return method(argument)
         except (Exception, SystemExit) as error:

@@ -59,7 +59,7 @@ def test_the_example_is_played_as_printed(blocks, tmp_path):
     for line in blocks["bash"][0].splitlines():
         said = run(tmp_path, [sys.executable, *shlex.split(line)[1:]])
     assert "train.jsonl: 8 of 48 rows play (--count 48 plays all), 8 demonstrations replay" in said
-    assert "tcod_engines_per_worker: 16" in said
+    assert "tcod_envs_per_worker: 16" in said
 
 
 def test_a_smoke_run_checks_the_rows_first(tmp_path):

@@ -92,7 +92,7 @@ def test_rows_are_prepared_for_one_of_them(config, tmp_path, monkeypatch):
     def run(*more):
         options = ["--config", str(config), "--out", str(tmp_path / "out"), *more]
         parsed = prepare.option_parser("", "alfworld.yaml").parse_args(options)
-        prepare.prepare("prepare", lambda options, config: tasks, lambda first: first.text, parsed)
+        prepare.prepare("prepare", lambda options, config: tasks, parsed)
 
     for wrong in ((), ("--environment", "nearby")):
         with pytest.raises(

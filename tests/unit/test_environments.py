@@ -7,8 +7,8 @@ import pytest
 
 from examples.tcod import Failure
 from examples.tcod.env_alfworld import MAX_ACTION_CHARS, AlfworldEnvironment
-from examples.tcod.env_scienceworld import ScienceworldEnvironment
 from examples.tcod.environments.protocol import Observation, ask, checked_observation
+from examples.tcod.environments.scienceworld import ScienceworldEnvironment
 from tests.support.faulty_environments import good_but
 
 NUM_GPUS = 0

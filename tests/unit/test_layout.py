@@ -41,12 +41,23 @@ def test_imports_go_one_way(file):
     part = file.relative_to(RECIPE).with_suffix("").parts[0]
     if part == "__init__":
         assert imported(file) == set()
-    elif part.startswith("env_"):
-        text = file.read_text(encoding="utf-8")
-        assert imported(file) == {"environments"} and "from .environments.protocol import" in text
+    elif part == "env_alfworld":
+        assert imported(file) == {"environments"}
     else:
-        found = {name for name in imported(file) if part != "tools" or not name.startswith("env_")}
-        assert found - {part} <= MAY_IMPORT[part]
+        assert imported(file) - {part} <= MAY_IMPORT[part]
+
+
+ENVIRONMENTS = [
+    RECIPE / "env_alfworld.py",
+    *(RECIPE / "environments" / f"{name}.py" for name in ("scienceworld", "sqlite", "textarena", "openenv")),
+]
+
+
+@pytest.mark.parametrize("file", ENVIRONMENTS, ids=lambda file: file.stem)
+def test_an_environment_imports_the_protocol_alone(file):
+    tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    own = {node.module.split(".")[-1] for node in tree if isinstance(node, ast.ImportFrom) and node.level}
+    assert own - {"textworld_speedup"} == {"protocol"}
 
 
 def test_the_hooks_that_the_documents_name_are_there():
@@ -62,7 +73,7 @@ def test_there_are_few_entries():
     entries = {Path(name).parts[0] for name in tracked} or {
         entry.name for entry in RECIPE.iterdir() if entry.name != "__pycache__"
     }
-    assert len([name for name in entries if not name.startswith("env_")]) <= 14  # an environment is a file to copy
+    assert len(entries) <= 16
     assert {"README.md", "run_qwen3_8b_tcod.sh", "tcod_rollout.py", "curriculum.py", "env_alfworld.py"} <= entries
 
 

@@ -9,11 +9,13 @@ from examples.tcod import ConfigError, Failure
 from examples.tcod.environments.protocol import Observation
 from examples.tcod.episode.demonstration import Demonstration, recorded
 from examples.tcod.episode.jsonl import read_lines
-from examples.tcod.episode.rows import check_rows, read_rows, task_key, task_of
-from tests.support.corridor import Corridor
+from examples.tcod.episode.rows import read_rows, task_key, task_of
+from examples.tcod.settings.config import TcodConfig
+from examples.tcod.settings.row_checks import check_evaluation_rows, check_training_rows
 
 NUM_GPUS = 0
 SEPARATORS = "a\u2028b\u2029c\u0085d\x0be\x1cf"  # str.splitlines ends a line at each of them
+B2F = TcodConfig(tcod_variant="b2f", tcod_horizon=3, tcod_environment="tests.support.corridor.Corridor")
 ROW = {"prompt": SEPARATORS, "label": "", "metadata": {"goal": 1}}
 
 
@@ -26,7 +28,7 @@ def test_lines_are_those_that_slime_reads(tmp_path):
     path.write_bytes(f"\n  \n{line()}\r\n\n\u00a0\n{line(label='é')}".encode())
     rows = read_rows(path)
     assert [(row.prompt, row.label, row.line) for row in rows] == [(SEPARATORS, "", 3), (SEPARATORS, "é", 6)]
-    check_rows(rows, str(path), Corridor, "")
+    check_evaluation_rows(B2F, rows, str(path))
 
 
 @pytest.mark.parametrize(
@@ -44,8 +46,8 @@ def test_lines_are_those_that_slime_reads(tmp_path):
         (line(metadata={"goal": float("nan")}).encode(), "Out of range float values"),
         (line().replace("1}", "1e999}").encode(), "Out of range float values"),
         (json.dumps({**ROW, "label": "\ud800"}).encode(), "surrogates not allowed"),
-        (line(label="é").encode("latin-1", "replace"), "it is not in UTF-8"),
-        (b"\xef\xbb\xbf" + line().encode(), "byte order mark, and slime would leave it out"),
+        (line(label="é").encode("latin-1", "replace"), "'utf-8' codec can't decode byte 0x85"),
+        (b"\xef\xbb\xbf" + line().encode(), "Unexpected UTF-8 BOM"),
     ],
 )
 def test_a_line_that_is_no_row_is_named_with_what_a_row_needs(tmp_path, content, says):
@@ -59,7 +61,7 @@ def test_a_line_that_is_no_row_is_named_with_what_a_row_needs(tmp_path, content,
 
 def test_lines_that_are_no_objects_are_left_out_on_request(tmp_path):
     path, left_out = tmp_path / "metrics.jsonl", []
-    path.write_text('\ufeff{"n": 1}\nNaN\n{"n": NaN}\n{"n": ', "utf-8")
+    path.write_text('{"n": 1}\nNaN\n{"n": NaN}\n{"n": ', "utf-8")
     assert [number for number, _ in read_lines(path, leave_out=left_out.append)] == [1, 3]
     reasons = (f"line 2 of {path} is no JSON object: it is NaN", f"line 4 of {path} is no JSON object: Expecting")
     assert all(map(str.startswith, left_out, reasons)) and len(left_out) == 2
@@ -73,14 +75,14 @@ def test_one_check_says_which_line_has_no_usable_demonstration(tmp_path):
     rows = [{**ROW, "metadata": {"goal": goal, "demo": demo and {"actions": demo}}} for goal, demo in enumerate(demos)]
     path.write_text("".join("\n" + json.dumps(row) + "\n" for row in rows))
     rows = read_rows(path)
-    check_rows(rows, "f", Corridor, "")
+    check_evaluation_rows(B2F, rows, "f")
     reasons = re.escape(
         "2 of 3 rows have no usable demonstration {'demo_missing': 1, 'demo_too_long': 1}, the first is"
     )
     with pytest.raises(ConfigError, match=f"^{reasons} line 4 of f: it has none.*b2f needs one of 1 to 3 "):
-        check_rows(rows, "f", Corridor, "", "b2f", 3)
+        check_training_rows(B2F, rows, "f")
     with pytest.raises(ConfigError, match=r"^row \{'demo': 3\} of f cannot be played: its metadata has no goal"):
-        check_rows([type("Sample", (), {"metadata": {"demo": 3}})], "f", Corridor, "")
+        check_evaluation_rows(B2F, [type("Sample", (), {"metadata": {"demo": 3}})], "f")
 
 
 PARTS = [{"actions": "right"}, {"responses": [1]}, {"ids": "12"}, {"ids": [["a"]]}, {"seen": [1]}]

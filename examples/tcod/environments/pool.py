@@ -1,7 +1,7 @@
-"""The pool of engine processes that the rollout borrows environments from.
+"""The pool of processes that the rollout borrows environments from.
 
-Engines run in Ray actors: each actor is one single-threaded process that hosts several engines, built on first use and
-reused for every later episode.
+The processes are Ray actors: each is single-threaded and hosts several environments, built on first use and reused for
+every later episode.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import Failure, words
@@ -19,25 +19,25 @@ from .protocol import Environment, Observation, checked_observation, load_enviro
 
 WORKER_CPUS = 0.25  # What a worker asks Ray for: small, so that workers fit beside the placement groups of the GPUs.
 START_TIMEOUT_S = 300.0  # For a worker process to be scheduled and to start.
-CLOSE_TIMEOUT_S = 10.0  # For all engines of a worker to close.
+CLOSE_TIMEOUT_S = 10.0  # For all environments of a worker to close.
 
 
-class _EngineHost:
-    """Body of a worker process: engines by slot. Runs one call at a time, in the order in which they were made."""
+class _EnvironmentHost:
+    """Body of a worker process: environments by slot. Runs one call at a time, in the order of the calls."""
 
     def __init__(self, environment: str, data_root: str, env_args: dict[str, Any]) -> None:
         self._path, self._data_root, self._env_args = environment, data_root, env_args
-        self._engines: dict[int, Environment] = {}
+        self._environments: dict[int, Environment] = {}
 
     def call(self, slot: int, method: str, argument: Any) -> Observation:
-        """Have an engine do something; the first call builds it. Raises RuntimeError or TypeError."""
+        """Have an environment do something; the first call builds it. Raises RuntimeError or TypeError."""
         name, doing = self._path.rpartition(".")[2], "__init__"
         try:
-            if slot not in self._engines:
-                self._engines[slot] = load_environment(self._path)(self._data_root, **self._env_args)
+            if slot not in self._environments:
+                self._environments[slot] = load_environment(self._path)(self._data_root, **self._env_args)
             doing = method
-            value = getattr(self._engines[slot], method)(argument)
-        except BaseException as error:  # an engine may even call sys.exit
+            value = getattr(self._environments[slot], method)(argument)
+        except BaseException as error:  # an environment may even call sys.exit
             # In words: its own exception may have no way from one process to another.
             raise RuntimeError(f"{name}.{doing} raised {words(error)}") from None
         observation = checked_observation(value, f"{name}.{method}")
@@ -46,23 +46,23 @@ class _EngineHost:
         return observation
 
     def close(self) -> None:
-        for engine in self._engines.values():
+        for environment in self._environments.values():
             with contextlib.suppress(Exception, SystemExit):
-                engine.close()
+                environment.close()
 
 
 @functools.cache  # Ray exports and keeps every class that it is given
 def _actor_class() -> Any:
     import ray  # here, so that importing the recipe's hooks needs no Ray
 
-    return ray.remote(_EngineHost)
+    return ray.remote(_EnvironmentHost)
 
 
 class _Worker:
     """A worker process as the pool sees it. `broken`: no more episodes are begun on it."""
 
-    def __init__(self, environment: str, data_root: str, env_args: Mapping[str, Any], engines: int) -> None:
-        self.free_slots = list(range(engines))
+    def __init__(self, environment: str, data_root: str, env_args: Mapping[str, Any], slots: int) -> None:
+        self.free_slots = list(range(slots))
         self.broken = False
         self.actor: Any = None
         self.last_call: asyncio.Future[Any] | None = None
@@ -83,7 +83,7 @@ class _Worker:
         return self.actor.__ray_ready__.remote()
 
     async def end(self, close: bool = True) -> None:
-        """End the process, if it started; `close` its engines before."""
+        """End the process, if it started; `close` its environments before."""
         import ray
 
         if self.actor is None:
@@ -96,12 +96,17 @@ class _Worker:
 
 @dataclass
 class BorrowedEnvironment:
-    """One engine of the pool for one episode. `seconds`: wall-clock time that its calls took, in total."""
+    """An environment of the pool for one episode. `calls`: each as (its method, the seconds that it took)."""
 
     _worker: _Worker
     _slot: int
     _timeout_s: float
-    seconds: float = 0.0
+    calls: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of all calls."""
+        return sum(seconds for _, seconds in self.calls)
 
     async def reset(self, metadata: dict[str, Any]) -> Observation:
         """Begin an episode. Raises Failure."""
@@ -139,16 +144,17 @@ class BorrowedEnvironment:
             await worker.end(close=False)
             failure = Failure("env_timeout", f"{doing} took more than {limit_s} s")
         finally:
-            self.seconds += time.perf_counter() - began
+            self.calls.append((method, time.perf_counter() - began))
         worker.broken = True
         raise failure
 
 
 class EnvironmentPool:
-    """`workers` processes with `engines_per_worker` engines each, borrowed for one episode at a time.
+    """`workers` processes with `envs_per_worker` environments each, borrowed for one episode at a time.
 
-    A call that takes longer than `timeout_s` has its worker killed. A worker that was killed, died, or has an engine
-    that raised gets no new borrowers: a fresh process takes its place, and the old one ends with its last borrower.
+    A call that takes longer than `timeout_s` has its worker killed. A worker that was killed, died, or has an
+    environment that raised gets no new borrowers: a fresh process takes its place, and the old one ends with its last
+    borrower.
     Belongs to the event loop it is used in; never blocks it.
     """
 
@@ -157,19 +163,19 @@ class EnvironmentPool:
         environment: str,
         data_root: str,
         workers: int,
-        engines_per_worker: int,
+        envs_per_worker: int,
         timeout_s: float,
         env_args: Mapping[str, Any] | None = None,
     ) -> None:
-        self._new_worker = functools.partial(_Worker, environment, data_root, env_args or {}, engines_per_worker)
-        self._engines_per_worker = engines_per_worker
+        self._new_worker = functools.partial(_Worker, environment, data_root, env_args or {}, envs_per_worker)
+        self._envs_per_worker = envs_per_worker
         self._timeout_s = timeout_s
         self._workers = [self._new_worker() for _ in range(workers)]
-        self._capacity = asyncio.Semaphore(workers * engines_per_worker)
+        self._capacity = asyncio.Semaphore(workers * envs_per_worker)
 
     @contextlib.asynccontextmanager
     async def borrow(self) -> AsyncIterator[BorrowedEnvironment]:
-        """Wait for a free engine, on the least busy worker, and hold it for the length of the block."""
+        """Wait for a free environment, on the least busy worker, and hold it for the length of the block."""
         async with self._capacity:
             self._workers = [self._new_worker() if worker.broken else worker for worker in self._workers]
             worker = max(self._workers, key=lambda worker: len(worker.free_slots))
@@ -179,7 +185,7 @@ class EnvironmentPool:
             finally:
                 # Safe with a call still under way (a cancelled borrower): the next one's reset queues behind it.
                 worker.free_slots.insert(0, slot)
-                if worker.broken and len(worker.free_slots) == self._engines_per_worker:
+                if worker.broken and len(worker.free_slots) == self._envs_per_worker:
                     await worker.end()
 
     async def close(self) -> None:

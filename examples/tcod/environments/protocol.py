@@ -1,8 +1,8 @@
 """What an environment has to be.
 
-A new one is a file with a class derived from `Environment`. README.md shows a small one; env_alfworld.py and
-env_scienceworld.py are real ones. The text side is static and runs in the rollout process. Engines run in worker
-processes, see pool.py.
+A new one is a file with a class derived from `Environment`. README.md shows a small one; env_alfworld.py and the
+files beside this one are real ones. The text side is static and runs in the rollout process. The rest runs in
+worker processes, see pool.py.
 """
 
 import importlib
@@ -55,7 +55,7 @@ class Observation:
     admissible: Texts = ()
     """What is listed for the student: the actions that are possible now, see Environment.lists_all_actions."""
     refused: Flag = False
-    """The engine did not execute the last action, because it knows no such action or the action is impossible."""
+    """The environment did not execute the last action, because it knows no such action or the action is impossible."""
     reward: float | None = None
     """A grade of the episode so far, for the metrics, and with tcod_reward: grade for training."""
     role: Literal["user", "tool"] = "user"
@@ -93,7 +93,7 @@ class Execution:
 
 
 class Environment(ABC):
-    """One engine, reused over episodes.
+    """What episodes are played in, one after the other.
 
     `__init__`, `reset`, `step`, `finish` and `close` run in a worker process: they may block, and what they raise
     fails the episode. The other methods are static. They run in the rollout's event loop: they are pure and fast. A
@@ -105,7 +105,7 @@ class Environment(ABC):
     """Whether what a non-empty `Observation.admissible` lacks is impossible: no demonstration may contain it then."""
 
     def __init__(self, data_root: str = "") -> None:
-        """Build the engine. It gets tcod_data_root, and the entries of tcod_env_args as further keyword arguments."""
+        """It gets tcod_data_root, and the entries of tcod_env_args as further keyword arguments."""
         self.data_root = data_root
 
     @abstractmethod
@@ -225,7 +225,7 @@ def ask(environment: type[Environment], method: str, *args: Any) -> Any:
 
 
 def checked_observation(value: Any, source: str) -> Observation:
-    """What an engine's method, the `source`, returned, with Python's own types in place of numpy's.
+    """What a method of an environment, the `source`, returned, with Python's own types in place of numpy's.
 
     Raises:
         TypeError: it is no Observation, or one of its fields is of another type; one sentence.

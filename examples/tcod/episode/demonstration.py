@@ -62,7 +62,7 @@ class Demonstration:
         return replace(self, **{name: values[:turns] for name in names if (values := getattr(self, name))})
 
     def check(self, horizon: float) -> None:
-        """Whether it can be replayed within so many turns, as far as it shows without an engine.
+        """Whether it can be replayed within so many turns, as far as it shows without an environment.
 
         Raises:
             Failure: demo_missing, demo_too_long or demo_mismatch.
@@ -110,15 +110,15 @@ class Demonstration:
         return self.ids[turn] if chat.spells(self.ids[turn], self.responses[turn]) else None
 
     def check_step(self, turn: int, observation: Observation, over: bool) -> None:
-        """Whether the engine executed the action of `turn`, and the episode can go on from this answer.
+        """Whether the environment executed the action of `turn`, and the episode can go on from this answer.
 
         Raises:
-            Failure: demo_inadmissible; demo_won_early, where the episode is over; demo_mismatch, where the engine
+            Failure: demo_inadmissible; demo_won_early, where the episode is over; demo_mismatch, where the environment
                 answered otherwise when the demonstration was recorded.
         """
         action = self.actions[turn]
         if observation.refused:
-            raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: the engine refuses {action!r}")
+            raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is refused")
         if over:
             raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
         if self.observations and observation.answer != (recorded := self.observations[turn]):

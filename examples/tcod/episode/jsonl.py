@@ -11,39 +11,30 @@ from typing import Any
 
 from .. import ConfigError
 
-BYTE_ORDER_MARK = "\ufeff"
-
 
 def read_lines(
-    path: Path,
-    kind: str = "JSON object",
-    leave_out: Callable[[str], None] | None = None,
-    encoding: str = "utf-8-sig",
+    path: Path, kind: str = "JSON object", leave_out: Callable[[str], None] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(its number in the file, from 1; the object) of each line.
 
     Args:
         kind: what a line has to be, for the message.
         leave_out: is told of each line that is no JSON object, in a sentence. The others are read all the same.
-        encoding: "utf-8" for what slime reads, too: it leaves out a line behind a byte order mark.
 
     Raises:
         ConfigError: the file cannot be read; or a line is no JSON object, and there is no `leave_out`.
     """
     try:
-        with path.open(encoding=encoding, errors="surrogateescape") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if not (text := line.strip()):
-                    continue
                 try:
-                    value = _parse(text)
+                    if text := line.decode().strip():
+                        yield number, _parse(text)
                 except (ValueError, RecursionError) as error:
                     sentence = f"line {number} of {path} is no {kind}: {error}"
                     if leave_out is None:
                         raise ConfigError(sentence) from error
                     leave_out(f"{sentence}; it is left out")
-                else:
-                    yield number, value
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): name a JSONL file") from error
 
@@ -54,12 +45,6 @@ def fault(error: Exception) -> str:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    if text.startswith(BYTE_ORDER_MARK):
-        raise ValueError("it begins with a byte order mark, and slime would leave it out: save the file without one")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("it is not in UTF-8") from error
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f"it is {text[:80]}")

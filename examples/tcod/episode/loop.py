@@ -1,6 +1,6 @@
 """The one episode loop of all arms and of evaluation.
 
-No slime and no settings in here: tcod_rollout.py makes slime's samples of the episodes, tools/common/play.py and
+No slime and no settings in here: training/samples.py makes slime's samples of the episodes, tools/common/play.py and
 programs of yours play them without slime.
 """
 
@@ -26,7 +26,7 @@ from .text_side import TextSide
 
 logger = logging.getLogger(__name__)
 
-# Opens a span of slime's timeline by name; the block is given what takes a reply's meta_info.
+# trace(name) opens a span of slime's timeline; call what it yields with a reply's meta_info, to attach that.
 Trace = Callable[[str], AbstractContextManager[Callable[[dict[str, Any]], None]]]
 
 
@@ -46,7 +46,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class EpisodePlayer:
-    """Plays episodes; what those of one event loop share. settings/build.py makes one of settings."""
+    """Plays episodes. One per environment and event loop; built by settings/build.py."""
 
     text_side: Callable[[dict[str, Any]], TextSide]  # of a task
     pool: EnvironmentPool
@@ -60,13 +60,13 @@ class EpisodePlayer:
         record.replayed, record.budget = assignment.plan.replayed, assignment.plan.budget
         record.untempered = is_untempered(assignment.sampling_params)
         history = self.new_history(assignment.max_context_len)
-        async with self.pool.borrow() as engine:
-            assignment.check_wanted()  # while it waited for an engine
+        async with self.pool.borrow() as borrowed:
+            assignment.check_wanted()  # while it waited for an environment
             side = self.text_side(task_of(assignment.metadata))
-            last = await _Turns(self, assignment, episode, history, side, engine).play()
+            last = await _Turns(self, assignment, episode, history, side, borrowed).play()
             with assignment.trace("environment"):
-                last = await engine.finish(last)
-            record.env_s = engine.seconds
+                last = await borrowed.finish(last)
+            record.env_s = borrowed.seconds
         record.won, record.reward, record.outcome = last.won, last.reward, last.text
         record.score = max((one.reward for one in (*episode.seen, last) if one.reward is not None), default=None)
         record.episode_s = time.monotonic() - started
@@ -84,25 +84,25 @@ class _Turns:
     episode: Episode
     history: History
     side: TextSide
-    engine: BorrowedEnvironment
+    borrowed: BorrowedEnvironment
 
     async def play(self) -> Observation:
         """The loop: the plan says who acts at which turn. Returns the last observation."""
         plan, demonstration, record = self.assignment.plan, self.assignment.demonstration, self.episode.record
-        observation = await self._ask(self.engine.reset, self.side.task)
+        observation = await self._ask(self.borrowed.reset, self.side.task)
         shown = self.side.turn(observation, first=True)
         if not self.history.begin(self.side.rules(), shown):
             return observation
         for turn in range(plan.turns):
             self.assignment.check_wanted()
-            text = shown if isinstance(shown, str) else "\n\n".join(shown)
+            text = shown if isinstance(shown, str) else "\n\n".join(shown)  # for the record: results of several tools
             if turn < plan.replayed:
                 action = self._replay(turn, observation, text)
-                observation = await self._ask(self.engine.step, action)
+                observation = await self._ask(self.borrowed.step, action)
                 demonstration.check_step(turn, observation, observation.over)
             else:
                 action = await self._respond(turn, observation, text)
-                observation = await self._ask(self.engine.step, action)
+                observation = await self._ask(self.borrowed.step, action)
                 record.turns[-1].refused = observation.refused
             if observation.over or turn + 1 == plan.turns:
                 break
@@ -124,13 +124,13 @@ class _Turns:
         response = demonstration.response(turn, observation, self.side)
         as_sampled = self.history.show_replayed(response, demonstration.sampled_ids(turn, self.player.chat))
         action = demonstration.actions[turn]
-        self.episode.record.demonstration.append(ReplayedTurn(text, action, response, as_sampled))
+        self.episode.record.replayed_turns.append(ReplayedTurn(text, action, response, as_sampled))
         return action
 
     async def _respond(self, turn: int, observation: Observation, text: str) -> str:
         """The student's turn: sample, append, parse. Returns the action to send."""
         assignment, chat, sampling = self.assignment, self.player.chat, self.assignment.sampling_params
-        with assignment.trace("sglang_generate") as note:
+        with assignment.trace("sglang_generate") as attach:
             response = await self.player.student.respond(
                 self.history.context,
                 sampling,
@@ -138,7 +138,7 @@ class _Turns:
                 assignment.session,
                 assignment.check_wanted,
             )
-            note(response.meta_info)
+            attach(response.meta_info)
         self.history.respond(response)
         action, valid = self.side.parse(chat.after_thought(response.ids))
         action = as_listed(action, observation)

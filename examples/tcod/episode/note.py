@@ -1,7 +1,8 @@
 """What the teacher is shown beside the conversation: a solution of the task, and how the student's episode ended.
 
-The note stands at the end of the first user turn of the teacher's own copy. Behind that turn every token is the
-student's. The student, the environment and an evaluation never see it; its words are Environment.teacher_note.
+The note stands at the end of the first user turn of the teacher's own copy. After that turn the teacher's tokens are
+those of the student's own sequence, id for id. The student, the environment and an evaluation never see the note; its
+words are Environment.teacher_note.
 """
 
 import bisect
@@ -30,7 +31,8 @@ class NoteWriter:
     begins: int
 
     def write(self, metadata: dict[str, Any], episode: Episode) -> Note | None:
-        """The note on an episode that was played; one without a text where there is nothing to show, None for none.
+        """The note on an episode that was played: None where notes are off, an empty Note where there is nothing to
+        show.
 
         Raises:
             Failure: note_too_long; or what the row's demonstration or the environment's method does wrong.
@@ -38,8 +40,12 @@ class NoteWriter:
         record = episode.record
         if not self.sees or record.evaluation or record.n < self.begins:
             return None
-        told = {"demo": _demonstrated(metadata), "hindsight": _attempted(episode)}
-        told = {name: execution for name, execution in told.items() if name in self.sees and execution.steps}
+        told = {}
+        if "demo" in self.sees:
+            told["demo"] = _demonstrated(metadata)
+        if "hindsight" in self.sees:
+            told["hindsight"] = _attempted(episode)
+        told = {name: execution for name, execution in told.items() if execution.steps}
         if not told:
             return Note()
         note, first = self._fitted(told), episode.sequences[0]
@@ -91,7 +97,7 @@ def _demonstrated(metadata: dict[str, Any]) -> Execution:
 def _attempted(episode: Episode) -> Execution:
     """The whole episode, from its first action on: replayed turns are the student's in its conversation."""
     record = episode.record
-    actions = [turn.action for turn in record.demonstration]
+    actions = [turn.action for turn in record.replayed_turns]
     actions += [turn.action if turn.valid else NO_ACTION for turn in record.turns]
     return Execution(
         tuple(map(Step, actions, [*episode.answers[:-1], record.outcome or episode.answers[-1]])), record.won

@@ -28,7 +28,7 @@ class TurnRecord:
     cut: bool
     """A length limit ended the response before a stop token did."""
     refused: bool = False
-    """The engine did not execute the action."""
+    """The environment did not execute the action."""
     weight_version: str | None = None
     """Of the engine that sampled it, as SGLang reports it."""
 
@@ -63,7 +63,7 @@ class EpisodeRecord:
     """Turns of the demonstration that are played before the student takes over."""
     budget: int = 0
     """Turns that the student may play."""
-    demonstration: list[ReplayedTurn] = field(default_factory=list)
+    replayed_turns: list[ReplayedTurn] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)
     outcome: str = ""
     """The environment's answer to the last action."""
@@ -95,7 +95,7 @@ class EpisodeRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that Ray, JSON and torch.save take."""
-        turns = {name: [dict(vars(turn)) for turn in getattr(self, name)] for name in ("demonstration", "turns")}
+        turns = {name: [dict(vars(turn)) for turn in getattr(self, name)] for name in ("replayed_turns", "turns")}
         return {**vars(self), **turns}
 
 
@@ -105,7 +105,7 @@ class Span:
 
     Attributes:
         turn: of a replayed or sampled response, its index in the episode.
-        log_probs: of a sampled one, the engine's, in nats; None for all that is not trained.
+        log_probs: of a sampled one, the engine's, in nats, of an imitated one 0.0; None for all that is not trained.
         meta_info: of a sampled one, see Response.
     """
 
@@ -113,6 +113,11 @@ class Span:
     turn: int | None = None
     log_probs: list[float] | None = None
     meta_info: dict[str, Any] | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the student sampled it, or it is imitated."""
+        return self.log_probs is not None
 
 
 @dataclass
@@ -149,11 +154,11 @@ class TokenSequence:
         end = 0
         for span in self.behind_prompt:
             start, end = end, end + len(span.ids)
-            if span.log_probs is not None:
+            if span.is_trained:
                 yield span, self.teacher_log_probs and self.teacher_log_probs[start:end]
 
     def _first(self) -> int:
-        return next((i for i, span in enumerate(self.spans) if span.log_probs is not None), len(self.spans))
+        return next((i for i, span in enumerate(self.spans) if span.is_trained), len(self.spans))
 
 
 @dataclass(frozen=True)

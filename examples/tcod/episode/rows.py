@@ -1,21 +1,17 @@
-"""Rows of a data set: how they are read, and what makes them playable.
+"""Rows of a data set: what they are, and how they are read.
 
 A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
 "observations": [..] and "seen": [..] or absent, "responses": [..] or absent, "ids": [[..], ..] and "vocabulary": ".."
-or absent}}}, a line of a JSONL file. Only B2F, ReOPD, imitation and a teacher that sees demonstrations need `demo`.
-Where a run has several environments, one of the keys is `environment`, its name in tcod_environments.
+or absent}}}, a line of a JSONL file. Only B2F, ReOPD and imitation need `demo`. Where a run has several environments,
+one of the keys is `environment`, its name in tcod_environments.
 """
 
 import json
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import ConfigError, Failure, words
-from ..environments.protocol import Environment, ask
-from .demonstration import Demonstration
+from .. import ConfigError
 from .jsonl import read_lines
 
 FORM = {"prompt": str, "label": str, "metadata": dict}
@@ -60,7 +56,7 @@ def read_rows(path: Path) -> list[Row]:
         ConfigError: the file cannot be read, or has a line that is no row; the message names the line.
     """
     rows = []
-    for number, fields in read_lines(path, KIND, encoding="utf-8"):
+    for number, fields in read_lines(path, KIND):
         try:
             for key, kind in FORM.items():
                 if not isinstance(fields.get(key), kind):
@@ -70,62 +66,3 @@ def read_rows(path: Path) -> list[Row]:
             raise ConfigError(f"line {number} of {path} is no {KIND}: {error}") from error
         rows.append(Row(*(fields[key] for key in FORM), number))
     return rows
-
-
-def _check_task(metadata: Any, environment: type[Environment], data_root: str, has_parser: bool) -> None:
-    """Raises ValueError, or whatever the environment's check_row does."""
-    if not isinstance(metadata, dict):
-        raise ValueError(f"its metadata is no JSON object but {metadata!r:.80}")
-    environment.check_row(task := task_of(metadata), data_root)
-    try:
-        tools = ask(environment, "tools", task)
-    except Failure as failure:
-        raise ValueError(failure) from failure
-    if tools and not has_parser:
-        raise ValueError("its agent calls tools: set tcod_tool_parser to the model's parser in SGLang (qwen, ..)")
-
-
-def check_rows(
-    rows: Sequence[Any],
-    source: str,
-    environment: type[Environment],
-    data_root: str,
-    variant: str = "",
-    horizon: int = 0,
-    has_parser: bool = False,
-    needs_seen: bool = False,
-) -> None:
-    """Whether rows (or slime's samples) can be played, as far as they and the files show it.
-
-    Args:
-        source: the flag or file that they come from, for the message.
-        variant: the tcod_variant that replays a demonstration of every row, within the horizon; "" if none is needed.
-        has_parser: whether tcod_tool_parser is set.
-        needs_seen: whether demonstrations must have what the environment said.
-
-    Raises:
-        ConfigError: with the first row that cannot, or with how many have no usable demonstration.
-    """
-    if not len(rows):
-        raise ConfigError(f"{source} has no rows: prepare the data first, see README.md")
-    reasons, first = Counter[str](), ""
-    for row in rows:
-        try:
-            _check_task(row.metadata, environment, data_root, has_parser)
-            demo = Demonstration.of(row.metadata)
-            if variant:
-                demo.check(horizon)
-            for turn in range(len(demo.actions) if needs_seen else 0):
-                demo.observation(turn)
-        except Failure as failure:
-            reasons[failure.reason] += 1
-            first = first or f"{place(row, source)}: {failure}"
-        except Exception as error:  # ValueError is the environment's refusal, anything else its mistake
-            reason = str(error) if isinstance(error, ValueError) else f"check_row raised {words(error)}"
-            raise ConfigError(f"{place(row, source)} cannot be played: {reason}") from error
-    if reasons:
-        needs = f"; tcod_variant {variant} needs one of 1 to {horizon} (tcod_horizon) actions" if variant else ""
-        raise ConfigError(
-            f"{reasons.total()} of {len(rows)} rows have no usable demonstration {dict(reasons)}, the first is "
-            f"{first}{needs}"
-        )

@@ -7,7 +7,7 @@ whole episodes, in nats.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -39,7 +39,7 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     metrics |= _tokens(episodes)
     played = [Episode.of(sample).record for sample in drawn]
     metrics["steps"] = sum(record.replayed + len(record.turns) for record in played)
-    if replayed := [turn.as_sampled for record in records for turn in record.demonstration]:
+    if replayed := [turn.as_sampled for record in records for turn in record.replayed_turns]:
         metrics["replayed_as_sampled"] = fmean(replayed)
     metrics["rollout_s"] = seconds
     # The teacher scores after the episode; both are shares of the time that trajectories were under way.
@@ -57,21 +57,18 @@ def imitation_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: flo
     return {f"rollout/tcod/{name}": value for name, value in metrics.items()}
 
 
-def eval_metrics(data: dict[str, dict[str, Any]], seconds: float) -> Metrics:
-    """`eval/tcod/{dataset}/*` of one evaluation; `data` is RolloutFnEvalOutput.data, `seconds` its wall time.
+def eval_metrics(datasets: Mapping[str, Sequence[Any]], seconds: float) -> Metrics:
+    """`eval/tcod/{dataset}/*` of one evaluation: of the samples of each data set, and its wall time.
 
     Success and turns are means over the episodes that were played to their end; failed ones are counted beside them.
     """
     metrics: Metrics = {"eval/tcod/eval_s": seconds}
-    for name, result in data.items():
-        ours = [sample for sample in result["samples"] if "tcod" in (sample.metadata or {})]  # others have other hooks
-        if not ours:
-            continue
+    for name, samples in datasets.items():
         times: Counter[str] = Counter()
-        repeats = [_repeat(sample, times) for sample in sorted(ours, key=lambda sample: sample.index)]
+        repeats = [_repeat(sample, times) for sample in sorted(samples, key=lambda sample: sample.index)]
         repeats = [repeat for repeat in repeats if repeat]
-        played = [Episode.of(sample) for sample in ours if not Episode.of(sample).record.failure]
-        values = {"episodes": len(played), **_failures(ours)}
+        played = [Episode.of(sample) for sample in samples if not Episode.of(sample).record.failure]
+        values = {"episodes": len(played), **_failures(samples)} if samples else {}
         if played:
             values |= {**_episodes([episode.record for episode in played]), **_kl(played), **statistics_of(repeats)}
             values |= _by_environment(played)

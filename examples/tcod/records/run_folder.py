@@ -13,6 +13,7 @@ line before, that was neither rollout nor evaluation: training, weights and chec
 rollouts after its last checkpoint again, so the last line of a kind and n is the one that counts.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -51,36 +52,20 @@ def write(name: str, text: str, kind: str, append: bool = False) -> bool:
     if (folder := run_dir()) is None:
         return True
     path = folder / name
+    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        (_append if append else _replace)(path, text)
+        before = path.read_bytes() if append and path.exists() else b""
+        partial.write_bytes(before + text.encode())
+        partial.replace(path)
         return True
     except OSError as error:
         if kind not in _warned:
             logger.warning("%s are not written, and the run goes on without: %s", kind, error)
             _warned.add(kind)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         return False
-
-
-def _append(path: Path, text: str) -> None:
-    before = path.read_bytes() if path.exists() else b""
-    gap = "\n" if before and not before.endswith(b"\n") else ""  # behind half a line that a crash has left
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(gap + text)
-    except OSError:
-        if path.exists():
-            os.truncate(path, len(before))  # half a line would spoil the file
-        raise
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def log_rollout(
@@ -100,7 +85,7 @@ def log_eval(rollout_id: int, args: Any, data: dict[str, Any], extra_metrics: di
     return _log("eval", rollouts_before(rollout_id), extra_metrics, seconds)
 
 
-def note_rollout() -> None:
+def mark_rollout_played() -> None:
     """A rollout was played in this process."""
     global _rollout_played
     _rollout_played = True

@@ -34,8 +34,8 @@ from typing import Any
 
 from ..episode.record import Episode
 from ..episode.rows import task_key, task_of
-from .metrics import Metrics, turn_kl
-from .run_folder import note_rollout, rollouts_before, run_dir, write
+from .metrics import turn_kl
+from .run_folder import run_dir, write
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def transcript(episode: Episode, row: Any, tokenizer: Any, **about: Any) -> dict
         about: arm, dataset, n and index.
     """
     facts, kl = dict(vars(episode.record)), turn_kl(episode) if episode.is_scored else {}
-    turns = [{"turn": turn, "role": "replayed", **vars(one)} for turn, one in enumerate(facts.pop("demonstration"))]
+    turns = [{"turn": turn, "role": "replayed", **vars(one)} for turn, one in enumerate(facts.pop("replayed_turns"))]
     turns += [{"role": "student", "kl": kl.get(one.turn), **vars(one)} for one in facts.pop("turns")]
     _add_tokens({turn["turn"]: turn for turn in turns}, episode, tokenizer)
     note = episode.note and {**vars(episode.note), "text": episode.note.text.split("\n")}
@@ -125,24 +125,12 @@ class EpisodeLog:
     limit: int
     tokenizer: Any
 
-    def save_rollout(self, n: int, drawn: Sequence[Any]) -> Metrics:
-        """Save some of the samples that were drawn for rollout n, failed ones included.
+    def save(self, stem: str, n: int, samples: Sequence[Any]) -> int:
+        """Write stem_n.jsonl: "train", or "eval_" and a data set's name. n is as in metrics.jsonl.
 
-        Returns rollout/tcod/unsaved_episodes: how many of them could not be written.
+        Returns how many samples could not be written, 0 where there is no run directory.
         """
-        note_rollout()
-        return {"rollout/tcod/unsaved_episodes": self._save("train", n, drawn, self.limit)}
-
-    def save_evaluation(self, evaluation_id: int, data: dict[str, dict[str, Any]]) -> Metrics:
-        """Save some samples of every data set of an evaluation; `data` is RolloutFnEvalOutput.data."""
-        n = rollouts_before(evaluation_id)
-        return {
-            f"eval/tcod/{name}/unsaved_episodes": self._save(f"eval_{name}", n, result["samples"], 2 * self.limit)
-            for name, result in data.items()
-        }
-
-    def _save(self, stem: str, n: int, samples: Sequence[Any], limit: int) -> int:
-        """Write stem_n.jsonl. Returns how many samples are missing there, 0 where there is no run directory."""
+        limit = self.limit if stem == "train" else 2 * self.limit
         if run_dir() is None or limit == 0 or not samples:
             return 0
         try:
@@ -163,7 +151,7 @@ def choose(samples: Sequence[Any], limit: int) -> list[Any]:
 
     One that was won, one that was lost and one for every reason of a failure come first. The others are those of the
     same tasks at every step, so that one can see what was learned. The choice depends on nothing but the tasks and how
-    they ended. Aborted samples have nothing to show, and samples of other hooks are not ours.
+    they ended. Aborted samples have nothing to show.
     """
     times: Counter[str] = Counter()
 
@@ -172,11 +160,10 @@ def choose(samples: Sequence[Any], limit: int) -> list[Any]:
         times[task] += 1
         return times[task], task  # of a group, one sample before any task's second one
 
-    ours = [sample for sample in samples if "tcod" in (sample.metadata or {}) and sample.status.value != "aborted"]
-    ranked = sorted(ours, key=by_task)
-    first = {_ending(sample): id(sample) for sample in reversed(ranked)}
-    others = (3, "")  # behind all endings
-    return sorted(ranked, key=lambda one: _ending(one) if id(one) in first.values() else others)[:limit]
+    ranked = sorted((sample for sample in samples if sample.status.value != "aborted"), key=by_task)
+    first = {_ending(sample): sample for sample in reversed(ranked)}
+    chosen = [first[ending] for ending in sorted(first)]
+    return [*chosen, *(sample for sample in ranked if not any(sample is one for one in chosen))][:limit]
 
 
 def _ending(sample: Any) -> tuple[int, str]:

@@ -48,13 +48,13 @@ class Run:
     chat: ChatTokens
     episode_log: EpisodeLog
     # slime has one event loop, its fully asynchronous mode another; sessions and semaphores belong to one.
-    players: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, "Players"]] = field(
+    setups: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, "EnvironmentSetup"]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
 
 
 @dataclass(frozen=True)
-class Players:
+class EnvironmentSetup:
     """Who plays and scores the episodes of one environment."""
 
     config: TcodConfig
@@ -107,21 +107,22 @@ def run_of(args: Namespace) -> Run:
     return _run
 
 
-def players_of(args: Namespace, metadata: dict[str, Any]) -> Players:
-    """Those of a row's environment in the running event loop. Raises ConfigError."""
+def setup_of(args: Namespace, metadata: dict[str, Any]) -> EnvironmentSetup:
+    """Who plays and scores a row's episodes in the running event loop. Raises ConfigError."""
     loop, run = asyncio.get_running_loop(), run_of(args)
-    if loop not in run.players:
-        run.players[loop] = _new_players(run)
-    return run.players[loop][run.config.of(metadata).name]
+    if loop not in run.setups:
+        run.setups[loop] = _new_setups(run)
+    return run.setups[loop][run.config.of(metadata).name]
 
 
-def _new_players(run: Run) -> dict[str, Players]:
-    """By environment. They share the student, and a teacher that several have."""
+def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
+    """By environment. All share the student, and a teacher that several have."""
     players = new_players(run.config, run.chat, router_url(run.args))
     urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
-    teachers = {url: new_teacher(run.config, url, run.chat) for url in {*urls.values()}}
+    limits = (run.config.tcod_teacher_timeout_s, run.config.tcod_teacher_concurrency)
+    teachers = {url: TeacherClient(f"{url}/generate", *limits, run.chat.vocab_size) for url in {*urls.values()}}
     return {
-        one.name: Players(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
+        one.name: EnvironmentSetup(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
         for one in run.config.each
     }
 
@@ -143,7 +144,7 @@ def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[s
     return {
         one.name: EpisodePlayer(
             text_side=text_side_of(one, chat),
-            pool=new_pool(one, one.tcod_env_workers, one.tcod_engines_per_worker),
+            pool=new_pool(one, one.tcod_env_workers, one.tcod_envs_per_worker),
             chat=chat,
             student=student,
             new_history=history_of(one, chat),
@@ -152,23 +153,17 @@ def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[s
     }
 
 
-def imitator_of(run: Run) -> Callable[[dict[str, Any], Episode], None]:
-    """What fills in an episode of a row's metadata as if the student had played the demonstration."""
-    new_history = history_of(run.config, run.chat)
-
-    def imitate_row(metadata: dict[str, Any], episode: Episode) -> None:
-        config = run.config.of(metadata)
-        side = text_side_of(config, run.chat)(task_of(metadata))
-        imitate(metadata, episode, side, new_history(run.args.rollout_max_context_len), config.tcod_horizon)
-
-    return imitate_row
+def imitate_row(run: Run, metadata: dict[str, Any], episode: Episode) -> None:
+    """Fill in an episode of a row's metadata as if the student had played its demonstration. Raises Failure."""
+    config = run.config.of(metadata)
+    side = text_side_of(config, run.chat)(task_of(metadata))
+    history = history_of(config, run.chat)(run.args.rollout_max_context_len)
+    imitate(metadata, episode, side, history, config.tcod_horizon)
 
 
 def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
     """What makes the text side of a task's environment, for a student's chat, if there is one. Raises ConfigError."""
     environment, lists_actions = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
-    if chat and config.tcod_tool_parser:
-        load_parser(config.tcod_tool_parser)
     return lambda task: TextSide(environment, task, lists_actions, config.tcod_tool_parser, chat)
 
 
@@ -184,12 +179,16 @@ def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag
     kwargs = config.template_kwargs if template_kwargs is None else template_kwargs
     if not isinstance(kwargs, dict):
         raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object, got {kwargs}")
+    parsers = {one.tcod_tool_parser for one in config.each} - {None}
+    for name in parsers:
+        load_parser(name)
+    choices = {"history": config.tcod_history, "thoughts": config.tcod_thoughts, "tools": bool(parsers)}
     try:
-        chat = load_chat(checkpoint, kwargs, **config.chat_choices)
+        chat = load_chat(checkpoint, kwargs, horizon=max(one.tcod_horizon for one in config.each), **choices)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"{flag} {checkpoint}: {said}; name the checkpoint that is served") from error
-    for name in {one.tcod_tool_parser for one in config.each} - {None}:
+    for name in parsers:
         written = chat.call([PROBE_CALL])
         if find_calls(name, written, [PROBE]) != [PROBE_CALL]:
             said = f"tcod_tool_parser {name} does not read a call as the chat template writes it, {written!r}"
@@ -219,13 +218,13 @@ def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
             raise ConfigError(said) from failure
 
 
-def new_pool(config: TcodConfig, workers: int, engines_per_worker: int) -> EnvironmentPool:
-    """Engines of the environment that the settings name."""
+def new_pool(config: TcodConfig, workers: int, envs_per_worker: int) -> EnvironmentPool:
+    """A pool of the environment that the settings name."""
     return EnvironmentPool(
         config.tcod_environment,
         config.tcod_data_root,
         workers=workers,
-        engines_per_worker=engines_per_worker,
+        envs_per_worker=envs_per_worker,
         timeout_s=config.tcod_env_timeout_s,
         env_args=config.tcod_env_args,
     )
@@ -236,13 +235,3 @@ def history_of(config: TcodConfig, chat: ChatTokens) -> Callable[[int], History]
     if config.tcod_history == "turns":
         return functools.partial(TurnHistory, chat, window=config.tcod_window)
     return functools.partial(AppendHistory, chat)
-
-
-def new_teacher(config: TcodConfig, url: str, chat: ChatTokens) -> TeacherClient:
-    """The client of the teacher's server at a base URL."""
-    return TeacherClient(
-        f"{url}/generate",
-        timeout_s=config.tcod_teacher_timeout_s,
-        concurrency=config.tcod_teacher_concurrency,
-        vocab_size=chat.vocab_size,
-    )

@@ -7,18 +7,16 @@ import inspect
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
 from ..episode.loop import is_untempered
-from ..episode.rows import check_rows, place
-from ..model.tool_calls import load_parser
 from ..training.turn_mean import is_turn_mean
 from .config import SELF, TcodConfig, read_yaml
+from .row_checks import check_training_rows
 from .secrets import without_secrets
 
-RowT = TypeVar("RowT")
 HOOKS = {
     "custom_generate_function_path": "tcod_rollout.generate",
     "custom_rm_path": "tcod_rollout.reward_func",
@@ -43,7 +41,7 @@ FORBIDDEN_WITH_TURN_MEAN = {  # turn_mean.py: a count of turns is in the masks, 
 }
 
 
-def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConfig:
+def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> None:
     """The settings by themselves, then against slime's arguments and the training data.
 
     Args:
@@ -57,13 +55,10 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> TcodConf
         read_yaml(Path(args.custom_config_path))  # slime takes any key in it
     config = TcodConfig.from_args(args)
     check_environment_class(config)
-    for parser in {one.tcod_tool_parser for one in config.each} - {None}:
-        load_parser(parser)
     if sentence := next(_refusals(args, config), None):
         raise ConfigError(sentence)
     if rows is not None:
         check_training_rows(config, rows, "--prompt-data")
-    return config
 
 
 def check_environment_class(config: TcodConfig) -> None:
@@ -75,40 +70,6 @@ def check_environment_class(config: TcodConfig) -> None:
         except TypeError as error:
             given = without_secrets(one.tcod_env_args)
             raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
-
-
-def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str, recorded: bool = True) -> None:
-    """Whether rows (or slime's samples) can be trained on, as far as they show it. Raises ConfigError.
-
-    Args:
-        recorded: False before what the environment said is recorded in the demonstrations, which imitation needs.
-    """
-    variant = config.tcod_variant if config.curriculum.needs_demonstration else ""
-    _check_rows(config, rows, source, variant, recorded and variant == "sft")
-
-
-def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
-    """Whether rows can be played, as far as they show it. Raises ConfigError."""
-    _check_rows(config, rows, source, "")
-
-
-def _check_rows(config: TcodConfig, rows: Sequence[Any], source: str, variant: str, needs_seen: bool = False) -> None:
-    for one, group in by_environment(config, rows, source):
-        environment, has_parser = load_environment(one.tcod_environment), one.tcod_tool_parser is not None
-        check_rows(group, source, environment, one.tcod_data_root, variant, one.tcod_horizon, has_parser, needs_seen)
-
-
-def by_environment(config: TcodConfig, rows: Sequence[RowT], source: str) -> list[tuple[TcodConfig, Sequence[RowT]]]:
-    """The settings and the rows of each environment that has some. Raises ConfigError where a row names none."""
-    if not len(rows):
-        return [(config, rows)]
-    groups: dict[str, list[RowT]] = {}
-    for row in rows:
-        try:
-            groups.setdefault(config.of(row.metadata).name, []).append(row)
-        except ConfigError as error:
-            raise ConfigError(f"{place(row, source)} cannot be played: {error}") from error
-    return [(one, groups[one.name]) for one in config.each if one.name in groups]
 
 
 def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int) -> Iterator[str]:
@@ -166,10 +127,7 @@ def check_teacher(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
     if teacher != "sglang" and any(one.tcod_teacher_url for one in config.each):
         yield "tcod_teacher_url needs a teacher on SGLang: remove it, or set TEACHER=sglang (--opd-type sglang)"
     if config.tcod_teacher_sees and teacher not in ("sglang", SELF):
-        yield (
-            "tcod_teacher_sees needs a teacher on SGLang, since one in Megatron scores the student's own sequences: "
-            "remove it, or set TEACHER=sglang (--opd-type sglang)"
-        )
+        yield "tcod_teacher_sees needs a teacher on SGLang: remove it, or set TEACHER=sglang (--opd-type sglang)"
     itself = f"TEACHER={SELF} (--rm-url {SELF})"
     if teacher == SELF and mode != "sync":
         yield f"{itself} needs MODE=sync: in the others training is ahead of the weights that score, and pulled back"
@@ -190,13 +148,7 @@ def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
     fully_async = args.rollout_function_path.endswith(".generate_rollout_fully_async")
     if fully_async and evaluation.startswith((f"{PACKAGE}.", "slime.")):
         flags["eval_interval"] = (
-            f"asks for evaluations, which slime lacks in a fully asynchronous run: {evaluation} would fail, or share "
-            "a semaphore with the rollout until both wait for ever"
-        )
-    if args.opd_type != "megatron" and not _pushes_copies(args):
-        flags["offload_train"] = (
-            "gives up the memory that slime pushes weights from, except with --colocate and without "
-            "--update-weight-transport disk"
+            f"has {evaluation} evaluate, which fails or waits for ever in a fully asynchronous run"
         )
     if args.rollout_sample_filter_path:
         flags["calculate_per_token_loss"] = "counts a token for each sample that --rollout-sample-filter-path removes"
@@ -209,15 +161,9 @@ def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
         flags["log_passrate"] = "expects --n-samples-per-prompt samples of a prompt, and every turn is a sample"
     if is_turn_mean(args):
         flags |= FORBIDDEN_WITH_TURN_MEAN
-        if args.advantage_estimator not in ("grpo", "gspo", "cispo"):
-            flags["advantage_estimator"] = "reads the masks, in which the mean over turns keeps its count"
+    if (is_turn_mean(args) or config.tcod_reward_coef) and args.advantage_estimator not in ("grpo", "gspo", "cispo"):
+        flags["advantage_estimator"] = "takes neither the mean over turns nor tcod_reward_coef, as grpo does"
     return flags
-
-
-def _pushes_copies(args: Namespace) -> bool:
-    """slime pushes what the training GPUs hold, which may be the teacher, or memory that was given up. On GPUs that
-    engines and training share (--colocate) it pushes copies in main memory."""
-    return args.colocate and args.update_weight_transport != "disk"
 
 
 def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
@@ -231,38 +177,21 @@ def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
         yield f"tcod_variant {config.tcod_variant} and --loss-type {args.loss_type}: sft and sft_loss belong together"
     if args.opd_type and not args.use_opd:
         yield f"--opd-type {args.opd_type} names a teacher that nothing asks without --use-opd: remove it"
-    if config.tcod_reward_coef and args.advantage_estimator not in ("grpo", "gspo", "cispo"):
-        yield f"--advantage-estimator {args.advantage_estimator} does not take tcod_reward_coef's rewards: use grpo"
-    if args.rollout_max_response_len >= args.rollout_max_context_len:
+    if (turn := args.rollout_max_response_len) >= (whole := args.rollout_max_context_len):
+        yield f"--rollout-max-response-len {turn} bounds one turn and must be below --rollout-max-context-len {whole}"
+    # On GPUs that engines and training share, slime pushes copies in main memory.
+    pushed = "--opd-type megatron" if args.opd_type == "megatron" else "--offload-train" if args.offload_train else ""
+    if pushed and not (args.colocate and args.update_weight_transport != "disk"):
         yield (
-            f"--rollout-max-response-len {args.rollout_max_response_len} bounds one turn and must be below "
-            f"--rollout-max-context-len {args.rollout_max_context_len}"
+            f"{pushed} needs --colocate, and no --update-weight-transport disk: elsewhere slime pushes the teacher's "
+            "weights to the engines, or memory that it has given up"
         )
-    if args.opd_type == "megatron" and not _pushes_copies(args):
-        yield (
-            "--opd-type megatron needs --colocate, and no --update-weight-transport disk: elsewhere slime pushes the "
-            "teacher's weights to the engines, or memory that it has given up"
-        )
-    sampling = (args.rollout_temperature, args.rollout_top_p, args.rollout_top_k)
-    if args.opd_type == "sglang" and sampling != (1, 1, -1):
-        yield (
-            "the teacher's scores are untempered, so --opd-type sglang needs --rollout-temperature 1, --rollout-top-p "
-            "1 and --rollout-top-k -1, not {:g}, {:g} and {}".format(*sampling)
-        )
-    yield from _evaluation_contradictions(args, config)
-
-
-def _evaluation_contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
+    if args.opd_type == "sglang" and (args.rollout_temperature, args.rollout_top_p, args.rollout_top_k) != (1, 1, -1):
+        yield "the teacher scores untempered: set --rollout-temperature 1, --rollout-top-p 1 and --rollout-top-k -1"
     datasets = getattr(args, "eval_datasets", None) or []
     ours = (None, args.custom_generate_function_path)
     for dataset in datasets:  # slime hands samples without a reward function of their own to ours
         if dataset.custom_generate_function_path not in ours and not dataset.custom_rm_path:
-            yield (
-                f"the evaluation data set {dataset.name} has its own custom_generate_function_path: give it a "
-                "custom_rm_path too"
-            )
+            yield f"the evaluation data set {dataset.name} has its own generate function: give it a custom_rm_path too"
     if config.tcod_eval_kl and datasets and not any(is_untempered(vars(dataset)) for dataset in datasets):
-        yield (
-            "tcod_eval_kl measures a KL only on evaluation datasets with temperature 1, top_p 1 and top_k -1 and "
-            "there is none: add one with --eval-config, or set tcod_eval_kl to false"
-        )
+        yield "tcod_eval_kl needs an evaluation with temperature 1, top_p 1 and top_k -1: add one with --eval-config"

@@ -4,6 +4,7 @@ slime turns every key of that YAML into an attribute of `args` and accepts typin
 type or a value out of range stops the run with one sentence that names the file, the key and the fix.
 """
 
+import functools
 import os
 from argparse import Namespace
 from dataclasses import fields
@@ -16,7 +17,7 @@ from pydantic.functional_validators import BeforeValidator
 from pydantic_core import ErrorDetails
 
 from .. import ConfigError
-from ..curriculum import Curriculum
+from ..curriculum import Curriculum, Variant
 from .secrets import without_secrets
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -26,7 +27,7 @@ SELF = "self"  # --rm-url, where the student's own engines are the teacher
 # What may differ between the environments of a run.
 OF_AN_ENVIRONMENT = (
     "tcod_environment tcod_data_root tcod_env_args tcod_horizon tcod_admissible tcod_tool_parser tcod_env_workers "
-    "tcod_engines_per_worker tcod_env_timeout_s tcod_teacher_url".split()
+    "tcod_envs_per_worker tcod_env_timeout_s tcod_teacher_url".split()
 )
 
 
@@ -35,20 +36,20 @@ class TcodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    tcod_variant: Literal["opd", "f2b", "b2f", "reopd", "sft"] = "opd"
+    tcod_variant: Variant = "opd"
     """The arm, see curriculum.py."""
-    tcod_horizon: int
+    tcod_horizon: int = Field(ge=1)
     """The largest number of turns of an episode, replayed ones included."""
-    tcod_k_start: int = 1
+    tcod_k_start: int = Field(1, ge=1)
     """Depth at rollout 0."""
-    tcod_eta: int = 5
+    tcod_eta: int = Field(5, ge=1)
     """Rollouts per turn of depth. The paper tries 2, 4 and 6, its code ships 5 (B2F) and 6 (F2B); one value for both
     lets the arms be compared, and 5 takes a horizon of 30 to full depth in 145 of 250 rollouts."""
-    tcod_reopd_gamma: float = 0.6
+    tcod_reopd_gamma: float = Field(0.6, gt=0, le=1)
     """reopd: a replay of one turn more is this many times as probable; the paper's value."""
     tcod_b2f_budget: Literal["slack", "horizon"] = "slack"
     """The student's turns after b2f's hand-over: "slack" (k + tcod_b2f_slack) or "horizon" (what is left of it)."""
-    tcod_b2f_slack: int = 2
+    tcod_b2f_slack: int = Field(2, ge=0)
     """Turns beyond k under tcod_b2f_budget: slack."""
     tcod_environment: str = ".env_alfworld.AlfworldEnvironment"
     """Import path of the environment's class; a leading dot means a module of this package."""
@@ -77,9 +78,9 @@ class TcodConfig(BaseModel):
     tcod_tool_parser: str | None = None
     """Of an environment with tools: SGLang's parser of the model's calls, by its name (qwen, llama3, ..)."""
     tcod_env_workers: int = Field(16, ge=1)
-    """Ray actors that host environment engines."""
-    tcod_engines_per_worker: int = Field(8, ge=1)
-    """Engines in each actor; workers x engines bounds the episodes that play at once."""
+    """Ray actors that host environments."""
+    tcod_envs_per_worker: int = Field(8, ge=1)
+    """Environments in each actor; workers x environments bounds the episodes that play at once."""
     tcod_env_timeout_s: Seconds = 120.0
     """Longest reset or step, waiting behind other calls of the worker not counted; then the worker is replaced."""
     tcod_engine_timeout_s: Seconds = 1800.0
@@ -107,7 +108,6 @@ class TcodConfig(BaseModel):
     tcod_save_episodes: Annotated[int, Field(ge=0)] | Literal["all"] = 8
     """Episodes to save for reading: so many of a rollout, and twice as many of each evaluation data set; 0 saves none,
     "all" every one."""
-    _curriculum: Curriculum = PrivateAttr()
     _name: str = PrivateAttr("")
     _entries: dict[str, "TcodConfig"] = PrivateAttr(default_factory=dict)
 
@@ -123,8 +123,8 @@ class TcodConfig(BaseModel):
 
     @model_validator(mode="after")
     def _combine(self) -> "TcodConfig":
-        of_it = {field.name: getattr(self, f"tcod_{field.name}") for field in fields(Curriculum)}
-        self._curriculum = Curriculum(**of_it)
+        if self.curriculum.deepens and self.tcod_k_start > self.tcod_horizon:
+            raise ValueError(f"tcod_k_start {self.tcod_k_start} is above tcod_horizon {self.tcod_horizon}: lower it")
         if self.tcod_window and self.tcod_history == "append":
             raise ValueError("tcod_window is for tcod_history turns, an appended context keeps all turns: remove it")
         if not self.tcod_teacher_sees and (self.tcod_sees_from or self.tcod_save_plain_scores):
@@ -164,19 +164,13 @@ class TcodConfig(BaseModel):
         return self._entries[name]
 
     def with_note(self, tokens: int, flag: str = "") -> tuple[int, str]:
-        """The tokens that the teacher scores of a sequence of so many, and the flags that say so."""
+        """(longest sequence that the teacher scores, the flags that it comes from), of sequences of so many tokens."""
         return (tokens + self.tcod_note_len, f"{flag} + tcod_note_len") if self.tcod_teacher_sees else (tokens, flag)
 
-    @property
+    @functools.cached_property
     def curriculum(self) -> Curriculum:
         """The curriculum of these settings."""
-        return self._curriculum
-
-    @property
-    def chat_choices(self) -> dict[str, Any]:
-        """What ChatTokens needs of the settings."""
-        horizon, has_tools = max(one.tcod_horizon for one in self.each), any(one.tcod_tool_parser for one in self.each)
-        return {"history": self.tcod_history, "thoughts": self.tcod_thoughts, "horizon": horizon, "tools": has_tools}
+        return Curriculum(**{field.name: getattr(self, f"tcod_{field.name}") for field in fields(Curriculum)})
 
     @property
     def template_kwargs(self) -> dict[str, bool]:

@@ -4,16 +4,16 @@
 
 All rows are checked as a training run checks them. Some are played in a worker process, with training's time limit:
 reset, rendered, a nonsense action sent, and their demonstrations replayed by the rules of B2F. Two rows are played in
-turn, on two engines of one process, which must answer as they do alone. Then it prints what a reset and a step
-cost, and how many workers and engines that suggests. A fault is one sentence and exit status 1.
+turn, on two environments of one process, which must answer as they do alone. Then it prints what a reset and a step
+cost, and how many workers and environments that suggests. A fault is one sentence and exit status 1.
 
 --record OUT plays all rows, and writes them with what the environment says in their demonstrations (VARIANT=sft).
 """
 
 import asyncio
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,8 +25,9 @@ from ..episode.demonstration import Demonstration
 from ..episode.rows import Row, place, read_rows
 from ..episode.text_side import TextSide
 from ..settings.build import new_pool, text_side_of
-from ..settings.checks import by_environment, check_environment_class, check_training_rows
+from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
+from ..settings.row_checks import by_environment, check_training_rows
 from .common.command import at_least, new_parser, one_sentence
 from .common.prepare import Task, play_demonstration, write_jsonl
 from .common.ray_start import start_ray
@@ -39,115 +40,96 @@ TURN_S = 5.0  # that the student thinks about a turn, under load
 LOAD = 0.5  # share of its time for which a worker may be busy
 
 
-@dataclass
-class Measured:
-    """An engine of the pool whose calls are timed. Its resets also ask the text side all that the episode loop asks.
+@dataclass(frozen=True)
+class Played:
+    """What playing rows has shown.
 
     Attributes:
-        resets, steps: seconds of each call.
-        first: observation of the first row.
+        first: the observation that the first row begins with.
         demos: the rows' demonstrations as they were played.
+        calls: of the environments, each as (its method, its seconds).
     """
 
-    engine: BorrowedEnvironment
-    side: TextSide
-    resets: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
-    first: Observation | None = None
-    demos: list[Demonstration] = field(default_factory=list)
-
-    async def reset(self, task: dict[str, Any]) -> Observation:
-        """Raises Failure, also where a method of the text side does not do what the loop needs."""
-        began = time.perf_counter()
-        observation = await self.engine.reset(task)
-        self.resets.append(time.perf_counter() - began)
-        self.first = self.first or observation
-        shown = [self.side.turn(observation, first) for first in (True, False)]
-        if not self.side.rules().text.strip():
-            raise self._fault("system_prompt is empty")
-        if not all(text.strip() for text in shown):
-            raise self._fault("render gives an empty user turn")
-        for action in () if self.side.tools else observation.admissible[:3]:
-            response = self.side.format(action)
-            parsed = self.side.parse(response)
-            if parsed != (action, True):
-                said = f"parse_action makes {parsed} of {response!r}, format_action's response for {action!r}"
-                raise self._fault(f"{said}: it must be ({action!r}, True)")
-        return observation
-
-    async def step(self, action: str) -> Observation:
-        """Raises Failure."""
-        began = time.perf_counter()
-        observation = await self.engine.step(action)
-        self.steps.append(time.perf_counter() - began)
-        return observation
-
-    async def finish(self, last: Observation) -> Observation:
-        """Raises Failure."""
-        return await self.engine.finish(last)
-
-    def _fault(self, what: str) -> Failure:
-        return Failure("env_error", f"{self.side.environment.__name__}.{what}")
+    first: Observation
+    demos: list[Demonstration]
+    calls: list[tuple[str, float]]
 
 
-async def _play(measured: Measured, row: Row, source: str) -> None:
-    """Nonsense, then the row's demonstration, on the same engine. Raises ConfigError."""
-    side = measured.side
+@contextlib.contextmanager
+def _naming(side: TextSide, row: Row, source: str) -> Iterator[None]:
+    """What an environment does wrong in the block is a ConfigError that names the row."""
     try:
-        calls = [[{"name": tool["function"]["name"], "arguments": {}}] for tool in side.tools]
-        for action in (NONSENSE, *map(action_of, calls)):
-            await measured.reset(row.task)
-            last = await measured.step(action)
-            side.turn(last, first=False)
-            await measured.finish(last)
-        demo = Demonstration.of(row.metadata)
-        if demo.actions:
-            demo = await play_demonstration(measured, side, demo)
-        measured.demos.append(demo)
+        yield
     except Failure as failure:
-        raise _unplayable(side, row, source, failure) from failure
+        name, reason = side.environment.__name__, " ".join(str(failure).split())[:500]
+        raise ConfigError(f"{name} does not play {place(row, source)}, {failure.reason}: {reason}") from failure
 
 
-def _unplayable(side: TextSide, row: Row, source: str, failure: Failure) -> ConfigError:
-    name, reason = side.environment.__name__, " ".join(str(failure).split())[:500]
-    return ConfigError(f"{name} does not play {place(row, source)}, {failure.reason}: {reason}")
+async def _play(env: BorrowedEnvironment, side: TextSide, row: Row) -> tuple[Observation, Demonstration]:
+    """Nonsense, then the row's demonstration, on the same environment. Raises Failure.
+
+    Returns the observation that the row begins with, and the demonstration as it was played.
+    """
+    calls = [[{"name": tool["function"]["name"], "arguments": {}}] for tool in side.tools]
+    for action in (NONSENSE, *map(action_of, calls)):
+        first = await env.reset(row.task)
+        _check_text_side(side, first)
+        last = await env.step(action)
+        side.turn(last, first=False)
+        await env.finish(last)
+    demo = Demonstration.of(row.metadata)
+    return first, await play_demonstration(env, side, demo) if demo.actions else demo
 
 
-async def _play_in_turn(engines: Sequence[BorrowedEnvironment], rows: Sequence[Row]) -> list[list[Observation]]:
-    """What engines answer to their rows' demonstrations, or to listed actions and nonsense: an action of each in turn.
+def _check_text_side(side: TextSide, observation: Observation) -> None:
+    """Raises Failure where a method does not do what the episode loop needs."""
+    shown = [side.turn(observation, first) for first in (True, False)]
+    faults = [] if side.rules().text.strip() else ["system_prompt is empty"]
+    faults += [] if all(text.strip() for text in shown) else ["render gives an empty user turn"]
+    for action in () if side.tools else observation.admissible[:3]:
+        response = side.format(action)
+        if (parsed := side.parse(response)) != (action, True):
+            said = f"parse_action makes {parsed} of {response!r}, format_action's response for {action!r}"
+            faults.append(f"{said}: it must be ({action!r}, True)")
+    if faults:
+        raise Failure("env_error", f"{side.environment.__name__}.{faults[0]}")
+
+
+async def _play_in_turn(envs: Sequence[BorrowedEnvironment], rows: Sequence[Row]) -> list[list[Observation]]:
+    """What each answers to its row's demonstration, or to listed actions and nonsense: an action of each in turn.
 
     Raises:
-        Failure: what an engine does wrong.
+        Failure: what an environment does wrong.
     """
-    played = [(engine, row, [await engine.reset(row.task)]) for engine, row in zip(engines, rows, strict=True)]
+    played = [(env, row, [await env.reset(row.task)]) for env, row in zip(envs, rows, strict=True)]
     for turn in range(IN_TURN):
-        for engine, row, answers in played:
+        for env, row, answers in played:
             actions = Demonstration.of(row.metadata).actions[turn : turn + 1] or answers[-1].admissible or (NONSENSE,)
             if not answers[-1].over:
-                answers.append(await engine.step(actions[0]))
+                answers.append(await env.step(actions[0]))
     return [answers for _, _, answers in played]
 
 
-async def _check_neighbours(engines: Sequence[BorrowedEnvironment], rows: Sequence[Row], source: str) -> None:
-    """Raises ConfigError where engines answer otherwise beside a neighbour, though alone twice the same; Failure."""
-    alone, again = [[(await _play_in_turn(engines[:1], [row]))[0] for row in rows] for _ in range(2)]
+async def _check_neighbours(envs: Sequence[BorrowedEnvironment], rows: Sequence[Row], source: str) -> None:
+    """Raises ConfigError where they answer otherwise beside a neighbour, though alone twice the same; Failure."""
+    alone, again = [[(await _play_in_turn(envs[:1], [row]))[0] for row in rows] for _ in range(2)]
     if alone != again:
         return  # it is never the same
     try:
-        together, said = await _play_in_turn(engines, rows), "answers otherwise"
+        together, said = await _play_in_turn(envs, rows), "answers otherwise"
     except Failure as failure:
         together, said = [], f"fails ({failure})"
     if together != alone:
         raise ConfigError(
             f"the environment {said} where {place(rows[0], source)} and {place(rows[-1], source)} are played in turn, "
-            "on two engines of one process: keep in the object what they share (the global random generator, the "
+            "on two environments of one process: keep in the object what they share (the global random generator, the "
             "current folder, an environment variable, a signal handler, a module's cache), or set "
-            "tcod_engines_per_worker: 1"
+            "tcod_envs_per_worker: 1"
         )
 
 
-def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Measured:
-    """Play rows on an engine of a worker, the first one on another of its engines, and two in turn. Needs Ray.
+def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Played:
+    """Play rows in one process: all on an environment, the first one on another, and two in turn. Needs Ray.
 
     Args:
         source: the file of the rows, for the message.
@@ -157,21 +139,17 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Measured:
     """
     side = text_side_of(config)
 
-    async def play() -> Measured:
-        pool = new_pool(config, 1, 2)
+    async def play() -> Played:
+        pool, played = new_pool(config, 1, 2), []
         try:
             async with pool.borrow() as one, pool.borrow() as other:
-                measured = Measured(one, side(rows[0].task))
-                for measured.engine, played in ((one, rows), (other, rows[:1])):
-                    for row in played:
-                        measured.side = side(row.task)
-                        await _play(measured, row, source)
-                if config.tcod_engines_per_worker > 1:
-                    try:
+                for env, row in (*((one, row) for row in rows), (other, rows[0])):
+                    with _naming(side(row.task), row, source):
+                        played.append(await _play(env, side(row.task), row))
+                if config.tcod_envs_per_worker > 1:
+                    with _naming(side(rows[0].task), rows[0], source):
                         await _check_neighbours((one, other), (rows[0], rows[-1]), source)
-                    except Failure as failure:
-                        raise _unplayable(measured.side, rows[0], source, failure) from failure
-                return measured
+                return Played(played[0][0], [demo for _, demo in played[:-1]], one.calls + other.calls)
         finally:
             await pool.close()
 
@@ -183,15 +161,16 @@ def spread(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[i * len(rows) // count] for i in range(count)] if count < len(rows) else list(rows)
 
 
-def report(measured: Measured, episodes: int) -> str:
-    """What a reset and a step cost, and settings for `episodes` at once."""
-    resets, steps, step_s = measured.resets, measured.steps, fmean(measured.steps)
+def report(calls: Sequence[tuple[str, float]], episodes: int) -> str:
+    """What a reset and a step cost, and settings for `episodes` at once; `calls` as Played has them."""
+    resets, steps = [[seconds for of, seconds in calls if of == method] for method in ("reset", "step")]
+    step_s = fmean(steps)
     per_worker = max(1, min(16, int(LOAD * TURN_S / max(step_s, 1e-3))))
     workers = -(-episodes // per_worker)
     lines = [
-        f"seconds per reset: mean {fmean(resets):.3f}, largest {max(resets):.3f} (the first starts worker and engine)",
+        f"seconds per reset: mean {fmean(resets):.3f}, largest {max(resets):.3f} (the first starts its worker)",
         f"seconds per step: mean {step_s:.3f}, largest {max(steps):.3f}",
-        f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_engines_per_worker: "
+        f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_envs_per_worker: "
         f"{per_worker}; they take {episodes * step_s / TURN_S:.1f} cores",
     ]
     return "\n".join(lines)
@@ -213,15 +192,15 @@ def main() -> None:
         start_ray(workers=1)
         written: list[dict[str, Any]] = []
         for one, group in by_environment(config, rows, str(options.rows)):
-            played = group if options.record else spread(group, options.count)
-            measured = play_rows(one, played, str(options.rows))
-            tasks = zip(played, measured.demos, strict=False)  # the first row is played twice
+            chosen = group if options.record else spread(group, options.count)
+            played = play_rows(one, chosen, str(options.rows))
+            tasks = zip(chosen, played.demos, strict=True)
             written += [Task("", row.label, row.task, goal=row.prompt, demo=demo).row() for row, demo in tasks]
-            print(report(measured, options.episodes))
-            more = "" if len(played) == len(group) else f" (--count {len(group)} plays all)"
-            demos = sum(bool(Demonstration.of(row.metadata).actions) for row in played)
+            print(report(played.calls, options.episodes))
+            more = "" if len(chosen) == len(group) else f" (--count {len(group)} plays all)"
+            demos = sum(bool(demo.actions) for demo in played.demos)
             of = f" of {one.name}" if one.name else ""
-            print(f"{options.rows}: {len(played)} of {len(group)} rows{of} play{more}, {demos} demonstrations replay")
+            print(f"{options.rows}: {len(chosen)} of {len(group)} rows{of} play{more}, {demos} demonstrations replay")
         if options.record:
             write_jsonl(options.record, written)
 

@@ -23,7 +23,7 @@ from ..episode.rows import task_key
 from ..model.chat_tokens import ChatTokens
 from .common.command import at_least, new_parser, one_sentence, result_file, table
 from .common.journal import Entry
-from .common.play import Player, add_options, play_missing, start
+from .common.play import RowRunner, add_options
 
 
 def solution(episode: Episode, chat: ChatTokens) -> dict[str, Any]:
@@ -61,17 +61,17 @@ def demonstration(entry: Entry, chat: ChatTokens, drop_thoughts: bool) -> dict[s
     return kept | {"responses": entry["responses"], "ids": entry["ids"], "vocabulary": chat.vocabulary}
 
 
-def make_rows(player: Player, samples: int, drop_thoughts: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+def make_rows(runner: RowRunner, samples: int, drop_thoughts: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for each solved game and, with an empty demonstration, for each that was never solved.
 
     The second list names the games that are neither, each with the reason.
     """
     rows, left_out = [], []
-    for row in player.rows:
-        entries = player.journal.of(row)
+    for row in runner.rows:
+        entries = runner.journal.of(row)
         demo = {"actions": []}
         if found := best(entries):
-            demo = demonstration(found, player.chat, drop_thoughts)
+            demo = demonstration(found, runner.chat, drop_thoughts)
         elif any(entry["won"] for entry in entries):
             left_out.append(f"{task_key(row.task)}: every solution contains invalid or inadmissible actions")
             continue
@@ -82,13 +82,13 @@ def make_rows(player: Player, samples: int, drop_thoughts: bool = False) -> tupl
     return rows, left_out
 
 
-def summary(player: Player) -> str:
+def summary(runner: RowRunner) -> str:
     """A table by task type. Length: the median of the kept demonstrations; inexact: those with other tokens."""
     by_label = defaultdict(list)
-    for row in player.rows:
-        by_label[row.label].append(player.journal.of(row))
+    for row in runner.rows:
+        by_label[row.label].append(runner.journal.of(row))
     lines = [("task type", "games", "solved", "success", "length", "inexact")]
-    for name, games in [*sorted(by_label.items()), ("all", list(map(player.journal.of, player.rows)))]:
+    for name, games in [*sorted(by_label.items()), ("all", list(map(runner.journal.of, runner.rows)))]:
         won = [entry["won"] for entries in games for entry in entries]
         kept = list(filter(None, map(best, games)))
         solved = sum(any(entry["won"] for entry in entries) for entries in games)
@@ -105,15 +105,15 @@ def main() -> None:
     add_options(parser, temperature=1.0)
     options = parser.parse_args()
     with one_sentence("collect_demos", options.out), result_file(options.out) as file:
-        player = start(options, "collect_demos")
-        chat = player.chat
-        asyncio.run(play_missing(player, options.samples, lambda row, episode: solution(episode, chat)))
-        rows, left_out = make_rows(player, options.samples, options.drop_thoughts)
+        runner = RowRunner(options, "collect_demos")
+        chat = runner.chat
+        asyncio.run(runner.play(options.samples, lambda row, episode: solution(episode, chat)))
+        rows, left_out = make_rows(runner, options.samples, options.drop_thoughts)
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    print(summary(player))
+    print(summary(runner))
     for game in left_out:
         print(f"left out of {options.out}: {game}")
-    if failed := dict(player.failed):
+    if failed := dict(runner.failed):
         sys.exit(f"collect_demos: {sum(failed.values())} episodes failed ({failed}): run it again to play them")
 
 

@@ -19,7 +19,7 @@ from ..episode.record import Episode
 from ..episode.rows import Row
 from ..records.saved_episodes import transcript
 from .common.command import at_least, new_parser, one_sentence, result_file, table
-from .common.play import Player, add_options, play_missing, start
+from .common.play import RowRunner, add_options
 from .compare_evals import summarise
 
 COLUMNS = {  # of the table: the number's name in a summary, and how it is written
@@ -29,7 +29,7 @@ COLUMNS = {  # of the table: the number's name in a summary, and how it is writt
 }
 
 
-def result_of(player: Player) -> dict[str, Any]:
+def result_of(runner: RowRunner) -> dict[str, Any]:
     """{"settings": .., "success": see `summarise`, "failed": counts by reason, "episodes": one each, in rows' order}.
 
     A failed episode is no loss: it is counted, and takes no part in the rates.
@@ -37,15 +37,15 @@ def result_of(player: Player) -> dict[str, Any]:
     Raises:
         ConfigError: all failed.
     """
-    failed, settings = dict(player.failed), {**player.settings, "rows": str(player.options.rows)}
-    played = [(entry, row.label) for row in player.rows for entry in player.journal.of(row)]
-    episodes = [{**one, "task_type": label} for one, label in played if one["attempt"] < player.options.repeats]
+    failed, settings = dict(runner.failed), {**runner.settings, "rows": str(runner.options.rows)}
+    played = [(entry, row.label) for row in runner.rows for entry in runner.journal.of(row)]
+    episodes = [{**one, "task_type": label} for one, label in played if one["attempt"] < runner.options.repeats]
     if not episodes:
         raise ConfigError(f"all {sum(failed.values())} episodes failed ({failed}): see the warnings above")
     return {"settings": settings, "success": summarise(episodes), "failed": failed, "episodes": episodes}
 
 
-def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row, Episode], dict[str, Any]]:
+def saver(options: Namespace, runner: RowRunner, stack: ExitStack) -> Callable[[Row, Episode], dict[str, Any]]:
     """What is told of an episode that has ended; it says what the journal keeps of it.
 
     It saves the episode as those of a training run are, with the model's name in the place of the arm, in a file that
@@ -55,14 +55,14 @@ def saver(options: Namespace, player: Player, stack: ExitStack) -> Callable[[Row
     if options.episodes:
         path = options.episodes / "rollouts" / f"eval_{name}_000000.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = "a" if player.entries else "w"
+        mode = "a" if runner.entries else "w"
         file = stack.enter_context(path.open(mode, encoding="utf-8", buffering=1))
-        file.write("\n" if player.entries else "")  # behind a torn line
+        file.write("\n" if runner.entries else "")  # behind a torn line
 
     def save(row: Row, episode: Episode) -> dict[str, Any]:
         if file:
             about = {"arm": arm, "dataset": name, "n": 0, "index": row.line}
-            file.write(json.dumps(transcript(episode, row, player.chat.tokenizer, **about)) + "\n")
+            file.write(json.dumps(transcript(episode, row, runner.chat.tokenizer, **about)) + "\n")
         return {"context_limited": episode.record.context_limited, "score": episode.record.score}
 
     return save
@@ -92,12 +92,12 @@ def main() -> None:
     options = parser.parse_args()
     with one_sentence("evaluate", options.out), ExitStack() as stack:
         file = stack.enter_context(result_file(options.out))
-        player = start(options, "evaluate")
-        asyncio.run(play_missing(player, options.repeats, saver(options, player, stack)))
-        result = result_of(player)
+        runner = RowRunner(options, "evaluate")
+        asyncio.run(runner.play(options.repeats, saver(options, runner, stack)))
+        result = result_of(runner)
         json.dump(result, file, indent=1)
-    if not player.failed:
-        player.journal.remove()
+    if not runner.failed:
+        runner.journal.remove()
     print(report(result))
 
 

@@ -6,6 +6,7 @@ Directories of the same name are seeds of one arm: its line is their mean, the b
 highest. Each directory holds the metrics.jsonl of a run.
 """
 
+import itertools
 import logging
 import math
 import re
@@ -30,7 +31,7 @@ Style = dict[str, Any]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes say the same without colour.
 ARMS = {"opd": ("#0072B2", "o", "-"), "f2b": ("#D55E00", "s", "--"), "b2f": ("#009E73", "^", ":")}
-OTHERS = [("#CC79A7", "D", "-."), ("#E69F00", "v", (0, (6, 1, 1, 1, 1, 1))), ("#56B4E9", "P", (0, (1, 3)))]
+OTHERS = (("#CC79A7", "#E69F00", "#56B4E9", "#000000"), "DvP", ("-.", (0, (6, 1, 1, 1, 1, 1))))
 BEFORE = {"color": "#555555", "marker": "x", "label": "before training"}
 THIN = {"marker": "", "linewidth": 1, "alpha": 0.6}
 
@@ -83,20 +84,13 @@ def datasets(arms: Arms, metric: str) -> list[str] | list[None]:
 
 
 def styles(arms: Mapping[str, Sized]) -> dict[str, Style]:
-    """{arm: style of its lines} for {arm: its runs}: OPD, F2B and B2F, then other names in the order given.
-
-    Raises:
-        ValueError: there are more other names than can be told apart.
-    """
-    others = [name for name in arms if name not in ARMS]
-    if len(others) > len(OTHERS):
-        raise ValueError(f"besides {', '.join(ARMS)} at most {len(OTHERS)} arms can be told apart: name fewer")
-    found = {}
-    for name, (color, marker, line) in {**ARMS, **dict(zip(others, OTHERS, strict=False))}.items():
-        if name in arms:
-            label = name.upper() if name in ARMS else name
-            label += f", {len(arms[name])} seeds" if len(arms[name]) > 1 else ""
-            found[name] = {"color": color, "marker": marker, "linestyle": line, "markersize": 4, "label": label}
+    """{arm: style of its lines} for {arm: its runs}. OPD, F2B and B2F look the same in every figure."""
+    others, found = zip(*map(itertools.cycle, OTHERS), strict=False), {}
+    for name, runs in arms.items():
+        color, marker, line = ARMS[name] if name in ARMS else next(others)
+        label = name.upper() if name in ARMS else name
+        label += f", {len(runs)} seeds" if len(runs) > 1 else ""
+        found[name] = {"color": color, "marker": marker, "linestyle": line, "markersize": 4, "label": label}
     return found
 
 
@@ -165,7 +159,6 @@ def draw_work(axes: Axes, arms: Arms) -> None:
 
 def draw(arms: Arms, path: Path) -> None:
     """Write the figure."""
-    arms = {name: arms[name] for name in styles(arms)}
     has_kl = any("kl/trajectory" in key for runs in arms.values() for lines in runs for line in lines for key in line)
     if not has_kl:
         logger.warning("no run has a KL to a teacher: its panels are left out")

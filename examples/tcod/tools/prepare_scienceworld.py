@@ -18,8 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import ConfigError, Failure, words
-from ..env_scienceworld import ScienceworldEnvironment
-from ..environments.protocol import Observation
+from ..environments.scienceworld import ScienceworldEnvironment
 from ..episode.demonstration import Demonstration
 from ..settings.config import TcodConfig
 from .common.command import at_least
@@ -60,9 +59,9 @@ def gold(game: Any, metadata: dict[str, Any]) -> Demonstration | Failure:
         return Failure("no gold sequence", words(error))
 
 
-def goal(first: Observation) -> str:
+def goal(first: str) -> str:
     """The task as the engine words it."""
-    return first.text.rpartition("\n\n")[2]
+    return first.rpartition("\n\n")[2]
 
 
 def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
@@ -78,7 +77,7 @@ def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
     def make_task(found: tuple[str, dict[str, Any]]) -> Task:
         split, metadata = found
         candidates = [(GOLD, gold(game(), metadata))] if split == TRAIN else []
-        return Task(split, metadata["task"], metadata, candidates, cut=True)
+        return Task(split, metadata["task"], metadata, candidates, cut=True, goal_of=goal)
 
     with ExitStack() as started:
         try:
@@ -96,7 +95,7 @@ def main() -> None:
         "--variations", type=at_least(0), default=10, help="of each task and split, 0: all, default: 10"
     )
     parser.add_argument("--simplifications", default="easy", help="of ScienceWorld's worlds, default: %(default)s")
-    prepare("prepare_scienceworld", find_tasks, goal, parser.parse_args())
+    prepare("prepare_scienceworld", find_tasks, parser.parse_args())
 
 
 if __name__ == "__main__":

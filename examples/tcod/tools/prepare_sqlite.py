@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--heldout", type=at_least(1), default=25, help="of the evaluation, default: %(default)s")
     parser.add_argument("--questions", type=at_least(1), default=3, help="of a kind on each, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random")
-    prepare("prepare_sqlite", find_tasks, lambda first: first.text, parser.parse_args())
+    prepare("prepare_sqlite", find_tasks, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
+from logging.handlers import BufferingHandler
 from typing import Any
 
 from slime.rollout.sglang_rollout import GenerateState
@@ -62,7 +63,13 @@ class Drawing:
         self._lock = threading.RLock()  # slime's fully asynchronous worker draws in a thread of its own
         if hasattr(source, "save"):
             self._save, source.save = source.save, self.save
-        self._remember(lambda kept: {i: one for i, one in kept.items() if _is_untrained(one, rollout_id)})
+        self._remember(
+            lambda kept: {
+                i: {**one, "trained_in": None}
+                for i, one in kept.items()
+                if one["trained_in"] is None or one["trained_in"] >= rollout_id
+            }
+        )
         self._again = [one["samples"] for one in self._metadata[KEY].values()]
         if sizes := {*map(len, self._again)} - {args.n_samples_per_prompt}:
             raise ConfigError(
@@ -77,11 +84,12 @@ class Drawing:
     def get_samples(self, num_samples: int) -> Groups:
         """slime's call. What was left over comes first."""
         again, self._again = self._again[:num_samples], self._again[num_samples:]
-        groups = [list(map(_sample, group)) for group in again]
+        groups = [[Sample.from_dict(copy.deepcopy(one)) for one in group] for group in again]
         with self._lock:
             if len(groups) < num_samples:
                 groups += self.source.get_samples(num_samples - len(groups))
-            drawn = {group[0].group_index: {"trained_in": None, "samples": [*map(_plain, group)]} for group in groups}
+            as_drawn = [copy.deepcopy([sample.to_dict() for sample in group]) for group in groups]
+            drawn = {group[0]["group_index"]: {"trained_in": None, "samples": group} for group in as_drawn}
             self._remember(lambda kept: {**kept, **drawn})
         n = self.rollout_id  # read once: the next rollout may begin meanwhile
         for sample in flat(groups):
@@ -93,7 +101,7 @@ class Drawing:
         self._again += [self._metadata[KEY][group[0].group_index]["samples"] for group in groups]
 
     def save(self, *rollout_id: int) -> None:
-        """slime's call, on its own source: never between a draw and its note, or the draw would be lost."""
+        """slime's call, on its own source: never between a draw and its record, or the draw would be lost."""
         with self._lock:
             self._save(*rollout_id)
 
@@ -101,14 +109,15 @@ class Drawing:
         with self._lock:
             self._metadata[KEY] = change(self._metadata.get(KEY, {}))  # a new one: slime may be saving the old one
 
-    def _note_trained(self, groups: Groups, stays: Callable[[int, dict[str, Any]], bool]) -> None:
-        """These groups are trained in this rollout; of the others, those that stay are kept for a resume."""
+    def _mark_trained(self, groups: Groups, played: list[Sample]) -> None:
+        """These groups are trained in this rollout; what else was played is lost; the others are kept for a resume."""
         trained = {group[0].group_index for group in groups}
+        lost = {sample.group_index for sample in played} - trained
         self._remember(
             lambda kept: {
                 i: {**one, "trained_in": self.rollout_id} if i in trained else one
                 for i, one in kept.items()
-                if i in trained or stays(i, one)
+                if i in trained or (one["trained_in"] is None and i not in lost)
             }
         )
 
@@ -165,8 +174,7 @@ class SynchronousDrawing(Drawing):
 
     def end(self, groups: Groups) -> None:
         """The rollout is complete: these groups are trained, what else it drew is lost."""
-        waiting = {one[0]["group_index"] for one in self._again}
-        self._note_trained(groups, lambda index, one: index in waiting)
+        self._mark_trained(groups, self.drawn)
 
 
 class AsynchronousDrawing(Drawing):
@@ -184,7 +192,8 @@ class AsynchronousDrawing(Drawing):
         self._playing: dict[int, int] = {}  # the rollout of the draw, by group index
         self._ready: Groups = []
         self.dropped: Groups = []
-        self._errors = _Errors()
+        self._errors = BufferingHandler(capacity=100)
+        self._errors.setLevel(logging.ERROR)
         logging.getLogger("slime.rollout.fully_async").addHandler(self._errors)
 
     def get_samples(self, num_samples: int) -> Groups:
@@ -224,10 +233,11 @@ class AsynchronousDrawing(Drawing):
 
         worker = _get_global_worker(self.args, self)
         while not self.is_complete:
+            said = [f"{one.getMessage()} ({one.exc_info and one.exc_info[1]!r})" for one in self._errors.buffer]
             if not worker.worker_thread.is_alive():  # cancelled: slime reaps no such task
-                self._errors.seen.append("its thread has ended")
-            if self._errors.seen:
-                raise RuntimeError(f"slime's fully asynchronous worker has lost episodes: {self._errors.seen[0]}")
+                said.append("its thread has ended")
+            if said:
+                raise RuntimeError(f"slime's fully asynchronous worker has lost episodes: {said[0]}")
             groups = worker.get_completed_groups()
             for _, group in groups:
                 yield group
@@ -244,32 +254,6 @@ class AsynchronousDrawing(Drawing):
         self._ready.sort(key=lambda group: (Episode.of(group[0]).record.n, group[0].index))
         size = self.args.rollout_batch_size
         batch, self._ready, dropped, self.dropped = self._ready[:size], self._ready[size:], self.dropped, []
-        done = {group[0].group_index for group in dropped}
-        self._note_trained(batch, lambda index, one: index not in done and _is_untrained(one, self.rollout_id))
+        self._mark_trained(batch, flat(dropped))
         self.rollout_id += 1  # of whatever the worker draws from now on
         return batch, dropped
-
-
-class _Errors(logging.Handler):
-    """Keeps what a logger says of exceptions."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.seen: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.seen.append(f"{record.getMessage()} ({record.exc_info[1]!r})" if record.exc_info else record.getMessage())
-
-
-def _sample(as_drawn: dict[str, Any]) -> Sample:
-    return Sample.from_dict(copy.deepcopy(as_drawn))
-
-
-def _plain(sample: Sample) -> dict[str, Any]:
-    """A sample as it was drawn, as data that torch.load takes."""
-    return copy.deepcopy(sample.to_dict())
-
-
-def _is_untrained(one: dict[str, Any], rollout_id: int) -> bool:
-    """Whether a run that goes on with this rollout has not trained it."""
-    return one["trained_in"] is None or one["trained_in"] >= rollout_id

@@ -68,7 +68,7 @@ def to_samples(args: Namespace, sample: Sample, tokenizer: Any) -> list[Sample]:
         fill(args, one, [sequence])
         one.teacher_log_probs = sequence.teacher_log_probs
         one.response = tokenizer.decode(one.tokens[-one.response_length :], skip_special_tokens=False)
-        one.metadata = {**sample.metadata, "tcod": replace(episode.record, demonstration=[], turns=[turn]).as_dict()}
+        one.metadata = {**sample.metadata, "tcod": replace(episode.record, replayed_turns=[], turns=[turn]).as_dict()}
         samples.append(one)
     for name in ("trace", "non_generation_time"):  # of the whole episode: counted once
         setattr(samples[0], name, getattr(sample, name, None))
@@ -95,9 +95,8 @@ def fill(args: Namespace, sample: Sample, sequences: list[TokenSequence]) -> Non
     """The tokens of these sequences, end to end behind the first prompt, and which of them are trained."""
     sample.tokens, sample.response_length, status = sequences[0].prompt, 0, sample.status
     for span in [*sequences[0].behind_prompt, *(span for later in sequences[1:] for span in later.spans)]:
-        sampled = span.log_probs is not None
-        said = {"log_probs": span.log_probs, "meta_info": span.meta_info} if sampled else {}
-        sample.append_response_tokens(args, tokens=span.ids, trainable=sampled, **said)
+        said = {"log_probs": span.log_probs, "meta_info": span.meta_info} if span.is_trained else {}
+        sample.append_response_tokens(args, tokens=span.ids, trainable=span.is_trained, **said)
     sample.status = status  # slime's is that of the last response
     if args.loss_type == "sft_loss":
         sample.rollout_log_probs = None  # slime would not take the tokens without: nobody sampled them

@@ -13,7 +13,6 @@ import uuid
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ... import ConfigError
 from ...episode.demonstration import Demonstration
-from ...episode.loop import Assignment, EpisodePlayer, failures_go_to
+from ...episode.loop import Assignment, failures_go_to
 from ...episode.record import Episode, EpisodeRecord
 from ...episode.rows import Row, read_rows, task_key
-from ...model.chat_tokens import ChatTokens
 from ...model.client import without_login
 from ...settings.build import new_players, student_chat
-from ...settings.checks import check_environment_class, check_evaluation_rows
+from ...settings.checks import check_environment_class
 from ...settings.config import TcodConfig
+from ...settings.row_checks import check_evaluation_rows
 from ...settings.server_checks import check_server
 from .command import at_least
 from .journal import Entry, Journal
@@ -39,57 +38,11 @@ logger = logging.getLogger(__name__)
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "alfworld.yaml"
 FAILURES_IN_A_ROW = 32  # then something is broken for good
-
-
-@dataclass
-class Player:
-    """A student on a server, the rows that it plays, and what became of the episodes.
-
-    Attributes:
-        episodes: who plays them, by environment.
-        settings: what success depends on beside the games: results and journals record it.
-        failed: episodes by reason. They are no losses: the journal has none of them.
-    """
-
-    options: Namespace
-    config: TcodConfig
-    chat: ChatTokens
-    episodes: dict[str, EpisodePlayer]
-    rows: list[Row]
-    journal: Journal
-    settings: dict[str, Any]
-    failed: Counter[str] = field(default_factory=Counter)
-    in_a_row: int = 0
-
-    @property
-    def entries(self) -> list[Entry]:
-        """The journal's episodes of the rows, in the rows' order."""
-        return [entry for row in self.rows for entry in self.journal.of(row)]
-
-    def note(self, row: Row, attempt: int, record: EpisodeRecord, more: dict[str, Any]) -> None:
-        """Write an episode down, with `more`, or count its failure.
-
-        Raises:
-            ConfigError: the server is gone, or FAILURES_IN_A_ROW episodes failed one after the other.
-            OSError: the journal cannot be written.
-        """
-        if not record.failure:
-            entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns), **more}
-            self.journal.add(entry)
-            self.in_a_row = 0
-            return
-        self.failed[record.failure] += 1
-        self.in_a_row += 1
-        if record.failure == "engine_unavailable":  # it was asked for more than a minute
-            raise ConfigError(f"the server at --url is gone ({record.detail}): start it, and the same command goes on")
-        if self.in_a_row == FAILURES_IN_A_ROW:
-            raise ConfigError(
-                f"{FAILURES_IN_A_ROW} episodes in a row failed ({dict(self.failed)}): see the warnings above"
-            )
+SAMPLING = {"top_p": 1.0, "top_k": -1, "skip_special_tokens": False, "spaces_between_special_tokens": False}
 
 
 def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
-    """The options of `start`; `temperature` is the default one."""
+    """The options of a RowRunner; `temperature` is the default one."""
     add = parser.add_argument
     add("--rows", type=Path, required=True, help="the tasks: JSONL, as a prepare tool writes them")
     add("--out", type=Path, required=True, help="gets the result; the journal lies beside it")
@@ -103,87 +56,113 @@ def add_options(parser: argparse.ArgumentParser, temperature: float) -> None:
     add("--config", type=Path, default=CONFIG, help="YAML of tcod_* settings, default: %(default)s")
 
 
-def start(options: Namespace, tool: str) -> Player:
-    """Check options and rows, open the journal, check the server, and start Ray.
+class RowRunner:
+    """Has a student on a server play rows, and keeps what became of the episodes. Starts Ray for them.
+
+    Args:
+        options: those of add_options.
+        tool: its name, which the journal records.
+
+    Attributes:
+        settings: what success depends on beside the games: results and journals record it.
+        failed: episodes by reason. They are no losses: the journal has none of them.
 
     Raises:
         ConfigError: with one sentence that names the option and the fix.
         OSError: the journal cannot be written.
     """
-    if options.max_turn_len >= options.max_context_len:
-        raise ConfigError(
-            f"--max-turn-len {options.max_turn_len} bounds one turn: set it below --max-context-len "
-            f"{options.max_context_len}"
-        )
-    if not 0 <= options.temperature < float("inf"):
-        raise ConfigError(f"--temperature must be a number >= 0, got {options.temperature}")
-    config = TcodConfig.read(options.config)
-    check_environment_class(config)
-    rows = _distinct_rows(config, options.rows)
-    settings = _settings(config, options)
-    journal = Journal(options.out.with_suffix(".journal.jsonl"), {**settings, "tool": tool})
-    chat = student_chat(config, options.model, options.apply_chat_template_kwargs, "--model")
-    url, needed = options.url.rstrip("/"), options.max_context_len
-    named = f"the server at --url {without_login(url)}"
-    check_server(named, url, chat, needed, "--max-context-len", "name its http://HOST:PORT")
-    start_ray(sum(one.tcod_env_workers for one in config.each))
-    return Player(options, config, chat, new_players(config, chat, url), rows, journal, settings)
 
+    def __init__(self, options: Namespace, tool: str) -> None:
+        if options.max_turn_len >= options.max_context_len:
+            raise ConfigError(
+                f"--max-turn-len {options.max_turn_len} bounds one turn: set it below --max-context-len "
+                f"{options.max_context_len}"
+            )
+        if not 0 <= options.temperature < float("inf"):
+            raise ConfigError(f"--temperature must be a number >= 0, got {options.temperature}")
+        self.options, self.config = options, TcodConfig.read(options.config)
+        check_environment_class(self.config)
+        self.rows = _distinct_rows(self.config, options.rows)
+        self.settings = _settings(self.config, options)
+        self.journal = Journal(options.out.with_suffix(".journal.jsonl"), {**self.settings, "tool": tool})
+        self.chat = student_chat(self.config, options.model, options.apply_chat_template_kwargs, "--model")
+        url, needed = options.url.rstrip("/"), options.max_context_len
+        named = f"the server at --url {without_login(url)}"
+        check_server(named, url, self.chat, needed, "--max-context-len", "name its http://HOST:PORT")
+        start_ray(sum(one.tcod_env_workers for one in self.config.each))
+        self._players = new_players(self.config, self.chat, url)
+        self.failed: Counter[str] = Counter()
+        self._in_a_row = 0
 
-async def play_missing(player: Player, times: int, describe: Callable[[Row, Episode], dict[str, Any]]) -> None:
-    """Play every row `times` times, as far as it is not in the journal: all once, then all again.
+    @property
+    def entries(self) -> list[Entry]:
+        """The journal's episodes of the rows, in the rows' order."""
+        return [entry for row in self.rows for entry in self.journal.of(row)]
 
-    Args:
-        describe: is told of every episode that has ended, and returns what the journal says of it beside its task,
-            attempt, success and turns.
+    async def play(self, times: int, describe: Callable[[Row, Episode], dict[str, Any]]) -> None:
+        """Play every row `times` times, as far as it is not in the journal: all once, then all again.
 
-    Raises:
-        ConfigError, OSError: see Player.note.
-    """
-    done = player.entries
-    known = {(task_key(entry["task"]), entry["attempt"]) for entry in done}
-    todo = [(row, n) for n in range(times) for row in player.rows if (task_key(row.task), n) not in known]
-    if done:
+        Args:
+            describe: is told of every episode that has ended, and returns what the journal says of it beside its
+                task, attempt, success and turns.
+
+        Raises:
+            ConfigError: the server is gone, or FAILURES_IN_A_ROW episodes failed one after the other.
+            OSError: the journal cannot be written.
+        """
+        done = self.entries
+        known = {(task_key(entry["task"]), entry["attempt"]) for entry in done}
+        todo = [(row, n) for n in range(times) for row in self.rows if (task_key(row.task), n) not in known]
         total = len(done) + len(todo)
-        logger.warning(
-            "%d of %d episodes are in %s: remove it to play all anew", len(done), total, player.journal.path
+        if done:
+            logger.warning(
+                "%d of %d episodes are in %s: remove it to play all anew", len(done), total, self.journal.path
+            )
+        bar, waiting = tqdm(total=total, initial=len(done), unit="episode"), iter(todo)
+
+        async def work() -> None:
+            for row, attempt in waiting:
+                episode = await self._play(row)
+                self._record(row, attempt, episode.record, describe(row, episode))
+                bar.set_postfix_str(f"failed {self.failed.total()}", refresh=False)
+                bar.update()
+
+        with logging_redirect_tqdm(), bar:
+            await asyncio.gather(*(work() for _ in range(self.options.concurrency)))
+        await asyncio.gather(*(player.pool.close() for player in self._players.values()))
+
+    async def _play(self, row: Row) -> Episode:
+        config = self.config.of(row.metadata)
+        episode = Episode(EpisodeRecord(evaluation=True, environment=config.name))
+        of_turn = {"temperature": self.options.temperature, "max_new_tokens": self.options.max_turn_len}
+        assignment = Assignment(
+            metadata=row.metadata,
+            plan=config.curriculum.full_plan(),
+            demonstration=Demonstration(),
+            sampling_params={**SAMPLING, **of_turn},
+            max_context_len=self.options.max_context_len,
+            session=uuid.uuid4().hex,
         )
-    bar = tqdm(total=len(done) + len(todo), initial=len(done), unit="episode")
-    ended, waiting = Counter(entry["won"] for entry in done), iter(todo)
+        with failures_go_to(episode.fail):
+            await self._players[config.name].play(assignment, episode)
+        return episode
 
-    async def work() -> None:
-        for row, attempt in waiting:
-            episode = await _play_row(player, row)
-            player.note(row, attempt, episode.record, describe(row, episode))
-            ended[episode.record.won] += not episode.record.failure
-            success = ended[True] / max(ended.total(), 1)
-            bar.set_postfix_str(f"success {success:.2f}, failed {player.failed.total()}", refresh=False)
-            bar.update()
-
-    with logging_redirect_tqdm(), bar:
-        await asyncio.gather(*(work() for _ in range(player.options.concurrency)))
-    await asyncio.gather(*(episodes.pool.close() for episodes in player.episodes.values()))
-
-
-async def _play_row(player: Player, row: Row) -> Episode:
-    config, options = player.config.of(row.metadata), player.options
-    episode = Episode(EpisodeRecord(evaluation=True, environment=config.name))
-    assignment = Assignment(
-        metadata=row.metadata,
-        plan=config.curriculum.full_plan(),
-        demonstration=Demonstration(),
-        sampling_params={
-            **{"temperature": options.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": options.max_turn_len},
-            **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
-        },
-        max_context_len=options.max_context_len,
-        session=uuid.uuid4().hex,
-    )
-    with failures_go_to(episode.fail):
-        await player.episodes[config.name].play(assignment, episode)
-    if failure := episode.record.failure:
-        logger.warning("the episode of line %d failed, %s: %s", row.line, failure, episode.record.detail)
-    return episode
+    def _record(self, row: Row, attempt: int, record: EpisodeRecord, more: dict[str, Any]) -> None:
+        """Write an episode down, with `more`, or count its failure. Raises ConfigError, OSError."""
+        if not record.failure:
+            entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns), **more}
+            self.journal.add(entry)
+            self._in_a_row = 0
+            return
+        logger.warning("the episode of line %d failed, %s: %s", row.line, record.failure, record.detail)
+        self.failed[record.failure] += 1
+        self._in_a_row += 1
+        if record.failure == "engine_unavailable":  # it was asked for more than a minute
+            raise ConfigError(f"the server at --url is gone ({record.detail}): start it, and the same command goes on")
+        if self._in_a_row == FAILURES_IN_A_ROW:
+            raise ConfigError(
+                f"{FAILURES_IN_A_ROW} episodes in a row failed ({dict(self.failed)}): see the warnings above"
+            )
 
 
 def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:

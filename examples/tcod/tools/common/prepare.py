@@ -1,14 +1,14 @@
 """What the prepare tools of all environments share: from tasks and demonstrations to slime's JSONL files.
 
 A prepare tool lists tasks, each with the split that it belongs to and with candidates for its demonstration, best
-first. Here every task is opened in the real engine, in worker processes: whatever an engine does there (raise, exit,
-crash, hang) is that task's failure.
+first. Here every task is opened in the real environment, in worker processes: whatever that does there (raise, exit,
+crash, hang) is the task's failure.
 
-The first candidate that settles a training task decides. A demonstration that the engine replays (nothing refused, won
-exactly by the last action, no longer than the horizon) puts the task into train.jsonl. An empty one says that its
-teacher never solved the task: it goes into hard.jsonl, which is for evaluation. After an unusable one the next
-candidate is tried. So all arms train on the same tasks, those with a demonstration. Whatever is left out, a
-demonstration or a task, is a line of left_out.jsonl with its reason.
+The first candidate that settles a training task decides. A demonstration that replays (nothing refused, won exactly
+by the last action, no longer than the horizon) puts the task into train.jsonl. An empty one says that its teacher
+never solved the task: it goes into hard.jsonl, which is for evaluation. After an unusable one the next candidate is
+tried. So all arms train on the same tasks, those with a demonstration. Whatever is left out, a demonstration or a
+task, is a line of left_out.jsonl with its reason.
 """
 
 import argparse
@@ -27,8 +27,7 @@ from typing import Any
 from tqdm.asyncio import tqdm
 
 from ... import ConfigError, Failure
-from ...environments.pool import EnvironmentPool
-from ...environments.protocol import Observation
+from ...environments.pool import BorrowedEnvironment, EnvironmentPool
 from ...episode.demonstration import Demonstration, recorded
 from ...episode.text_side import TextSide
 from ...settings.build import new_pool, text_side_of
@@ -49,9 +48,10 @@ class Task:
         metadata: what the environment's `reset` needs.
         candidates: (source, demonstration), best first; a Failure stands for one that its source should have.
         cut: a demonstration may go on after the success: what comes later is cut off.
+        goal_of: the goal in the first observation's text.
         set: the one that it goes into, if any.
         source: what settled a training task, with a demonstration, or without one as never solved.
-        left_out: lines of left_out.jsonl. With one from the start, the engine is not asked.
+        left_out: lines of left_out.jsonl. With one from the start, the environment is not asked.
     """
 
     split: str
@@ -59,6 +59,7 @@ class Task:
     metadata: dict[str, Any]
     candidates: Sequence[tuple[str, Demonstration | Failure]] = ()
     cut: bool = False
+    goal_of: Callable[[str], str] = str
     set: str | None = None
     goal: str = ""
     demo: Demonstration = Demonstration()
@@ -77,11 +78,11 @@ class Task:
         return {"prompt": self.goal, "label": self.label, "metadata": metadata}
 
 
-# ------------------------------------------------------------------------------------------------------- the engine
+# -------------------------------------------------------------------------------------------------- the environment
 
 
 async def play_demonstration(
-    engine: Any,
+    environment: BorrowedEnvironment,
     side: TextSide,
     demo: Demonstration,
     horizon: float = math.inf,
@@ -89,19 +90,17 @@ async def play_demonstration(
 ) -> Demonstration:
     """Play a demonstration to its end, by the rules by which B2F replays one. Returns what is to be kept of it.
 
-    Args:
-        engine: a BorrowedEnvironment, or what has its methods.
-        cut: see Task.
+    `cut`: see Task.
 
     Raises:
         Failure: demo_{missing, too_long, mismatch, inadmissible}; demo_won_early or demo_not_won, where the task is
-            not won exactly by the last action; or what the engine does wrong.
+            not won exactly by the last action; or what the environment does wrong.
     """
     demo.check(math.inf if cut else horizon)
-    seen = [observation := await engine.reset(side.task)]
+    seen = [observation := await environment.reset(side.task)]
     for turn, action in enumerate(demo.actions):
         demo.response(turn, observation, side)
-        observation = await engine.step(action)
+        observation = await environment.step(action)
         side.turn(observation, first=False)
         seen.append(observation)
         if cut and observation.won:
@@ -109,24 +108,18 @@ async def play_demonstration(
             break
         demo.check_step(turn, observation, observation.over and turn + 1 < len(demo.actions))
     demo.check(horizon)
-    if not (await engine.finish(observation)).won:
+    if not (await environment.finish(observation)).won:
         raise Failure("demo_not_won", f"{len(demo.actions)} actions do not reach the goal")
     return replace(demo, **recorded(seen))
 
 
-async def check_task(
-    pool: EnvironmentPool,
-    side: TextSide,
-    task: Task,
-    horizon: int,
-    goal: Callable[[Observation], str],
-) -> None:
+async def check_task(pool: EnvironmentPool, side: TextSide, task: Task, horizon: int) -> None:
     """Open a task and try its candidates in order; the task says what became of it."""
     if task.left_out:
         return
     try:
-        async with pool.borrow() as engine:
-            task.goal = goal(await engine.reset(task.metadata))
+        async with pool.borrow() as environment:
+            task.goal = task.goal_of((await environment.reset(task.metadata)).text)
     except Failure as failure:
         task.leave_out("", failure)
         return
@@ -138,8 +131,8 @@ async def check_task(
             if isinstance(demo, Failure):
                 raise demo
             if demo.actions:
-                async with pool.borrow() as engine:
-                    task.demo = await play_demonstration(engine, side, demo, horizon, task.cut)
+                async with pool.borrow() as environment:
+                    task.demo = await play_demonstration(environment, side, demo, horizon, task.cut)
             task.set, task.source = TRAIN if demo.actions else HARD, source
             return
         except Failure as failure:
@@ -147,16 +140,16 @@ async def check_task(
     task.leave_out("", Failure("no demonstration", "no source has a usable one for this training task"))
 
 
-def check_tasks(config: TcodConfig, tasks: Sequence[Task], goal: Callable[[Observation], str], processes: int) -> None:
-    """check_task for each task, in worker processes with one engine each, with a progress bar."""
+def check_tasks(config: TcodConfig, tasks: Sequence[Task], processes: int) -> None:
+    """check_task for each task, in worker processes with one environment each, with a progress bar."""
     side = text_side_of(config)
     for task in tasks if config.name else ():
         task.metadata = {"environment": config.name, **task.metadata}
 
     async def check() -> None:
         pool = new_pool(config, processes, 1)
-        checks = (check_task(pool, side(task.metadata), task, config.tcod_horizon, goal) for task in tasks)
-        await tqdm.gather(*checks, desc="tasks in the engine", unit="task")
+        checks = (check_task(pool, side(task.metadata), task, config.tcod_horizon) for task in tasks)
+        await tqdm.gather(*checks, desc="tasks in the environment", unit="task")
         await pool.close()
 
     start_ray(processes)
@@ -175,17 +168,15 @@ def write_sets(out: Path, tasks: Sequence[Task]) -> None:
     """
     left_out = [line for task in tasks for line in task.left_out]
     write_jsonl(out / LEFT_OUT, left_out)
+    print(left_out_table(left_out))
     sets = {name: [task for task in tasks if task.set == name] for name in (TRAIN, *(t.split for t in tasks), HARD)}
-    if not sets[TRAIN]:
-        print(left_out_table(left_out))
-        raise ConfigError(f"no training task has a usable demonstration: see {out / LEFT_OUT}, or name another source")
-    for name, members in sets.items():
-        if not members and name != HARD:
-            raise ConfigError(f"no task of {name} can be played: see {out / LEFT_OUT}")
+    if empty := [name for name, members in sets.items() if not members and name != HARD]:
+        remedy = "raise tcod_horizon, or name another source of demonstrations"
+        raise ConfigError(f"no task is left for {empty[0]}: see {out / LEFT_OUT}, {remedy}")
     for name, members in sets.items():
         write_jsonl(out / f"{name}.jsonl", [task.row() for task in members])
     used = Counter(task.source for task in sets[TRAIN])
-    print(left_out_table(left_out), sets_table(sets), sep="\n")
+    print(sets_table(sets))
     print("demonstrations by source: " + ", ".join(f"{source} {count}" for source, count in used.most_common()))
     print(f"written to {out}")
 
@@ -221,37 +212,31 @@ def left_out_table(left_out: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------------------------------- the command line
+# ----------------------------------------------------------------------------------------------- the command line
 
 
 def option_parser(module_doc: str, config: str) -> argparse.ArgumentParser:
     """The options that every prepare tool has; `config` is the default one's name."""
     parser = new_parser(module_doc)
-    settings = {"type": Path, "default": CONFIGS / config, "help": "YAML of tcod_* settings, default: %(default)s"}
-    parser.add_argument("--config", **settings)
-    parser.add_argument("--environment", help="whose rows these are, by its name in --config's tcod_environments")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets the JSONL files")
-    parser.add_argument(
-        "--processes", type=at_least(1), default=os.cpu_count(), help="engines that check tasks at once"
-    )
+    add = parser.add_argument
+    add("--config", type=Path, default=CONFIGS / config, help="YAML of tcod_* settings, default: %(default)s")
+    add("--environment", help="whose rows these are, by its name in --config's tcod_environments")
+    add("--out", type=Path, required=True, help="folder that gets the JSONL files")
+    add("--processes", type=at_least(1), default=os.cpu_count(), help="environments that check tasks at once")
     return parser
 
 
 def prepare(
-    name: str,
-    find_tasks: Callable[[argparse.Namespace, TcodConfig], Sequence[Task]],
-    goal: Callable[[Observation], str],
-    options: argparse.Namespace,
+    name: str, find_tasks: Callable[[argparse.Namespace, TcodConfig], Sequence[Task]], options: argparse.Namespace
 ) -> None:
     """All that a prepare tool does. What is refused is one sentence and exit status 1.
 
     Args:
         find_tasks: the tasks, with candidates for the training tasks' demonstrations. Raises ConfigError, OSError.
-        goal: a task's goal, out of the first observation.
     """
     with one_sentence(name, options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=options.out) as file:  # before the engines take their time
+        with tempfile.TemporaryFile(dir=options.out) as file:  # before the environments take their time
             file.write(bytes(2**16))
         config = TcodConfig.read(options.config)
         if options.environment not in (names := list(config.tcod_environments) or [None]):
@@ -261,5 +246,5 @@ def prepare(
         config = config.of({"environment": options.environment})
         check_environment_class(config)
         tasks = find_tasks(options, config)
-        check_tasks(config, tasks, goal, options.processes)
+        check_tasks(config, tasks, options.processes)
         write_sets(options.out, tasks)

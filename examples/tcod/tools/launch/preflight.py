@@ -21,14 +21,9 @@ from ...environments.protocol import Observation
 from ...episode.rows import Row, read_rows
 from ...model.chat_tokens import ChatTokens
 from ...settings.build import check_notes, history_of, student_chat, text_side_of
-from ...settings.checks import (
-    by_environment,
-    check_environment_class,
-    check_evaluation_rows,
-    check_teacher,
-    check_training_rows,
-)
+from ...settings.checks import check_environment_class, check_teacher
 from ...settings.config import TcodConfig, read_yaml
+from ...settings.row_checks import by_environment, check_evaluation_rows, check_training_rows
 from ...settings.secrets import text_without
 from ...settings.server_checks import check_teacher_scores
 from ..check_environment import play_rows, spread

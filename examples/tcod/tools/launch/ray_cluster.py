@@ -18,7 +18,7 @@ from ...settings.config import TcodConfig
 from ..common.ray_start import start_ray
 from .settings import Settings, require
 
-PROBE_S = 300.0  # of an engine on every node: the first import of an environment takes its time there
+PROBE_S = 300.0  # of an environment on every node: the first import of an environment takes its time there
 GPU_IDS_S = 20.0  # Ray's GPUs are free before a run, or slime waits for them
 
 
@@ -75,14 +75,14 @@ def check_environment(nodes: dict[str, str], config: TcodConfig, row: Row) -> No
     """Reset one game on every node: Ray may place an environment's worker on any of them. Raises ConfigError."""
 
     def reset() -> None:
-        engine = load_environment(config.tcod_environment)(config.tcod_data_root, **config.tcod_env_args)
-        engine.reset(task_of(row.metadata))
-        engine.close()
+        environment = load_environment(config.tcod_environment)(config.tcod_data_root, **config.tcod_env_args)
+        environment.reset(task_of(row.metadata))
+        environment.close()
 
     for address, reply in {address: on(node, reset) for address, node in nodes.items()}.items():
         try:
             ray.get(reply, timeout=PROBE_S)
-        except Exception as error:  # whatever an engine may raise
+        except Exception as error:  # whatever an environment may raise
             said = str(error).strip().splitlines()[-1]
             raise ConfigError(
                 f"{config.tcod_environment} does not run on the node {address} ({said}): install it there, put the "

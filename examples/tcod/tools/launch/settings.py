@@ -164,20 +164,15 @@ def output(*command: str) -> str:
 
 
 def visible_gpus() -> list[str]:
-    """The indices of GPU 0, 1, .. of CUDA_VISIBLE_DEVICES. slime takes no UUIDs, so these are looked up."""
-    listed = output("nvidia-smi", "--query-gpu=uuid,index", "--format=csv,noheader")
-    indices = dict(re.findall(r"(\S+), (\d+)", listed))
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", " ").split() or list(indices.values())
-    if not all(name.isdecimal() for name in names):
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # in which nvidia-smi counts
-    return [next((index for uuid, index in indices.items() if uuid.startswith(name)), name) for name in names]
+    """The names of GPU 0, 1, .. of CUDA_VISIBLE_DEVICES, or of all that there are."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", " ").split()
+    return named or output("nvidia-smi", "--query-gpu=index", "--format=csv,noheader").split()
 
 
 def check_machine(s: Settings, gpus: list[str]) -> None:
     """Whether there are the GPUs, as visible_gpus has them, the teacher's port and disk space."""
-    for name in gpus:
-        known = f"CUDA_VISIBLE_DEVICES has {name}, which is no GPU of nvidia-smi: set it to indices, as 0,1,2"
-        require(name.isdecimal(), known)
+    for name in gpus:  # slime counts with them
+        require(name.isdecimal(), f"CUDA_VISIBLE_DEVICES has {name}: set it to indices of nvidia-smi, as 0,1,2")
     used = {*range(s.local_gpus), *s.teacher_gpus}
     needed, change = max(used, default=-1) + 1, "see ACTOR_GPUS, ROLLOUT_GPUS and TEACHER_GPUS"
     require(needed <= len(gpus), f"{needed} GPUs are needed and {len(gpus)} visible: {change}")

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from examples.tcod import ConfigError
-from examples.tcod.env_openenv import OpenEnvEnvironment
+from examples.tcod.environments.openenv import OpenEnvEnvironment
 from examples.tcod.environments.protocol import Observation, action_of, ask, checked_observation
 from examples.tcod.episode.rows import Row
 from examples.tcod.settings.config import TcodConfig
@@ -177,7 +177,7 @@ def test_a_server_that_ends_fails_the_episode():
 def test_two_sessions_are_played_by_the_checker(urls, real_ray):
     arguments = {"url": urls["text"], "text": "{message}", "action": "guess"}
     config = {"tcod_variant": "b2f", "tcod_horizon": 5, "tcod_env_args": arguments}
-    environment = "examples.tcod.env_openenv.OpenEnvEnvironment"
+    environment = "examples.tcod.environments.openenv.OpenEnvEnvironment"
     played = [Row("guess", "8", {**TASK, "demo": {"actions": actions}}, line=1) for actions in (ACTIONS, ACTIONS[:2])]
     demos = play_rows(TcodConfig(tcod_environment=environment, **config), played[:1], "f").demos
     assert [demo.observations for demo in demos] == [("Smaller.", "Larger.", "Right.")] * 2

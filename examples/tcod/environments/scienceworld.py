@@ -10,7 +10,7 @@ import os
 import shutil
 from typing import Any
 
-from .environments.protocol import Environment, Observation
+from .protocol import Environment, Observation
 
 MAX_ACTION_CHARS = 200
 _UNKNOWN = "No known action matches that input."

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-from examples.tcod import env_textarena
-from examples.tcod.env_textarena import TextArenaEnvironment
+from examples.tcod.environments import textarena
 from examples.tcod.environments.protocol import Observation, checked_observation
+from examples.tcod.environments.textarena import TextArenaEnvironment
 from examples.tcod.settings.config import TcodConfig
 from smoke import hooks
 
@@ -82,7 +82,7 @@ def test_engines_of_one_process_play_as_they_do_alone(game, actions, engine, mon
     expected = random.Random(1).random(), np.random.RandomState(1).rand()
     assert together() == alone
     assert (random.random(), np.random.rand()) == expected  # nor do they move what others draw
-    monkeypatch.setattr(env_textarena, "_exchange", lambda states: states)
+    monkeypatch.setattr(textarena, "_exchange", lambda states: states)
     assert (together() == alone) == (game == "Sokoban-v0")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .environments.protocol import Environment, Observation
+from .protocol import Environment, Observation
 
 _SYSTEM_PROMPT = (
     "You play a game alone. Its rules come first. Each turn, think in a few words, then give exactly one move in the "
@@ -23,8 +23,8 @@ _SYSTEM_PROMPT = (
 class TextArenaEnvironment(Environment):
     """One game at a time.
 
-    TextArena draws from the global generators of Python and numpy, which all engines of a process share. So each
-    engine has states of its own, which are put in place around every call.
+    TextArena draws from the global generators of Python and numpy, which all environments of a process share. So
+    each has states of its own, which are put in place around every call.
     """
 
     def __init__(self, data_root: str = "") -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .environments.protocol import Environment, Observation, calls_of
+from .protocol import Environment, Observation, calls_of
 
 MAX_CHARS, MAX_CELL_CHARS = 3000, 200  # of a result, and of one value in it
 MAX_MEMORY_BYTES = 64 * 2**20  # of SQLite in this process

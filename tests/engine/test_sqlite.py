@@ -1,4 +1,4 @@
-"""env_sqlite.py and its prepare tool: what a query may do, and that the demonstrations are right."""
+"""environments/sqlite.py and its prepare tool: what a query may do, and that the demonstrations are right."""
 
 import itertools
 import json
@@ -11,8 +11,8 @@ from statistics import mean
 
 import pytest
 
-from examples.tcod.env_sqlite import MAX_CELL_CHARS, MAX_CHARS, SqliteEnvironment, is_right
 from examples.tcod.environments.protocol import action_of
+from examples.tcod.environments.sqlite import MAX_CELL_CHARS, MAX_CHARS, SqliteEnvironment, is_right
 from examples.tcod.tools import prepare_sqlite
 from tests.support.toys import LocalPool
 

@@ -8,11 +8,11 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from .environments.protocol import Environment, Observation, calls_of
+from .protocol import Environment, Observation, calls_of
 
 
 class OpenEnvEnvironment(Environment):
-    """A session of the server, which must allow tcod_env_workers x tcod_engines_per_worker of them, and two at least.
+    """A session of the server, which must allow tcod_env_workers x tcod_envs_per_worker of them, and two at least.
 
     Args:
         url: of the server's sessions, as ws://127.0.0.1:8000/ws.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.tcod import env_scienceworld
-from examples.tcod.env_scienceworld import ScienceworldEnvironment
+from examples.tcod.environments import scienceworld
 from examples.tcod.environments.protocol import checked_observation
+from examples.tcod.environments.scienceworld import ScienceworldEnvironment
 from smoke import hooks
 
 NUM_GPUS = 0
@@ -26,7 +26,7 @@ TASK = {"task": "find-animal", "variation": 0, "simplifications": "easy"}
 @pytest.fixture(scope="module")
 def environment() -> Iterator[ScienceworldEnvironment]:
     with pytest.MonkeyPatch.context() as patch:  # a Turkish user's
-        patch.setattr(env_scienceworld, "_USERS_JAVA_OPTIONS", "-Duser.language=tr -Dmine=kept")
+        patch.setattr(scienceworld, "_USERS_JAVA_OPTIONS", "-Duser.language=tr -Dmine=kept")
         engine = ScienceworldEnvironment()
     yield engine
     engine.close()
