@@ -42,7 +42,7 @@ BASE_UPDATES, HALF, GROUP = 10, 5, 4
 BASE_RATES = {"opd": RATES["opd"], "sft": 1.6e-3, "grpo": 1.6e-3}
 
 # The fourth part: a student that is its teacher, which reads a note that the student never sees.
-NOTE_UPDATES, NOTE_RATE = 30, 1.6e-3
+NOTE_UPDATES, NOTE_RATE, NOTE_LEN = 30, 1.6e-3, 2048
 TURNS_TO_WIN = (8, 12, HORIZON)
 
 GAMES = {"report": (100, 32), "losses": (48, 16), "baselines": (48, 8)}  # held-out games, those at temperature 1
@@ -153,7 +153,7 @@ BASELINES = {
 
 def note_arm(*sees: str, teacher: str = "reader", settings: dict[str, Any] = OPD, **more: Any) -> Arm:
     """An arm of the fourth part. All episodes are saved: success within fewer turns is read off them."""
-    shown = {"tcod_teacher_sees": list(sees)} if sees else {}
+    shown = {"tcod_teacher_sees": list(sees), "tcod_note_len": NOTE_LEN} if sees else {}
     settings = {**settings, **shown, "tcod_eval_kl": False, "tcod_save_episodes": NOTE_GAMES["notes"][0] // 2}
     run = {"student": "reader", "updates": NOTE_UPDATES, "every": NOTE_UPDATES, "evaluate_first": False}
     return Arm("note", settings, teacher=teacher, **{**run, **more})
