@@ -47,7 +47,7 @@ from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
 from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
-from .records.run_folder import log_eval, log_rollout, note_rollout, rollouts_before
+from .records.run_folder import log_eval, log_rollout, mark_rollout_played, rollouts_before
 from .records.saved_episodes import choose
 from .settings.build import Run, checked_run, drawing_of, imitate_row, run_of, setup_of
 from .training.drawing import AsynchronousDrawing, SynchronousDrawing
@@ -273,7 +273,7 @@ def _trained(
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
     if run.config.tcod_save_plain_scores:
         _score_plainly(run, choose(drawn, run.episode_log.limit))
-    note_rollout()
+    mark_rollout_played()
     metrics["rollout/tcod/unsaved_episodes"] = run.episode_log.save("train", rollout_id, drawn)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":

@@ -38,7 +38,7 @@ def written(folder):
 def test_each_rollout_and_evaluation_is_a_line(log, tmp_path):
     args = Namespace()
     assert log(9).log_eval(0, args, {}, {"eval/tcod/eval_s": 4.0}) is False  # slime logs too
-    run_folder.note_rollout()
+    run_folder.mark_rollout_played()
     assert log(5).log_rollout(0, args, [], {"rollout/tcod/k": 1}, 5.0) is False
     log(10).log_eval(0, args, {}, {"eval/tcod/eval_s": 4.0})
     log(6).log_rollout(1, args, [], None, 5.0)

@@ -130,7 +130,7 @@ class _Turns:
     async def _respond(self, turn: int, observation: Observation, text: str) -> str:
         """The student's turn: sample, append, parse. Returns the action to send."""
         assignment, chat, sampling = self.assignment, self.player.chat, self.assignment.sampling_params
-        with assignment.trace("sglang_generate") as note:
+        with assignment.trace("sglang_generate") as attach:
             response = await self.player.student.respond(
                 self.history.context,
                 sampling,
@@ -138,7 +138,7 @@ class _Turns:
                 assignment.session,
                 assignment.check_wanted,
             )
-            note(response.meta_info)
+            attach(response.meta_info)
         self.history.respond(response)
         action, valid = self.side.parse(chat.after_thought(response.ids))
         action = as_listed(action, observation)

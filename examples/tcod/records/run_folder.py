@@ -85,7 +85,7 @@ def log_eval(rollout_id: int, args: Any, data: dict[str, Any], extra_metrics: di
     return _log("eval", rollouts_before(rollout_id), extra_metrics, seconds)
 
 
-def note_rollout() -> None:
+def mark_rollout_played() -> None:
     """A rollout was played in this process."""
     global _rollout_played
     _rollout_played = True

@@ -66,8 +66,8 @@ class EnvironmentSetup:
         self, sequence: TokenSequence, note: Note | None, session: str, *check_wanted: Callable[[], None]
     ) -> list[float]:
         """What TeacherClient.score returns of a sequence behind its prompt, where it is shown this note."""
-        tokens, behind = self.notes.tokens(sequence, note), len(sequence.tokens) - len(sequence.prompt)
-        return await self.teacher.score(tokens, len(tokens) - behind, session, *check_wanted)
+        ids, behind = self.notes.teacher_ids(sequence, note), len(sequence.tokens) - len(sequence.prompt)
+        return await self.teacher.score(ids, len(ids) - behind, session, *check_wanted)
 
 
 _run: Run | None = None
@@ -212,7 +212,7 @@ def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
             history.observe("Done.")
         history.respond(Response([chat.end_of_turn], [0.0], False, {}))
         try:
-            notes.tokens(history.sequences[-1], notes.shortest())
+            notes.teacher_ids(history.sequences[-1], notes.shortest())
         except Failure as failure:
             said = f"no note for the teacher can be written: {failure}, or remove tcod_teacher_sees"
             raise ConfigError(said) from failure

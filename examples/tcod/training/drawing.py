@@ -101,7 +101,7 @@ class Drawing:
         self._again += [self._metadata[KEY][group[0].group_index]["samples"] for group in groups]
 
     def save(self, *rollout_id: int) -> None:
-        """slime's call, on its own source: never between a draw and its note, or the draw would be lost."""
+        """slime's call, on its own source: never between a draw and its record, or the draw would be lost."""
         with self._lock:
             self._save(*rollout_id)
 
@@ -109,7 +109,7 @@ class Drawing:
         with self._lock:
             self._metadata[KEY] = change(self._metadata.get(KEY, {}))  # a new one: slime may be saving the old one
 
-    def _note_trained(self, groups: Groups, played: list[Sample]) -> None:
+    def _mark_trained(self, groups: Groups, played: list[Sample]) -> None:
         """These groups are trained in this rollout; what else was played is lost; the others are kept for a resume."""
         trained = {group[0].group_index for group in groups}
         lost = {sample.group_index for sample in played} - trained
@@ -174,7 +174,7 @@ class SynchronousDrawing(Drawing):
 
     def end(self, groups: Groups) -> None:
         """The rollout is complete: these groups are trained, what else it drew is lost."""
-        self._note_trained(groups, self.drawn)
+        self._mark_trained(groups, self.drawn)
 
 
 class AsynchronousDrawing(Drawing):
@@ -254,6 +254,6 @@ class AsynchronousDrawing(Drawing):
         self._ready.sort(key=lambda group: (Episode.of(group[0]).record.n, group[0].index))
         size = self.args.rollout_batch_size
         batch, self._ready, dropped, self.dropped = self._ready[:size], self._ready[size:], self.dropped, []
-        self._note_trained(batch, flat(dropped))
+        self._mark_trained(batch, flat(dropped))
         self.rollout_id += 1  # of whatever the worker draws from now on
         return batch, dropped

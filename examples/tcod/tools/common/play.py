@@ -123,7 +123,7 @@ class RowRunner:
         async def work() -> None:
             for row, attempt in waiting:
                 episode = await self._play(row)
-                self._note(row, attempt, episode.record, describe(row, episode))
+                self._record(row, attempt, episode.record, describe(row, episode))
                 bar.set_postfix_str(f"failed {self.failed.total()}", refresh=False)
                 bar.update()
 
@@ -147,7 +147,7 @@ class RowRunner:
             await self._players[config.name].play(assignment, episode)
         return episode
 
-    def _note(self, row: Row, attempt: int, record: EpisodeRecord, more: dict[str, Any]) -> None:
+    def _record(self, row: Row, attempt: int, record: EpisodeRecord, more: dict[str, Any]) -> None:
         """Write an episode down, with `more`, or count its failure. Raises ConfigError, OSError."""
         if not record.failure:
             entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns), **more}
