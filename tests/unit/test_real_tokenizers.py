@@ -210,10 +210,8 @@ def test_each_turns_prompt_is_the_templates_own_rendering(name, data):
     render = functools.partial(chat.tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
     expected = render([rules, first, *later], **kwargs) + ids
     writer = NoteWriter(Environment, chat, ["demo"], 9, 0)
-    assert (
-        writer.teacher_ids(sequence, Note(note)) == expected
-        and writer.teacher_ids(sequence, Note()) == sequence.tokens
-    )
+    assert writer.teacher_ids(sequence, Note(note)) == expected
+    assert writer.teacher_ids(sequence, Note()) == sequence.tokens
 
 
 @each
