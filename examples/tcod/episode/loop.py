@@ -36,10 +36,10 @@ class Assignment:
 
     metadata: dict[str, Any]
     plan: EpisodePlan
-    demonstration: Demonstration
     sampling_params: dict[str, Any]
     max_context_len: int  # tokens of the whole episode, or of what a turn is shown and says
     session: str  # the same for all turns: they should reach the engine whose cache holds the prefix
+    demonstration: Demonstration = Demonstration()
     check_wanted: Callable[[], None] = lambda: None  # raises Failure(ABORTED) once nobody needs the episode any more
     trace: Trace = lambda name: contextlib.nullcontext(lambda meta_info: None)
 

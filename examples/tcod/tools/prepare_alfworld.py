@@ -22,7 +22,7 @@ from typing import Any
 
 from .. import ConfigError, Failure, words
 from ..episode.demonstration import Demonstration
-from ..episode.jsonl import fault, read_lines
+from ..episode.rows import fault, read_lines
 from ..settings.config import TcodConfig
 from .common.prepare import TRAIN, Task, option_parser, prepare
 

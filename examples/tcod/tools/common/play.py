@@ -20,7 +20,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ... import ConfigError
-from ...episode.demonstration import Demonstration
 from ...episode.loop import Assignment, failures_go_to
 from ...episode.record import Episode, EpisodeRecord
 from ...episode.rows import Row, read_rows, task_key
@@ -138,7 +137,6 @@ class RowRunner:
         assignment = Assignment(
             metadata=row.metadata,
             plan=config.curriculum.full_plan(),
-            demonstration=Demonstration(),
             sampling_params={**SAMPLING, **of_turn},
             max_context_len=self.options.max_context_len,
             session=uuid.uuid4().hex,
