@@ -163,8 +163,8 @@ def imitate_row(run: Run, metadata: dict[str, Any], episode: Episode) -> None:
 
 def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
     """What makes the text side of a task's environment, for a student's chat, if there is one. Raises ConfigError."""
-    environment, lists_actions = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
-    return lambda task: TextSide(environment, task, lists_actions, config.tcod_tool_parser, chat)
+    environment, admissible = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
+    return lambda task: TextSide(environment, task, admissible, config.tcod_tool_parser, chat)
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
