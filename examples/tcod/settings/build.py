@@ -120,7 +120,7 @@ def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
     players = new_players(run.config, run.chat, router_url(run.args))
     urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
     limits = (run.config.tcod_teacher_timeout_s, run.config.tcod_teacher_concurrency)
-    teachers = {url: TeacherClient(f"{url}/generate", *limits, run.chat.vocab_size) for url in {*urls.values()}}
+    teachers = {url: TeacherClient(url, *limits, run.chat.vocab_size) for url in {*urls.values()}}
     return {
         one.name: EnvironmentSetup(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
         for one in run.config.each
