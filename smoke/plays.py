@@ -14,8 +14,7 @@ import yaml
 from tqdm import tqdm
 
 from examples.tcod import ConfigError
-from examples.tcod.episode.jsonl import read_lines
-from examples.tcod.episode.rows import read_rows
+from examples.tcod.episode.rows import read_lines, read_rows
 from examples.tcod.settings.checks import check_environment_class
 from examples.tcod.settings.config import OF_AN_ENVIRONMENT, TcodConfig, read_yaml
 from examples.tcod.settings.row_checks import check_evaluation_rows, check_training_rows

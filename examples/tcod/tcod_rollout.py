@@ -11,16 +11,16 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
     --custom-config-path                    a YAML of tcod_* settings
 
 A sample's way through one training step n:
-    1. settings/build.py     the first call checks all settings, and puts the objects together
-    2. training/drawing.py   a task is drawn, at depth k(n)
-    3. curriculum.py         who acts at which turn
-    4. episode/loop.py       the episode is played: an Episode, in metadata["tcod"]
-    5. episode/history.py    what the student sees at a turn, and which tokens are trained
-    6. model/teacher.py      the teacher scores what was sampled (reward_func), with what episode/note.py shows it
-    7. drop_failed           a group with a failed sample, or with nothing to learn from, is replaced by another one
-    8. records/              metrics, and some episodes to read
-    9. training/samples.py   slime's samples are made of the episodes
-   10. post_process_rewards  slime is given the reward to log, and what is trained on of it beside the KL
+    1. settings/build.py         the first call checks all settings, and puts the objects together
+    2. training/task_source.py   a task is drawn, at depth k(n)
+    3. curriculum.py             who acts at which turn
+    4. episode/loop.py           the episode is played: an Episode, in metadata["tcod"]
+    5. episode/history.py        what the student sees at a turn, and which tokens are trained
+    6. model/teacher.py          the teacher scores what was sampled (reward_func), with what episode/note.py shows it
+    7. drop_failed               a group with a failed sample, or with nothing to learn from, is replaced
+    8. records/                  metrics, and some episodes to read
+    9. training/samples.py       slime's samples are made of the episodes
+   10. post_process_rewards      slime is given the reward to log, and what is trained on of it beside the KL
 """
 
 import asyncio
@@ -47,10 +47,10 @@ from .episode.record import Episode, EpisodeRecord
 from .records.metrics import Metrics, eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import rollouts_before, write_metrics
 from .records.saved_episodes import choose
-from .settings.build import Run, checked_run, drawing_of, imitate_row, run_of, setup_of
-from .training.drawing import AsynchronousDrawing, SynchronousDrawing
+from .settings.build import Run, checked_run, imitate_row, run_of, setup_of, task_source_of
 from .training.rewards import NO_SIGNAL, normalised, reward_of
 from .training.samples import Groups, check_complete, fill, flat, settle, timeline_span, to_samples
+from .training.task_source import AsynchronousSource, SynchronousSource
 from .training.turn_mean import count_turns, is_turn_mean
 
 __all__ = [
@@ -79,15 +79,15 @@ def generate_rollout(
     if evaluation:
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
         return _evaluated(run, rollout_id, output, started)
-    drawing = drawing_of(SynchronousDrawing, run, data_source, rollout_id)
+    source = task_source_of(SynchronousSource, run, data_source, rollout_id)
     if run.config.tcod_variant == "sft":
-        groups = drawing.demonstrated(functools.partial(imitate_row, run), run.chat.tokenizer)
-        metrics = imitation_metrics(flat(groups), drawing.drawn)
+        groups = source.imitated_groups(functools.partial(imitate_row, run), run.chat.tokenizer)
+        metrics = imitation_metrics(flat(groups), source.drawn)
         return _trained(run, rollout_id, groups, [], metrics, started)
-    output = sglang_rollout.generate_rollout(args, rollout_id, drawing)
-    drawing.end(output.samples)
-    metrics = (output.metrics or {}) | rollout_metrics(flat(output.samples), drawing.drawn)
-    return _trained(run, rollout_id, output.samples, drawing.drawn, metrics, started)
+    output = sglang_rollout.generate_rollout(args, rollout_id, source)
+    source.end(output.samples)
+    metrics = (output.metrics or {}) | rollout_metrics(flat(output.samples), source.drawn)
+    return _trained(run, rollout_id, output.samples, source.drawn, metrics, started)
 
 
 def generate_rollout_fully_async(
@@ -107,15 +107,15 @@ def generate_rollout_fully_async(
         raise ConfigError("slime cannot evaluate in a fully asynchronous run: remove --eval-interval")
     run = checked_run(args, data_source)
     started = time.monotonic()
-    drawing = drawing_of(AsynchronousDrawing, run, data_source, rollout_id)
-    for group in drawing.played_groups():
-        drawing.sort_in(group, keep=drop_failed(args, group).keep)
-    trained, dropped = drawing.take()
+    source = task_source_of(AsynchronousSource, run, data_source, rollout_id)
+    for group in source.played_groups():
+        source.add_ended(group, keep=drop_failed(args, group).keep)
+    trained, dropped = source.take()
     drawn = flat(trained) + flat(dropped)
     metrics = rollout_metrics(flat(trained), drawn)
     oldest = rollout_id - run.config.tcod_max_staleness
     metrics["rollout/tcod/stale"] = sum(Episode.of(sample).record.n < oldest for sample in flat(trained))
-    metrics["rollout/tcod/under_way"] = drawing.under_way * args.n_samples_per_prompt
+    metrics["rollout/tcod/under_way"] = source.under_way * args.n_samples_per_prompt
     return _trained(run, rollout_id, trained, drawn, metrics, started)
 
 

@@ -46,7 +46,7 @@ def expected_note(attempt=None, won=False, demo=DEMO):
 
 def attempt_of(record):
     """(action, answer) pairs out of the record of a whole episode; an answer is what the next turn answers."""
-    turns = [*record["demonstration"], *record["turns"]]
+    turns = [*record["replayed_turns"], *record["turns"]]
     answers = [*(turn["observation"] for turn in turns[1:]), record["outcome"]]
     actions = [turn["action"] if turn.get("valid", True) else "(no valid action)" for turn in turns]
     return list(zip(actions, answers, strict=True))
@@ -83,13 +83,13 @@ def test_the_teachers_request_is_the_record_with_the_note_in_the_first_user_turn
     records = [sample.metadata["tcod"] for sample in samples]
     whole = {**records[0], "turns": [turn for record in records for turn in record["turns"]]}
     if "replayed" in case:  # the demonstration's two turns, which are with no sample of a turn
-        whole["demonstration"] = [
+        whole["replayed_turns"] = [
             {"observation": text, "action": "right"}
             for text in ("Goal: door 3. You are at door 0.", "You are at door 1.")
         ]
     note = expected_note(attempt_of(whole), won=whole["won"])
-    first, *later = [turn["observation"] for turn in [*whole["demonstration"], *whole["turns"]]]
-    answers, requests = [RIGHT] * len(whole["demonstration"]), rig.scoring_requests()
+    first, *later = [turn["observation"] for turn in [*whole["replayed_turns"], *whole["turns"]]]
+    answers, requests = [RIGHT] * len(whole["replayed_turns"]), rig.scoring_requests()
     for request, sample in zip(requests, samples, strict=True):
         texts, own = ["Walk.", f"{first}\n\n{note}"], sample.tokens[-sample.response_length :]
         if "append" in case:  # behind the first prompt; what was replayed is there, too

@@ -124,7 +124,7 @@ def made_of(text, turns, tokens, score):
     """An episode in which every text is this one: a replayed turn, then the student's."""
     ids, span = [ord("x")] * tokens, Span(list(map(ord, text)))
     played = {"observation": text, "action": text, "valid": True, "admissible": True, "cut": False}
-    record = EpisodeRecord(demonstration=[ReplayedTurn(text, text, text)], reward=score, failure=text, outcome=text)
+    record = EpisodeRecord(replayed_turns=[ReplayedTurn(text, text, text)], reward=score, failure=text, outcome=text)
     record.turns = [TurnRecord(turn, refused=True, **played) for turn in range(1, turns)]
     sequence = TokenSequence([span, Span(span.ids, 0)])
     for turn in range(1, turns):

@@ -93,11 +93,11 @@ def test_a_demonstration_replays_calls_as_the_template_writes_them(tools, histor
     between = [results("You are at door 1."), results("You are at door 2.", "You are at door 3.")]
     prompt = [call("right") + END + between[0], call("right", "right") + END + between[1]]
     for sample in samples:
-        replayed = sample.metadata["tcod"]["demonstration"]
+        replayed = sample.metadata["tcod"]["replayed_turns"]
         expected = as_in_the_prompt(tools.tokenizer, 4, *prompt[: len(replayed)])
         assert sample.tokens[: -sample.response_length] == expected
         assert [turn["response"] for turn in replayed] == [call("right"), call("right", "right")][: len(replayed)]
-    assert max(len(sample.metadata["tcod"]["demonstration"]) for sample in samples) == 2
+    assert max(len(sample.metadata["tcod"]["replayed_turns"]) for sample in samples) == 2
 
 
 def test_under_turns_a_prompt_is_what_the_template_renders_of_calls_and_results(tools):

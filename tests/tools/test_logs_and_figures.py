@@ -6,7 +6,7 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from examples.tcod.episode.jsonl import read_lines
+from examples.tcod.episode.rows import read_lines
 from examples.tcod.records import run_folder
 from examples.tcod.tools import plot_runs
 

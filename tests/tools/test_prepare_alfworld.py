@@ -244,9 +244,10 @@ def test_a_demonstration_gives_its_actions_within_the_horizon_and_wins_by_the_la
 
 def test_rows_of_this_recipe_are_a_source_too(tmp_path):
     metadata = {"game_file": GAME, "task_type": "t", "demo": {"actions": [" go  to desk 1"], "responses": ["x"]}}
-    named = {"prompt": "p", "metadata": {"game_file": GAME.replace("T1", "T2")}}
+    named = {"prompt": "p", "metadata": {"game_file": FOREIGN + GAME.replace("T1", "T2")}}
     file = write(tmp_path / "demos.jsonl", "", {"prompt": "a\u2028b", "label": "t", "metadata": metadata}, named)
-    assert read_source(file) == ({GAME: Demonstration(("go to desk 1",), ["x"])}, [])
+    demo, second = Demonstration(("go to desk 1",), ["x"]), GAME.replace("T1", "T2")
+    assert [*read_source(file)] == [(2, GAME, demo), (3, second, None)]
 
 
 def test_only_paths_of_games_are_rebased():
@@ -264,7 +265,7 @@ def test_only_paths_of_games_are_rebased():
 def test_a_line_that_cannot_be_read_is_named(tmp_path, line):
     file = write(tmp_path / "list.jsonl", {"game_file": GAME, "actions": ["look"]}, line)
     with pytest.raises(ConfigError, match=f"^line 2 of {file} (has no game_file and|is no JSON object)") as error:
-        read_source(file)
+        list(read_source(file))
     assert "\n" not in str(error.value) and "Error" not in str(error.value)
 
 

@@ -51,7 +51,7 @@ def in_process(monkeypatch, tmp_path):
 def test_an_evaluation_plays_each_row_to_its_own_horizon(rig, config, tmp_path, capsys):
     rig.config = config
     rows = write(tmp_path / "rows.jsonl", *({"goal": 3, "environment": name} for name in ("far", "near")))
-    rig.run(evaluate, rows, "result.json", "--episodes", str(tmp_path))
+    rig.run(evaluate, rows, "result.json", "--save-episodes", str(tmp_path))
     result = json.loads((tmp_path / "result.json").read_text())
     assert [(one["task"]["environment"], one["turns"], one["won"]) for one in result["episodes"]] == [
         ("far", 3, True),

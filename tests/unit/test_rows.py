@@ -8,8 +8,7 @@ import pytest
 from examples.tcod import ConfigError, Failure
 from examples.tcod.environments.protocol import Observation
 from examples.tcod.episode.demonstration import Demonstration, recorded
-from examples.tcod.episode.jsonl import read_lines
-from examples.tcod.episode.rows import read_rows, task_key, task_of
+from examples.tcod.episode.rows import read_lines, read_rows, task_key, task_of
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.settings.row_checks import check_evaluation_rows, check_training_rows
 

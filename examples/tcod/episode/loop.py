@@ -36,10 +36,10 @@ class Assignment:
 
     metadata: dict[str, Any]
     plan: EpisodePlan
-    demonstration: Demonstration
     sampling_params: dict[str, Any]
     max_context_len: int  # tokens of the whole episode, or of what a turn is shown and says
     session: str  # the same for all turns: they should reach the engine whose cache holds the prefix
+    demonstration: Demonstration = Demonstration()
     check_wanted: Callable[[], None] = lambda: None  # raises Failure(ABORTED) once nobody needs the episode any more
     trace: Trace = lambda name: contextlib.nullcontext(lambda meta_info: None)
 
@@ -124,13 +124,13 @@ class _Turns:
         response = demonstration.response(turn, observation, self.side)
         as_sampled = self.history.show_replayed(response, demonstration.sampled_ids(turn, self.player.chat))
         action = demonstration.actions[turn]
-        self.episode.record.demonstration.append(ReplayedTurn(text, action, response, as_sampled))
+        self.episode.record.replayed_turns.append(ReplayedTurn(text, action, response, as_sampled))
         return action
 
     async def _respond(self, turn: int, observation: Observation, text: str) -> str:
         """The student's turn: sample, append, parse. Returns the action to send."""
         assignment, chat, sampling = self.assignment, self.player.chat, self.assignment.sampling_params
-        with assignment.trace("sglang_generate") as note:
+        with assignment.trace("sglang_generate") as attach:
             response = await self.player.student.respond(
                 self.history.context,
                 sampling,
@@ -138,7 +138,7 @@ class _Turns:
                 assignment.session,
                 assignment.check_wanted,
             )
-            note(response.meta_info)
+            attach(response.meta_info)
         self.history.respond(response)
         action, valid = self.side.parse(chat.after_thought(response.ids))
         action = as_listed(action, observation)

@@ -49,7 +49,7 @@ class NoteWriter:
         if not told:
             return Note()
         note, first = self._fitted(told), episode.sequences[0]
-        return replace(note, tokens=len(self.tokens(first, note)) - len(first.tokens))
+        return replace(note, tokens=len(self.teacher_ids(first, note)) - len(first.tokens))
 
     def shortest(self) -> Note:
         """One of no steps at all. Raises Failure: note_too_long."""
@@ -69,7 +69,7 @@ class NoteWriter:
             raise Failure("note_too_long", f"more than {self.max_tokens} tokens without any step: raise tcod_note_len")
         return Note(text(left_out), tuple(told), left_out)
 
-    def tokens(self, sequence: TokenSequence, note: Note | None) -> list[int]:
+    def teacher_ids(self, sequence: TokenSequence, note: Note | None) -> list[int]:
         """A sequence as the teacher is given it.
 
         Raises:
@@ -97,7 +97,7 @@ def _demonstrated(metadata: dict[str, Any]) -> Execution:
 def _attempted(episode: Episode) -> Execution:
     """The whole episode, from its first action on: replayed turns are the student's in its conversation."""
     record = episode.record
-    actions = [turn.action for turn in record.demonstration]
+    actions = [turn.action for turn in record.replayed_turns]
     actions += [turn.action if turn.valid else NO_ACTION for turn in record.turns]
     return Execution(
         tuple(map(Step, actions, [*episode.answers[:-1], record.outcome or episode.answers[-1]])), record.won

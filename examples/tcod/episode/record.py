@@ -63,7 +63,7 @@ class EpisodeRecord:
     """Turns of the demonstration that are played before the student takes over."""
     budget: int = 0
     """Turns that the student may play."""
-    demonstration: list[ReplayedTurn] = field(default_factory=list)
+    replayed_turns: list[ReplayedTurn] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)
     outcome: str = ""
     """The environment's answer to the last action."""
@@ -95,7 +95,7 @@ class EpisodeRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that Ray, JSON and torch.save take."""
-        turns = {name: [dict(vars(turn)) for turn in getattr(self, name)] for name in ("demonstration", "turns")}
+        turns = {name: [dict(vars(turn)) for turn in getattr(self, name)] for name in ("replayed_turns", "turns")}
         return {**vars(self), **turns}
 
 

@@ -38,7 +38,7 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any]) -> Metrics:
     metrics |= _tokens(episodes)
     played = [Episode.of(sample).record for sample in drawn]
     metrics["steps"] = sum(record.replayed + len(record.turns) for record in played)
-    if replayed := [turn.as_sampled for record in records for turn in record.demonstration]:
+    if replayed := [turn.as_sampled for record in records for turn in record.replayed_turns]:
         metrics["replayed_as_sampled"] = fmean(replayed)
     # The teacher scores after the episode; both are shares of the time that trajectories were under way.
     env_s = sum(record.env_s for record in records)

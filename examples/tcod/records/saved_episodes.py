@@ -60,7 +60,7 @@ def transcript(episode: Episode, row: Any, tokenizer: Any, **about: Any) -> dict
         about: arm, dataset, n and index.
     """
     facts, kl = dict(vars(episode.record)), turn_kl(episode) if episode.is_scored else {}
-    turns = [{"turn": turn, "role": "replayed", **vars(one)} for turn, one in enumerate(facts.pop("demonstration"))]
+    turns = [{"turn": turn, "role": "replayed", **vars(one)} for turn, one in enumerate(facts.pop("replayed_turns"))]
     turns += [{"role": "student", "kl": kl.get(one.turn), **vars(one)} for one in facts.pop("turns")]
     _add_tokens({turn["turn"]: turn for turn in turns}, episode, tokenizer)
     note = episode.note and {**vars(episode.note), "text": episode.note.text.split("\n")}

@@ -33,10 +33,10 @@ from .secrets import without_secrets
 from .server_checks import check_models, router_url, teacher_urls
 
 if TYPE_CHECKING:
-    from ..training.drawing import Drawing  # needs slime, and the tools do without
+    from ..training.task_source import TaskSource  # needs slime, and the tools do without
 
 logger = logging.getLogger(__name__)
-DrawingT = TypeVar("DrawingT", bound="Drawing")
+SourceT = TypeVar("SourceT", bound="TaskSource")
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class EnvironmentSetup:
         self, sequence: TokenSequence, note: Note | None, session: str, *check_wanted: Callable[[], None]
     ) -> list[float]:
         """What TeacherClient.score returns of a sequence behind its prompt, where it is shown this note."""
-        tokens, behind = self.notes.tokens(sequence, note), len(sequence.tokens) - len(sequence.prompt)
-        return await self.teacher.score(tokens, len(tokens) - behind, session, *check_wanted)
+        ids, behind = self.notes.teacher_ids(sequence, note), len(sequence.tokens) - len(sequence.prompt)
+        return await self.teacher.score(ids, len(ids) - behind, session, *check_wanted)
 
 
 _run: Run | None = None
 _checked: Run | None = None
-_drawing: "Drawing | None" = None
+_task_source: "TaskSource | None" = None
 
 
 def checked_run(args: Namespace, data_source: Any) -> Run:
@@ -127,15 +127,15 @@ def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
     }
 
 
-def drawing_of(kind: type[DrawingT], run: Run, data_source: Any, rollout_id: int) -> DrawingT:
+def task_source_of(kind: type[SourceT], run: Run, data_source: Any, rollout_id: int) -> SourceT:
     """What draws from slime's data source, for the rollout that begins: one object for a run."""
-    global _drawing
-    if not isinstance(_drawing, kind) or _drawing.source is not data_source:
+    global _task_source
+    if not isinstance(_task_source, kind) or _task_source.data_source is not data_source:
         config = run.config
         limits = (config.tcod_max_replacements, config.tcod_max_staleness, rollout_id)
-        _drawing = kind(run.args, data_source, lambda row, n: config.of(row).curriculum.depth(n), *limits)
-    _drawing.begin(rollout_id)
-    return _drawing
+        _task_source = kind(run.args, data_source, lambda row, n: config.of(row).curriculum.depth(n), *limits)
+    _task_source.begin(rollout_id)
+    return _task_source
 
 
 def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[str, EpisodePlayer]:
@@ -212,7 +212,7 @@ def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
             history.observe("Done.")
         history.respond(Response([chat.end_of_turn], [0.0], False, {}))
         try:
-            notes.tokens(history.sequences[-1], notes.shortest())
+            notes.teacher_ids(history.sequences[-1], notes.shortest())
         except Failure as failure:
             said = f"no note for the teacher can be written: {failure}, or remove tcod_teacher_sees"
             raise ConfigError(said) from failure

@@ -35,7 +35,7 @@ from .common.ray_start import start_ray
 NONSENSE = "no such action"
 IN_TURN = 30  # actions of each row that is played in turn with another
 # What the suggestion assumes.
-EPISODES = 64  # at once; --episodes
+CONCURRENCY = 64  # episodes at once; --concurrency
 TURN_S = 5.0  # that the student thinks about a turn, under load
 LOAD = 0.5  # share of its time for which a worker may be busy
 
@@ -170,7 +170,7 @@ def report(calls: Sequence[tuple[str, float]], episodes: int) -> str:
     lines = [
         f"seconds per reset: mean {fmean(resets):.3f}, largest {max(resets):.3f} (the first starts its worker)",
         f"seconds per step: mean {step_s:.3f}, largest {max(steps):.3f}",
-        f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_envs_per_worker: "
+        f"for {episodes} episodes at once (--concurrency): tcod_env_workers: {workers}, tcod_envs_per_worker: "
         f"{per_worker}; they take {episodes * step_s / TURN_S:.1f} cores",
     ]
     return "\n".join(lines)
@@ -182,7 +182,9 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="JSONL rows to train on")
     parser.add_argument("--count", type=at_least(1), default=8, help="rows to play, default: %(default)s")
     parser.add_argument("--record", type=Path, metavar="OUT", help="see above")
-    parser.add_argument("--episodes", type=at_least(1), default=EPISODES, help="at once, default: %(default)s")
+    parser.add_argument(
+        "--concurrency", type=at_least(1), default=CONCURRENCY, help="episodes at once, default: %(default)s"
+    )
     options = parser.parse_args()
     with one_sentence("check_environment", options.record):
         config = TcodConfig.read(options.config)
@@ -196,7 +198,7 @@ def main() -> None:
             played = play_rows(one, chosen, str(options.rows))
             tasks = zip(chosen, played.demos, strict=True)
             written += [Task("", row.label, row.task, goal=row.prompt, demo=demo).row() for row, demo in tasks]
-            print(report(played.calls, options.episodes))
+            print(report(played.calls, options.concurrency))
             more = "" if len(chosen) == len(group) else f" (--count {len(group)} plays all)"
             demos = sum(bool(demo.actions) for demo in played.demos)
             of = f" of {one.name}" if one.name else ""

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..episode.jsonl import read_lines
+from ..episode.rows import read_lines
 from .common.command import new_parser
 
 logger = logging.getLogger(__name__)

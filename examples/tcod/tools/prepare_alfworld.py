@@ -15,14 +15,14 @@ needs the package alfworld.
 
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import ConfigError, Failure, words
 from ..episode.demonstration import Demonstration
-from ..episode.jsonl import fault, read_lines
+from ..episode.rows import fault, read_lines
 from ..settings.config import TcodConfig
 from .common.prepare import TRAIN, Task, option_parser, prepare
 
@@ -61,30 +61,20 @@ def rebase(game_file: str) -> str:
     return "/".join(parts)
 
 
-def read_source(path: str) -> tuple[dict[str, Demonstration | Failure], list[Task]]:
-    """Demonstrations by game file out of published lists or this recipe's rows; and the repeated ones, left out.
+def read_source(path: str) -> Iterator[tuple[int, str, Demonstration | Failure | None]]:
+    """(line, game file, demonstration) out of a published list or this recipe's rows.
 
     A game that is only named, with no "actions" and no "demo", has none.
 
     Raises:
         ConfigError: the file or a line of it cannot be read; never skipped.
     """
-    demos: dict[str, Demonstration | Failure | None] = {}
-    repeated = []
     for number, row in read_lines(Path(path)):
         try:
             row = row.get("metadata", row)  # the published lists have no metadata
-            game_file = rebase(row["game_file"])
-            demo = _demo(row.get("demo", row))
+            yield number, rebase(row["game_file"]), _demo(row.get("demo", row))
         except (Failure, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"line {number} of {path} has no game_file and actions: {fault(error)}") from error
-        if game_file in demos:
-            repeated.append(
-                left_out(game_file, path, "duplicate", f"line {number} repeats the game, the first counts")
-            )
-        else:
-            demos[game_file] = demo
-    return {game_file: demo for game_file, demo in demos.items() if demo is not None}, repeated
 
 
 def left_out(game_file: str, source: str, reason: str, detail: str) -> Task:
@@ -156,14 +146,16 @@ def goal(first: str) -> str:
 def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
     """A task for each game, and for each demonstration without one. Raises ConfigError: the data cannot be used."""
     root = Path(config.tcod_data_root)
-    games = find_games(root)
-    listed, unused = {}, []
-    for source in options.demos:
-        if source != WALKTHROUGH:
-            listed[source], repeated = read_source(source)
-            missing = sorted(listed[source].keys() - set(games))
-            unused += repeated
-            unused += [left_out(game, source, "missing", f"there is no such game below {root}") for game in missing]
+    games, unused = find_games(root), []
+    listed: dict[str, dict[str, Any]] = {source: {} for source in options.demos if source != WALKTHROUGH}
+    for source, demos in listed.items():
+        for number, game_file, demo in read_source(source):
+            if game_file in demos:
+                unused.append(left_out(game_file, source, "duplicate", f"line {number} repeats it, the first counts"))
+            elif game_file not in games:
+                unused.append(left_out(game_file, source, "missing", f"there is no such game below {root}"))
+            else:
+                demos[game_file] = demo
     return unused + [make_task(root, game_file, options.demos, listed) for game_file in games]
 
 

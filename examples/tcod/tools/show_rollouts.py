@@ -22,7 +22,7 @@ import jinja2
 from markupsafe import Markup
 
 from .. import ConfigError
-from ..episode.jsonl import fault, read_lines
+from ..episode.rows import fault, read_lines
 from .common.command import new_parser, one_sentence
 
 logger = logging.getLogger(__name__)

@@ -68,7 +68,7 @@ def to_samples(args: Namespace, sample: Sample, tokenizer: Any) -> list[Sample]:
         fill(args, one, [sequence])
         one.teacher_log_probs = sequence.teacher_log_probs
         one.response = tokenizer.decode(one.tokens[-one.response_length :], skip_special_tokens=False)
-        one.metadata = {**sample.metadata, "tcod": replace(episode.record, demonstration=[], turns=[turn]).as_dict()}
+        one.metadata = {**sample.metadata, "tcod": replace(episode.record, replayed_turns=[], turns=[turn]).as_dict()}
         samples.append(one)
     for name in ("trace", "non_generation_time"):  # of the whole episode: counted once
         setattr(samples[0], name, getattr(sample, name, None))

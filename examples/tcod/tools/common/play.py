@@ -20,7 +20,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ... import ConfigError
-from ...episode.demonstration import Demonstration
 from ...episode.loop import Assignment, failures_go_to
 from ...episode.record import Episode, EpisodeRecord
 from ...episode.rows import Row, read_rows, task_key
@@ -123,7 +122,7 @@ class RowRunner:
         async def work() -> None:
             for row, attempt in waiting:
                 episode = await self._play(row)
-                self._note(row, attempt, episode.record, describe(row, episode))
+                self._record(row, attempt, episode.record, describe(row, episode))
                 bar.set_postfix_str(f"failed {self.failed.total()}", refresh=False)
                 bar.update()
 
@@ -138,7 +137,6 @@ class RowRunner:
         assignment = Assignment(
             metadata=row.metadata,
             plan=config.curriculum.full_plan(),
-            demonstration=Demonstration(),
             sampling_params={**SAMPLING, **of_turn},
             max_context_len=self.options.max_context_len,
             session=uuid.uuid4().hex,
@@ -147,7 +145,7 @@ class RowRunner:
             await self._players[config.name].play(assignment, episode)
         return episode
 
-    def _note(self, row: Row, attempt: int, record: EpisodeRecord, more: dict[str, Any]) -> None:
+    def _record(self, row: Row, attempt: int, record: EpisodeRecord, more: dict[str, Any]) -> None:
         """Write an episode down, with `more`, or count its failure. Raises ConfigError, OSError."""
         if not record.failure:
             entry = {"task": row.task, "attempt": attempt, "won": record.won, "turns": len(record.turns), **more}
