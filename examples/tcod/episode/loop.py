@@ -17,7 +17,7 @@ from ..curriculum import EpisodePlan
 from ..environments.pool import BorrowedEnvironment, EnvironmentPool
 from ..environments.protocol import Observation, as_listed, is_admissible
 from ..model.chat_tokens import ChatTokens
-from ..model.student import StudentClient
+from ..model.student import StudentClient, is_untempered
 from .demonstration import Demonstration
 from .history import History
 from .record import Episode, ReplayedTurn, TurnRecord
@@ -167,8 +167,9 @@ def failures_go_to(
     try:
         yield
     except Exception as error:
-        reason, detail = getattr(error, "reason", "internal"), str(error)
-        if not isinstance(error, Failure):
+        if isinstance(error, Failure):
+            reason, detail = error.reason, str(error)
+        else:
             logger.exception("episode failed")
             reason, detail = "internal", repr(error)
         try:
@@ -176,10 +177,3 @@ def failures_go_to(
         except Failure:
             reason = ABORTED
         fail(reason, " ".join(detail.split())[:500])  # Ray tells of a dead worker in ten lines
-
-
-def is_untempered(sampling: dict[str, Any]) -> bool:
-    """Whether sampling parameters leave the policy as it is: the teacher's log-probs are always so."""
-    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "min_new_tokens": 0}
-    given = {name: sampling.get(name) for name in neutral}
-    return all(value is None or value == neutral[name] for name, value in given.items())

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
-from ..episode.loop import is_untempered
+from ..model.student import is_untempered
 from ..training.turn_mean import is_turn_mean
 from .config import SELF, TcodConfig, read_yaml
 from .row_checks import check_training_rows
