@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
             "scored": of["tokens/scored"],
             "trained": of["tokens/trained"],
             "failed": of["failed"],
-            "s": of["rollout_s"] + of["train/s"],
+            "s": of["rollout_s"] + following["train_s"],
         }
-        for of in rollouts
+        for of, following in pairwise(rollouts)  # the last line is an evaluation's
         if of["kind"] == "rollout"
     ]
     return {"evaluations": _rounded(evaluations), "updates": _rounded(updates)}

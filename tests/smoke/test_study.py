@@ -115,9 +115,10 @@ def test_the_result_of_a_job_is_what_its_metrics_say():
     update = {"k": 3, "success": 0.5, "kl/trajectory": 2.0, "turns/student": 2.5, "turns/replayed": 4.25}
     update |= {"tokens/scored": 900, "tokens/trained": 300, "failed": 0, "rollout_s": 1.5}
     rollout = {f"rollout/tcod/{key}": value for key, value in update.items()}
-    lines = [{"kind": "eval", "n": 0, **point}, {"kind": "rollout", "n": 0, **rollout, "train/s": 0.25}]
+    lines = [{"kind": "eval", "n": 0, **point}, {"kind": "rollout", "n": 0, **rollout}]
+    lines.append({"kind": "eval", "n": 1, "train_s": 0.25, **point})
     one = study_results.result(lines, batch=16)
-    [evaluation], [made] = one["evaluations"], one["updates"]
+    [evaluation, _], [made] = one["evaluations"], one["updates"]
     assert evaluation["kl_by_turn"][10] == pytest.approx(10 / 3, rel=1e-3)
     assert evaluation["kl_by_turn_episodes"] == list(range(20, 9, -1))
     assert evaluation["success_t1"] == 0.1235 and evaluation["kl"] == 31.23

@@ -11,13 +11,13 @@ class TeacherClient:
     """Scores token sequences; belongs to the event loop that first awaits it.
 
     Args:
-        url: the server's /generate.
+        url: the server's base URL.
         timeout_s, concurrency: of the requests, see SGLangClient.
         vocab_size: of the tokenizer.
     """
 
     def __init__(self, url: str, timeout_s: float, concurrency: int, vocab_size: int) -> None:
-        self._url, self._vocab_size = url, vocab_size
+        self._url, self._vocab_size = f"{url}/generate", vocab_size
         self._client = SGLangClient("teacher", timeout_s, concurrency, teacher_headers())
 
     async def score(

@@ -120,7 +120,7 @@ def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
     players = new_players(run.config, run.chat, router_url(run.args))
     urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
     limits = (run.config.tcod_teacher_timeout_s, run.config.tcod_teacher_concurrency)
-    teachers = {url: TeacherClient(f"{url}/generate", *limits, run.chat.vocab_size) for url in {*urls.values()}}
+    teachers = {url: TeacherClient(url, *limits, run.chat.vocab_size) for url in {*urls.values()}}
     return {
         one.name: EnvironmentSetup(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
         for one in run.config.each
@@ -162,8 +162,8 @@ def imitate_row(run: Run, metadata: dict[str, Any], episode: Episode) -> None:
 
 def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
     """What makes the text side of a task's environment, for a student's chat, if there is one. Raises ConfigError."""
-    environment, lists_actions = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
-    return lambda task: TextSide(environment, task, lists_actions, config.tcod_tool_parser, chat)
+    environment, admissible = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
+    return lambda task: TextSide(environment, task, admissible, config.tcod_tool_parser, chat)
 
 
 def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag: str) -> ChatTokens:
