@@ -16,7 +16,6 @@ from .. import ABORTED, Failure
 from ..curriculum import EpisodePlan
 from ..environments.pool import BorrowedEnvironment, EnvironmentPool
 from ..environments.protocol import Observation, as_listed, is_admissible
-from ..model.chat_tokens import ChatTokens
 from ..model.student import StudentClient, is_untempered
 from .demonstration import Demonstration
 from .history import History
@@ -50,7 +49,6 @@ class EpisodePlayer:
 
     text_side: Callable[[dict[str, Any]], TextSide]  # of a task
     pool: EnvironmentPool
-    chat: ChatTokens
     student: StudentClient
     new_history: Callable[[int], History]  # by the tokens of the longest context
 
@@ -122,14 +120,14 @@ class _Turns:
         """The demonstration's turn: check, append. Returns its action."""
         demonstration = self.assignment.demonstration
         response = demonstration.response(turn, observation, self.side)
-        as_sampled = self.history.show_replayed(response, demonstration.sampled_ids(turn, self.player.chat))
+        as_sampled = self.history.show_replayed(response, demonstration.sampled_ids(turn, self.history.chat))
         action = demonstration.actions[turn]
         self.episode.record.replayed_turns.append(ReplayedTurn(text, action, response, as_sampled))
         return action
 
     async def _respond(self, turn: int, observation: Observation, text: str) -> str:
         """The student's turn: sample, append, parse. Returns the action to send."""
-        assignment, chat, sampling = self.assignment, self.player.chat, self.assignment.sampling_params
+        assignment, chat, sampling = self.assignment, self.history.chat, self.assignment.sampling_params
         with assignment.trace("sglang_generate") as attach:
             response = await self.player.student.respond(
                 self.history.context,

@@ -145,7 +145,6 @@ def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[s
         one.name: EpisodePlayer(
             text_side=text_side_of(one, chat),
             pool=new_pool(one, one.tcod_env_workers, one.tcod_envs_per_worker),
-            chat=chat,
             student=student,
             new_history=history_of(one, chat),
         )
