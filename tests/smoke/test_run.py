@@ -5,8 +5,8 @@ from argparse import Namespace
 
 import pytest
 
-from examples.tcod.episode.rows import read_rows
 from examples.tcod.settings.config import TcodConfig
+from examples.tcod.tools.common.jsonl import read_rows
 from smoke import plays, run, servers, train_arm
 
 ROW = '{"prompt": "x", "label": "x", "metadata": {"goal": 1, "demo": {"actions": ["right"]}}}\n'

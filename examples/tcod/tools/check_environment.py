@@ -22,14 +22,15 @@ from .. import ConfigError, Failure
 from ..environments.pool import BorrowedEnvironment
 from ..environments.protocol import Observation, action_of
 from ..episode.demonstration import Demonstration
-from ..episode.rows import Row, place, read_rows
+from ..episode.rows import Row, place
 from ..episode.text_side import TextSide
 from ..settings.build import new_pool, text_side_of
 from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from ..settings.row_checks import by_environment, check_training_rows
 from .common.command import at_least, new_parser, one_sentence
-from .common.prepare import Task, play_demonstration, write_jsonl
+from .common.jsonl import read_rows, write_jsonl
+from .common.prepare import Task, play_demonstration
 from .common.ray_start import start_ray
 
 NONSENSE = "no such action"

@@ -22,7 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ... import ConfigError
 from ...episode.loop import Assignment, failures_go_to
 from ...episode.record import Episode, EpisodeRecord
-from ...episode.rows import Row, read_rows, task_key
+from ...episode.rows import Row, task_key
 from ...model.client import without_login
 from ...settings.build import new_players, student_chat
 from ...settings.checks import check_environment_class
@@ -31,6 +31,7 @@ from ...settings.row_checks import check_evaluation_rows
 from ...settings.server_checks import check_server
 from .command import at_least
 from .journal import Entry, Journal
+from .jsonl import read_rows
 from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from ... import ConfigError
 from ...environments.protocol import Observation
-from ...episode.rows import Row, read_rows
+from ...episode.rows import Row
 from ...model.chat_tokens import ChatTokens
 from ...settings.build import check_notes, history_of, student_chat, text_side_of
 from ...settings.checks import check_environment_class, check_teacher
@@ -27,6 +27,7 @@ from ...settings.row_checks import by_environment, check_evaluation_rows, check_
 from ...settings.secrets import text_without
 from ...settings.server_checks import check_teacher_scores
 from ..check_environment import play_rows, spread
+from ..common.jsonl import read_rows
 from ..common.ray_start import start_ray
 from .ray_cluster import check_cluster
 from .settings import Settings, require
