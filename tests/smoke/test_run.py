@@ -64,7 +64,7 @@ def test_a_mixed_play_has_rows_and_settings_of_each_environment(play):
     for split in ("train", "heldout"):
         rows = read_rows(mixed.data / f"{split}.jsonl")
         assert [row.metadata["environment"] for row in rows] == ["alfworld", "sqlite", "scienceworld"]
-        of_each = [config.of(row.metadata) for row in rows]
+        of_each = [config.for_row(row.metadata) for row in rows]
         assert [one.tcod_horizon for one in of_each] == [20, 6, 10]
         assert [one.tcod_tool_parser for one in of_each] == [None, "qwen", None]
         assert [bool(one.tcod_data_root) for one in of_each] == [True, True, False]

@@ -112,7 +112,7 @@ def setup_of(args: Namespace, metadata: dict[str, Any]) -> EnvironmentSetup:
     loop, run = asyncio.get_running_loop(), run_of(args)
     if loop not in run.setups:
         run.setups[loop] = _new_setups(run)
-    return run.setups[loop][run.config.of(metadata).name]
+    return run.setups[loop][run.config.for_row(metadata).name]
 
 
 def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
@@ -133,7 +133,7 @@ def task_source_of(kind: type[SourceT], run: Run, data_source: Any, rollout_id: 
     if not isinstance(_task_source, kind) or _task_source.data_source is not data_source:
         config = run.config
         limits = (config.tcod_max_replacements, config.tcod_max_staleness, rollout_id)
-        _task_source = kind(run.args, data_source, lambda row, n: config.of(row).curriculum.depth(n), *limits)
+        _task_source = kind(run.args, data_source, lambda row, n: config.for_row(row).curriculum.depth(n), *limits)
     _task_source.begin(rollout_id)
     return _task_source
 
@@ -154,7 +154,7 @@ def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[s
 
 def imitate_row(run: Run, metadata: dict[str, Any], episode: Episode) -> None:
     """Fill in an episode of a row's metadata as if the student had played its demonstration. Raises Failure."""
-    config = run.config.of(metadata)
+    config = run.config.for_row(metadata)
     side = text_side_of(config, run.chat)(task_of(metadata))
     history = history_of(config, run.chat)(run.args.rollout_max_context_len)
     imitate(metadata, episode, side, history, config.tcod_horizon)

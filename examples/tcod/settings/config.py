@@ -153,7 +153,7 @@ class TcodConfig(BaseModel):
         """The settings of every environment: these ones, where there is one."""
         return list(self._entries.values()) or [self]
 
-    def of(self, metadata: Any) -> "TcodConfig":
+    def for_row(self, metadata: Any) -> "TcodConfig":
         """The settings of a row's environment. Raises ConfigError, where the row names none."""
         if not self._entries:
             return self

@@ -36,7 +36,7 @@ def by_environment(config: TcodConfig, rows: Sequence[RowT], source: str) -> lis
     groups: dict[str, list[RowT]] = {}
     for row in rows:
         try:
-            groups.setdefault(config.of(row.metadata).name, []).append(row)
+            groups.setdefault(config.for_row(row.metadata).name, []).append(row)
         except ConfigError as error:
             raise ConfigError(f"{place(row, source)} cannot be played: {error}") from error
     return [(one, groups[one.name]) for one in config.each if one.name in groups]

@@ -132,7 +132,7 @@ class RowRunner:
         await asyncio.gather(*(player.pool.close() for player in self._players.values()))
 
     async def _play(self, row: Row) -> Episode:
-        config = self.config.of(row.metadata)
+        config = self.config.for_row(row.metadata)
         episode = Episode(EpisodeRecord(evaluation=True, environment=config.name))
         of_turn = {"temperature": self.options.temperature, "max_new_tokens": self.options.max_turn_len}
         assignment = Assignment(

@@ -235,7 +235,7 @@ def prepare(
             raise ConfigError(
                 f"--environment {options.environment} is none of {options.config}'s: name one of {names}"
             )
-        config = config.of({"environment": options.environment})
+        config = config.for_row({"environment": options.environment})
         check_environment_class(config)
         tasks = find_tasks(options, config)
         check_tasks(config, tasks, options.processes)
