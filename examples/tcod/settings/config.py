@@ -163,7 +163,7 @@ class TcodConfig(BaseModel):
             raise ConfigError(f"its metadata.environment is {name!r:.80}: name one of tcod_environments, {known}")
         return self._entries[name]
 
-    def with_note(self, tokens: int, flag: str = "") -> tuple[int, str]:
+    def scored_len(self, tokens: int, flag: str = "") -> tuple[int, str]:
         """(longest sequence that the teacher scores, the flags that it comes from), of sequences of so many tokens."""
         return (tokens + self.tcod_note_len, f"{flag} + tcod_note_len") if self.tcod_teacher_sees else (tokens, flag)
 

@@ -27,7 +27,7 @@ def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     """
     training = (args.rollout_max_context_len, "--rollout-max-context-len")
     longest = max(training, (args.eval_max_context_len or 0, "--eval-max-context-len"))
-    scored = config.with_note(*training)
+    scored = config.scored_len(*training)
     router = router_url(args)
     teachers = {*teacher_urls(args, config).values()} if args.opd_type == "sglang" else set()
     _check_engines(router, *(max(longest, scored) if router in teachers else longest))

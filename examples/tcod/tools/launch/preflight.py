@@ -54,7 +54,7 @@ def main() -> None:
             wait_for_teacher(s)
         if s.teacher == "sglang":
             for url in {one.tcod_teacher_url or s.teacher_address for one in config.each}:
-                check_teacher_scores(url, chat, *config.with_note(s.max_context_len, "MAX_CONTEXT_LEN"))
+                check_teacher_scores(url, chat, *config.scored_len(s.max_context_len, "MAX_CONTEXT_LEN"))
     except ConfigError as error:
         sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
 
