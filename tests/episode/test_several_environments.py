@@ -162,7 +162,7 @@ def test_an_entry_has_the_runs_settings_where_it_names_none(tmp_path, monkeypatc
     walk, called = (config.for_row({"environment": name}) for name in ("walk", "call"))
     assert (walk.name, walk.tcod_data_root, walk.tcod_horizon) == ("walk", str(tmp_path), 5)
     assert (called.name, called.tcod_data_root, called.curriculum.horizon) == ("call", "", 9)
-    assert {one.tcod_env_workers for one in config.each} == {3}
+    assert {own.tcod_env_workers for own in config.per_environment} == {3}
 
 
 @pytest.mark.parametrize("metadata", [{"goal": 2}, {"goal": 2, "environment": "fly"}, {"goal": 2, "environment": []}])

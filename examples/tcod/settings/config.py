@@ -149,7 +149,7 @@ class TcodConfig(BaseModel):
         return self._name
 
     @property
-    def each(self) -> list["TcodConfig"]:
+    def per_environment(self) -> list["TcodConfig"]:
         """The settings of every environment: these ones, where there is one."""
         return list(self._entries.values()) or [self]
 

@@ -194,15 +194,15 @@ def main() -> None:
         check_training_rows(config, rows, str(options.rows), recorded=not options.record)
         start_ray(workers=1)
         written: list[dict[str, Any]] = []
-        for one, group in by_environment(config, rows, str(options.rows)):
+        for own, group in by_environment(config, rows, str(options.rows)):
             chosen = group if options.record else spread(group, options.count)
-            played = play_rows(one, chosen, str(options.rows))
+            played = play_rows(own, chosen, str(options.rows))
             tasks = zip(chosen, played.demos, strict=True)
             written += [Task("", row.label, row.task, goal=row.prompt, demo=demo).row() for row, demo in tasks]
             print(report(played.calls, options.concurrency))
             more = "" if len(chosen) == len(group) else f" (--count {len(group)} plays all)"
             demos = sum(bool(demo.actions) for demo in played.demos)
-            of = f" of {one.name}" if one.name else ""
+            of = f" of {own.name}" if own.name else ""
             print(f"{options.rows}: {len(chosen)} of {len(group)} rows{of} play{more}, {demos} demonstrations replay")
         if options.record:
             write_jsonl(options.record, written)

@@ -89,7 +89,7 @@ class RowRunner:
         url, needed = options.url.rstrip("/"), options.max_context_len
         named = f"the server at --url {without_login(url)}"
         check_server(named, url, self.chat, needed, "--max-context-len", "name its http://HOST:PORT")
-        start_ray(sum(one.tcod_env_workers for one in self.config.each))
+        start_ray(sum(own.tcod_env_workers for own in self.config.per_environment))
         self._players = new_players(self.config, self.chat, url)
         self.failed: Counter[str] = Counter()
         self._in_a_row = 0
@@ -179,8 +179,8 @@ def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:
 def _settings(config: TcodConfig, options: Namespace) -> dict[str, Any]:
     given = ("model", "temperature", "max_turn_len", "max_context_len", "apply_chat_template_kwargs")
     names = ("horizon", "environment", "admissible", "history", "window", "thoughts", "tool_parser")
-    played = {one.name: {name: getattr(one, f"tcod_{name}") for name in names} for one in config.each}
-    for one in config.each:
-        env_args = json.dumps(one.tcod_env_args, sort_keys=True, default=str)
-        played[one.name]["env_args"] = hashlib.sha256(env_args.encode()).hexdigest()[:8]  # they may hold an API key
+    played = {own.name: {name: getattr(own, f"tcod_{name}") for name in names} for own in config.per_environment}
+    for own in config.per_environment:
+        env_args = json.dumps(own.tcod_env_args, sort_keys=True, default=str)
+        played[own.name]["env_args"] = hashlib.sha256(env_args.encode()).hexdigest()[:8]  # they may hold an API key
     return {name: getattr(options, name) for name in given} | played.get("", {"environments": played})
