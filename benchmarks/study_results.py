@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.study_arms import TURNS_TO_WIN
-from examples.tcod.episode.jsonl import read_lines
+from examples.tcod.tools.common.jsonl import read_lines
 from examples.tcod.tools.plot_runs import by_turn
 
 Result = dict[str, Any]  # of one job, see `result`
@@ -60,9 +61,9 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
             "read": round(of["tokens/total"] + of.get("note_tokens", 0) * of["samples"]) if of["tokens/scored"] else 0,
             "trained": of["tokens/trained"],
             "failed": of["failed"],
-            "s": of["rollout_s"] + of["train/s"],
+            "s": of["rollout_s"] + following["train_s"],
         }
-        for of in rollouts
+        for of, following in pairwise(rollouts)  # the last line is an evaluation's
         if of["kind"] == "rollout"
     ]
     return {"evaluations": _rounded(evaluations), "updates": _rounded(updates)}

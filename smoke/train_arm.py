@@ -10,7 +10,6 @@ the student's newest checkpoint. run.py starts this once per arm.
 import argparse
 import os
 import shutil
-import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -60,23 +59,16 @@ def train(options: Namespace, trainer: Trainer) -> None:
         push_weights(options.student_port, weights, version=str(n))
 
     def evaluate(n: int) -> None:  # as slime does: before rollout 0 with its id, and after rollout n
-        output = tcod_rollout.generate_rollout(args, n, source, evaluation=True)
-        tcod_rollout.log_eval(n, args, output.data, output.metrics)
+        tcod_rollout.generate_rollout(args, n, source, evaluation=True)
 
     push(0)
     if not options.skip_first_evaluation:
         evaluate(0)
     for n in range(options.updates):
-        started = time.monotonic()
         output = tcod_rollout.generate_rollout(args, n, source)
-        rollout_s = time.monotonic() - started
-        samples = hooks.flat(output.samples)
-        batch = hooks.convert_samples_to_train_data(args, samples)
-        started = time.monotonic()
-        trained = {f"train/{name}": value for name, value in trainer.step(batch).items()}
+        batch = hooks.convert_samples_to_train_data(args, hooks.flat(output.samples))
+        print(f"update {n}: {trainer.step(batch)}", flush=True)
         push(n + 1)
-        trained["train/s"] = time.monotonic() - started
-        tcod_rollout.log_rollout(n, args, samples, {**output.metrics, **trained}, rollout_s)
         if (n + 1) % options.eval_interval == 0 or n + 1 == options.updates:
             evaluate(n)
 

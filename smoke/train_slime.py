@@ -97,8 +97,6 @@ def slime_settings(options: Namespace) -> dict[str, Any]:
         # evaluation and logging
         **{"eval-config": evaluation, "eval-interval": min(options.eval_interval, options.updates)},
         "skip-eval-before-train": options.skip_first_evaluation,
-        "custom-rollout-log-function-path": "examples.tcod.tcod_rollout.log_rollout",
-        "custom-eval-rollout-log-function-path": "examples.tcod.tcod_rollout.log_eval",
         "save-debug-rollout-data": options.run_dir / "rollout_{rollout_id}.pt",
         # training
         **{"advantage-estimator": "grpo", "entropy-coef": 0, "clip-grad": 1},

@@ -131,7 +131,6 @@ FLAGS=(
   --rollout-function-path "$HOOKS.generate_rollout$([[ $MODE != fully_async ]] || echo _fully_async)"
   --custom-rm-path "$HOOKS.reward_func" --custom-reward-post-process-path "$HOOKS.post_process_rewards"
   --custom-generate-function-path "$HOOKS.generate" --dynamic-sampling-filter-path "$HOOKS.drop_failed"
-  --custom-rollout-log-function-path "$HOOKS.log_rollout" --custom-eval-rollout-log-function-path "$HOOKS.log_eval"
   --custom-config-path "$RUN_DIR/tcod.yaml"
   # rollouts; tools/launch adds the evaluations
   --prompt-data "$DATA_DIR/train.jsonl" --input-key prompt --label-key label

@@ -8,21 +8,19 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
     --custom-rm-path                        examples.tcod.tcod_rollout.reward_func
     --custom-reward-post-process-path       examples.tcod.tcod_rollout.post_process_rewards
     --dynamic-sampling-filter-path          examples.tcod.tcod_rollout.drop_failed
-    --custom-rollout-log-function-path      examples.tcod.tcod_rollout.log_rollout
-    --custom-eval-rollout-log-function-path examples.tcod.tcod_rollout.log_eval
     --custom-config-path                    a YAML of tcod_* settings
 
 A sample's way through one training step n:
-    1. settings/build.py     the first call checks all settings, and puts the objects together
-    2. training/drawing.py   a task is drawn, at depth k(n)
-    3. curriculum.py         who acts at which turn
-    4. episode/loop.py       the episode is played: an Episode, in metadata["tcod"]
-    5. episode/history.py    what the student sees at a turn, and which tokens are trained
-    6. model/teacher.py      the teacher scores what was sampled (reward_func), with what episode/note.py shows it
-    7. drop_failed           a group with a failed sample, or with nothing to learn from, is replaced by another one
-    8. records/              metrics, and some episodes to read
-    9. training/samples.py   slime's samples are made of the episodes
-   10. post_process_rewards  slime is given the reward to log, and what is trained on of it beside the KL
+    1. settings/build.py         the first call checks all settings, and puts the objects together
+    2. training/task_source.py   a task is drawn, at depth k(n)
+    3. curriculum.py             who acts at which turn
+    4. episode/loop.py           the episode is played: an Episode, in metadata["tcod"]
+    5. episode/history.py        what the student sees at a turn, and which tokens are trained
+    6. model/teacher.py          the teacher scores what was sampled (reward_func), with what episode/note.py shows it
+    7. drop_failed               a group with a failed sample, or with nothing to learn from, is replaced
+    8. records/                  metrics, and some episodes to read
+    9. training/samples.py       slime's samples are made of the episodes
+   10. post_process_rewards      slime is given the reward to log, and what is trained on of it beside the KL
 """
 
 import asyncio
@@ -46,13 +44,13 @@ from .curriculum import Curriculum, EpisodePlan
 from .episode.demonstration import Demonstration
 from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
-from .records.metrics import eval_metrics, imitation_metrics, rollout_metrics
-from .records.run_folder import log_eval, log_rollout, mark_rollout_played, rollouts_before
+from .records.metrics import Metrics, eval_metrics, imitation_metrics, rollout_metrics
+from .records.run_folder import rollouts_before, write_metrics
 from .records.saved_episodes import choose
-from .settings.build import Run, checked_run, drawing_of, imitate_row, run_of, setup_of
-from .training.drawing import AsynchronousDrawing, SynchronousDrawing
+from .settings.build import Run, checked_run, imitate_row, run_of, setup_of, task_source_of
 from .training.rewards import NO_SIGNAL, normalised, reward_of
-from .training.samples import check_complete, fill, flat, settle, timeline_span, to_samples
+from .training.samples import Groups, check_complete, fill, flat, settle, timeline_span, to_samples
+from .training.task_source import AsynchronousSource, SynchronousSource
 from .training.turn_mean import count_turns, is_turn_mean
 
 __all__ = [
@@ -60,8 +58,6 @@ __all__ = [
     "generate",
     "generate_rollout",
     "generate_rollout_fully_async",
-    "log_eval",
-    "log_rollout",
     "post_process_rewards",
     "reward_func",
 ]
@@ -82,16 +78,16 @@ def generate_rollout(
     started = time.monotonic()
     if evaluation:
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
-        return _evaluated(run, rollout_id, output, time.monotonic() - started)
-    drawing = drawing_of(SynchronousDrawing, run, data_source, rollout_id)
+        return _evaluated(run, rollout_id, output, started)
+    source = task_source_of(SynchronousSource, run, data_source, rollout_id)
     if run.config.tcod_variant == "sft":
-        groups = drawing.demonstrated(functools.partial(imitate_row, run), run.chat.tokenizer)
-        metrics = imitation_metrics(flat(groups), drawing.drawn, time.monotonic() - started)
-        return _trained(run, rollout_id, groups, [], metrics)
-    output = sglang_rollout.generate_rollout(args, rollout_id, drawing)
-    drawing.end(output.samples)
-    metrics = rollout_metrics(flat(output.samples), drawing.drawn, time.monotonic() - started)
-    return _trained(run, rollout_id, output.samples, drawing.drawn, {**(output.metrics or {}), **metrics})
+        groups = source.imitated_groups(functools.partial(imitate_row, run), run.chat.tokenizer)
+        metrics = imitation_metrics(flat(groups), source.drawn)
+        return _trained(run, rollout_id, groups, [], metrics, started)
+    output = sglang_rollout.generate_rollout(args, rollout_id, source)
+    source.end(output.samples)
+    metrics = (output.metrics or {}) | rollout_metrics(flat(output.samples), source.drawn)
+    return _trained(run, rollout_id, output.samples, source.drawn, metrics, started)
 
 
 def generate_rollout_fully_async(
@@ -111,16 +107,16 @@ def generate_rollout_fully_async(
         raise ConfigError("slime cannot evaluate in a fully asynchronous run: remove --eval-interval")
     run = checked_run(args, data_source)
     started = time.monotonic()
-    drawing = drawing_of(AsynchronousDrawing, run, data_source, rollout_id)
-    for group in drawing.played_groups():
-        drawing.sort_in(group, keep=drop_failed(args, group).keep)
-    trained, dropped = drawing.take()
+    source = task_source_of(AsynchronousSource, run, data_source, rollout_id)
+    for group in source.played_groups():
+        source.add_ended(group, keep=drop_failed(args, group).keep)
+    trained, dropped = source.take()
     drawn = flat(trained) + flat(dropped)
-    metrics = rollout_metrics(flat(trained), drawn, time.monotonic() - started)
+    metrics = rollout_metrics(flat(trained), drawn)
     oldest = rollout_id - run.config.tcod_max_staleness
     metrics["rollout/tcod/stale"] = sum(Episode.of(sample).record.n < oldest for sample in flat(trained))
-    metrics["rollout/tcod/under_way"] = drawing.under_way * args.n_samples_per_prompt
-    return _trained(run, rollout_id, trained, drawn, metrics)
+    metrics["rollout/tcod/under_way"] = source.under_way * args.n_samples_per_prompt
+    return _trained(run, rollout_id, trained, drawn, metrics, started)
 
 
 async def generate(
@@ -170,8 +166,8 @@ async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: 
     """
     if isinstance(sample, list):
         return [await async_rm(args, one, **kwargs) for one in sample]
-    run, episode = run_of(args), Episode.of(sample)
-    record = episode.record
+    episode = Episode.of(sample)
+    record, run = episode.record, run_of(args)
     if record.failure:
         return 0.0
     is_scored = not record.evaluation or (run.config.tcod_eval_kl and record.untempered)
@@ -268,30 +264,32 @@ def _check_wanted(args: Namespace) -> None:
 
 
 def _trained(
-    run: Run, rollout_id: int, groups: list[list[Sample]], drawn: list[Sample], metrics: dict[str, Any]
+    run: Run, rollout_id: int, groups: Groups, drawn: list[Sample], metrics: Metrics, started: float
 ) -> RolloutFnTrainOutput:
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
+    metrics["rollout/tcod/rollout_s"] = time.monotonic() - started
     if run.config.tcod_save_plain_scores:
         _score_plainly(run, choose(drawn, run.episode_log.limit))
-    mark_rollout_played()
     metrics["rollout/tcod/unsaved_episodes"] = run.episode_log.save("train", rollout_id, drawn)
+    write_metrics("rollout", rollout_id, metrics, started)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":
         made = [[one for samples in group for one in samples] for group in made]
     return RolloutFnTrainOutput(samples=made, metrics=metrics)
 
 
-def _evaluated(run: Run, rollout_id: int, output: RolloutFnEvalOutput, seconds: float) -> RolloutFnEvalOutput:
+def _evaluated(run: Run, rollout_id: int, output: RolloutFnEvalOutput, started: float) -> RolloutFnEvalOutput:
     """An evaluation as slime takes it. Samples that other hooks have made pass through."""
     ours = {
         name: [sample for sample in result["samples"] if isinstance((sample.metadata or {}).get("tcod"), Episode)]
         for name, result in output.data.items()
     }
-    metrics = eval_metrics(ours, seconds)
+    n = rollouts_before(rollout_id)
+    metrics = (output.metrics or {}) | eval_metrics(ours) | {"eval/tcod/eval_s": time.monotonic() - started}
     for name, samples in ours.items():
-        unsaved = run.episode_log.save(f"eval_{name}", rollouts_before(rollout_id), samples)
-        metrics[f"eval/tcod/{name}/unsaved_episodes"] = unsaved
+        metrics[f"eval/tcod/{name}/unsaved_episodes"] = run.episode_log.save(f"eval_{name}", n, samples)
         for sample in samples:
             sample.metadata["tcod"] = Episode.of(sample).record.as_dict()
-    output.metrics = {**(output.metrics or {}), **metrics}
+    write_metrics("eval", n, metrics, started)
+    output.metrics = metrics
     return output

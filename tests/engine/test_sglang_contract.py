@@ -74,7 +74,7 @@ def arguments(server, data, variant, **changes):
 
 
 def client(server):
-    return TeacherClient(f"{server.url}/generate", timeout_s=60, concurrency=4, vocab_size=VOCABULARY)
+    return TeacherClient(server.url, timeout_s=60, concurrency=4, vocab_size=VOCABULARY)
 
 
 @pytest.mark.parametrize("variant, n", [("opd", 0), ("f2b", 1), ("b2f", 1)])

@@ -169,8 +169,8 @@ def test_a_long_note_loses_its_oldest_observations_first(rig):
     run, actions, answers = build.run_of(args), ("right", "left", "right", "right"), (1, 0, 1, 2)
     writer = build.notes_of(run.config, run.chat)
 
-    def write(max_tokens):
-        return replace(writer, max_tokens=max_tokens).write(row, Episode.of(sample))
+    def write(note_len):
+        return replace(writer, note_len=note_len).write(row, Episode.of(sample))
 
     for left_out in range(8):
         steps = enumerate(zip(actions, answers, strict=True))

@@ -28,14 +28,14 @@ def checkout(tmp_path_factory):
 
 
 # slime's contracts can be given paths, no settings, and call with bare arguments: what then cannot pass, and why.
-HOOKS, LOG = (f"examples.{slime_checkout.COPY}.{module}" for module in ("tcod_rollout", "records.run_folder"))
+HOOKS = f"examples.{slime_checkout.COPY}.tcod_rollout"
 NO_ARGS = ["TypeError: vars() argument must have __dict__"]
 CONTRACTS = [
     (
         "generate",
         {"custom-generate-function": f"{HOOKS}.generate"},
         3,
-        ["ConfigError: tcod_horizon is missing in --custom-con"],
+        ["ConfigError: --rollout-function-path must be"],
     ),
     ("rollout", {"rollout-function": f"{HOOKS}.generate_rollout"}, 5, NO_ARGS),
     ("rollout", {"rollout-function": f"{HOOKS}.generate_rollout_fully_async"}, 5, NO_ARGS),
@@ -45,13 +45,6 @@ CONTRACTS = [
         {"dynamic-sampling-filter": f"{HOOKS}.drop_failed", "custom-rm": f"{HOOKS}.reward_func"},
         15,
         ["KeyError: 'tcod'"],
-    ),
-    (
-        "runtime_hook",
-        {"custom-rollout-log-function": f"{LOG}.log_rollout", "custom-eval-rollout-log-function": f"{LOG}.log_eval"},
-        8,
-        # What slime's own reference does and no other hook.
-        ["'Args' object has no attribute 'logged_rollout_id'", "no attribute 'logged_eval_rollout_id'"],
     ),
 ]
 

@@ -9,9 +9,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import report, study, study_arm, study_arms, study_data, study_figures, study_report, study_results
+from benchmarks import (
+    report,
+    study,
+    study_arm,
+    study_arms,
+    study_data,
+    study_environment,
+    study_figures,
+    study_report,
+    study_results,
+)
 from benchmarks.study_results import Results
 from examples.tcod.curriculum import Curriculum
+from examples.tcod.environments import protocol
 
 FIRST = Results.load(study_arms.RESULTS, study_report.FIRST.arms)
 SECOND = Results.load(study_arms.RESULTS / "losses", study_report.SECOND.arms)
@@ -123,13 +134,66 @@ def test_the_result_of_a_job_is_what_its_metrics_say():
         "rollout_s": 1.5,
     }
     rollout = {f"rollout/tcod/{key}": value for key, value in update.items()}
-    lines = [{"kind": "eval", "n": 0, **point}, {"kind": "rollout", "n": 0, **rollout, "train/s": 0.25}]
+    lines = [{"kind": "eval", "n": 0, **point}, {"kind": "rollout", "n": 0, **rollout}]
+    lines.append({"kind": "eval", "n": 1, "train_s": 0.25, **point})
     one = study_results.result(lines, batch=16)
-    [evaluation], [made] = one["evaluations"], one["updates"]
+    [evaluation, _], [made] = one["evaluations"], one["updates"]
     assert evaluation["kl_by_turn"][10] == pytest.approx(10 / 3, rel=1e-3)
     assert evaluation["kl_by_turn_episodes"] == list(range(20, 9, -1))
     assert evaluation["success_t1"] == 0.1235 and evaluation["kl"] == 31.23
     assert (made["student_steps"], made["replayed_steps"], made["read"], made["s"]) == (40, 68, 2300, 1.75)
+
+
+def test_success_within_fewer_turns_is_read_off_the_saved_episodes(tmp_path):
+    def episode(won, *turns):
+        return {"won": won, "turns": [{"observation": seen, "action": action} for seen, action in turns]}
+
+    seen = ("On the desk 1, you see a pen 1.", "take pen 1 from desk 1")
+    walk = [("Nothing.", "look")]
+    episodes = [episode(True, seen, *walk * 7), episode(True, *walk * 11, seen), episode(False, *walk * 20)]
+    episodes.append(episode(True, ("Find a pen.", "take pen 1 from desk 1"), seen))
+    (tmp_path / "eval_heldout_000030.jsonl").write_text("".join(json.dumps(one) + "\n" for one in episodes))
+    one = {"evaluations": [{"n": 30, "episodes": 4}]}
+    study_results.add_episodes(one, tmp_path)
+    [point] = one["evaluations"]
+    assert point["within"] == {8: 0.5, 12: 0.75, 20: 0.75} and point["turns_won"] == pytest.approx(22 / 3)
+    assert point["blind"] == 0.25
+    with pytest.raises(RuntimeError, match="4 of 5 episodes were saved"):
+        study_results.add_episodes({"evaluations": [{"n": 30, "episodes": 5}]}, tmp_path)
+
+
+def test_the_tables_of_what_the_teacher_sees(tmp_path):
+    """Two arms and two seeds; the start of a seed is one arm's."""
+
+    def noted(arm, seed, won, start):
+        one = run(arm, seed, [0.1, won], start=start)
+        for point, within in zip(one["evaluations"], (0.1, won), strict=True):
+            point |= {"within": {"8": within / 2, "12": within, "20": within}, "turns_won": 9.0, "blind": 0.25}
+        for of in one["updates"]:
+            of |= {"scored": 10, "read": 500}
+        one["evaluations"] = one["evaluations"][start:]
+        return json.loads(json.dumps(one))
+
+    runs = [noted("another-demo", seed, won, 1) for seed, won in ((1, 0.2), (2, 0.3))]
+    results = Results([*runs, *(noted("demo", seed, 0.6, 0) for seed in (1, 2))], study_report.NOTE_ARMS)
+    end, pairs = (text for _, text in study_report.note_tables(results))
+    assert "| before | 0.05 (0.05 to 0.05) | 0.10 (0.10 to 0.10) |" in end
+    assert "| demo | 0.30 (0.30 to 0.30) | 0.60 (0.60 to 0.60) | 0.60 (0.60 to 0.60) | 0.60, 0.60 | 9.0 |" in end
+    assert "| 9.0 | 0.25 | 220 | 1,000 |" in end
+    assert (
+        "| demo - another-demo | +0.17 (+0.15 to +0.20) | +0.35 (+0.30 to +0.40) | +0.35 (+0.30 to +0.40) |" in pairs
+    )
+    study_figures.draw_fourth(results, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_note_that_tells_what_the_student_saw():
+    steps = (protocol.Step("go to desk 1"), protocol.Step("take pen 1 from desk 1"))
+    solution = protocol.Execution(steps, won=True)
+    note = study_environment.SeenAlfworld.teacher_note
+    for text, seen in (("On the desk 1, you see a pen 1.", True), ("On the bed 1, you see a pen 1.", False)):
+        attempt = protocol.Execution((protocol.Step("look", text),), False)
+        assert ("take pen 1 from desk 1" in note(solution, attempt)) == bool(note(solution, attempt)) == seen
 
 
 @pytest.mark.parametrize("results, jobs, part, draw", PARTS.values(), ids=PARTS)

@@ -124,7 +124,7 @@ def test_a_journal_is_cut_at_its_torn_line_and_locked(tmp_path, monkeypatch):
 def test_an_evaluation_that_was_stopped_goes_on_where_it_was(rig, caplog):
     rows, result, journal = rig.rows(1, 2, 3, 4), rig.folder / "f2b.json", rig.folder / "f2b.journal.jsonl"
     rig.answers = 6  # of 10
-    more = ["--concurrency", "1", "--episodes", str(rig.folder)]
+    more = ["--concurrency", "1", "--save-episodes", str(rig.folder)]
     said = rig.refusal(evaluate, rows, "f2b.json", *more)
     assert said.startswith("evaluate: the server at --url is gone (") and said.endswith("the same command goes on")
     assert [entry["task"]["goal"] for entry in read(journal)[1:]] == [1, 2, 3]

@@ -19,7 +19,7 @@ def test_an_evaluation_counts_success_and_turns_by_task_type(rig, capsys):
     rows = path.read_text().replace("walk 1", "all")
     path.write_text("\n" + rows)
     rig.rows(4, add=True, explode=2)
-    rig.run(evaluate, path, "new/result.json", "--episodes", str(rig.folder))
+    rig.run(evaluate, path, "new/result.json", "--save-episodes", str(rig.folder))
     result = json.loads((rig.folder / "new/result.json").read_text())
     assert [(episode["task"]["goal"], episode["won"], episode["turns"]) for episode in result["episodes"]] == [
         (1, True, 1),
@@ -97,7 +97,10 @@ def test_episodes_that_the_context_ends_count_and_failed_ones_do_not(rig, capsys
         (["--rows", "/nowhere"], "/nowhere cannot be read (No such file or directory): name a JSONL file"),
         (["--out", "/"], "/ is no file: name one for the result"),
         (["--out", "/dev/null/result.json"], "/dev/null cannot be written (File exists): make room, or name another"),
-        (["--episodes", "/dev/null"], "/dev/null/rollouts cannot be written (Not a directory): make room, or name "),
+        (
+            ["--save-episodes", "/dev/null"],
+            "/dev/null/rollouts cannot be written (Not a directory): make room, or name ",
+        ),
     ],
 )
 def test_wrong_options_stop_at_once_with_the_fix(rig, more, message):
@@ -143,7 +146,7 @@ def test_a_student_that_thinks_in_turns(rig):
     assert set(row["metadata"]["demo"]) == {"actions", "observations", "responses", "seen"}
     settings = read(rig.folder / "demos.journal.jsonl")[0]["settings"]
     assert (settings["history"], settings["thoughts"], settings["window"]) == ("turns", "keep", None)
-    rig.run(evaluate, rig.rows(2), "result.json", "--episodes", str(rig.folder))
+    rig.run(evaluate, rig.rows(2), "result.json", "--save-episodes", str(rig.folder))
     [won] = show_rollouts.read_runs([rig.folder])[0].episodes
     said = ["".join(turn["tokens"]) for turn in won["turns"]]
     assert said == [f"{THOUGHT}{RIGHT}<|im_end|>", f"{RIGHT}<|im_end|>"]

@@ -1,34 +1,33 @@
-"""metrics.jsonl as the hooks write it, and the figures drawn from it."""
+"""metrics.jsonl as a run writes it, and the figures drawn from it."""
 
 import json
-from argparse import Namespace
 
 import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from examples.tcod import tcod_rollout
-from examples.tcod.episode.jsonl import read_lines
 from examples.tcod.records import run_folder
 from examples.tcod.tools import plot_runs
+from examples.tcod.tools.common.jsonl import read_lines
 
 NUM_GPUS = 0
 
 
 @pytest.fixture
 def log(tmp_path, monkeypatch):
-    """The hooks in a process of their own: nothing was logged yet."""
+    """log(its seconds, seconds since the one before, ..) in a process of its own: nothing was logged yet."""
     monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path))
     for name, value in {"_last_line_at": None, "_rollout_played": False, "_warned": set(), "_unsaved": 0}.items():
         monkeypatch.setattr(run_folder, name, value)
     clock = [100.0]
     monkeypatch.setattr(run_folder.time, "monotonic", lambda: clock[0])
 
-    def after(seconds):
-        clock[0] += seconds
-        return tcod_rollout
+    def log(seconds, pause, *line):
+        started = clock[0] + pause
+        clock[0] = started + seconds
+        run_folder.write_metrics(*line, started)
 
-    return after
+    return log
 
 
 def written(folder):
@@ -36,12 +35,12 @@ def written(folder):
 
 
 def test_each_rollout_and_evaluation_is_a_line(log, tmp_path):
-    args = Namespace()
-    assert log(9).log_eval(0, args, {}, {"eval/tcod/eval_s": 4.0}) is False  # slime logs too
-    run_folder.mark_rollout_played()
-    assert log(5).log_rollout(0, args, [], {"rollout/tcod/k": 1}, 5.0) is False
-    log(10).log_eval(0, args, {}, {"eval/tcod/eval_s": 4.0})
-    log(6).log_rollout(1, args, [], None, 5.0)
+    assert run_folder.rollouts_before(0) == 0
+    log(4, 5, "eval", 0, {"eval/tcod/eval_s": 4.0})
+    log(5, 0, "rollout", 0, {"rollout/tcod/k": 1})
+    assert run_folder.rollouts_before(0) == 1
+    log(4, 6, "eval", 1, {"eval/tcod/eval_s": 4.0})
+    log(5, 1, "rollout", 1, {})
     assert written(tmp_path) == [
         {"kind": "eval", "n": 0, "train_s": 0.0, "eval/tcod/eval_s": 4.0},
         {"kind": "rollout", "n": 0, "train_s": 0.0, "rollout/tcod/k": 1},
@@ -55,13 +54,13 @@ def test_a_folder_that_cannot_be_written_loses_lines_and_counts_them(log, tmp_pa
     monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path / "file"))
     metrics = [{}, {}, {}]
     for n in (0, 1):
-        log(9).log_rollout(n, Namespace(), [], metrics[n], 5.0)
+        log(5, 4, "rollout", n, metrics[n])
     monkeypatch.setenv("TCOD_RUN_DIR", str(tmp_path))
-    log(9).log_rollout(2, Namespace(), [], metrics[2], 5.0)
+    log(5, 4, "rollout", 2, metrics[2])
     assert metrics == [{}, {"rollout/tcod/unsaved_lines": 1}, {"rollout/tcod/unsaved_lines": 2}]
     assert [line["n"] for line in written(tmp_path)] == [2] and len(caplog.messages) == 1
     monkeypatch.delenv("TCOD_RUN_DIR")
-    log(9).log_rollout(3, Namespace(), [], {}, 5.0)
+    log(5, 4, "rollout", 3, {})
     assert run_folder._unsaved == 2 and len(written(tmp_path)) == 1
 
 

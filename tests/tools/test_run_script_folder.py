@@ -17,8 +17,6 @@ HOOKS = {
     "--custom-rm-path": "reward_func",
     "--custom-reward-post-process-path": "post_process_rewards",
     "--dynamic-sampling-filter-path": "drop_failed",
-    "--custom-rollout-log-function-path": "log_rollout",
-    "--custom-eval-rollout-log-function-path": "log_eval",
 }
 
 

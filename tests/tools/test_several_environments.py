@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from examples.tcod import ConfigError
-from examples.tcod.episode.rows import read_rows
 from examples.tcod.settings import build
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import check_environment, evaluate, show_rollouts
 from examples.tcod.tools.common import prepare
+from examples.tcod.tools.common.jsonl import read_rows
 from examples.tcod.tools.launch import __main__ as launch
 from examples.tcod.tools.launch import folder, preflight
 from examples.tcod.tools.launch.settings import read_recipe, teacher_context
@@ -51,7 +51,7 @@ def in_process(monkeypatch, tmp_path):
 def test_an_evaluation_plays_each_row_to_its_own_horizon(rig, config, tmp_path, capsys):
     rig.config = config
     rows = write(tmp_path / "rows.jsonl", *({"goal": 3, "environment": name} for name in ("far", "near")))
-    rig.run(evaluate, rows, "result.json", "--episodes", str(tmp_path))
+    rig.run(evaluate, rows, "result.json", "--save-episodes", str(tmp_path))
     result = json.loads((tmp_path / "result.json").read_text())
     assert [(one["task"]["environment"], one["turns"], one["won"]) for one in result["episodes"]] == [
         ("far", 3, True),

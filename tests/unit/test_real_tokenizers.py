@@ -210,7 +210,8 @@ def test_each_turns_prompt_is_the_templates_own_rendering(name, data):
     render = functools.partial(chat.tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
     expected = render([rules, first, *later], **kwargs) + ids
     writer = NoteWriter(Environment, chat, ["demo"], 9, 0)
-    assert writer.tokens(sequence, Note(note)) == expected and writer.tokens(sequence, Note()) == sequence.tokens
+    assert writer.teacher_ids(sequence, Note(note)) == expected
+    assert writer.teacher_ids(sequence, Note()) == sequence.tokens
 
 
 @each
@@ -226,8 +227,8 @@ def test_behind_a_note_an_appended_episode_is_as_it_was(name):
     [sequence], writer = history.sequences, NoteWriter(Environment, chat, ["demo"], 9, 0)
     render = functools.partial(chat.tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
     heads = [render(as_messages(["Rules.", f"A door. {note}"]), **kwargs) for note in ("", "\n\n> left\nA wall.")]
-    assert writer.tokens(sequence, Note("> left\nA wall.")) == heads[1] + sequence.tokens[len(heads[0]) :]
-    hostile = writer.tokens(sequence, Note(" ".join(names)))
+    assert writer.teacher_ids(sequence, Note("> left\nA wall.")) == heads[1] + sequence.tokens[len(heads[0]) :]
+    hostile = writer.teacher_ids(sequence, Note(" ".join(names)))
     for token in names.values():
         assert hostile.count(token) == sequence.tokens.count(token)
 

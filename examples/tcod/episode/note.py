@@ -27,8 +27,8 @@ class NoteWriter:
     environment: type[Environment]
     chat: ChatTokens
     sees: Sequence[str]
-    max_tokens: int
-    begins: int
+    note_len: int
+    sees_from: int
 
     def write(self, metadata: dict[str, Any], episode: Episode) -> Note | None:
         """The note on an episode that was played: None where notes are off, an empty Note where there is nothing to
@@ -38,7 +38,7 @@ class NoteWriter:
             Failure: note_too_long; or what the row's demonstration or the environment's method does wrong.
         """
         record = episode.record
-        if not self.sees or record.evaluation or record.n < self.begins:
+        if not self.sees or record.evaluation or record.n < self.sees_from:
             return None
         told = {}
         if "demo" in self.sees:
@@ -49,7 +49,7 @@ class NoteWriter:
         if not told:
             return Note()
         note, first = self._fitted(told), episode.sequences[0]
-        return replace(note, tokens=len(self.tokens(first, note)) - len(first.tokens))
+        return replace(note, tokens=len(self.teacher_ids(first, note)) - len(first.tokens))
 
     def shortest(self) -> Note:
         """One of no steps at all. Raises Failure: note_too_long."""
@@ -61,15 +61,15 @@ class NoteWriter:
             return ask(self.environment, "teacher_note", shown.get("demo"), shown.get("hindsight"))
 
         def fits(left_out: int) -> bool:  # with what stands around a turn, which a note does without
-            return len(self.chat.user(text(left_out))) <= self.max_tokens
+            return len(self.chat.user(text(left_out))) <= self.note_len
 
         most = 2 * sum(len(execution.steps) for execution in told.values())
         left_out = 0 if fits(0) else bisect.bisect_left(range(most + 1), True, lo=1, key=fits)
         if left_out > most:
-            raise Failure("note_too_long", f"more than {self.max_tokens} tokens without any step: raise tcod_note_len")
+            raise Failure("note_too_long", f"more than {self.note_len} tokens without any step: raise tcod_note_len")
         return Note(text(left_out), tuple(told), left_out)
 
-    def tokens(self, sequence: TokenSequence, note: Note | None) -> list[int]:
+    def teacher_ids(self, sequence: TokenSequence, note: Note | None) -> list[int]:
         """A sequence as the teacher is given it.
 
         Raises:

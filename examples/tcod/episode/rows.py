@@ -1,4 +1,4 @@
-"""Rows of a data set: what they are, and how they are read.
+"""A row of a data set: one task.
 
 A row is {"prompt": goal, "label": task type, "metadata": {the environment's own keys, "demo": {"actions": [..],
 "observations": [..] and "seen": [..] or absent, "responses": [..] or absent, "ids": [[..], ..] and "vocabulary": ".."
@@ -8,14 +8,7 @@ one of the keys is `environment`, its name in tcod_environments.
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from .. import ConfigError
-from .jsonl import read_lines
-
-FORM = {"prompt": str, "label": str, "metadata": dict}
-KIND = 'row {"prompt": text, "label": text, "metadata": {..}}'
 
 
 @dataclass(frozen=True)
@@ -47,22 +40,3 @@ def task_key(task: dict[str, Any]) -> str:
 def place(row: Any, source: str) -> str:
     """For a message: a row's line; or what is in it, since slime's samples are shuffled and know no line."""
     return f"line {row.line} of {source}" if getattr(row, "line", 0) else f"row {str(row.metadata)[:200]} of {source}"
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSONL file.
-
-    Raises:
-        ConfigError: the file cannot be read, or has a line that is no row; the message names the line.
-    """
-    rows = []
-    for number, fields in read_lines(path, KIND):
-        try:
-            for key, kind in FORM.items():
-                if not isinstance(fields.get(key), kind):
-                    raise ValueError(f"its {key} is {json.dumps(fields[key])[:80] if key in fields else 'missing'}")
-            json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # no NaN, and no half of a character
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"line {number} of {path} is no {KIND}: {error}") from error
-        rows.append(Row(*(fields[key] for key in FORM), number))
-    return rows

@@ -22,14 +22,14 @@ class TextSide:
 
     Attributes:
         task: a row's metadata, see task_of.
-        lists_actions: whether user turns list the admissible actions.
+        admissible: whether user turns list the admissible actions.
         parser: of calls of tools, by its name in SGLang.
         chat: writes them; without one, an action stands for the answer that makes it.
     """
 
     environment: type[Environment]
     task: dict[str, Any]
-    lists_actions: bool
+    admissible: bool
     parser: str | None
     chat: ChatTokens | None = None
 
@@ -48,7 +48,7 @@ class TextSide:
         if observation.role == "user" and observation.results:
             raise Failure("env_error", f'{name} has results in an Observation without role="tool"')
         if observation.role == "user":
-            return ask(self.environment, "render", observation, first, self.lists_actions)
+            return ask(self.environment, "render", observation, first, self.admissible)
         if first or not self.tools:
             raise Failure("env_error", f"{name} has the role tool in an Observation where no tool can be called")
         return observation.results or (observation.text,)

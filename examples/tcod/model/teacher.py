@@ -4,20 +4,20 @@ import os
 from collections.abc import Callable
 
 from .. import Failure
-from .client import SGLangClient, routing
+from .client import SGLangClient, is_log_prob, routing
 
 
 class TeacherClient:
     """Scores token sequences; belongs to the event loop that first awaits it.
 
     Args:
-        url: the server's /generate.
+        url: the server's base URL.
         timeout_s, concurrency: of the requests, see SGLangClient.
         vocab_size: of the tokenizer.
     """
 
     def __init__(self, url: str, timeout_s: float, concurrency: int, vocab_size: int) -> None:
-        self._url, self._vocab_size = url, vocab_size
+        self._url, self._vocab_size = f"{url}/generate", vocab_size
         self._client = SGLangClient("teacher", timeout_s, concurrency, teacher_headers())
 
     async def score(
@@ -53,14 +53,6 @@ def scoring_request(start: int, **prompt: object) -> dict:
     """SGLang's request for log-probs from position `start` on; `prompt` is input_ids=[..] or text=".."."""
     sampling_params = {"temperature": 1.0, "max_new_tokens": 0, "skip_special_tokens": False}
     return {**prompt, "sampling_params": sampling_params, "return_logprob": True, "logprob_start_len": start}
-
-
-def is_log_prob(value: object) -> bool:
-    """Whether a value in a server's reply is a log-probability that float32, in which training computes, can hold.
-
-    Rounding may lift one above 0.
-    """
-    return type(value) in (int, float) and -1e30 < value <= 1e-3  # not isinstance: False would pass for 0
 
 
 def check_scores(reply: object, tokens: list[int], start: int, vocab_size: int) -> list[float]:

@@ -19,13 +19,12 @@ Metrics = dict[str, float]
 OF_EACH_ENVIRONMENT = ("episodes", "k", "success", "turns/student", "kl/trajectory", "kl/token")
 
 
-def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float) -> Metrics:
+def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any]) -> Metrics:
     """`rollout/tcod/*` of one training step.
 
     Args:
         trained: the samples that go to training.
         drawn: all samples that were played for it, failed, aborted and surplus ones included.
-        seconds: wall time of the rollout.
     """
     episodes = [Episode.of(sample) for sample in trained]
     records = [episode.record for episode in episodes]
@@ -41,7 +40,6 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     metrics["steps"] = sum(record.replayed + len(record.turns) for record in played)
     if replayed := [turn.as_sampled for record in records for turn in record.replayed_turns]:
         metrics["replayed_as_sampled"] = fmean(replayed)
-    metrics["rollout_s"] = seconds
     # The teacher scores after the episode; both are shares of the time that trajectories were under way.
     env_s = sum(record.env_s for record in records)
     teacher_s = sum(record.teacher_s for record in records)
@@ -51,18 +49,18 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float
     return {f"rollout/tcod/{name}": value for name, value in metrics.items()}
 
 
-def imitation_metrics(trained: Sequence[Any], drawn: Sequence[Any], seconds: float) -> Metrics:
+def imitation_metrics(trained: Sequence[Any], drawn: Sequence[Any]) -> Metrics:
     """`rollout/tcod/*` of a step on demonstrations, in which nothing was played. Arguments as for rollout_metrics."""
-    metrics = {**_tokens(list(map(Episode.of, trained))), **_failures(drawn), "rollout_s": seconds}
+    metrics = {**_tokens(list(map(Episode.of, trained))), **_failures(drawn)}
     return {f"rollout/tcod/{name}": value for name, value in metrics.items()}
 
 
-def eval_metrics(datasets: Mapping[str, Sequence[Any]], seconds: float) -> Metrics:
-    """`eval/tcod/{dataset}/*` of one evaluation: of the samples of each data set, and its wall time.
+def eval_metrics(datasets: Mapping[str, Sequence[Any]]) -> Metrics:
+    """`eval/tcod/{dataset}/*` of the samples of each data set of one evaluation.
 
     Success and turns are means over the episodes that were played to their end; failed ones are counted beside them.
     """
-    metrics: Metrics = {"eval/tcod/eval_s": seconds}
+    metrics: Metrics = {}
     for name, samples in datasets.items():
         times: Counter[str] = Counter()
         repeats = [_repeat(sample, times) for sample in sorted(samples, key=lambda sample: sample.index)]

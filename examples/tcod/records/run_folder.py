@@ -8,8 +8,8 @@ Where the variable is not set, nothing is written. Where the disk is full or the
 warning for each kind of file, and what is missing is counted.
 
 A line of metrics.jsonl is {"kind": "rollout" or "eval", "n": .., "train_s": .., metric: value, ..}. n is the rollout's
-id, or how many rollouts were trained on before the evaluation. train_s is the time in seconds, since this process's
-line before, that was neither rollout nor evaluation: training, weights and checkpoints. A resumed run plays the
+id, or how many rollouts were trained on before the evaluation. train_s is the time in seconds between this process's
+line before and the begin of the rollout or evaluation: training, weights and checkpoints. A resumed run plays the
 rollouts after its last checkpoint again, so the last line of a kind and n is the one that counts.
 """
 
@@ -68,29 +68,6 @@ def write(name: str, text: str, kind: str, append: bool = False) -> bool:
         return False
 
 
-def log_rollout(
-    rollout_id: int,
-    args: Any,
-    samples: list[Any],
-    rollout_extra_metrics: dict[str, Any] | None,
-    rollout_time: float,
-) -> bool:
-    """slime's hook: the metrics that generate_rollout returned, and train_s. False: slime logs as well."""
-    return _log("rollout", rollout_id, rollout_extra_metrics, rollout_time)
-
-
-def log_eval(rollout_id: int, args: Any, data: dict[str, Any], extra_metrics: dict[str, Any] | None) -> bool:
-    """slime's hook: an evaluation's metrics, and train_s. False: slime logs as well."""
-    seconds = (extra_metrics or {}).get("eval/tcod/eval_s", 0.0)
-    return _log("eval", rollouts_before(rollout_id), extra_metrics, seconds)
-
-
-def mark_rollout_played() -> None:
-    """A rollout was played in this process."""
-    global _rollout_played
-    _rollout_played = True
-
-
 def rollouts_before(evaluation_id: int) -> int:
     """How many rollouts were trained on before an evaluation: its n in metrics.jsonl and in names of files.
 
@@ -100,18 +77,19 @@ def rollouts_before(evaluation_id: int) -> int:
     return evaluation_id + 1 if _rollout_played else 0
 
 
-def _log(kind: str, n: int, metrics: dict[str, Any] | None, seconds: float) -> bool:
-    """Append a line. One that cannot be written is counted in the next ones, as rollout/tcod/unsaved_lines so far."""
-    global _last_line_at, _unsaved
-    now = time.monotonic()
-    train_s = 0.0 if _last_line_at is None else max(now - _last_line_at - seconds, 0.0)
-    _last_line_at = now
-    metrics = {} if metrics is None else metrics
+def write_metrics(kind: str, n: int, metrics: dict[str, Any], started: float) -> None:
+    """Append a line of metrics.jsonl about what began at `started` (time.monotonic()) and has ended.
+
+    A line that cannot be written is counted in the next ones' metrics, as rollout/tcod/unsaved_lines so far.
+    """
+    global _last_line_at, _unsaved, _rollout_played
+    train_s = 0.0 if _last_line_at is None else max(started - _last_line_at, 0.0)
+    _last_line_at = time.monotonic()
+    _rollout_played |= kind == "rollout"
     if _unsaved:
         metrics["rollout/tcod/unsaved_lines"] = _unsaved  # slime logs these metrics afterwards
     line = json.dumps({"kind": kind, "n": n, "train_s": train_s, **metrics}) + "\n"
     _unsaved += not write("metrics.jsonl", line, "metrics", append=True)
-    return False
 
 
 def write_about() -> None:

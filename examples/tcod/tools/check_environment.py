@@ -22,20 +22,21 @@ from .. import ConfigError, Failure
 from ..environments.pool import BorrowedEnvironment
 from ..environments.protocol import Observation, action_of
 from ..episode.demonstration import Demonstration
-from ..episode.rows import Row, place, read_rows
+from ..episode.rows import Row, place
 from ..episode.text_side import TextSide
 from ..settings.build import new_pool, text_side_of
 from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from ..settings.row_checks import by_environment, check_training_rows
 from .common.command import at_least, new_parser, one_sentence
-from .common.prepare import Task, play_demonstration, write_jsonl
+from .common.jsonl import read_rows, write_jsonl
+from .common.prepare import Task, play_demonstration
 from .common.ray_start import start_ray
 
 NONSENSE = "no such action"
 IN_TURN = 30  # actions of each row that is played in turn with another
 # What the suggestion assumes.
-EPISODES = 64  # at once; --episodes
+CONCURRENCY = 64  # episodes at once; --concurrency
 TURN_S = 5.0  # that the student thinks about a turn, under load
 LOAD = 0.5  # share of its time for which a worker may be busy
 
@@ -170,7 +171,7 @@ def report(calls: Sequence[tuple[str, float]], episodes: int) -> str:
     lines = [
         f"seconds per reset: mean {fmean(resets):.3f}, largest {max(resets):.3f} (the first starts its worker)",
         f"seconds per step: mean {step_s:.3f}, largest {max(steps):.3f}",
-        f"for {episodes} episodes at once (--episodes): tcod_env_workers: {workers}, tcod_envs_per_worker: "
+        f"for {episodes} episodes at once (--concurrency): tcod_env_workers: {workers}, tcod_envs_per_worker: "
         f"{per_worker}; they take {episodes * step_s / TURN_S:.1f} cores",
     ]
     return "\n".join(lines)
@@ -182,7 +183,9 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="JSONL rows to train on")
     parser.add_argument("--count", type=at_least(1), default=8, help="rows to play, default: %(default)s")
     parser.add_argument("--record", type=Path, metavar="OUT", help="see above")
-    parser.add_argument("--episodes", type=at_least(1), default=EPISODES, help="at once, default: %(default)s")
+    parser.add_argument(
+        "--concurrency", type=at_least(1), default=CONCURRENCY, help="episodes at once, default: %(default)s"
+    )
     options = parser.parse_args()
     with one_sentence("check_environment", options.record):
         config = TcodConfig.read(options.config)
@@ -191,15 +194,15 @@ def main() -> None:
         check_training_rows(config, rows, str(options.rows), recorded=not options.record)
         start_ray(workers=1)
         written: list[dict[str, Any]] = []
-        for one, group in by_environment(config, rows, str(options.rows)):
+        for own, group in by_environment(config, rows, str(options.rows)):
             chosen = group if options.record else spread(group, options.count)
-            played = play_rows(one, chosen, str(options.rows))
+            played = play_rows(own, chosen, str(options.rows))
             tasks = zip(chosen, played.demos, strict=True)
             written += [Task("", row.label, row.task, goal=row.prompt, demo=demo).row() for row, demo in tasks]
-            print(report(played.calls, options.episodes))
+            print(report(played.calls, options.concurrency))
             more = "" if len(chosen) == len(group) else f" (--count {len(group)} plays all)"
             demos = sum(bool(demo.actions) for demo in played.demos)
-            of = f" of {one.name}" if one.name else ""
+            of = f" of {own.name}" if own.name else ""
             print(f"{options.rows}: {len(chosen)} of {len(group)} rows{of} play{more}, {demos} demonstrations replay")
         if options.record:
             write_jsonl(options.record, written)

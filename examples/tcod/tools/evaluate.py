@@ -52,8 +52,8 @@ def saver(options: Namespace, runner: RowRunner, stack: ExitStack) -> Callable[[
     is open as long as `stack`. Raises OSError.
     """
     file, name, arm = None, options.rows.stem, Path(options.model).name
-    if options.episodes:
-        path = options.episodes / "rollouts" / f"eval_{name}_000000.jsonl"
+    if options.save_episodes:
+        path = options.save_episodes / "rollouts" / f"eval_{name}_000000.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = "a" if runner.entries else "w"
         file = stack.enter_context(path.open(mode, encoding="utf-8", buffering=1))
@@ -86,7 +86,7 @@ def report(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--episodes", type=Path, metavar="DIR", help="save all episodes there, for show_rollouts")
+    parser.add_argument("--save-episodes", type=Path, metavar="DIR", help="save all episodes there, for show_rollouts")
     parser.add_argument("--repeats", type=at_least(1), default=1, help="plays of each game, default: %(default)s")
     add_options(parser, temperature=0.4)
     options = parser.parse_args()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import ConfigError
-from ...episode.jsonl import fault, read_lines
 from ...episode.rows import Row, task_key
+from .jsonl import fault, read_lines
 
 Entry = dict[str, Any]  # one episode: task, attempt, won, turns, and what the tool adds
 

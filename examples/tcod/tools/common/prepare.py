@@ -33,7 +33,8 @@ from ...episode.text_side import TextSide
 from ...settings.build import new_pool, text_side_of
 from ...settings.checks import check_environment_class
 from ...settings.config import TcodConfig
-from .command import at_least, new_parser, one_sentence, result_file, table
+from .command import at_least, new_parser, one_sentence, table
+from .jsonl import write_jsonl
 from .ray_start import start_ray
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -181,15 +182,6 @@ def write_sets(out: Path, tasks: Sequence[Task]) -> None:
     print(f"written to {out}")
 
 
-def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Whole or not at all; a set without rows has no file, since slime refuses an empty one. Raises OSError."""
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
-    with result_file(path) as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
 def sets_table(sets: dict[str, list[Task]]) -> str:
     """Tasks by type and set, and how many actions the demonstrations have."""
     lines = [("tasks", *sets, "actions: shortest", "median", "mean", "longest")]
@@ -243,7 +235,7 @@ def prepare(
             raise ConfigError(
                 f"--environment {options.environment} is none of {options.config}'s: name one of {names}"
             )
-        config = config.of({"environment": options.environment})
+        config = config.for_row({"environment": options.environment})
         check_environment_class(config)
         tasks = find_tasks(options, config)
         check_tasks(config, tasks, options.processes)

@@ -8,8 +8,8 @@ import pytest
 from examples.tcod import ConfigError, tcod_rollout
 from examples.tcod.episode.record import Episode
 from examples.tcod.settings import build
-from examples.tcod.training import drawing
-from examples.tcod.training.drawing import AsynchronousDrawing, SynchronousDrawing
+from examples.tcod.training import task_source
+from examples.tcod.training.task_source import AsynchronousSource, SynchronousSource
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.types import Sample
 
@@ -52,21 +52,21 @@ def finish(groups):
 
 def test_a_synchronous_run_resumes_behind_what_it_trained(source):
     before = source()
-    drawn = draw(SynchronousDrawing, before, 0)
+    drawn = draw(SynchronousSource, before, 0)
     drawn.end(finish(drawn.get_samples(BATCH)))
     before.save(0)
-    assert tasks(draw(SynchronousDrawing, source(0), 1).get_samples(BATCH)) == [3, 4]
+    assert tasks(draw(SynchronousSource, source(0), 1).get_samples(BATCH)) == [3, 4]
 
 
 def test_the_batch_that_was_drawn_ahead_comes_first_after_a_resume(source):
     """slime's train_async.py saves rollout 0 after rollout 1 was played."""
     before = source()
-    drawn = draw(SynchronousDrawing, before, 0)
+    drawn = draw(SynchronousSource, before, 0)
     drawn.end(finish(drawn.get_samples(BATCH)))
     drawn.begin(1)
     drawn.end(finish(drawn.get_samples(BATCH)))
     before.save(0)
-    resumed = draw(SynchronousDrawing, source(0), 1)
+    resumed = draw(SynchronousSource, source(0), 1)
     groups = resumed.get_samples(BATCH)
     assert tasks(groups) == [3, 4] and [[sample.index for sample in group] for group in groups] == [[4, 5], [6, 7]]
     for sample in (sample for group in groups for sample in group):  # as they were drawn
@@ -104,27 +104,27 @@ def test_a_killed_run_goes_on_where_it_was(rig, tmp_path):
 
 def test_what_is_left_over_is_not_lost_by_a_second_checkpoint(source):
     before = source()
-    drawn = draw(AsynchronousDrawing, before, 0)
+    drawn = draw(AsynchronousSource, before, 0)
     for _ in range(6):
         drawn.get_samples(1)
     before.save(0)
     resumed = source(0)
-    drawn = draw(SynchronousDrawing, resumed, 1)
+    drawn = draw(SynchronousSource, resumed, 1)
     drawn.end(finish(drawn.get_samples(BATCH)))
     resumed.save(1)
-    again = draw(SynchronousDrawing, source(1), 2)
+    again = draw(SynchronousSource, source(1), 2)
     assert [tasks(again.get_samples(1)) for _ in range(5)] == [[3], [4], [5], [6], [7]]
 
 
 def test_fully_asynchronous_draws_are_all_trained_once(source):
     """Killed after any rollout: what played, what was ready and what is drawn later are trained, each once."""
     trained, current, n = Counter(), source(), 0
-    drawn = draw(AsynchronousDrawing, current, n)
+    drawn = draw(AsynchronousSource, current, n)
     playing = []
     while trained.total() < 10:
         playing += [group for _ in range(3) for group in drawn.get_samples(1)]
         while not drawn.is_complete:
-            drawn.sort_in(playing.pop(), keep=True)  # the newest one ends first
+            drawn.add_ended(playing.pop(), keep=True)  # the newest one ends first
         batch, dropped = drawn.take()
         trained.update(tasks(finish(batch)))
         assert dropped == []
@@ -132,15 +132,15 @@ def test_fully_asynchronous_draws_are_all_trained_once(source):
         n += 1
         if n in (1, 3):
             current, playing = source(n - 1), []
-            drawn = draw(AsynchronousDrawing, current, n)
-    kept = current.get_metadata()[drawing.KEY].values()
+            drawn = draw(AsynchronousSource, current, n)
+    kept = current.get_metadata()[task_source.KEY].values()
     under_way = [one["samples"][0]["metadata"]["goal"] for one in kept if one["trained_in"] is None]
     assert sorted([*trained.elements(), *under_way]) == list(range(1, trained.total() + len(under_way) + 1))
     assert drawn.under_way == len(under_way) > 0  # what rollout/tcod/under_way counts
 
 
 def test_a_rollout_waits_for_what_was_drawn_two_before_it_and_draws_no_further_ahead(source):
-    drawn = draw(AsynchronousDrawing, source(), 0)
+    drawn = draw(AsynchronousSource, source(), 0)
 
     def draw_all():
         return [group for _ in range(9) for group in drawn.get_samples(1)]
@@ -149,40 +149,40 @@ def test_a_rollout_waits_for_what_was_drawn_two_before_it_and_draws_no_further_a
     assert len(quick) == 3 * BATCH - 1
     for trained in ([2, 3], [4, 5]):
         for group in quick:
-            drawn.sort_in(group, keep=True)
+            drawn.add_ended(group, keep=True)
         assert drawn.is_complete and tasks(drawn.take()[0]) == trained
         quick = draw_all()
         assert len(quick) == BATCH
     for group in quick:
-        drawn.sort_in(group, keep=True)
+        drawn.add_ended(group, keep=True)
     assert not drawn.is_complete
-    drawn.sort_in(oldest, keep=True)
+    drawn.add_ended(oldest, keep=True)
     assert drawn.is_complete and tasks(drawn.take()[0]) == [1, 6]
 
 
 def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):
     current = source()
-    drawn = draw(AsynchronousDrawing, current, 0)
+    drawn = draw(AsynchronousSource, current, 0)
     groups = [group for _ in range(4) for group in drawn.get_samples(1)]
-    drawn.sort_in(groups[0], keep=False)
+    drawn.add_ended(groups[0], keep=False)
     drawn.add_samples([finish([groups[1]])[0]])
     [again] = drawn.get_samples(1)
     assert tasks([again]) == [2] and again[0].tokens == [] and again[0].status == Sample.Status.PENDING
     for group in (again, groups[2], groups[3]):
-        drawn.sort_in(group, keep=True)
+        drawn.add_ended(group, keep=True)
     assert drawn.is_complete and tasks(drawn.take()[0]) == [2, 3]
     current.save(0)
-    assert tasks(draw(AsynchronousDrawing, source(0), 1).get_samples(2)) == [4, 5]
+    assert tasks(draw(AsynchronousSource, source(0), 1).get_samples(2)) == [4, 5]
 
 
 def test_groups_of_another_size_are_refused_after_a_resume(source):
     before = source()
-    draw(AsynchronousDrawing, before, 0).get_samples(1)
+    draw(AsynchronousSource, before, 0).get_samples(1)
     before.save(0)
     resumed = source(0)
     resumed.args.n_samples_per_prompt = 4
     with pytest.raises(ConfigError, match="SAMPLES_PER_TASK. is 4, and the tasks that were drawn .* have 2 samples"):
-        draw(AsynchronousDrawing, resumed, 1)
+        draw(AsynchronousSource, resumed, 1)
 
 
 def test_no_checkpoint_is_written_between_a_draw_and_its_note(source):
@@ -201,14 +201,14 @@ def test_no_checkpoint_is_written_between_a_draw_and_its_note(source):
         return look
 
     current.get_samples, current.save = looking(current.get_samples), looking(current.save)
-    drawn = draw(AsynchronousDrawing, current, 0)
+    drawn = draw(AsynchronousSource, current, 0)
     drawn.get_samples(1)
     current.save(0)
     assert held == [True, True]
 
 
 def test_slimes_worker_draws_while_a_batch_is_waited_for(source):
-    drawn = draw(AsynchronousDrawing, source(), 0)
+    drawn = draw(AsynchronousSource, source(), 0)
 
     class Meanwhile(int):
         def __gt__(self, other):
@@ -216,14 +216,14 @@ def test_slimes_worker_draws_while_a_batch_is_waited_for(source):
             return int(self) > other
 
     for group in [group for _ in range(BATCH) for group in drawn.get_samples(1)]:
-        drawn.sort_in(group, keep=True)
+        drawn.add_ended(group, keep=True)
     drawn.rollout_id = Meanwhile(0)
     drawn.get_samples(1)
     assert drawn.is_complete and drawn.under_way == BATCH + 2
 
 
 def test_a_draw_is_of_one_rollout_if_the_next_one_begins_meanwhile(source):
-    drawn = draw(AsynchronousDrawing, source(), 0)
+    drawn = draw(AsynchronousSource, source(), 0)
 
     def depth(*row_and_rollout):
         drawn.rollout_id += 1
@@ -240,15 +240,15 @@ def test_a_source_without_metadata_is_drawn_from_all_the_same(source):
         def __init__(self, real):
             self.args, self.get_samples = real.args, real.get_samples
 
-    drawn = draw(SynchronousDrawing, Bare(source()), 0)
+    drawn = draw(SynchronousSource, Bare(source()), 0)
     drawn.end(drawn.get_samples(BATCH))
     drawn.begin(1)
     assert tasks(drawn.get_samples(BATCH)) == [3, 4]
 
 
-def test_one_drawing_for_a_run(source):
+def test_one_source_for_a_run(source):
     current = source()
     run = build.run_of(current.args)
-    one = build.drawing_of(SynchronousDrawing, run, current, 0)
-    assert build.drawing_of(SynchronousDrawing, run, current, 1) is one and one.rollout_id == 1
-    assert build.drawing_of(SynchronousDrawing, run, source(), 1) is not one
+    one = build.task_source_of(SynchronousSource, run, current, 0)
+    assert build.task_source_of(SynchronousSource, run, current, 1) is one and one.rollout_id == 1
+    assert build.task_source_of(SynchronousSource, run, source(), 1) is not one

@@ -32,12 +32,12 @@ LOST = (Sample.Status.FAILED, Sample.Status.ABORTED)
 POLL_S = 0.05  # how often slime's fully asynchronous worker is asked for groups that have ended
 
 
-class Drawing:
+class TaskSource:
     """slime's data source, with the depth stamped on every sample: `generate` is not told the rollout's number.
 
     Args:
         args: slime's arguments.
-        source: slime's data source.
+        data_source: slime's data source.
         depth: k by a row's metadata and the number of a rollout.
         max_replacements: the run stops when more than so many whole batches of groups were replaced in one rollout.
         max_staleness: how many rollouts ago a group may have been drawn, in the fully asynchronous mode.
@@ -50,19 +50,19 @@ class Drawing:
     def __init__(
         self,
         args: Namespace,
-        source: Any,
+        data_source: Any,
         depth: Callable[[dict[str, Any], int], int],
         max_replacements: int,
         max_staleness: int,
         rollout_id: int,
     ) -> None:
-        self.args, self.source, self.rollout_id = args, source, rollout_id
+        self.args, self.data_source, self.rollout_id = args, data_source, rollout_id
         self._depth, self._max_replacements, self._max_staleness = depth, max_replacements, max_staleness
         # A source of one's own may have no metadata: then nothing survives a resume but its position.
-        self._metadata: dict[str, Any] = source.get_metadata() if hasattr(source, "get_metadata") else {}
+        self._metadata: dict[str, Any] = data_source.get_metadata() if hasattr(data_source, "get_metadata") else {}
         self._lock = threading.RLock()  # slime's fully asynchronous worker draws in a thread of its own
-        if hasattr(source, "save"):
-            self._save, source.save = source.save, self.save
+        if hasattr(data_source, "save"):
+            self._save, data_source.save = data_source.save, self.save
         self._remember(
             lambda kept: {
                 i: {**one, "trained_in": None}
@@ -87,7 +87,7 @@ class Drawing:
         groups = [[Sample.from_dict(copy.deepcopy(one)) for one in group] for group in again]
         with self._lock:
             if len(groups) < num_samples:
-                groups += self.source.get_samples(num_samples - len(groups))
+                groups += self.data_source.get_samples(num_samples - len(groups))
             as_drawn = [copy.deepcopy([sample.to_dict() for sample in group]) for group in groups]
             drawn = {group[0]["group_index"]: {"trained_in": None, "samples": group} for group in as_drawn}
             self._remember(lambda kept: {**kept, **drawn})
@@ -132,7 +132,7 @@ class Drawing:
             )
 
 
-class SynchronousDrawing(Drawing):
+class SynchronousSource(TaskSource):
     """Rollouts one after the other: each ends with all that it drew. Dropped groups are replaced one by one.
 
     Attributes:
@@ -155,7 +155,7 @@ class SynchronousDrawing(Drawing):
         self.drawn += flat(groups)
         return groups
 
-    def demonstrated(self, imitate: Callable[[dict[str, Any], Episode], None], tokenizer: Any) -> Groups:
+    def imitated_groups(self, imitate: Callable[[dict[str, Any], Episode], None], tokenizer: Any) -> Groups:
         """A whole rollout of demonstrations, made episodes by `imitate`. One that fails is replaced."""
         groups: Groups = []
         while missing := self.args.rollout_batch_size - len(groups):
@@ -177,7 +177,7 @@ class SynchronousDrawing(Drawing):
         self._mark_trained(groups, self.drawn)
 
 
-class AsynchronousDrawing(Drawing):
+class AsynchronousSource(TaskSource):
     """Episodes that go on across rollouts, under slime's fully asynchronous worker.
 
     Nothing that was played is dropped for its age: that would train on the fastest episodes only. A rollout takes the
@@ -244,7 +244,7 @@ class AsynchronousDrawing(Drawing):
             if not groups:
                 time.sleep(POLL_S)
 
-    def sort_in(self, group: list[Sample], keep: bool) -> None:
+    def add_ended(self, group: list[Sample], keep: bool) -> None:
         """A group has ended, and is trained sooner or later, or has failed."""
         del self._playing[group[0].group_index]
         (self._ready if keep else self.dropped).append(group)
