@@ -105,14 +105,14 @@ def make_student(out: Path, kind: str, seed: int) -> Path:
     """The folder of a student of STUDENTS, which is made where it is not there yet."""
     if kind == "teacher":
         return make_models.SHIPPED
-    folder = out / "students" / f"{kind}-{seed}"
+    folder = out / "students" / (kind if kind == "reader" else f"{kind}-{seed}")
     if folder.exists():
         return folder
     print(f"training the {kind} student of seed {seed}", flush=True)
     torch.set_num_threads(os.cpu_count() or 1)
     model, tokenizer = make_models.load(make_models.SHIPPED)
     if kind == "reader":
-        note_teacher.learn(model, tokenizer, seed)
+        note_teacher.learn(model, tokenizer)
     elif kind in DAMAGES:
         make_models.damage(model, tokenizer, seed, DAMAGES[kind])
     else:

@@ -22,7 +22,7 @@ from smoke.expert import Expert, random_action
 FIRST, GAMES, BLOCK, PLAYS = 50_000, 400, 20, 6  # games of the training, made so many at once, and lessons of each
 KINDS = {"demo": 3, "hindsight": 3, "both": 2, "another's": 3, "none": 3}  # how often a lesson is of this kind
 NOISE = (0.0, 0.1, 0.3, 0.5, 0.7)  # shares of the played actions that are random
-STEPS, RATE, BATCH_TOKENS = 400, 2e-3, 6000
+STEPS, RATE, BATCH_TOKENS, SEED = 1000, 3e-3, 6000, 101
 
 Lesson = tuple[str, Execution, list[str]]  # the first user turn, what was played, what to do at each turn
 
@@ -126,12 +126,12 @@ def encode(chat: ChatTokens, lesson: Lesson) -> lessons.Branched:
     return lessons.encode_branches(chat, first, [(step.action, step.observation) for step in attempt.steps], answers)
 
 
-def learn(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-    """Train the shipped teacher to read notes. The seed decides the order of the lessons."""
+def learn(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Train the shipped teacher to read notes: a quarter of an hour on one core."""
     with tempfile.TemporaryDirectory() as root, multiprocessing.get_context("spawn").Pool() as pool:
         jobs = [(root, start) for start in range(FIRST, FIRST + GAMES, BLOCK)]
         made = [one for block in pool.imap(make_lessons, jobs) for one in block]
     chat = ChatTokens(tokenizer, make_models.CHAT)
-    random.Random(seed).shuffle(made)
-    stream = lessons.batches([encode(chat, one) for one in made], seed, BATCH_TOKENS)
-    make_models.train(model, stream, make_models.cosine(STEPS, RATE), lessons.thoughts_loss)
+    random.Random(SEED).shuffle(made)
+    stream = lessons.batches([encode(chat, one) for one in made], SEED, BATCH_TOKENS)
+    make_models.train_compiled(model, stream, [make_models.cosine(STEPS, RATE)], lessons.thoughts_loss)
