@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from examples.tcod import ConfigError
-from examples.tcod.episode.rows import read_rows
 from examples.tcod.settings import build
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import check_environment, evaluate, show_rollouts
 from examples.tcod.tools.common import prepare
+from examples.tcod.tools.common.jsonl import read_rows
 from examples.tcod.tools.launch import __main__ as launch
 from examples.tcod.tools.launch import folder, preflight
 from examples.tcod.tools.launch.settings import read_recipe, teacher_context

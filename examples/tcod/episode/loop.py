@@ -16,7 +16,7 @@ from .. import ABORTED, Failure
 from ..curriculum import EpisodePlan
 from ..environments.pool import BorrowedEnvironment, EnvironmentPool
 from ..environments.protocol import Observation, as_listed, is_admissible
-from ..model.student import StudentClient
+from ..model.student import StudentClient, is_untempered
 from .demonstration import Demonstration
 from .history import History
 from .record import Episode, ReplayedTurn, TurnRecord
@@ -47,7 +47,7 @@ class Assignment:
 class EpisodePlayer:
     """Plays episodes. One per environment and event loop; built by settings/build.py."""
 
-    text_side: Callable[[dict[str, Any]], TextSide]  # of a task
+    new_text_side: Callable[[dict[str, Any]], TextSide]  # of a task
     pool: EnvironmentPool
     student: StudentClient
     new_history: Callable[[int], History]  # by the tokens of the longest context
@@ -60,7 +60,7 @@ class EpisodePlayer:
         history = self.new_history(assignment.max_context_len)
         async with self.pool.borrow() as borrowed:
             assignment.check_wanted()  # while it waited for an environment
-            side = self.text_side(task_of(assignment.metadata))
+            side = self.new_text_side(task_of(assignment.metadata))
             last = await _Turns(self, assignment, episode, history, side, borrowed).play()
             with assignment.trace("environment"):
                 last = await borrowed.finish(last)
@@ -165,8 +165,9 @@ def failures_go_to(
     try:
         yield
     except Exception as error:
-        reason, detail = getattr(error, "reason", "internal"), str(error)
-        if not isinstance(error, Failure):
+        if isinstance(error, Failure):
+            reason, detail = error.reason, str(error)
+        else:
             logger.exception("episode failed")
             reason, detail = "internal", repr(error)
         try:
@@ -174,10 +175,3 @@ def failures_go_to(
         except Failure:
             reason = ABORTED
         fail(reason, " ".join(detail.split())[:500])  # Ray tells of a dead worker in ten lines
-
-
-def is_untempered(sampling: dict[str, Any]) -> bool:
-    """Whether sampling parameters leave the policy as it is: the teacher's log-probs are always so."""
-    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "min_new_tokens": 0}
-    given = {name: sampling.get(name) for name in neutral}
-    return all(value is None or value == neutral[name] for name, value in given.items())

@@ -22,8 +22,8 @@ from typing import Any
 
 from .. import ConfigError, Failure, words
 from ..episode.demonstration import Demonstration
-from ..episode.rows import fault, read_lines
 from ..settings.config import TcodConfig
+from .common.jsonl import fault, read_lines
 from .common.prepare import TRAIN, Task, option_parser, prepare
 
 DATA_VERSION = "json_2.1.1"

@@ -22,8 +22,8 @@ import jinja2
 from markupsafe import Markup
 
 from .. import ConfigError
-from ..episode.rows import fault, read_lines
 from .common.command import new_parser, one_sentence
+from .common.jsonl import fault, read_lines
 
 logger = logging.getLogger(__name__)
 

@@ -106,7 +106,7 @@ def teacher_context(s: Settings, recipe: dict[str, Any]) -> int:
     """Tokens that the teacher's server takes: an episode, a note, and 7 that SGLang keeps. Raises ConfigError."""
     folders = ("tcod_data_root", "tcod_environments")  # may be another machine's
     settings = {name: value for name, value in recipe.items() if name not in folders}
-    return TcodConfig.from_mapping(settings, str(s.config)).with_note(s.max_context_len)[0] + 7
+    return TcodConfig.from_mapping(settings, str(s.config)).scored_len(s.max_context_len)[0] + 7
 
 
 def eval_flags(s: Settings) -> list[str]:
