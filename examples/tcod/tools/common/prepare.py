@@ -232,9 +232,7 @@ def prepare(
             file.write(bytes(2**16))
         config = TcodConfig.read(options.config)
         if options.environment not in (names := list(config.tcod_environments) or [None]):
-            raise ConfigError(
-                f"--environment {options.environment} is none of {options.config}'s: name one of {names}"
-            )
+            raise ConfigError(f"--environment {options.environment} is not in {options.config}: name one of {names}")
         config = config.for_row({"environment": options.environment})
         check_environment_class(config)
         tasks = find_tasks(options, config)
