@@ -47,7 +47,7 @@ class Assignment:
 class EpisodePlayer:
     """Plays episodes. One per environment and event loop; built by settings/build.py."""
 
-    text_side: Callable[[dict[str, Any]], TextSide]  # of a task
+    new_text_side: Callable[[dict[str, Any]], TextSide]  # of a task
     pool: EnvironmentPool
     student: StudentClient
     new_history: Callable[[int], History]  # by the tokens of the longest context
@@ -60,7 +60,7 @@ class EpisodePlayer:
         history = self.new_history(assignment.max_context_len)
         async with self.pool.borrow() as borrowed:
             assignment.check_wanted()  # while it waited for an environment
-            side = self.text_side(task_of(assignment.metadata))
+            side = self.new_text_side(task_of(assignment.metadata))
             last = await _Turns(self, assignment, episode, history, side, borrowed).play()
             with assignment.trace("environment"):
                 last = await borrowed.finish(last)

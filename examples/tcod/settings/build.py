@@ -143,10 +143,10 @@ def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[s
     student = StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids)
     return {
         own.name: EpisodePlayer(
-            text_side=text_side_of(own, chat),
+            new_text_side=text_side_factory(own, chat),
             pool=new_pool(own, own.tcod_env_workers, own.tcod_envs_per_worker),
             student=student,
-            new_history=history_of(own, chat),
+            new_history=history_factory(own, chat),
         )
         for own in config.per_environment
     }
@@ -155,12 +155,12 @@ def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[s
 def imitate_row(run: Run, metadata: dict[str, Any], episode: Episode) -> None:
     """Fill in an episode of a row's metadata as if the student had played its demonstration. Raises Failure."""
     config = run.config.for_row(metadata)
-    side = text_side_of(config, run.chat)(task_of(metadata))
-    history = history_of(config, run.chat)(run.args.rollout_max_context_len)
+    side = text_side_factory(config, run.chat)(task_of(metadata))
+    history = history_factory(config, run.chat)(run.args.rollout_max_context_len)
     imitate(metadata, episode, side, history, config.tcod_horizon)
 
 
-def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
+def text_side_factory(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
     """What makes the text side of a task's environment, for a student's chat, if there is one. Raises ConfigError."""
     environment, admissible = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
     return lambda task: TextSide(environment, task, admissible, config.tcod_tool_parser, chat)
@@ -205,7 +205,7 @@ def notes_of(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
 def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
     """Whether the teacher can be shown the shortest note, in a conversation up to the horizon. Raises ConfigError."""
     for own in config.per_environment if config.tcod_teacher_sees else ():
-        history, notes = history_of(own, chat)(sys.maxsize), notes_of(own, chat)
+        history, notes = history_factory(own, chat)(sys.maxsize), notes_of(own, chat)
         history.begin("Rules.", "Begin.")
         for _ in range(own.tcod_horizon - 1):
             history.show_replayed("Do.", None)
@@ -230,7 +230,7 @@ def new_pool(config: TcodConfig, workers: int, envs_per_worker: int) -> Environm
     )
 
 
-def history_of(config: TcodConfig, chat: ChatTokens) -> Callable[[int], History]:
+def history_factory(config: TcodConfig, chat: ChatTokens) -> Callable[[int], History]:
     """What makes an empty history, for an episode in a context of so many tokens."""
     if config.tcod_history == "turns":
         return functools.partial(TurnHistory, chat, window=config.tcod_window)

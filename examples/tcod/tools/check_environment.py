@@ -24,7 +24,7 @@ from ..environments.protocol import Observation, action_of
 from ..episode.demonstration import Demonstration
 from ..episode.rows import Row, place
 from ..episode.text_side import TextSide
-from ..settings.build import new_pool, text_side_of
+from ..settings.build import new_pool, text_side_factory
 from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from ..settings.row_checks import by_environment, check_training_rows
@@ -138,17 +138,17 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Played:
     Raises:
         ConfigError: with the first row that cannot be played, and why.
     """
-    side = text_side_of(config)
+    new_side = text_side_factory(config)
 
     async def play() -> Played:
         pool, played = new_pool(config, 1, 2), []
         try:
             async with pool.borrow() as one, pool.borrow() as other:
                 for env, row in (*((one, row) for row in rows), (other, rows[0])):
-                    with _naming(side(row.task), row, source):
-                        played.append(await _play(env, side(row.task), row))
+                    with _naming(new_side(row.task), row, source):
+                        played.append(await _play(env, new_side(row.task), row))
                 if config.tcod_envs_per_worker > 1:
-                    with _naming(side(rows[0].task), rows[0], source):
+                    with _naming(new_side(rows[0].task), rows[0], source):
                         await _check_neighbours((one, other), (rows[0], rows[-1]), source)
                 return Played(played[0][0], [demo for _, demo in played[:-1]], one.calls + other.calls)
         finally:

@@ -74,10 +74,7 @@ class RowRunner:
 
     def __init__(self, options: Namespace, tool: str) -> None:
         if options.max_turn_len >= options.max_context_len:
-            raise ConfigError(
-                f"--max-turn-len {options.max_turn_len} bounds one turn: set it below --max-context-len "
-                f"{options.max_context_len}"
-            )
+            raise ConfigError(f"--max-turn-len {options.max_turn_len} bounds one turn: set it below --max-context-len")
         if not 0 <= options.temperature < float("inf"):
             raise ConfigError(f"--temperature must be a number >= 0, got {options.temperature}")
         self.options, self.config = options, TcodConfig.read(options.config)
@@ -115,9 +112,7 @@ class RowRunner:
         todo = [(row, n) for n in range(times) for row in self.rows if (task_key(row.task), n) not in known]
         total = len(done) + len(todo)
         if done:
-            logger.warning(
-                "%d of %d episodes are in %s: remove it to play all anew", len(done), total, self.journal.path
-            )
+            logger.warning("%d of %d episodes are in %s: remove it to play anew", len(done), total, self.journal.path)
         bar, waiting = tqdm(total=total, initial=len(done), unit="episode"), iter(todo)
 
         async def work() -> None:

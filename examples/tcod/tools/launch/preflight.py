@@ -20,7 +20,7 @@ from ... import ConfigError
 from ...environments.protocol import Observation
 from ...episode.rows import Row
 from ...model.chat_tokens import ChatTokens
-from ...settings.build import check_notes, history_of, student_chat, text_side_of
+from ...settings.build import check_notes, history_factory, student_chat, text_side_factory
 from ...settings.checks import check_environment_class, check_teacher
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.row_checks import by_environment, check_evaluation_rows, check_training_rows
@@ -84,7 +84,7 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
 
 def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, first: Observation) -> None:
     """Warn where turns of full length do not fit up to the horizon, if all observations are as the first one."""
-    side, history = text_side_of(config, chat)(row.task), history_of(config, chat)(10**9)
+    side, history = text_side_factory(config, chat)(row.task), history_factory(config, chat)(10**9)
     history.begin(side.rules(), side.turn(first, first=True))
     opening = len(history.context)
     history.show_replayed("", None)
