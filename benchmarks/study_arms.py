@@ -154,12 +154,13 @@ BASELINES = {
 def note_arm(*sees: str, teacher: str = "reader", settings: dict[str, Any] = OPD, **more: Any) -> Arm:
     """An arm of the fourth part. All episodes are saved: success within fewer turns is read off them."""
     shown = {"tcod_teacher_sees": list(sees), "tcod_note_len": NOTE_LEN} if sees else {}
-    settings = {**settings, **shown, "tcod_eval_kl": False, "tcod_save_episodes": NOTE_GAMES["notes"][0] // 2}
+    settings = {"tcod_environment": "smoke.noted_alfworld.NotedAlfworld", **settings, **shown, "tcod_eval_kl": False}
+    settings["tcod_save_episodes"] = NOTE_GAMES["notes"][0] // 2  # of an evaluation twice as many
     run = {"student": "reader", "updates": NOTE_UPDATES, "every": NOTE_UPDATES, "evaluate_first": False}
     return Arm("note", settings, teacher=teacher, **{**run, **more})
 
 
-SEEN = {**OPD, "tcod_environment": "benchmarks.study_environment.SeenAlfworld"}
+SEEN = {**OPD, "tcod_environment": "smoke.noted_alfworld.SeenAlfworld"}
 NOTES = {
     "demo": note_arm("demo", evaluate_first=True),
     "hindsight": note_arm("hindsight"),

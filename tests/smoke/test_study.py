@@ -9,20 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import (
-    report,
-    study,
-    study_arm,
-    study_arms,
-    study_data,
-    study_environment,
-    study_figures,
-    study_report,
-    study_results,
-)
+from benchmarks import report, study, study_arm, study_arms, study_data, study_figures, study_report, study_results
 from benchmarks.study_results import Results
 from examples.tcod.curriculum import Curriculum
-from examples.tcod.environments import protocol
 
 FIRST = Results.load(study_arms.RESULTS, study_report.FIRST.arms)
 SECOND = Results.load(study_arms.RESULTS / "losses", study_report.SECOND.arms)
@@ -185,15 +174,6 @@ def test_the_tables_of_what_the_teacher_sees(tmp_path):
     )
     study_figures.draw_fourth(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-
-
-def test_a_note_that_tells_what_the_student_saw():
-    steps = (protocol.Step("go to desk 1"), protocol.Step("take pen 1 from desk 1"))
-    solution = protocol.Execution(steps, won=True)
-    note = study_environment.SeenAlfworld.teacher_note
-    for text, seen in (("On the desk 1, you see a pen 1.", True), ("On the bed 1, you see a pen 1.", False)):
-        attempt = protocol.Execution((protocol.Step("look", text),), False)
-        assert ("take pen 1 from desk 1" in note(solution, attempt)) == bool(note(solution, attempt)) == seen
 
 
 @pytest.mark.parametrize("results, jobs, part, draw", PARTS.values(), ids=PARTS)
