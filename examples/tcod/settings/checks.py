@@ -32,13 +32,11 @@ FORBIDDEN = {
     "reward_key": "does not apply, TCOD's reward is a number",
     "eval_reward_key": "does not apply, TCOD's reward is a number",
 }
-FORBIDDEN_WITH_TURN_MEAN = {  # turn_mean.py: a count of turns is in the masks, and the turns are the masks' runs
-    "calculate_per_token_loss": "is the mean over tokens, and the chosen reducer the mean over turns",
-    "log_multi_turn": "takes sums of masks for lengths, and the mean over turns keeps its count there",
-    "use_opsm": "takes sums of masks for lengths, and the mean over turns keeps its count there",
-    "custom_tis_function_path": "may change the masks, whose runs are the turns of the mean over turns",
-    "custom_convert_samples_to_train_data_path": "may change the masks, whose runs are the turns",
-}
+FORBIDDEN_WITH_TURN_MEAN = dict.fromkeys(  # turn_mean.py: the turns are the masks' runs, and their count is in them
+    "calculate_per_token_loss log_multi_turn use_opsm custom_tis_function_path "
+    "custom_convert_samples_to_train_data_path".split(),
+    "sums up masks or may change them, in which the mean over turns keeps its count",
+)
 
 
 def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> None:
