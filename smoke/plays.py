@@ -14,11 +14,10 @@ import yaml
 from tqdm import tqdm
 
 from examples.tcod import ConfigError
-from examples.tcod.episode.rows import read_lines, read_rows
 from examples.tcod.settings.checks import check_environment_class
 from examples.tcod.settings.config import OF_AN_ENVIRONMENT, TcodConfig, read_yaml
 from examples.tcod.settings.row_checks import check_evaluation_rows, check_training_rows
-from examples.tcod.tools.common.prepare import write_jsonl
+from examples.tcod.tools.common.jsonl import read_lines, read_rows, write_jsonl
 from smoke.make_games import make_games
 
 CONFIGS = Path(__file__).resolve().parent / "configs"

@@ -104,7 +104,7 @@ def test_rows_are_made_of_variations_and_gold_sequences(tmp_path):
 def test_an_unknown_task_is_named(tmp_path):
     done = _prepare(tmp_path, "--tasks", "fly")
     assert done.returncode == 1
-    said = "prepare_scienceworld: ScienceWorld has no task fly: --tasks are among boil, "
+    said = "prepare_scienceworld: ScienceWorld has no task fly: --tasks are of boil, "
     assert done.stderr.splitlines()[-1].startswith(said)
 
 

@@ -196,7 +196,7 @@ def test_a_note_that_can_never_be_shown_stops_the_run(rig):
     rig.checkpoint, rig.tokenizer = rig.folder / "recent", copy.copy(rig.tokenizer)
     rig.tokenizer.chat_template = CHAT_TEMPLATE.replace("in messages", f"in {recent}")
     rig.tokenizer.save_pretrained(rig.checkpoint)
-    with pytest.raises(ConfigError, match="the chat template leaves it out, .*: lower tcod_window, or remove"):
+    with pytest.raises(ConfigError, match="the chat template drops it, .*: lower tcod_window, or remove"):
         rig.rollout([{"goal": 2, "demo": DEMO}], **changes)
     rig.rollout([{"goal": 2, "demo": DEMO}], **changes, tcod_window=2)
 

@@ -159,10 +159,10 @@ def test_an_entry_has_the_runs_settings_where_it_names_none(tmp_path, monkeypatc
     entries = {"walk": {"tcod_data_root": "$GAMES"}, "call": {"tcod_horizon": 9}}
     file.write_text(yaml.safe_dump({"tcod_horizon": 5, "tcod_env_workers": 3, "tcod_environments": entries}))
     config = TcodConfig.read(file)
-    walk, called = (config.of({"environment": name}) for name in ("walk", "call"))
+    walk, called = (config.for_row({"environment": name}) for name in ("walk", "call"))
     assert (walk.name, walk.tcod_data_root, walk.tcod_horizon) == ("walk", str(tmp_path), 5)
     assert (called.name, called.tcod_data_root, called.curriculum.horizon) == ("call", "", 9)
-    assert {one.tcod_env_workers for one in config.each} == {3}
+    assert {own.tcod_env_workers for own in config.per_environment} == {3}
 
 
 @pytest.mark.parametrize("metadata", [{"goal": 2}, {"goal": 2, "environment": "fly"}, {"goal": 2, "environment": []}])

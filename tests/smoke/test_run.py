@@ -5,8 +5,8 @@ from argparse import Namespace
 
 import pytest
 
-from examples.tcod.episode.rows import read_rows
 from examples.tcod.settings.config import TcodConfig
+from examples.tcod.tools.common.jsonl import read_rows
 from smoke import plays, run, servers, train_arm
 
 ROW = '{"prompt": "x", "label": "x", "metadata": {"goal": 1, "demo": {"actions": ["right"]}}}\n'
@@ -64,7 +64,7 @@ def test_a_mixed_play_has_rows_and_settings_of_each_environment(play):
     for split in ("train", "heldout"):
         rows = read_rows(mixed.data / f"{split}.jsonl")
         assert [row.metadata["environment"] for row in rows] == ["alfworld", "sqlite", "scienceworld"]
-        of_each = [config.of(row.metadata) for row in rows]
+        of_each = [config.for_row(row.metadata) for row in rows]
         assert [one.tcod_horizon for one in of_each] == [20, 6, 10]
         assert [one.tcod_tool_parser for one in of_each] == [None, "qwen", None]
         assert [bool(one.tcod_data_root) for one in of_each] == [True, True, False]

@@ -133,7 +133,7 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(rig, caplog):
     rig.run(evaluate, rows, "f2b.json", *more)
     assert rig.begun == {1: 1, 2: 1, 3: 1, 4: 1}
     assert [episode["turns"] for episode in json.loads(result.read_text())["episodes"]] == [1, 2, 3, 4]
-    assert not journal.exists() and f"3 of 4 episodes are in {journal}: remove it to play all anew" in caplog.text
+    assert not journal.exists() and f"3 of 4 episodes are in {journal}: remove it to play anew" in caplog.text
     [run] = show_rollouts.read_runs([rig.folder])
     assert sorted(episode["index"] for episode in run.episodes if not episode["failure"]) == [1, 2, 3, 4]
     rig.run(evaluate, rows, "f2b.json", *more)  # what is in a result is played anew

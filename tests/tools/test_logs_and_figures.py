@@ -6,9 +6,9 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from examples.tcod.episode.rows import read_lines
 from examples.tcod.records import run_folder
 from examples.tcod.tools import plot_runs
+from examples.tcod.tools.common.jsonl import read_lines
 
 NUM_GPUS = 0
 

@@ -12,7 +12,7 @@ import pytest
 from examples.tcod import ConfigError
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.episode.demonstration import Demonstration
-from examples.tcod.settings.build import text_side_of
+from examples.tcod.settings.build import text_side_factory
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import prepare_alfworld
 from examples.tcod.tools.common.prepare import Task, check_task, write_sets
@@ -46,7 +46,7 @@ class Games(LocalPool):
         return make_game(self.root, split, task_type, variant, 40 + variant)
 
     def check(self, task: Task, horizon: int = HORIZON) -> Task:
-        side = text_side_of(TcodConfig(tcod_variant="opd", tcod_horizon=horizon))(task.metadata)
+        side = text_side_factory(TcodConfig(tcod_variant="opd", tcod_horizon=horizon))(task.metadata)
         asyncio.run(check_task(self, side, task, horizon))
         return task
 

@@ -177,7 +177,7 @@ def test_the_script_refuses_what_it_cannot_compute_with(place, change, sentence)
     [
         ("BATCH=6 TENSOR_PARALLEL=1", "and BATCH x SAMPLES_PER_TASK a multiple of the copies"),
         ("PIPELINE_PARALLEL=8 TENSOR_PARALLEL=0", "the 4 GPUs of ACTOR_NODES x ACTOR_GPUS must be a multiple of"),
-        ("ENGINE_GPUS=4", "ENGINE_GPUS 4 must divide 2 ROLLOUT_GPUS"),
+        ("ENGINE_GPUS=4", "ENGINE_GPUS 4 must divide ROLLOUT_GPUS 2"),
         ("COLOCATE=1", "COLOCATE=1 has the engines on the 4 GPUs that train: unset ROLLOUT_GPUS"),
         ("TEACHER=megatron", "TEACHER=megatron needs COLOCATE=1"),
         ("TEACHER=megatron COLOCATE=1 ROLLOUT_GPUS=4 TEACHER_URL=http://a:1", "no other server: unset TEACHER_URL"),

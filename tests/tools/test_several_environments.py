@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from examples.tcod import ConfigError
-from examples.tcod.episode.rows import read_rows
 from examples.tcod.settings import build
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import check_environment, evaluate, show_rollouts
 from examples.tcod.tools.common import prepare
+from examples.tcod.tools.common.jsonl import read_rows
 from examples.tcod.tools.launch import __main__ as launch
 from examples.tcod.tools.launch import folder, preflight
 from examples.tcod.tools.launch.settings import read_recipe, teacher_context
@@ -95,15 +95,13 @@ def test_rows_are_prepared_for_one_of_them(config, tmp_path, monkeypatch):
         prepare.prepare("prepare", lambda options, config: tasks, parsed)
 
     for wrong in ((), ("--environment", "nearby")):
-        with pytest.raises(
-            SystemExit, match=r"--environment .* is none of .*mixed.yaml's: name one of .*'far', 'near'"
-        ):
+        with pytest.raises(SystemExit, match=r"--environment .* is not in .*mixed.yaml: name one of .*'far', 'near'"):
             run(*wrong)
     run("--environment", "near")
     [row] = read_rows(tmp_path / "out/train.jsonl")  # the other one is too long here
     assert (row.metadata["environment"], row.metadata["goal"]) == ("near", 2)
     config.write_text(yaml.safe_dump({**CORRIDOR, "tcod_horizon": 2}))
-    with pytest.raises(SystemExit, match=r"--environment near is none of .*: name one of \[None\]"):
+    with pytest.raises(SystemExit, match=r"--environment near is not in .*: name one of \[None\]"):
         run("--environment", "near")
 
 

@@ -8,9 +8,10 @@ import pytest
 from examples.tcod import ConfigError, Failure
 from examples.tcod.environments.protocol import Observation
 from examples.tcod.episode.demonstration import Demonstration, recorded
-from examples.tcod.episode.rows import read_lines, read_rows, task_key, task_of
+from examples.tcod.episode.rows import task_key, task_of
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.settings.row_checks import check_evaluation_rows, check_training_rows
+from examples.tcod.tools.common.jsonl import read_lines, read_rows
 
 NUM_GPUS = 0
 SEPARATORS = "a\u2028b\u2029c\u0085d\x0be\x1cf"  # str.splitlines ends a line at each of them

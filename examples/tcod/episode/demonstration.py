@@ -80,9 +80,7 @@ class Demonstration:
     def observation(self, turn: int) -> Observation:
         """What `turn` (0-based) answers, as it was recorded. Raises Failure: demo_unrecorded, demo_malformed."""
         if self.seen is None:
-            raise Failure(
-                "demo_unrecorded", "what its environment said is not recorded: run check_environment --record"
-            )
+            raise Failure("demo_unrecorded", "it lacks what its environment said: run check_environment --record")
         try:
             return checked_observation(Observation(**self.seen[turn]), "the row")
         except TypeError as error:

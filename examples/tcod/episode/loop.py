@@ -16,8 +16,7 @@ from .. import ABORTED, Failure
 from ..curriculum import EpisodePlan
 from ..environments.pool import BorrowedEnvironment, EnvironmentPool
 from ..environments.protocol import Observation, as_listed, is_admissible
-from ..model.chat_tokens import ChatTokens
-from ..model.student import StudentClient
+from ..model.student import StudentClient, is_untempered
 from .demonstration import Demonstration
 from .history import History
 from .record import Episode, ReplayedTurn, TurnRecord
@@ -48,9 +47,8 @@ class Assignment:
 class EpisodePlayer:
     """Plays episodes. One per environment and event loop; built by settings/build.py."""
 
-    text_side: Callable[[dict[str, Any]], TextSide]  # of a task
+    new_text_side: Callable[[dict[str, Any]], TextSide]  # of a task
     pool: EnvironmentPool
-    chat: ChatTokens
     student: StudentClient
     new_history: Callable[[int], History]  # by the tokens of the longest context
 
@@ -62,7 +60,7 @@ class EpisodePlayer:
         history = self.new_history(assignment.max_context_len)
         async with self.pool.borrow() as borrowed:
             assignment.check_wanted()  # while it waited for an environment
-            side = self.text_side(task_of(assignment.metadata))
+            side = self.new_text_side(task_of(assignment.metadata))
             last = await _Turns(self, assignment, episode, history, side, borrowed).play()
             with assignment.trace("environment"):
                 last = await borrowed.finish(last)
@@ -122,14 +120,14 @@ class _Turns:
         """The demonstration's turn: check, append. Returns its action."""
         demonstration = self.assignment.demonstration
         response = demonstration.response(turn, observation, self.side)
-        as_sampled = self.history.show_replayed(response, demonstration.sampled_ids(turn, self.player.chat))
+        as_sampled = self.history.show_replayed(response, demonstration.sampled_ids(turn, self.history.chat))
         action = demonstration.actions[turn]
         self.episode.record.replayed_turns.append(ReplayedTurn(text, action, response, as_sampled))
         return action
 
     async def _respond(self, turn: int, observation: Observation, text: str) -> str:
         """The student's turn: sample, append, parse. Returns the action to send."""
-        assignment, chat, sampling = self.assignment, self.player.chat, self.assignment.sampling_params
+        assignment, chat, sampling = self.assignment, self.history.chat, self.assignment.sampling_params
         with assignment.trace("sglang_generate") as attach:
             response = await self.player.student.respond(
                 self.history.context,
@@ -167,8 +165,9 @@ def failures_go_to(
     try:
         yield
     except Exception as error:
-        reason, detail = getattr(error, "reason", "internal"), str(error)
-        if not isinstance(error, Failure):
+        if isinstance(error, Failure):
+            reason, detail = error.reason, str(error)
+        else:
             logger.exception("episode failed")
             reason, detail = "internal", repr(error)
         try:
@@ -176,10 +175,3 @@ def failures_go_to(
         except Failure:
             reason = ABORTED
         fail(reason, " ".join(detail.split())[:500])  # Ray tells of a dead worker in ten lines
-
-
-def is_untempered(sampling: dict[str, Any]) -> bool:
-    """Whether sampling parameters leave the policy as it is: the teacher's log-probs are always so."""
-    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "min_new_tokens": 0}
-    given = {name: sampling.get(name) for name in neutral}
-    return all(value is None or value == neutral[name] for name, value in given.items())

@@ -81,9 +81,7 @@ class NoteWriter:
         noted = self.chat.context([system, f"{first}\n\n{note.text}", *later])
         opening = len(self.chat.context([system, first])) - len(self.chat.after_user)
         if len(noted) <= len(head) or noted[len(noted) - len(head) + opening :] != head[opening:]:
-            raise Failure(
-                "note_misplaced", "the chat template leaves it out, or changes what is behind it: lower tcod_window"
-            )
+            raise Failure("note_misplaced", "the chat template drops it, or changes what follows: lower tcod_window")
         return [*noted, *(token for span in sequence.spans[1:] for token in span.ids)]
 
 
@@ -99,9 +97,8 @@ def _attempted(episode: Episode) -> Execution:
     record = episode.record
     actions = [turn.action for turn in record.replayed_turns]
     actions += [turn.action if turn.valid else NO_ACTION for turn in record.turns]
-    return Execution(
-        tuple(map(Step, actions, [*episode.answers[:-1], record.outcome or episode.answers[-1]])), record.won
-    )
+    answers = [*episode.answers[:-1], record.outcome or episode.answers[-1]]
+    return Execution(tuple(map(Step, actions, answers)), record.won)
 
 
 def _shortened(told: dict[str, Execution], left_out: int) -> dict[str, Execution]:

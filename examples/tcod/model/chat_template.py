@@ -98,9 +98,7 @@ class ChatTemplate:
             self._has_system_role = False
         parts = re.fullmatch(f"(?s).*{user}(.*){answer}(.*){last}(.*)", self.render(marks))
         if not parts:
-            raise ValueError(
-                "the chat template does not write every turn in its order: use a model or a chat template that does"
-            )
+            raise ValueError("the chat template does not write every turn in its order: use a template that does")
         past, before, after = parts.groups()
         self.user = Around(before, "", past, after)
         self.tool: Around | None = None

@@ -37,6 +37,14 @@ def routing(session: str | None) -> dict[str, str]:
     return {"X-SMG-Routing-Key": session} if session else {}
 
 
+def is_log_prob(value: object) -> bool:
+    """Whether a value in a server's reply is a log-probability that float32, in which training computes, can hold.
+
+    Rounding may lift one above 0.
+    """
+    return type(value) in (int, float) and -1e30 < value <= 1e-3  # not isinstance: False would pass for 0
+
+
 class SGLangClient:
     """JSON over kept connections; belongs to the event loop that first awaits it.
 

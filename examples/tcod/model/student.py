@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import Failure
-from .client import SGLangClient, routing
-from .teacher import is_log_prob
+from .client import SGLangClient, is_log_prob, routing
 
 ASKED = 8  # How often a turn is asked for when the engine aborts it; the pauses between sum up to 13 s.
 FIRST_PAUSE_S = 0.1
@@ -119,3 +118,10 @@ def checked_response(reply: Any, vocab_size: int, stop_ids: set[int]) -> Respons
     kept = {name: value for name, value in meta_info.items() if type(value) in (int, float)}
     kept |= {"finish_reason": {"type": finish}, **({"weight_version": str(version)} if version is not None else {})}
     return Response(ids, log_probs, finish == "length", kept)
+
+
+def is_untempered(sampling: dict[str, Any]) -> bool:
+    """Whether sampling parameters leave the policy as it is: the teacher's log-probs are always so."""
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "min_new_tokens": 0}
+    given = {name: sampling.get(name) for name in neutral}
+    return all(value is None or value == neutral[name] for name, value in given.items())

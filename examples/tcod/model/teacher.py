@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from .. import Failure
-from .client import SGLangClient, routing
+from .client import SGLangClient, is_log_prob, routing
 
 
 class TeacherClient:
@@ -53,14 +53,6 @@ def scoring_request(start: int, **prompt: object) -> dict:
     """SGLang's request for log-probs from position `start` on; `prompt` is input_ids=[..] or text=".."."""
     sampling_params = {"temperature": 1.0, "max_new_tokens": 0, "skip_special_tokens": False}
     return {**prompt, "sampling_params": sampling_params, "return_logprob": True, "logprob_start_len": start}
-
-
-def is_log_prob(value: object) -> bool:
-    """Whether a value in a server's reply is a log-probability that float32, in which training computes, can hold.
-
-    Rounding may lift one above 0.
-    """
-    return type(value) in (int, float) and -1e30 < value <= 1e-3  # not isinstance: False would pass for 0
 
 
 def check_scores(reply: object, tokens: list[int], start: int, vocab_size: int) -> list[float]:

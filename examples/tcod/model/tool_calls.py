@@ -36,9 +36,7 @@ def load_parser(name: str | None) -> Callable[[Sequence[dict[str, Any]]], Any]:
         from sglang.srt.entrypoints.openai.protocol import Tool
         from sglang.srt.function_call.function_call_parser import FunctionCallParser
     except Exception as error:
-        raise ConfigError(
-            f"tcod_tool_parser needs SGLang, which does not load ({words(error)}): install it"
-        ) from error
+        raise ConfigError(f"tcod_tool_parser needs SGLang, which does not load, {words(error)}: install it") from error
     if name not in (known := FunctionCallParser.ToolCallParserEnum):
         raise ConfigError(f"tcod_tool_parser {name} is none of SGLang's parsers: take one of {', '.join(known)}")
     logging.getLogger("sglang.srt.function_call").setLevel(logging.ERROR)  # it warns of every malformed call

@@ -112,7 +112,7 @@ def setup_of(args: Namespace, metadata: dict[str, Any]) -> EnvironmentSetup:
     loop, run = asyncio.get_running_loop(), run_of(args)
     if loop not in run.setups:
         run.setups[loop] = _new_setups(run)
-    return run.setups[loop][run.config.of(metadata).name]
+    return run.setups[loop][run.config.for_row(metadata).name]
 
 
 def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
@@ -122,8 +122,8 @@ def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
     limits = (run.config.tcod_teacher_timeout_s, run.config.tcod_teacher_concurrency)
     teachers = {url: TeacherClient(url, *limits, run.chat.vocab_size) for url in {*urls.values()}}
     return {
-        one.name: EnvironmentSetup(one, players[one.name], notes_of(one, run.chat), teachers.get(urls.get(one.name)))
-        for one in run.config.each
+        own.name: EnvironmentSetup(own, players[own.name], notes_of(own, run.chat), teachers.get(urls.get(own.name)))
+        for own in run.config.per_environment
     }
 
 
@@ -133,7 +133,7 @@ def task_source_of(kind: type[SourceT], run: Run, data_source: Any, rollout_id: 
     if not isinstance(_task_source, kind) or _task_source.data_source is not data_source:
         config = run.config
         limits = (config.tcod_max_replacements, config.tcod_max_staleness, rollout_id)
-        _task_source = kind(run.args, data_source, lambda row, n: config.of(row).curriculum.depth(n), *limits)
+        _task_source = kind(run.args, data_source, lambda row, n: config.for_row(row).curriculum.depth(n), *limits)
     _task_source.begin(rollout_id)
     return _task_source
 
@@ -142,26 +142,25 @@ def new_players(config: TcodConfig, chat: ChatTokens, engine_url: str) -> dict[s
     """Players of episodes by environment, whose student is served at a base URL."""
     student = StudentClient(engine_url, config.tcod_engine_timeout_s, chat.vocab_size, chat.stop_ids)
     return {
-        one.name: EpisodePlayer(
-            text_side=text_side_of(one, chat),
-            pool=new_pool(one, one.tcod_env_workers, one.tcod_envs_per_worker),
-            chat=chat,
+        own.name: EpisodePlayer(
+            new_text_side=text_side_factory(own, chat),
+            pool=new_pool(own, own.tcod_env_workers, own.tcod_envs_per_worker),
             student=student,
-            new_history=history_of(one, chat),
+            new_history=history_factory(own, chat),
         )
-        for one in config.each
+        for own in config.per_environment
     }
 
 
 def imitate_row(run: Run, metadata: dict[str, Any], episode: Episode) -> None:
     """Fill in an episode of a row's metadata as if the student had played its demonstration. Raises Failure."""
-    config = run.config.of(metadata)
-    side = text_side_of(config, run.chat)(task_of(metadata))
-    history = history_of(config, run.chat)(run.args.rollout_max_context_len)
+    config = run.config.for_row(metadata)
+    side = text_side_factory(config, run.chat)(task_of(metadata))
+    history = history_factory(config, run.chat)(run.args.rollout_max_context_len)
     imitate(metadata, episode, side, history, config.tcod_horizon)
 
 
-def text_side_of(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
+def text_side_factory(config: TcodConfig, chat: ChatTokens | None = None) -> Callable[[dict[str, Any]], TextSide]:
     """What makes the text side of a task's environment, for a student's chat, if there is one. Raises ConfigError."""
     environment, admissible = load_environment(config.tcod_environment), config.tcod_admissible == "turn"
     return lambda task: TextSide(environment, task, admissible, config.tcod_tool_parser, chat)
@@ -179,12 +178,13 @@ def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag
     kwargs = config.template_kwargs if template_kwargs is None else template_kwargs
     if not isinstance(kwargs, dict):
         raise ConfigError(f"--apply-chat-template-kwargs must be a JSON object, got {kwargs}")
-    parsers = {one.tcod_tool_parser for one in config.each} - {None}
+    parsers = {own.tcod_tool_parser for own in config.per_environment} - {None}
     for name in parsers:
         load_parser(name)
     choices = {"history": config.tcod_history, "thoughts": config.tcod_thoughts, "tools": bool(parsers)}
+    horizon = max(own.tcod_horizon for own in config.per_environment)
     try:
-        chat = load_chat(checkpoint, kwargs, horizon=max(one.tcod_horizon for one in config.each), **choices)
+        chat = load_chat(checkpoint, kwargs, horizon=horizon, **choices)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"{flag} {checkpoint}: {said}; name the checkpoint that is served") from error
@@ -204,10 +204,10 @@ def notes_of(config: TcodConfig, chat: ChatTokens) -> NoteWriter:
 
 def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
     """Whether the teacher can be shown the shortest note, in a conversation up to the horizon. Raises ConfigError."""
-    for one in config.each if config.tcod_teacher_sees else ():
-        history, notes = history_of(one, chat)(sys.maxsize), notes_of(one, chat)
+    for own in config.per_environment if config.tcod_teacher_sees else ():
+        history, notes = history_factory(own, chat)(sys.maxsize), notes_of(own, chat)
         history.begin("Rules.", "Begin.")
-        for _ in range(one.tcod_horizon - 1):
+        for _ in range(own.tcod_horizon - 1):
             history.show_replayed("Do.", None)
             history.observe("Done.")
         history.respond(Response([chat.end_of_turn], [0.0], False, {}))
@@ -230,7 +230,7 @@ def new_pool(config: TcodConfig, workers: int, envs_per_worker: int) -> Environm
     )
 
 
-def history_of(config: TcodConfig, chat: ChatTokens) -> Callable[[int], History]:
+def history_factory(config: TcodConfig, chat: ChatTokens) -> Callable[[int], History]:
     """What makes an empty history, for an episode in a context of so many tokens."""
     if config.tcod_history == "turns":
         return functools.partial(TurnHistory, chat, window=config.tcod_window)

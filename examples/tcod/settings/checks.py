@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import PACKAGE, ConfigError
 from ..environments.protocol import load_environment
-from ..episode.loop import is_untempered
+from ..model.student import is_untempered
 from ..training.turn_mean import is_turn_mean
 from .config import SELF, TcodConfig, read_yaml
 from .row_checks import check_training_rows
@@ -61,12 +61,12 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> None:
 
 def check_environment_class(config: TcodConfig) -> None:
     """Whether each environment's class is there and takes its arguments. Raises ConfigError."""
-    for one in config.each:
-        environment = load_environment(one.tcod_environment)
+    for own in config.per_environment:
+        environment = load_environment(own.tcod_environment)
         try:
-            inspect.signature(environment).bind(one.tcod_data_root, **one.tcod_env_args)
+            inspect.signature(environment).bind(own.tcod_data_root, **own.tcod_env_args)
         except TypeError as error:
-            given = without_secrets(one.tcod_env_args)
+            given = without_secrets(own.tcod_env_args)
             raise ConfigError(f"tcod_env_args {given} do not fit {environment.__name__}.__init__: {error}") from error
 
 
@@ -122,7 +122,7 @@ def check_teacher(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
     """Why a teacher's address, and what it is shown, do not fit TEACHER and MODE of the script."""
     if config.tcod_teacher_url:
         yield "tcod_teacher_url is of an entry of tcod_environments: the run's own is --rm-url (TEACHER_URL)"
-    if teacher != "sglang" and any(one.tcod_teacher_url for one in config.each):
+    if teacher != "sglang" and any(own.tcod_teacher_url for own in config.per_environment):
         yield "tcod_teacher_url needs a teacher on SGLang: remove it, or set TEACHER=sglang (--opd-type sglang)"
     if config.tcod_teacher_sees and teacher not in ("sglang", SELF):
         yield "tcod_teacher_sees needs a teacher on SGLang: remove it, or set TEACHER=sglang (--opd-type sglang)"

@@ -149,11 +149,11 @@ class TcodConfig(BaseModel):
         return self._name
 
     @property
-    def each(self) -> list["TcodConfig"]:
+    def per_environment(self) -> list["TcodConfig"]:
         """The settings of every environment: these ones, where there is one."""
         return list(self._entries.values()) or [self]
 
-    def of(self, metadata: Any) -> "TcodConfig":
+    def for_row(self, metadata: Any) -> "TcodConfig":
         """The settings of a row's environment. Raises ConfigError, where the row names none."""
         if not self._entries:
             return self
@@ -163,7 +163,7 @@ class TcodConfig(BaseModel):
             raise ConfigError(f"its metadata.environment is {name!r:.80}: name one of tcod_environments, {known}")
         return self._entries[name]
 
-    def with_note(self, tokens: int, flag: str = "") -> tuple[int, str]:
+    def scored_len(self, tokens: int, flag: str = "") -> tuple[int, str]:
         """(longest sequence that the teacher scores, the flags that it comes from), of sequences of so many tokens."""
         return (tokens + self.tcod_note_len, f"{flag} + tcod_note_len") if self.tcod_teacher_sees else (tokens, flag)
 

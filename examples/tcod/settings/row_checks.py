@@ -36,10 +36,10 @@ def by_environment(config: TcodConfig, rows: Sequence[RowT], source: str) -> lis
     groups: dict[str, list[RowT]] = {}
     for row in rows:
         try:
-            groups.setdefault(config.of(row.metadata).name, []).append(row)
+            groups.setdefault(config.for_row(row.metadata).name, []).append(row)
         except ConfigError as error:
             raise ConfigError(f"{place(row, source)} cannot be played: {error}") from error
-    return [(one, groups[one.name]) for one in config.each if one.name in groups]
+    return [(own, groups[own.name]) for own in config.per_environment if own.name in groups]
 
 
 def _check(
@@ -47,14 +47,14 @@ def _check(
 ) -> None:
     if not len(rows):
         raise ConfigError(f"{source} has no rows: prepare the data first, see README.md")
-    for one, group in by_environment(config, rows, source):
-        environment, reasons, first = load_environment(one.tcod_environment), Counter[str](), ""
+    for own, group in by_environment(config, rows, source):
+        environment, reasons, first = load_environment(own.tcod_environment), Counter[str](), ""
         for row in group:
             try:
-                _check_task(one, environment, row.metadata)
+                _check_task(own, environment, row.metadata)
                 demo = Demonstration.of(row.metadata)
                 if needs_demo:
-                    demo.check(one.tcod_horizon)
+                    demo.check(own.tcod_horizon)
                 for turn in range(len(demo.actions) if needs_seen else 0):
                     demo.observation(turn)
             except Failure as failure:
@@ -64,7 +64,7 @@ def _check(
                 reason = str(error) if isinstance(error, ValueError) else f"check_row raised {words(error)}"
                 raise ConfigError(f"{place(row, source)} cannot be played: {reason}") from error
         if reasons:
-            needs = f"; tcod_variant {one.tcod_variant} needs one of 1 to {one.tcod_horizon} (tcod_horizon) actions"
+            needs = f"; tcod_variant {own.tcod_variant} needs one of 1 to {own.tcod_horizon} (tcod_horizon) actions"
             raise ConfigError(
                 f"{reasons.total()} of {len(group)} rows have no usable demonstration {dict(reasons)}, the first is "
                 f"{first}{needs if needs_demo else ''}"

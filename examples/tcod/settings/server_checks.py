@@ -27,7 +27,7 @@ def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     """
     training = (args.rollout_max_context_len, "--rollout-max-context-len")
     longest = max(training, (args.eval_max_context_len or 0, "--eval-max-context-len"))
-    scored = config.with_note(*training)
+    scored = config.scored_len(*training)
     router = router_url(args)
     teachers = {*teacher_urls(args, config).values()} if args.opd_type == "sglang" else set()
     _check_engines(router, *(max(longest, scored) if router in teachers else longest))
@@ -44,7 +44,7 @@ def teacher_urls(args: Namespace, config: TcodConfig) -> dict[str, str]:
     """The teacher's server of each environment, by name: its own, that of slime's --rm-url, or with "self" the router
     of the student's engines."""
     url = router_url(args) if args.rm_url == SELF else (args.rm_url or "").rstrip("/").removesuffix("/generate")
-    return {one.name: one.tcod_teacher_url or url for one in config.each}
+    return {own.name: own.tcod_teacher_url or url for own in config.per_environment}
 
 
 def _check_engines(router: str, needed: int, flag: str) -> None:

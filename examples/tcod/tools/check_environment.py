@@ -22,14 +22,15 @@ from .. import ConfigError, Failure
 from ..environments.pool import BorrowedEnvironment
 from ..environments.protocol import Observation, action_of
 from ..episode.demonstration import Demonstration
-from ..episode.rows import Row, place, read_rows
+from ..episode.rows import Row, place
 from ..episode.text_side import TextSide
-from ..settings.build import new_pool, text_side_of
+from ..settings.build import new_pool, text_side_factory
 from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from ..settings.row_checks import by_environment, check_training_rows
 from .common.command import at_least, new_parser, one_sentence
-from .common.prepare import Task, play_demonstration, write_jsonl
+from .common.jsonl import read_rows, write_jsonl
+from .common.prepare import Task, play_demonstration
 from .common.ray_start import start_ray
 
 NONSENSE = "no such action"
@@ -137,17 +138,17 @@ def play_rows(config: TcodConfig, rows: Sequence[Row], source: str) -> Played:
     Raises:
         ConfigError: with the first row that cannot be played, and why.
     """
-    side = text_side_of(config)
+    new_side = text_side_factory(config)
 
     async def play() -> Played:
         pool, played = new_pool(config, 1, 2), []
         try:
             async with pool.borrow() as one, pool.borrow() as other:
                 for env, row in (*((one, row) for row in rows), (other, rows[0])):
-                    with _naming(side(row.task), row, source):
-                        played.append(await _play(env, side(row.task), row))
+                    with _naming(new_side(row.task), row, source):
+                        played.append(await _play(env, new_side(row.task), row))
                 if config.tcod_envs_per_worker > 1:
-                    with _naming(side(rows[0].task), rows[0], source):
+                    with _naming(new_side(rows[0].task), rows[0], source):
                         await _check_neighbours((one, other), (rows[0], rows[-1]), source)
                 return Played(played[0][0], [demo for _, demo in played[:-1]], one.calls + other.calls)
         finally:
@@ -193,15 +194,15 @@ def main() -> None:
         check_training_rows(config, rows, str(options.rows), recorded=not options.record)
         start_ray(workers=1)
         written: list[dict[str, Any]] = []
-        for one, group in by_environment(config, rows, str(options.rows)):
+        for own, group in by_environment(config, rows, str(options.rows)):
             chosen = group if options.record else spread(group, options.count)
-            played = play_rows(one, chosen, str(options.rows))
+            played = play_rows(own, chosen, str(options.rows))
             tasks = zip(chosen, played.demos, strict=True)
             written += [Task("", row.label, row.task, goal=row.prompt, demo=demo).row() for row, demo in tasks]
             print(report(played.calls, options.concurrency))
             more = "" if len(chosen) == len(group) else f" (--count {len(group)} plays all)"
             demos = sum(bool(demo.actions) for demo in played.demos)
-            of = f" of {one.name}" if one.name else ""
+            of = f" of {own.name}" if own.name else ""
             print(f"{options.rows}: {len(chosen)} of {len(group)} rows{of} play{more}, {demos} demonstrations replay")
         if options.record:
             write_jsonl(options.record, written)

@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..episode.rows import read_lines
 from .common.command import new_parser
+from .common.jsonl import read_lines
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from .. import ConfigError, Failure, words
 from ..episode.demonstration import Demonstration
-from ..episode.rows import fault, read_lines
 from ..settings.config import TcodConfig
+from .common.jsonl import fault, read_lines
 from .common.prepare import TRAIN, Task, option_parser, prepare
 
 DATA_VERSION = "json_2.1.1"
@@ -42,9 +42,7 @@ def find_games(root: Path) -> list[str]:
         folder = root / DATA_VERSION / split
         found = sorted(path.relative_to(root).as_posix() for path in folder.glob("*/*/game.tw-pddl"))
         if not found:
-            raise ConfigError(
-                f"no games below {folder}: run alfworld-download, or set ALFWORLD_DATA to where it put them"
-            )
+            raise ConfigError(f"no games below {folder}: run alfworld-download, or set ALFWORLD_DATA to its folder")
         games += found
     return games
 

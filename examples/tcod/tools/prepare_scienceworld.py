@@ -38,9 +38,7 @@ def list_tasks(game: Any, names: list[str], variations: int, simplifications: st
     """
     known = game.get_task_names()
     if unknown := set(names) - set(known):
-        raise ConfigError(
-            f"ScienceWorld has no task {', '.join(sorted(unknown))}: --tasks are among {', '.join(known)}"
-        )
+        raise ConfigError(f"ScienceWorld has no task {', '.join(sorted(unknown))}: --tasks are of {', '.join(known)}")
     for name in names or known:
         game.load(name, 0, simplifications)
         numbers = {TRAIN: game.get_variations_train(), "dev": game.get_variations_dev()}
@@ -91,9 +89,7 @@ def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
 def main() -> None:
     parser = option_parser(__doc__, "scienceworld.yaml")
     parser.add_argument("--tasks", nargs="+", default=[], help="names of tasks, default: all 30")
-    parser.add_argument(
-        "--variations", type=at_least(0), default=10, help="of each task and split, 0: all, default: 10"
-    )
+    parser.add_argument("--variations", type=at_least(0), default=10, help="of a task and split, 0: all, default: 10")
     parser.add_argument("--simplifications", default="easy", help="of ScienceWorld's worlds, default: %(default)s")
     prepare("prepare_scienceworld", find_tasks, parser.parse_args())
 

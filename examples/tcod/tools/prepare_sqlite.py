@@ -137,12 +137,11 @@ def make_tasks(folder: Path, databases: dict[str, int], per_kind: int, seed: int
 
 def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
     """Make everything. Raises ConfigError, OSError."""
-    if Path(config.tcod_data_root).resolve() != options.out.resolve():
-        raise ConfigError(
-            f"--out {options.out} is not {options.config}'s tcod_data_root {config.tcod_data_root}: name it"
-        )
+    root, out = Path(config.tcod_data_root).resolve(), options.out.resolve()
+    if root != out:
+        raise ConfigError(f"--out {out} is not {options.config}'s tcod_data_root {root}: name it")
     databases = {TRAIN: options.databases, "heldout": options.heldout}
-    return list(make_tasks(options.out.resolve(), databases, options.questions, options.seed))
+    return list(make_tasks(out, databases, options.questions, options.seed))
 
 
 def main() -> None:

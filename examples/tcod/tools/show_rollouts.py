@@ -22,8 +22,8 @@ import jinja2
 from markupsafe import Markup
 
 from .. import ConfigError
-from ..episode.rows import fault, read_lines
 from .common.command import new_parser, one_sentence
+from .common.jsonl import fault, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +55,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for name, folder in zip(names, folders, strict=True):
         episodes = [one for file in sorted((folder / "rollouts").glob("*.jsonl")) for one in _read(file)]
         if not episodes:
-            raise ConfigError(
-                f"{folder} has no episodes in rollouts/*.jsonl: name a run directory, tcod_save_episodes 0 saves none"
-            )
+            raise ConfigError(f"{folder} has no episodes in rollouts/*.jsonl: name a run directory that has some")
         episodes.sort(key=lambda one: (one["n"], one["dataset"] == "train"))  # evaluations come before rollout n
         about = folder / "about.json"
         runs.append(Run(name, about.read_text("utf-8", "replace") if about.is_file() else "", episodes))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import ConfigError
-from ...episode.rows import Row, fault, read_lines, task_key
+from ...episode.rows import Row, task_key
+from .jsonl import fault, read_lines
 
 Entry = dict[str, Any]  # one episode: task, attempt, won, turns, and what the tool adds
 

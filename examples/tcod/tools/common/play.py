@@ -22,7 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ... import ConfigError
 from ...episode.loop import Assignment, failures_go_to
 from ...episode.record import Episode, EpisodeRecord
-from ...episode.rows import Row, read_rows, task_key
+from ...episode.rows import Row, task_key
 from ...model.client import without_login
 from ...settings.build import new_players, student_chat
 from ...settings.checks import check_environment_class
@@ -31,6 +31,7 @@ from ...settings.row_checks import check_evaluation_rows
 from ...settings.server_checks import check_server
 from .command import at_least
 from .journal import Entry, Journal
+from .jsonl import read_rows
 from .ray_start import start_ray
 
 logger = logging.getLogger(__name__)
@@ -73,10 +74,7 @@ class RowRunner:
 
     def __init__(self, options: Namespace, tool: str) -> None:
         if options.max_turn_len >= options.max_context_len:
-            raise ConfigError(
-                f"--max-turn-len {options.max_turn_len} bounds one turn: set it below --max-context-len "
-                f"{options.max_context_len}"
-            )
+            raise ConfigError(f"--max-turn-len {options.max_turn_len} bounds one turn: set it below --max-context-len")
         if not 0 <= options.temperature < float("inf"):
             raise ConfigError(f"--temperature must be a number >= 0, got {options.temperature}")
         self.options, self.config = options, TcodConfig.read(options.config)
@@ -88,7 +86,7 @@ class RowRunner:
         url, needed = options.url.rstrip("/"), options.max_context_len
         named = f"the server at --url {without_login(url)}"
         check_server(named, url, self.chat, needed, "--max-context-len", "name its http://HOST:PORT")
-        start_ray(sum(one.tcod_env_workers for one in self.config.each))
+        start_ray(sum(own.tcod_env_workers for own in self.config.per_environment))
         self._players = new_players(self.config, self.chat, url)
         self.failed: Counter[str] = Counter()
         self._in_a_row = 0
@@ -114,9 +112,7 @@ class RowRunner:
         todo = [(row, n) for n in range(times) for row in self.rows if (task_key(row.task), n) not in known]
         total = len(done) + len(todo)
         if done:
-            logger.warning(
-                "%d of %d episodes are in %s: remove it to play all anew", len(done), total, self.journal.path
-            )
+            logger.warning("%d of %d episodes are in %s: remove it to play anew", len(done), total, self.journal.path)
         bar, waiting = tqdm(total=total, initial=len(done), unit="episode"), iter(todo)
 
         async def work() -> None:
@@ -131,7 +127,7 @@ class RowRunner:
         await asyncio.gather(*(player.pool.close() for player in self._players.values()))
 
     async def _play(self, row: Row) -> Episode:
-        config = self.config.of(row.metadata)
+        config = self.config.for_row(row.metadata)
         episode = Episode(EpisodeRecord(evaluation=True, environment=config.name))
         of_turn = {"temperature": self.options.temperature, "max_new_tokens": self.options.max_turn_len}
         assignment = Assignment(
@@ -178,8 +174,8 @@ def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:
 def _settings(config: TcodConfig, options: Namespace) -> dict[str, Any]:
     given = ("model", "temperature", "max_turn_len", "max_context_len", "apply_chat_template_kwargs")
     names = ("horizon", "environment", "admissible", "history", "window", "thoughts", "tool_parser")
-    played = {one.name: {name: getattr(one, f"tcod_{name}") for name in names} for one in config.each}
-    for one in config.each:
-        env_args = json.dumps(one.tcod_env_args, sort_keys=True, default=str)
-        played[one.name]["env_args"] = hashlib.sha256(env_args.encode()).hexdigest()[:8]  # they may hold an API key
+    played = {own.name: {name: getattr(own, f"tcod_{name}") for name in names} for own in config.per_environment}
+    for own in config.per_environment:
+        env_args = json.dumps(own.tcod_env_args, sort_keys=True, default=str)
+        played[own.name]["env_args"] = hashlib.sha256(env_args.encode()).hexdigest()[:8]  # they may hold an API key
     return {name: getattr(options, name) for name in given} | played.get("", {"environments": played})

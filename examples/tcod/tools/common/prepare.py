@@ -30,10 +30,11 @@ from ... import ConfigError, Failure
 from ...environments.pool import BorrowedEnvironment, EnvironmentPool
 from ...episode.demonstration import Demonstration, recorded
 from ...episode.text_side import TextSide
-from ...settings.build import new_pool, text_side_of
+from ...settings.build import new_pool, text_side_factory
 from ...settings.checks import check_environment_class
 from ...settings.config import TcodConfig
-from .command import at_least, new_parser, one_sentence, result_file, table
+from .command import at_least, new_parser, one_sentence, table
+from .jsonl import write_jsonl
 from .ray_start import start_ray
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -142,13 +143,13 @@ async def check_task(pool: EnvironmentPool, side: TextSide, task: Task, horizon:
 
 def check_tasks(config: TcodConfig, tasks: Sequence[Task], processes: int) -> None:
     """check_task for each task, in worker processes with one environment each, with a progress bar."""
-    side = text_side_of(config)
+    new_side = text_side_factory(config)
     for task in tasks if config.name else ():
         task.metadata = {"environment": config.name, **task.metadata}
 
     async def check() -> None:
         pool = new_pool(config, processes, 1)
-        checks = (check_task(pool, side(task.metadata), task, config.tcod_horizon) for task in tasks)
+        checks = (check_task(pool, new_side(task.metadata), task, config.tcod_horizon) for task in tasks)
         await tqdm.gather(*checks, desc="tasks in the environment", unit="task")
         await pool.close()
 
@@ -179,15 +180,6 @@ def write_sets(out: Path, tasks: Sequence[Task]) -> None:
     print(sets_table(sets))
     print("demonstrations by source: " + ", ".join(f"{source} {count}" for source, count in used.most_common()))
     print(f"written to {out}")
-
-
-def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Whole or not at all; a set without rows has no file, since slime refuses an empty one. Raises OSError."""
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
-    with result_file(path) as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def sets_table(sets: dict[str, list[Task]]) -> str:
@@ -240,10 +232,8 @@ def prepare(
             file.write(bytes(2**16))
         config = TcodConfig.read(options.config)
         if options.environment not in (names := list(config.tcod_environments) or [None]):
-            raise ConfigError(
-                f"--environment {options.environment} is none of {options.config}'s: name one of {names}"
-            )
-        config = config.of({"environment": options.environment})
+            raise ConfigError(f"--environment {options.environment} is not in {options.config}: name one of {names}")
+        config = config.for_row({"environment": options.environment})
         check_environment_class(config)
         tasks = find_tasks(options, config)
         check_tasks(config, tasks, options.processes)

@@ -18,15 +18,16 @@ from transformers import AutoConfig
 
 from ... import ConfigError
 from ...environments.protocol import Observation
-from ...episode.rows import Row, read_rows
+from ...episode.rows import Row
 from ...model.chat_tokens import ChatTokens
-from ...settings.build import check_notes, history_of, student_chat, text_side_of
+from ...settings.build import check_notes, history_factory, student_chat, text_side_factory
 from ...settings.checks import check_environment_class, check_teacher
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.row_checks import by_environment, check_evaluation_rows, check_training_rows
 from ...settings.secrets import text_without
 from ...settings.server_checks import check_teacher_scores
 from ..check_environment import play_rows, spread
+from ..common.jsonl import read_rows
 from ..common.ray_start import start_ray
 from .ray_cluster import check_cluster
 from .settings import Settings, require
@@ -52,8 +53,8 @@ def main() -> None:
         if s.starts_teacher:
             wait_for_teacher(s)
         if s.teacher == "sglang":
-            for url in {one.tcod_teacher_url or s.teacher_address for one in config.each}:
-                check_teacher_scores(url, chat, *config.with_note(s.max_context_len, "MAX_CONTEXT_LEN"))
+            for url in {own.tcod_teacher_url or s.teacher_address for own in config.per_environment}:
+                check_teacher_scores(url, chat, *config.scored_len(s.max_context_len, "MAX_CONTEXT_LEN"))
     except ConfigError as error:
         sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
 
@@ -72,18 +73,18 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
     for file in s.eval_files.values():
         check_evaluation_rows(config, read_rows(file), str(file))
     groups = by_environment(config, rows, str(train))
-    nodes = check_cluster(s, teacher_gpus, [(one, group[0]) for one, group in groups]) if s.ray_address else []
+    nodes = check_cluster(s, teacher_gpus, [(own, group[0]) for own, group in groups]) if s.ray_address else []
     if config.tcod_variant == "sft":  # nothing is played
         return nodes
     start_ray(workers=1)
-    for one, group in groups:
-        check_context(s, one, chat, group[0], play_rows(one, spread(group, PLAYED), str(train)).first)
+    for own, group in groups:
+        check_context(s, own, chat, group[0], play_rows(own, spread(group, PLAYED), str(train)).first)
     return nodes
 
 
 def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, first: Observation) -> None:
     """Warn where turns of full length do not fit up to the horizon, if all observations are as the first one."""
-    side, history = text_side_of(config, chat)(row.task), history_of(config, chat)(10**9)
+    side, history = text_side_factory(config, chat)(row.task), history_factory(config, chat)(10**9)
     history.begin(side.rules(), side.turn(first, first=True))
     opening = len(history.context)
     history.show_replayed("", None)

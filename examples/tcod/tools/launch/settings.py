@@ -77,13 +77,10 @@ def read_eval_sets(s: Settings) -> dict[str, Path]:
     for part in s.eval_sets.split():
         name, _, file = part.partition("=")
         valid = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) and file.endswith(".jsonl")
-        require(
-            valid,
-            f"EVAL_SETS must be NAME=FILE.jsonl, with spaces between, NAME of letters, digits, . _ -: not {part}",
-        )
-        require(
-            name not in (*TAKEN_NAMES, *files), f"EVAL_SETS has the name {name}, which is taken: choose another one"
-        )
+        form = "NAME=FILE.jsonl, with spaces between, NAME of letters, digits, . _ -"
+        require(valid, f"EVAL_SETS must be {form}: not {part}")
+        taken = name in (*TAKEN_NAMES, *files)
+        require(not taken, f"EVAL_SETS has the name {name}, which is taken: choose another one")
         files[name] = s.data_dir / file
     return files
 
@@ -109,7 +106,7 @@ def teacher_context(s: Settings, recipe: dict[str, Any]) -> int:
     """Tokens that the teacher's server takes: an episode, a note, and 7 that SGLang keeps. Raises ConfigError."""
     folders = ("tcod_data_root", "tcod_environments")  # may be another machine's
     settings = {name: value for name, value in recipe.items() if name not in folders}
-    return TcodConfig.from_mapping(settings, str(s.config)).with_note(s.max_context_len)[0] + 7
+    return TcodConfig.from_mapping(settings, str(s.config)).scored_len(s.max_context_len)[0] + 7
 
 
 def eval_flags(s: Settings) -> list[str]:
@@ -140,9 +137,8 @@ def check_settings(s: Settings, extra: list[str]) -> None:
         f"the {s.actors} GPUs of ACTOR_NODES x ACTOR_GPUS must be a multiple of TENSOR_PARALLEL x PIPELINE_PARALLEL x "
         "CONTEXT_PARALLEL, one copy of the model, and BATCH x SAMPLES_PER_TASK a multiple of the copies",
     )
-    require(
-        s.rollout_gpus % s.engine_gpus == 0, f"ENGINE_GPUS {s.engine_gpus} must divide {s.rollout_gpus} ROLLOUT_GPUS"
-    )
+    whole = s.rollout_gpus % s.engine_gpus == 0
+    require(whole, f"ENGINE_GPUS {s.engine_gpus} must divide ROLLOUT_GPUS {s.rollout_gpus}")
     same = f"COLOCATE=1 has the engines on the {s.actors} GPUs that train: unset ROLLOUT_GPUS"
     require(s.rollout_gpus == s.actors or not s.colocate, same)
     for gpu in s.teacher_gpus:
