@@ -11,7 +11,7 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
     --custom-config-path                    a YAML of tcod_* settings
 
 A sample's way through one training step n:
-    1. settings/build.py         the first call checks all settings, and puts the objects together
+    1. settings/run.py           the first call checks all settings, and puts the objects together
     2. training/task_source.py   a task is drawn, at depth k(n)
     3. curriculum.py             who acts at which turn
     4. episode/loop.py           the episode is played: an Episode, in metadata["tcod"]
@@ -46,10 +46,10 @@ from .episode.loop import Assignment, failures_go_to
 from .episode.record import Episode, EpisodeRecord
 from .records.metrics import Metrics, eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import rollouts_before, write_metrics
-from .records.saved_episodes import choose
-from .settings.build import Run, checked_run, imitate_row, run_of, setup_of, task_source_of
+from .records.saved_episodes import choose_to_save
+from .settings.run import Run, checked_run, imitate_row, run_of, setup_of, task_source_of
 from .training.rewards import NO_SIGNAL, normalised, reward_of
-from .training.samples import Groups, check_complete, fill, flat, settle, timeline_span, to_samples
+from .training.samples import Groups, check_complete, flat, set_status, timeline_span, to_samples, write_tokens
 from .training.task_source import AsynchronousSource, SynchronousSource
 from .training.turn_mean import count_turns, is_turn_mean
 
@@ -152,8 +152,8 @@ async def generate(
         )
         await setup.player.play(assignment, episode)
         if evaluation:
-            fill(args, sample, episode.sequences)
-    settle(sample, run_of(args).chat.tokenizer)
+            write_tokens(args, sample, episode.sequences)
+    set_status(sample, run_of(args).chat.tokenizer)
     return sample
 
 
@@ -177,7 +177,7 @@ async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: 
         if args.opd_type == "sglang" and is_scored:
             await _score(args, sample, check_wanted)
     if record.failure:
-        settle(sample, run.chat.tokenizer)
+        set_status(sample, run.chat.tokenizer)
         return 0.0
     return reward
 
@@ -269,12 +269,12 @@ def _trained(
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
     metrics["rollout/tcod/rollout_s"] = time.monotonic() - started
     if run.config.tcod_save_plain_scores:
-        _score_plainly(run, choose(drawn, run.episode_log.limit))
+        _score_plainly(run, choose_to_save(drawn, run.episode_log.limit))
     metrics["rollout/tcod/unsaved_episodes"] = run.episode_log.save("train", rollout_id, drawn)
     write_metrics("rollout", rollout_id, metrics, started)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":
-        made = [[one for samples in group for one in samples] for group in made]
+        made = [[sample for samples in group for sample in samples] for group in made]
     return RolloutFnTrainOutput(samples=made, metrics=metrics)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from examples.tcod.episode.record import Episode, EpisodeRecord, ReplayedTurn, Span, TokenSequence, TurnRecord
 from examples.tcod.records import run_folder, saved_episodes
-from examples.tcod.records.saved_episodes import MAX_TEXT, MAX_TOKENS, choose, clip, token_texts, transcript
+from examples.tcod.records.saved_episodes import MAX_TEXT, MAX_TOKENS, choose_to_save, clip, token_texts, transcript
 from tests.episode.test_evaluation import evaluation
 from tests.support.fake_sglang import generated, scored
 from tests.support.rig import LEFT, RIGHT, teacher_value
@@ -92,15 +92,15 @@ def sample_of(goal, ending="lost", index=0):
 
 def test_the_choice_prefers_the_same_tasks_and_takes_every_ending():
     steps = [[sample_of(goal) for goal in order] for order in (range(50), range(49, -1, -1))]
-    first, second = ([sample.metadata["goal"] for sample in choose(step, 8)] for step in steps)
+    first, second = ([sample.metadata["goal"] for sample in choose_to_save(step, 8)] for step in steps)
     assert first == second and len(set(first)) == 8
     rare = [sample_of(51, "won"), sample_of(52, "env_error"), sample_of(53, "aborted")]
-    chosen = choose(steps[0] + rare, 8)
+    chosen = choose_to_save(steps[0] + rare, 8)
     assert [sample.metadata["goal"] for sample in chosen[1::-1]] == [first[0], 51]
     assert {sample.metadata["goal"] for sample in chosen[2:]} == {52, *first[1:6]}
     group = [sample_of(1, index=i) for i in range(4)] + [sample_of(2)]
-    assert {sample.metadata["goal"] for sample in choose(group, 2)} == {1, 2}
-    assert len(choose(group, sys.maxsize)) == 5
+    assert {sample.metadata["goal"] for sample in choose_to_save(group, 2)} == {1, 2}
+    assert len(choose_to_save(group, sys.maxsize)) == 5
 
 
 def test_nothing_is_saved_without_a_run_directory_or_where_none_is_wanted(rig, folder, monkeypatch):

@@ -17,7 +17,7 @@ from .text_side import TextSide
 def imitate(metadata: dict[str, Any], episode: Episode, side: TextSide, history: History, horizon: int) -> None:
     """Fill in an episode's turns and sequences.
 
-    Their log-probs are 0.0, a placeholder that marks what is trained; samples.fill removes it.
+    Their log-probs are 0.0, a placeholder that marks what is trained; samples.write_tokens removes it.
 
     Raises:
         Failure: demo_*, or prompt_too_long.

@@ -137,7 +137,7 @@ class EpisodeLog:
             about = {"arm": self.arm, "dataset": stem.removeprefix("eval_"), "n": n}
             lines = [
                 json.dumps(transcript(Episode.of(one), one, self.tokenizer, index=one.index, **about)) + "\n"
-                for one in choose(samples, limit)
+                for one in choose_to_save(samples, limit)
             ]
             name = f"rollouts/{re.sub(r'[^A-Za-z0-9._-]', '_', stem)}_{n:06d}.jsonl"
             return 0 if write(name, "".join(lines), "episodes") else len(lines)
@@ -146,7 +146,7 @@ class EpisodeLog:
             return min(len(samples), limit)
 
 
-def choose(samples: Sequence[Any], limit: int) -> list[Any]:
+def choose_to_save(samples: Sequence[Any], limit: int) -> list[Any]:
     """At most `limit` samples to save.
 
     One that was won, one that was lost and one for every reason of a failure come first. The others are those of the

@@ -31,4 +31,6 @@ def normalised(samples: Sequence[Any], coef: float) -> list[float]:
         groups[sample.group_index][sample.rollout_id] = sample.reward
     means = {group: mean(rewards.values()) for group, rewards in groups.items()}
     scales = {group: stdev(rewards.values()) if len(rewards) > 1 else 0.0 for group, rewards in groups.items()}
-    return [coef * (one.reward - means[one.group_index]) / (scales[one.group_index] + 1e-6) for one in samples]
+    return [
+        coef * (sample.reward - means[sample.group_index]) / (scales[sample.group_index] + 1e-6) for sample in samples
+    ]

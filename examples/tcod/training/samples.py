@@ -28,7 +28,7 @@ def flat(groups: Groups) -> list[Sample]:
     return [sample for group in groups for sample in group]
 
 
-def settle(sample: Sample, tokenizer: Any) -> None:
+def set_status(sample: Sample, tokenizer: Any) -> None:
     """What slime's rollout loop has to know of an episode that has ended: its status, and its text for the log."""
     episode = Episode.of(sample)
     record = episode.record
@@ -41,7 +41,7 @@ def settle(sample: Sample, tokenizer: Any) -> None:
     else:
         sample.status = Sample.Status.TRUNCATED if record.truncated else Sample.Status.COMPLETED
         sample.non_generation_time = record.env_s
-        ids = [token for one in episode.sequences for span in one.behind_prompt for token in span.ids]
+        ids = [token for sequence in episode.sequences for span in sequence.behind_prompt for token in span.ids]
         sample.response = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)  # as fast as it can be
 
 
@@ -54,22 +54,23 @@ def to_samples(args: Namespace, sample: Sample, tokenizer: Any) -> list[Sample]:
     episode = Episode.of(sample)
     sample.rollout_id = sample.index
     if len(episode.sequences) == 1:
-        fill(args, sample, episode.sequences)
+        write_tokens(args, sample, episode.sequences)
         sample.teacher_log_probs = episode.sequences[0].teacher_log_probs
         sample.metadata["tcod"] = episode.record.as_dict()
         return [sample]
     samples = []
     for sequence, turn in zip(episode.sequences, episode.record.turns, strict=True):
-        one = copy.copy(sample)
+        of_turn = copy.copy(sample)
         for name in _PER_REQUEST:
-            setattr(one, name, getattr(Sample(), name, None))
-        one.weight_versions = []
-        one.status = Sample.Status.TRUNCATED if turn.cut else Sample.Status.COMPLETED
-        fill(args, one, [sequence])
-        one.teacher_log_probs = sequence.teacher_log_probs
-        one.response = tokenizer.decode(one.tokens[-one.response_length :], skip_special_tokens=False)
-        one.metadata = {**sample.metadata, "tcod": replace(episode.record, replayed_turns=[], turns=[turn]).as_dict()}
-        samples.append(one)
+            setattr(of_turn, name, getattr(Sample(), name, None))
+        of_turn.weight_versions = []
+        of_turn.status = Sample.Status.TRUNCATED if turn.cut else Sample.Status.COMPLETED
+        write_tokens(args, of_turn, [sequence])
+        of_turn.teacher_log_probs = sequence.teacher_log_probs
+        of_turn.response = tokenizer.decode(of_turn.tokens[-of_turn.response_length :], skip_special_tokens=False)
+        record = replace(episode.record, replayed_turns=[], turns=[turn])
+        of_turn.metadata = {**sample.metadata, "tcod": record.as_dict()}
+        samples.append(of_turn)
     for name in ("trace", "non_generation_time"):  # of the whole episode: counted once
         setattr(samples[0], name, getattr(sample, name, None))
     samples[-1].status = sample.status
@@ -91,7 +92,7 @@ def check_complete(args: Namespace, samples: Sequence[Sample], needs: str) -> No
                 )
 
 
-def fill(args: Namespace, sample: Sample, sequences: list[TokenSequence]) -> None:
+def write_tokens(args: Namespace, sample: Sample, sequences: list[TokenSequence]) -> None:
     """The tokens of these sequences, end to end behind the first prompt, and which of them are trained."""
     sample.tokens, sample.response_length, status = sequences[0].prompt, 0, sample.status
     for span in [*sequences[0].behind_prompt, *(span for later in sequences[1:] for span in later.spans)]:

@@ -22,7 +22,7 @@ from .. import ABORTED, ConfigError
 from ..episode.loop import failures_go_to
 from ..episode.record import Episode, EpisodeRecord
 from .rewards import NO_SIGNAL
-from .samples import Groups, flat, settle
+from .samples import Groups, flat, set_status
 
 # In the data source's metadata: {group index: {"trained_in": rollout or None, "samples": as they were drawn}}.
 KEY = "tcod_untrained"
@@ -167,7 +167,7 @@ class SynchronousSource(TaskSource):
                 episode, sample.reward = Episode.of(sample), 0.0
                 with failures_go_to(episode.fail):
                     imitate(sample.metadata, episode)
-                settle(sample, tokenizer)
+                set_status(sample, tokenizer)
                 groups += [] if episode.record.failure else [[sample]]
         self.end(groups)
         return groups
