@@ -31,6 +31,7 @@ from examples.tcod.environments.protocol import Environment, Observation
 from examples.tcod.episode.record import Episode, EpisodeRecord
 from examples.tcod.model import student
 from examples.tcod.settings import build
+from examples.tcod.settings.run import run_of
 from examples.tcod.training.samples import to_samples
 from slime.utils import http_utils
 from slime.utils.async_utils import run
@@ -78,7 +79,7 @@ def recipe(turns: int, client: type = OwnClient) -> Play:
     async def play(args: Namespace, sample: Sample) -> None:
         sample.metadata = {"tcod": Episode(EpisodeRecord(n=0, k=turns))}
         await tcod_rollout.generate(args, sample, PARAMS)
-        to_samples(args, sample, build.run_of(args).chat.tokenizer)
+        to_samples(args, sample, run_of(args).chat.tokenizer)
 
     return play
 

@@ -11,7 +11,7 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
     --custom-config-path                    a YAML of tcod_* settings
 
 A sample's way through one training step n:
-    1. settings/build.py         the first call checks all settings, and puts the objects together
+    1. settings/run.py           the first call checks all settings, and puts the objects together
     2. training/task_source.py   a task is drawn, at depth k(n)
     3. curriculum.py             who acts at which turn
     4. episode/loop.py           the episode is played: an Episode, in metadata["tcod"]
@@ -47,7 +47,7 @@ from .episode.record import Episode, EpisodeRecord
 from .records.metrics import Metrics, eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import rollouts_before, write_metrics
 from .records.saved_episodes import choose_to_save
-from .settings.build import Run, checked_run, imitate_row, run_of, setup_of, task_source_of
+from .settings.run import Run, checked_run, imitate_row, run_of, setup_of, task_source_of
 from .training.rewards import NO_SIGNAL, normalised, reward_of
 from .training.samples import Groups, check_complete, flat, set_status, timeline_span, to_samples, write_tokens
 from .training.task_source import AsynchronousSource, SynchronousSource

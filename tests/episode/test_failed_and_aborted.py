@@ -6,7 +6,7 @@ import pytest
 
 from examples.tcod import tcod_rollout
 from examples.tcod.episode.record import Episode
-from examples.tcod.settings import build
+from examples.tcod.model.teacher import TeacherClient
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.async_utils import run
 from slime.utils.types import Sample
@@ -32,7 +32,7 @@ def test_an_unforeseen_error_of_the_teacher_client_fails_the_sample(rig, monkeyp
     async def broken(self, *_, **__):
         raise RuntimeError("out of threads")
 
-    monkeypatch.setattr(build.TeacherClient, "score", broken)
+    monkeypatch.setattr(TeacherClient, "score", broken)
     [sample] = rig.play({"goal": 3}, k=4)
     assert Episode.of(sample).record.failure == "internal" and sample.teacher_log_probs is None
     assert sample.status == Sample.Status.FAILED and sample.reward == 0.0

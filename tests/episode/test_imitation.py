@@ -8,7 +8,7 @@ import ray
 
 from examples.tcod import ConfigError
 from examples.tcod.episode.demonstration import Demonstration
-from examples.tcod.settings import build
+from examples.tcod.settings import build, run
 from examples.tcod.tools import check_environment
 from slime.utils.types import Sample
 from tests.support.rig import RIGHT
@@ -28,7 +28,7 @@ def imitated(rig, rows, **changes):
     """A rollout without an environment, and without servers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "EnvironmentPool", None)
-        patch.setattr(build, "check_models", None)
+        patch.setattr(run, "check_models", None)
         samples, metrics = rig.rollout(rows, **{**SFT, "debug_train_only": True, **changes})
     assert not rig.student.requests and not rig.teacher.requests
     return samples, metrics

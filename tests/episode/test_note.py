@@ -10,6 +10,7 @@ from examples.tcod import ConfigError, Failure
 from examples.tcod.episode.history import LEFT_OUT
 from examples.tcod.episode.record import Episode
 from examples.tcod.settings import build
+from examples.tcod.settings.run import run_of
 from tests.episode.test_evaluation import evaluation
 from tests.support.corridor import CONTROL_TOKENS
 from tests.support.fake_sglang import scored
@@ -166,7 +167,7 @@ def test_a_long_note_loses_its_oldest_observations_first(rig):
     rig.script = [RIGHT, LEFT, RIGHT, RIGHT]
     row = {"goal": 2, "demo": DEMO}
     args, sample = rig.generate(row, 4, tcod_teacher_sees=BOTH)
-    run, actions, answers = build.run_of(args), ("right", "left", "right", "right"), (1, 0, 1, 2)
+    run, actions, answers = run_of(args), ("right", "left", "right", "right"), (1, 0, 1, 2)
     writer = build.notes_of(run.config, run.chat)
 
     def write(note_len):

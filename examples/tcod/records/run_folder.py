@@ -102,8 +102,7 @@ def write_about() -> None:
         launches = []
     about: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())}
     for name, module in {"recipe": __package__, "slime": "slime"}.items():
-        spec = importlib.util.find_spec(module)
-        about[name] = _commit(spec.submodule_search_locations[0]) if spec else None
+        about[name] = _commit(importlib.util.find_spec(module).submodule_search_locations[0])
     installed = {one.name: one.version for one in importlib.metadata.distributions() if one.name in PACKAGES}
     launches.append({**about, "versions": {"python": sys.version.split()[0], **installed}})
     write("about.json", json.dumps({"launches": launches}, indent=1) + "\n", "facts about the run")

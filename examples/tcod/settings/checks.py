@@ -4,15 +4,18 @@ slime has no hook before the first rollout, so they are made there, and by the r
 """
 
 import inspect
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import PACKAGE, ConfigError
+from .. import PACKAGE, ConfigError, Failure
 from ..environments.protocol import load_environment
-from ..model.student import is_untempered
+from ..model.chat_tokens import ChatTokens
+from ..model.student import Response, is_untempered
 from ..training.turn_mean import is_turn_mean
+from .build import history_factory, notes_of
 from .config import SELF, TcodConfig, read_yaml
 from .row_checks import check_training_rows
 from .secrets import without_secrets
@@ -32,13 +35,11 @@ FORBIDDEN = {
     "reward_key": "does not apply, TCOD's reward is a number",
     "eval_reward_key": "does not apply, TCOD's reward is a number",
 }
-FORBIDDEN_WITH_TURN_MEAN = {  # turn_mean.py: a count of turns is in the masks, and the turns are the masks' runs
-    "calculate_per_token_loss": "is the mean over tokens, and the chosen reducer the mean over turns",
-    "log_multi_turn": "takes sums of masks for lengths, and the mean over turns keeps its count there",
-    "use_opsm": "takes sums of masks for lengths, and the mean over turns keeps its count there",
-    "custom_tis_function_path": "may change the masks, whose runs are the turns of the mean over turns",
-    "custom_convert_samples_to_train_data_path": "may change the masks, whose runs are the turns",
-}
+FORBIDDEN_WITH_TURN_MEAN = dict.fromkeys(  # turn_mean.py: the turns are the masks' runs, and their count is in them
+    "calculate_per_token_loss log_multi_turn use_opsm custom_tis_function_path "
+    "custom_convert_samples_to_train_data_path".split(),
+    "sums up masks or may change them, in which the mean over turns keeps its count",
+)
 
 
 def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> None:
@@ -133,6 +134,22 @@ def check_teacher(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
         yield f"{itself} needs MODE=sync: in the others training is ahead of the weights that score, and pulled back"
     if teacher == SELF and (not config.tcod_teacher_sees or config.tcod_sees_from):
         yield f"{itself} without a note has a KL of 0: set tcod_teacher_sees (TEACHER_SEES), leave tcod_sees_from out"
+
+
+def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
+    """Whether the teacher can be shown the shortest note, in a conversation up to the horizon. Raises ConfigError."""
+    for own in config.per_environment if config.tcod_teacher_sees else ():
+        history, notes = history_factory(own, chat)(sys.maxsize), notes_of(own, chat)
+        history.begin("Rules.", "Begin.")
+        for _ in range(own.tcod_horizon - 1):
+            history.show_replayed("Do.", None)
+            history.observe("Done.")
+        history.respond(Response([chat.end_of_turn], [0.0], False, {}))
+        try:
+            notes.teacher_ids(history.sequences[-1], notes.shortest())
+        except Failure as failure:
+            said = f"no note for the teacher can be written: {failure}, or remove tcod_teacher_sees"
+            raise ConfigError(said) from failure
 
 
 def _flag(name: str) -> str:

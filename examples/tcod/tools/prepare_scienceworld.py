@@ -11,11 +11,10 @@ than the horizon are left out. Beyond slime's container this needs the package s
 import threading
 from argparse import Namespace
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from .. import ConfigError, Failure, words
 from ..environments.scienceworld import ScienceworldEnvironment
@@ -82,8 +81,7 @@ def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
             found = list(list_tasks(game(), options.tasks, options.variations, options.simplifications))
         except (ImportError, OSError) as error:
             raise ConfigError(f"ScienceWorld does not start: {words(error)}") from error
-        with ThreadPoolExecutor(options.processes) as threads:
-            return list(tqdm(threads.map(make_task, found), total=len(found), desc="gold sequences", unit="task"))
+        return thread_map(make_task, found, max_workers=options.processes, desc="gold sequences", unit="task")
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ container it needs the environment's own package.
 
 import argparse
 import asyncio
-import hashlib
 import json
 import logging
 import uuid
@@ -28,6 +27,7 @@ from ...settings.build import new_players, student_chat
 from ...settings.checks import check_environment_class
 from ...settings.config import TcodConfig
 from ...settings.row_checks import check_evaluation_rows
+from ...settings.secrets import without_secrets
 from ...settings.server_checks import check_server
 from .command import at_least
 from .journal import Entry, Journal
@@ -108,8 +108,8 @@ class RowRunner:
             OSError: the journal cannot be written.
         """
         done = self.entries
-        known = {(task_key(entry["task"]), entry["attempt"]) for entry in done}
-        todo = [(row, n) for n in range(times) for row in self.rows if (task_key(row.task), n) not in known]
+        known = {row.line: {entry["attempt"] for entry in self.journal.of(row)} for row in self.rows}
+        todo = [(row, n) for n in range(times) for row in self.rows if n not in known[row.line]]
         total = len(done) + len(todo)
         if done:
             logger.warning("%d of %d episodes are in %s: remove it to play anew", len(done), total, self.journal.path)
@@ -173,9 +173,6 @@ def _distinct_rows(config: TcodConfig, path: Path) -> list[Row]:
 
 def _settings(config: TcodConfig, options: Namespace) -> dict[str, Any]:
     given = ("model", "temperature", "max_turn_len", "max_context_len", "apply_chat_template_kwargs")
-    names = ("horizon", "environment", "admissible", "history", "window", "thoughts", "tool_parser")
+    names = ("horizon", "environment", "env_args", "admissible", "history", "window", "thoughts", "tool_parser")
     played = {own.name: {name: getattr(own, f"tcod_{name}") for name in names} for own in config.per_environment}
-    for own in config.per_environment:
-        env_args = json.dumps(own.tcod_env_args, sort_keys=True, default=str)
-        played[own.name]["env_args"] = hashlib.sha256(env_args.encode()).hexdigest()[:8]  # they may hold an API key
-    return {name: getattr(options, name) for name in given} | played.get("", {"environments": played})
+    return {name: getattr(options, name) for name in given} | without_secrets(played.get("", {"environments": played}))

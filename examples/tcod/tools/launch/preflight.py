@@ -20,8 +20,8 @@ from ... import ConfigError
 from ...environments.protocol import Observation
 from ...episode.rows import Row
 from ...model.chat_tokens import ChatTokens
-from ...settings.build import check_notes, history_factory, student_chat, text_side_factory
-from ...settings.checks import check_environment_class, check_teacher
+from ...settings.build import history_factory, student_chat, text_side_factory
+from ...settings.checks import check_environment_class, check_notes, check_teacher
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.row_checks import by_environment, check_evaluation_rows, check_training_rows
 from ...settings.secrets import text_without
