@@ -85,7 +85,7 @@ def draw_third(results: Results, path: Path = DOCS / "study_baselines.png") -> N
 def draw_fourth(results: Results, path: Path = DOCS / "study_notes.png") -> None:
     """Success within fewer and more turns before and after training: each seed, and their mean."""
     last = results.evaluations.groupby(["arm", "seed"], sort=False).last()["within"]
-    before = results.evaluations.xs(0, level="n").groupby("seed").first()["within"]
+    before = results.evaluations.query("n == 0").groupby("seed").first()["within"]
     rows = {"before": before, **{arm: last.loc[arm] for arm in results.arms}}
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     for panel, turns in zip(figure.subplots(1, len(TURNS_TO_WIN), sharey=True), TURNS_TO_WIN, strict=True):

@@ -233,7 +233,7 @@ NOTE_PAIRS = (
 
 def note_tables(results: Results) -> Iterator[tuple[str, str]]:
     """(title, Markdown) of the fourth part's tables."""
-    first = results.evaluations.xs(0, level="n").groupby("seed").first()
+    first = results.evaluations.query("n == 0").groupby("seed").first()
     last, took = results.evaluations.groupby(["arm", "seed"], sort=False).last(), results.updates.fillna(0.0)
     took = took.groupby(["arm", "seed"], sort=False)[["steps", "read"]].sum()
 
@@ -245,7 +245,7 @@ def note_tables(results: Results) -> Iterator[tuple[str, str]]:
         return {"arm": arm, **cells, "reached blindly": f"{of['blind'].mean():.2f}", **spent}
 
     titles = {"steps": "environment steps", "read": "tokens the teacher read"}
-    rows = [row("before", first, dict.fromkeys(titles.values(), ""))]
+    rows = [row("before", first, dict.fromkeys(titles.values(), ""))] if len(first) else []
     for arm in results.arms:
         spent = {title: f"{took.loc[arm][name].mean():,.0f}" for name, title in titles.items()}
         rows.append(row(arm, last.loc[arm], spent))

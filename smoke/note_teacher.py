@@ -23,7 +23,7 @@ from smoke.noted_alfworld import NotedAlfworld, found
 FIRST, GAMES, BLOCK, PLAYS = 50_000, 400, 20, 8  # games of the training, made so many at once, and lessons of each
 KINDS = {"demo": 3, "hindsight": 3, "both": 1, "another's": 3, "none": 3}  # how often a lesson is of this kind
 NOISE = (0.0, 0.1, 0.3, 0.5, 0.7)  # shares of the played actions that are random
-STEPS, RATE, BATCH_TOKENS, SEED = 500, 2e-3, 6000, 1
+CYCLES, BATCH_TOKENS = ((500, 2e-3), (800, 2e-3)), 6000  # steps, highest learning rate
 
 Lesson = tuple[str, Execution, list[str]]  # the first user turn, what was played, what to do at each turn
 
@@ -127,7 +127,8 @@ def learn(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     with tempfile.TemporaryDirectory() as root, multiprocessing.get_context("spawn").Pool() as pool:
         jobs = [(root, start) for start in range(FIRST, FIRST + GAMES, BLOCK)]
         made = [one for block in pool.imap(make_lessons, jobs) for one in block]
-    chat = ChatTokens(tokenizer, make_models.CHAT)
-    random.Random(SEED).shuffle(made)
-    stream = lessons.batches([encode(chat, one) for one in made], SEED, BATCH_TOKENS)
-    make_models.train(model, stream, make_models.cosine(STEPS, RATE), lessons.thoughts_loss)
+    examples = [encode(ChatTokens(tokenizer, make_models.CHAT), one) for one in made]
+    for seed, cycle in enumerate(CYCLES, 1):
+        random.Random(seed).shuffle(examples)
+        stream = lessons.batches(examples, seed, BATCH_TOKENS)
+        make_models.train(model, stream, make_models.cosine(*cycle), lessons.thoughts_loss)

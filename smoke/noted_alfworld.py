@@ -24,8 +24,8 @@ class NotedAlfworld(AlfworldEnvironment):
     @staticmethod
     def teacher_note(demonstration: Execution | None, attempt: Execution | None) -> str:
         said = [f"Solution: {'; '.join(step.action for step in demonstration.steps)}"] if demonstration else []
-        if attempt and (places := found(attempt)):
-            said.append(f"Found: {'; '.join(f'take {thing} from {place}' for thing, place in places.items())}")
+        if attempt:
+            said.append(f"Found: {'; '.join(f'take {thing} from {place}' for thing, place in found(attempt).items())}")
         return "\n".join(said)
 
 
