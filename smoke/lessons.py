@@ -8,7 +8,7 @@ import functools
 import multiprocessing
 import random
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -159,33 +159,23 @@ class Branched(NamedTuple):
 
 def encode_thoughts(chat: ChatTokens, first: str, steps: list[expert.Step]) -> Branched:
     """A demonstration as the recipe renders it under tcod_history turns, with the expert's own answers to learn."""
-    said = [
-        (
-            f"<think>\n{step.thought}\n</think>\n\n{AlfworldEnvironment.format_action(step.action)}"
-            if step.label
-            else None
-        )
-        for step in steps
-    ]
-    return encode_branches(chat, first, [(step.action, step.text) for step in steps], said)
-
-
-def encode_branches(
-    chat: ChatTokens, first: str, steps: Sequence[tuple[str, str]], said: Sequence[str | None]
-) -> Branched:
-    """A conversation of (action, the engine's answer), and what is to be learned at its turns; None: nothing."""
-    texts, answers, before = [AlfworldEnvironment.system_prompt({}), first], [], []
-    for i, ((action, text), answer) in enumerate(zip(steps, said, strict=True)):
+    texts, answers = [AlfworldEnvironment.system_prompt({}), first], []
+    for i, step in enumerate(steps):
         context = chat.context(texts)
-        if answer:
-            answers.append(chat.assistant(answer))
-            before.append(len(context))
+        action = AlfworldEnvironment.format_action(step.action)
+        if step.label:
+            answers.append((len(context), chat.assistant(f"<think>\n{step.thought}\n</think>\n\n{action}")))
         if i + 1 < len(steps):
-            texts += [AlfworldEnvironment.format_action(action), text]
-    ids, positions, places = context, [*range(len(context))], []
-    for answer, begin in zip(answers, before, strict=True):
-        places.append((len(ids), len(ids) + len(answer), begin))
-        ids, positions = ids + answer, [*positions, *range(begin, begin + len(answer))]
+            texts += [action, step.text]
+    return branched(context, answers)
+
+
+def branched(conversation: list[int], answers: list[tuple[int, list[int]]]) -> Branched:
+    """Behind a conversation the answers that are learned, each (tokens of the conversation before it, its tokens)."""
+    ids, positions, places = conversation, [*range(len(conversation))], []
+    for before, answer in answers:
+        places.append((len(ids), len(ids) + len(answer), before))
+        ids, positions = ids + answer, [*positions, *range(before, before + len(answer))]
     return Branched(ids, positions, places)
 
 

@@ -21,9 +21,9 @@ from smoke.expert import Expert, kind, random_action
 from smoke.noted_alfworld import NotedAlfworld, found
 
 FIRST, GAMES, BLOCK, PLAYS = 50_000, 400, 20, 8  # games of the training, made so many at once, and lessons of each
-KINDS = {"demo": 3, "hindsight": 3, "both": 1, "another's": 3, "none": 3}  # how often a lesson is of this kind
+KINDS = {"demo": 4, "hindsight": 3, "both": 1, "another's": 2, "none": 2}  # how often a lesson is of this kind
 NOISE = (0.0, 0.1, 0.3, 0.5, 0.7)  # shares of the played actions that are random
-CYCLES, BATCH_TOKENS = ((500, 2e-3), (800, 2e-3)), 6000  # steps, highest learning rate
+STEPS, RATE, BATCH_TOKENS, SEED = 450, 2e-3, 6000, 1
 
 Lesson = tuple[str, Execution, list[str]]  # the first user turn, what was played, what to do at each turn
 
@@ -70,9 +70,8 @@ class Player:
         """The first observation, and what an actor that was shown these executions did, with random actions in it."""
         observation = self.environment.reset(self.metadata)
         first, expert, steps = observation.text, actor(observation.text, self.rng, *shown), []
-        while len(steps) < lessons.HORIZON and not observation.won:
-            action = expert.act()[0]
-            if self.rng.random() < noise or not action:
+        while len(steps) < lessons.HORIZON and not observation.won and (action := expert.act()[0]):
+            if self.rng.random() < noise:
                 action = random_action(expert, list(observation.admissible), self.rng)
             observation = self.environment.step(action)
             expert.observe(action, observation.text)
@@ -88,7 +87,7 @@ class Player:
         """What a teacher with this kind of note does in an episode. `others`: the solution of another game."""
         demo = {"demo": self.solution, "both": self.solution, "another's": lambda: others}.get(note, lambda: None)()
         known, knows = (demo,) if demo else (), Follower if note == "another's" else Reader
-        actor = knows if known else self.rng.choice((Reader, Expert))
+        actor = knows if known else Expert if note == "hindsight" or self.rng.random() < 0.5 else Reader
         first, attempt = self.play(actor, *known, noise=self.rng.choice(NOISE))
         hindsight = attempt if note in ("hindsight", "both") else None
         teacher = knows(first, self.rng, *known, *((hindsight,) if hindsight else ()))
@@ -117,9 +116,14 @@ def make_lessons(job: tuple[str, int]) -> list[Lesson]:
 
 
 def encode(chat: ChatTokens, lesson: Lesson) -> lessons.Branched:
+    """An episode as the recipe renders it, and what is learned at its turns."""
     first, attempt, said = lesson
-    answers = [AlfworldEnvironment.format_action(action) if action else None for action in said]
-    return lessons.encode_branches(chat, first, [(step.action, step.observation) for step in attempt.steps], answers)
+    ids, answers = chat.context([AlfworldEnvironment.system_prompt({}), first]), []
+    for step, action in zip(attempt.steps, said, strict=True):
+        if action:
+            answers.append((len(ids), chat.assistant(AlfworldEnvironment.format_action(action))))
+        ids = ids + chat.assistant(AlfworldEnvironment.format_action(step.action)) + chat.user(step.observation)
+    return lessons.branched(ids, answers)
 
 
 def learn(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -127,8 +131,7 @@ def learn(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     with tempfile.TemporaryDirectory() as root, multiprocessing.get_context("spawn").Pool() as pool:
         jobs = [(root, start) for start in range(FIRST, FIRST + GAMES, BLOCK)]
         made = [one for block in pool.imap(make_lessons, jobs) for one in block]
-    examples = [encode(ChatTokens(tokenizer, make_models.CHAT), one) for one in made]
-    for seed, cycle in enumerate(CYCLES, 1):
-        random.Random(seed).shuffle(examples)
-        stream = lessons.batches(examples, seed, BATCH_TOKENS)
-        make_models.train(model, stream, make_models.cosine(*cycle), lessons.thoughts_loss)
+    chat = ChatTokens(tokenizer, make_models.CHAT)
+    random.Random(SEED).shuffle(made)
+    stream = lessons.batches([encode(chat, one) for one in made], SEED, BATCH_TOKENS)
+    make_models.train_compiled(model, stream, [make_models.cosine(STEPS, RATE)], lessons.thoughts_loss)

@@ -8,7 +8,7 @@ import torch
 
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.environments.protocol import Execution, Step
-from examples.tcod.episode.history import TurnHistory
+from examples.tcod.episode.history import AppendHistory, TurnHistory
 from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.model.student import Response
 from smoke import expert, lessons, make_games, make_models, note_teacher
@@ -183,9 +183,15 @@ def test_what_a_teacher_does_is_what_its_note_shows(games):
         found = any(f" {thing}" in step.observation for step in attempt.steps)
         assert (f"take {thing} from {place}" in first) == found and (not found or said[0] == f"go to {place}")
         assert "Found" not in player.lesson("none", other)[0]
+    # What it is taught is what the recipe has it score: the context of the turn, and the answer.
+    history, taught = AppendHistory(chat, 10_000), []
+    history.begin(AlfworldEnvironment.system_prompt({}), first)
+    for step, action in zip(attempt.steps, said, strict=True):
+        taught.append(history.context + chat.assistant(f"<action>{action}</action>"))
+        history.respond(Response(chat.assistant(f"<action>{step.action}</action>"), [], False, {}))
+        history.observe(step.observation)
     branched = note_teacher.encode(chat, (first, attempt, said))
-    answers = [tokenizer.decode(branched.ids[start:end]) for start, end, _ in branched.answers]
-    assert answers == [f"<action>{action}</action><|im_end|>" for action in said if action]
+    assert [branched.ids[:before] + branched.ids[start:end] for start, end, before in branched.answers] == taught
 
 
 def test_the_notes_that_tiny_models_read():
