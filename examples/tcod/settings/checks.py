@@ -164,9 +164,7 @@ def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
     evaluation = args.eval_function_path or args.rollout_function_path
     fully_async = args.rollout_function_path.endswith(".generate_rollout_fully_async")
     if fully_async and evaluation.startswith((f"{PACKAGE}.", "slime.")):
-        flags["eval_interval"] = (
-            f"has {evaluation} evaluate, which fails or waits for ever in a fully asynchronous run"
-        )
+        flags["eval_interval"] = f"has {evaluation} evaluate, which fails or hangs in a fully asynchronous run"
     if args.rollout_sample_filter_path:
         flags["calculate_per_token_loss"] = "counts a token for each sample that --rollout-sample-filter-path removes"
     if config.tcod_variant == "sft":
