@@ -66,7 +66,7 @@ class EpisodePlayer:
                 last = await borrowed.finish(last)
             record.env_s = borrowed.seconds
         record.won, record.reward, record.outcome = last.won, last.reward, last.text
-        record.score = max((one.reward for one in (*episode.seen, last) if one.reward is not None), default=None)
+        record.score = max((said.reward for said in (*episode.seen, last) if said.reward is not None), default=None)
         record.episode_s = time.monotonic() - started
         if not record.turns:
             raise Failure("prompt_too_long", "no room for a response: raise --rollout-max-context-len")

@@ -194,7 +194,7 @@ class Episode:
 
     @property
     def is_scored(self) -> bool:
-        return bool(self.sequences) and all(one.teacher_log_probs is not None for one in self.sequences)
+        return bool(self.sequences) and all(sequence.teacher_log_probs is not None for sequence in self.sequences)
 
     def sampled(self) -> Iterator[tuple[Span, list[float] | None]]:
         """Each response of the student, and the teacher's log-probs of its tokens."""

@@ -62,9 +62,7 @@ def eval_metrics(datasets: Mapping[str, Sequence[Any]]) -> Metrics:
     """
     metrics: Metrics = {}
     for name, samples in datasets.items():
-        times: Counter[str] = Counter()
-        repeats = [_repeat(sample, times) for sample in sorted(samples, key=lambda sample: sample.index)]
-        repeats = [repeat for repeat in repeats if repeat]
+        repeats = _repeats(samples)
         played = [Episode.of(sample) for sample in samples if not Episode.of(sample).record.failure]
         values = {"episodes": len(played), **_failures(samples)} if samples else {}
         if played:
@@ -76,13 +74,16 @@ def eval_metrics(datasets: Mapping[str, Sequence[Any]]) -> Metrics:
     return metrics
 
 
-def _repeat(sample: Any, times: Counter[str]) -> dict[str, Any] | None:
-    """An evaluation's sample for repeats.py; None where it failed. `times` counts how often each task has come."""
-    record, task = Episode.of(sample).record, task_key(task_of(sample.metadata))
-    times[task] += 1
-    about = {"task": task, "repeat": times[task] - 1, "task_type": str(sample.label or "")}
-    played = {"won": record.won, "turns": len(record.turns), "score": record.score}
-    return None if record.failure else about | played
+def _repeats(samples: Sequence[Any]) -> list[dict[str, Any]]:
+    """An evaluation's samples as repeats.py takes them, without those that failed."""
+    times, repeats = Counter[str](), []
+    for sample in sorted(samples, key=lambda sample: sample.index):
+        record, task = Episode.of(sample).record, task_key(task_of(sample.metadata))
+        about = {"task": task, "repeat": times[task], "task_type": str(sample.label or "")}
+        times[task] += 1
+        if not record.failure:
+            repeats.append({**about, "won": record.won, "turns": len(record.turns), "score": record.score})
+    return repeats
 
 
 def turn_kl(episode: Episode) -> dict[int, float]:

@@ -5,6 +5,8 @@ score (its best grade, or None).
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from statistics import fmean, stdev
 from typing import Any
 
@@ -13,10 +15,8 @@ Episodes = Sequence[Mapping[str, Any]]
 
 def grouped(episodes: Episodes, key: str) -> dict[Any, list[Mapping[str, Any]]]:
     """{value of the key: its episodes}, in order."""
-    groups: dict[Any, list[Mapping[str, Any]]] = {value: [] for value in sorted({one[key] for one in episodes})}
-    for one in episodes:
-        groups[one[key]].append(one)
-    return groups
+    value = itemgetter(key)
+    return {one: list(group) for one, group in groupby(sorted(episodes, key=value), value)}
 
 
 def statistics_of(episodes: Episodes) -> dict[str, float]:

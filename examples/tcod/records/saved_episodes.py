@@ -72,7 +72,7 @@ def transcript(episode: Episode, row: Any, tokenizer: Any, **about: Any) -> dict
 def _add_tokens(turns: dict[int, dict[str, Any]], episode: Episode, tokenizer: Any) -> None:
     for given, span in (pair for sequence in episode.sequences for pair in pairwise(sequence.spans)):
         if (turn := turns.get(span.turn)) is not None:
-            context, response = (tokenizer.decode(one.ids, skip_special_tokens=False) for one in (given, span))
+            context, response = (tokenizer.decode(part.ids, skip_special_tokens=False) for part in (given, span))
             parts = context.rsplit(turn["observation"], 1) if turn["observation"] else [context]
             turn |= {"context": parts, "context_tokens": len(given.ids)}
             turn |= {"response": response, "response_tokens": len(span.ids)}
@@ -136,11 +136,11 @@ class EpisodeLog:
         try:
             about = {"arm": self.arm, "dataset": stem.removeprefix("eval_"), "n": n}
             lines = [
-                json.dumps(transcript(Episode.of(one), one, self.tokenizer, index=one.index, **about)) + "\n"
-                for one in choose_to_save(samples, limit)
+                json.dumps(transcript(Episode.of(sample), sample, self.tokenizer, index=sample.index, **about)) + "\n"
+                for sample in choose_to_save(samples, limit)
             ]
             name = f"rollouts/{re.sub(r'[^A-Za-z0-9._-]', '_', stem)}_{n:06d}.jsonl"
-            return 0 if write(name, "".join(lines), "episodes") else len(lines)
+            return 0 if write(name, "".join(lines)) else len(lines)
         except Exception:  # a mistake in here must not end the run
             logger.exception("episodes are not saved")
             return min(len(samples), limit)

@@ -57,11 +57,7 @@ def _check_engines(router: str, needed: int, flag: str) -> None:
         raise ConfigError(f"the student's engines behind {router} do not answer ({error}): see their logs") from error
     if limit is None:
         raise ConfigError(f"the router {router} knows no engine of the student: see the engines' logs")
-    if limit < needed:
-        raise ConfigError(
-            f"the student's engine takes sequences of at most {limit} tokens, less than {flag} {needed}: "
-            "raise --sglang-context-length"
-        )
+    _check_length("the student's engine", limit, needed, flag, "--sglang-context-length")
 
 
 def check_teacher_scores(url: str, chat: ChatTokens, needed: int, flag: str = "--rollout-max-context-len") -> None:
@@ -88,7 +84,8 @@ def check_server(
         ConfigError: with one sentence that names the server or the flag, and the fix.
     """
     try:
-        limit = _probe(url, chat, headers)
+        limit = _longest_sequence(url, headers)
+        _check_tokens(url, chat, headers)
     except (httpx.HTTPError, ValueError) as error:
         said = str(error).partition("\n")[0]
         raise ConfigError(f"{name} does not score ({said}): start it, or {fix}") from error
@@ -96,33 +93,30 @@ def check_server(
         raise ConfigError(
             f"{name} does not score the student's tokens ({failure}): use a model with the student's tokenizer"
         ) from failure
+    _check_length(name, limit, needed, flag, "its --context-length")
+
+
+def _check_length(name: str, limit: float, needed: int, flag: str, remedy: str) -> None:
     if limit < needed:
         raise ConfigError(
-            f"{name} takes sequences of at most {limit} tokens, less than {flag} {needed}: raise its --context-length"
+            f"{name} takes sequences of at most {limit} tokens, less than {flag} {needed}: raise {remedy}"
         )
 
 
-def _probe(server: str, chat: ChatTokens, headers: dict[str, str] | None) -> float:
-    """The longest sequence, in tokens, that the SGLang server at this base URL is sure to take.
-
-    Raises:
-        httpx.HTTPError, ValueError: it does not answer, or not as SGLang does.
-        Failure: it does not encode a text as the student's tokenizer does.
-    """
+def _check_tokens(server: str, chat: ChatTokens, headers: dict[str, str] | None) -> None:
+    """Raises httpx.HTTPError or ValueError where there is no SGLang, Failure where it encodes a text otherwise."""
     tokenizer = chat.tokenizer
     every = max(1, len(tokenizer) // PROBED_TOKENS)
     text = tokenizer.decode(chat.context(["Rules.", "Go to cabinet 1: żółw, 龟, 🐢."]))
     text += tokenizer.decode(list(range(0, len(tokenizer), every)), skip_special_tokens=True)
     ids = tokenizer.encode(text, add_special_tokens=False)
-    longest = _longest_sequence(server, headers)
     reply = _ask(f"{server}/generate", headers, scoring_request(0, text=text))
     # SGLang and transformers may differ in putting a bos before a text; before ids, which episodes are, none is put.
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     with contextlib.suppress(Failure):
         check_scores(reply, [*bos, *ids], 0, len(tokenizer))
-        return longest
+        return
     check_scores(reply, ids, 0, len(tokenizer))
-    return longest
 
 
 def _longest_sequence(server: str, headers: dict[str, str] | None = None) -> float:

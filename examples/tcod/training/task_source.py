@@ -65,12 +65,12 @@ class TaskSource:
             self._save, data_source.save = data_source.save, self.save
         self._remember(
             lambda kept: {
-                i: {**one, "trained_in": None}
-                for i, one in kept.items()
-                if one["trained_in"] is None or one["trained_in"] >= rollout_id
+                index: {**entry, "trained_in": None}
+                for index, entry in kept.items()
+                if entry["trained_in"] is None or entry["trained_in"] >= rollout_id
             }
         )
-        self._again = [one["samples"] for one in self._metadata[KEY].values()]
+        self._again = [entry["samples"] for entry in self._metadata[KEY].values()]
         if sizes := {*map(len, self._again)} - {args.n_samples_per_prompt}:
             raise ConfigError(
                 f"--n-samples-per-prompt (SAMPLES_PER_TASK) is {args.n_samples_per_prompt}, and the tasks that were "
@@ -84,7 +84,7 @@ class TaskSource:
     def get_samples(self, num_samples: int) -> Groups:
         """slime's call. What was left over comes first."""
         again, self._again = self._again[:num_samples], self._again[num_samples:]
-        groups = [[Sample.from_dict(copy.deepcopy(one)) for one in group] for group in again]
+        groups = [[Sample.from_dict(copy.deepcopy(fields)) for fields in group] for group in again]
         with self._lock:
             if len(groups) < num_samples:
                 groups += self.data_source.get_samples(num_samples - len(groups))
@@ -115,9 +115,9 @@ class TaskSource:
         lost = {sample.group_index for sample in played} - trained
         self._remember(
             lambda kept: {
-                i: {**one, "trained_in": self.rollout_id} if i in trained else one
-                for i, one in kept.items()
-                if i in trained or (one["trained_in"] is None and i not in lost)
+                index: {**entry, "trained_in": self.rollout_id} if index in trained else entry
+                for index, entry in kept.items()
+                if index in trained or (entry["trained_in"] is None and index not in lost)
             }
         )
 

@@ -12,7 +12,7 @@ turn has l:
 A turn is a run of the loss mask: the environment's answer, which is not trained, lies between any two. slime gives a
 reducer the samples of one micro-batch, and N is a number of the whole step. So `count_turns`, called where slime still
 has the whole batch, writes N into the masks: trained tokens have N there instead of 1. slime divides whatever it
-averages with a mask by that mask's sum, so its own metrics do not change; checks.py refuses the two flags that use
+averages with a mask by that mask's sum, so its own metrics do not change; checks.py refuses the flags that use
 sums otherwise. slime's dump of training data (--save-debug-train-data) has N there, too.
 """
 
@@ -61,17 +61,15 @@ def turn_mean(
     Args:
         total_lengths, response_lengths: tokens of each sample.
         masks: whole loss masks, as `count_turns` leaves them.
-        calculate_per_token_loss: slime's flag; not to be combined.
+        calculate_per_token_loss: slime's flag, which checks.py refuses beside this.
 
     Raises:
-        ValueError: the flag is set, or `count_turns` has not seen these masks.
+        ValueError: `count_turns` has not seen these masks.
     """
     from megatron.training.global_vars import get_args
 
     from slime.backends.megatron_utils.cp_utils import slice_log_prob_with_cp
 
-    if calculate_per_token_loss:
-        raise ValueError("--calculate-per-token-loss divides by tokens, not by turns: remove the flag")
     weights = [turn_weights(mask) for mask in masks]
     in_all, here = max(int(mask.max()) for mask in masks), round(sum(float(weight.sum()) for weight in weights))
     if in_all < here:
