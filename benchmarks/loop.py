@@ -68,8 +68,8 @@ OwnClient = student.SGLangClient
 class SlimesClient(OwnClient):
     """The recipe's client, with slime's way of sending a request."""
 
-    async def post(self, url: str, payload: dict[str, Any], headers: Any = None, check_wanted: Any = None) -> Any:
-        return await SlimesPost()(url, payload, headers=headers)
+    async def post(self, payload: dict[str, Any], session: str, check_wanted: Any) -> Any:
+        return await SlimesPost()(self.url, payload, headers={"X-SMG-Routing-Key": session})
 
 
 def recipe(turns: int, client: type = OwnClient) -> Play:

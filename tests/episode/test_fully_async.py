@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 
 from examples.tcod import ConfigError, tcod_rollout
-from examples.tcod.settings import run
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from smoke import hooks
 from tests.support.rig import check_invariants
@@ -20,7 +19,6 @@ def fully_async(rig, monkeypatch):
     from slime.rollout.fully_async_rollout import _stop_global_worker
     from slime.utils import http_utils
 
-    monkeypatch.setattr(run, "_task_source", None)
     monkeypatch.setattr(http_utils, "_http_client", None)  # its connections belong to the event loop of another test
 
     def rollouts(rows, count, **changes):

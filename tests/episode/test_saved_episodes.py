@@ -178,12 +178,12 @@ def test_a_full_disk_stops_no_run_and_leaves_no_half_file_or_line(rig, small_dis
         _, metrics = rig.rollout([{"goal": 2}], n=n)
         assert metrics["rollout/tcod/unsaved_episodes"] == 1
     assert not list((small_disk / "rollouts").iterdir())
-    assert sum(message.startswith("episodes are not written") for message in caplog.messages) == 1
+    assert sum(message.startswith("rollouts is not written") for message in caplog.messages) == 1
     (small_disk / "ballast").unlink()
     _, metrics = rig.rollout([{"goal": 2}], n=2)
     assert metrics["rollout/tcod/unsaved_episodes"] == 0 and len(saved(small_disk, "train_000002")) == 1
     before = (small_disk / "metrics.jsonl").stat().st_size
-    while run_folder.write("metrics.jsonl", "x" * 999 + "\n", "metrics", append=True):
+    while run_folder.write("metrics.jsonl", "x" * 999 + "\n", append=True):
         pass
     assert ((small_disk / "metrics.jsonl").stat().st_size - before) % 1000 == 0
 
@@ -193,7 +193,7 @@ def test_a_folder_that_cannot_be_written_and_a_mistake_stop_no_run(rig, folder, 
     _, metrics = rig.rollout([{"goal": 2}])
     output = evaluation(rig)
     assert metrics["rollout/tcod/unsaved_episodes"] == 1 and output.metrics["eval/tcod/t0.4/unsaved_episodes"] == 2
-    assert sum(message.startswith("episodes are not written") for message in caplog.messages) == 1
+    assert sum(message.startswith("rollouts is not written") for message in caplog.messages) == 1
     monkeypatch.setattr(saved_episodes, "transcript", lambda *args, **about: 1 / 0)
     _, metrics = rig.rollout([{"goal": 2}])
     assert metrics["rollout/tcod/unsaved_episodes"] == 1 and "episodes are not saved" in caplog.text

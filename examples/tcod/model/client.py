@@ -32,11 +32,6 @@ def without_login(url: str) -> str:
     return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
-def routing(session: str | None) -> dict[str, str]:
-    """The header by which SGLang's router sends requests of one episode to one server."""
-    return {"X-SMG-Routing-Key": session} if session else {}
-
-
 def is_log_prob(value: object) -> bool:
     """Whether a value in a server's reply is a log-probability that float32, in which training computes, can hold.
 
@@ -46,10 +41,11 @@ def is_log_prob(value: object) -> bool:
 
 
 class SGLangClient:
-    """JSON over kept connections; belongs to the event loop that first awaits it.
+    """A server's /generate over kept connections; belongs to the event loop that first awaits it.
 
     Args:
         whom: "engine" or "teacher", the first word of its failures' reasons.
+        url: the server's base URL.
         timeout_s: longest single attempt, in seconds, waiting in the server's queue included. It is not repeated: a
             server that is this slow has too much to do already.
         concurrency: requests in flight at once, or None for any number. A pause between attempts holds no place.
@@ -57,53 +53,56 @@ class SGLangClient:
     """
 
     def __init__(
-        self, whom: str, timeout_s: float, concurrency: int | None = None, headers: dict[str, str] | None = None
+        self,
+        whom: str,
+        url: str,
+        timeout_s: float,
+        concurrency: int | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
-        self._whom = whom
+        self._whom, self.url, self._place = whom, f"{url}/generate", without_login(url)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._slots = asyncio.Semaphore(concurrency) if concurrency else contextlib.nullcontext()
         self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._session: aiohttp.ClientSession | None = None
 
-    async def post(
-        self,
-        url: str,
-        payload: dict[str, Any],
-        headers: dict[str, str] | None = None,
-        check_wanted: Callable[[], None] = lambda: None,
-    ) -> Any:
-        """The server's JSON reply. `check_wanted` is called before each attempt: nobody may need the reply any more.
+    async def post(self, payload: dict[str, Any], session: str, check_wanted: Callable[[], None]) -> Any:
+        """The server's JSON reply.
+
+        Args:
+            session: a router sends requests of the same one to the same server, whose cache holds their prefix.
+            check_wanted: is called before each attempt: nobody may need the reply any more.
 
         Raises:
             Failure: {whom}_unavailable (after all retries), {whom}_timeout, {whom}_refused (HTTP 4xx except 429), or
                 what check_wanted raises.
         """
         body = orjson.dumps(payload)  # thousands of ids a turn: json would take most of this loop's time
-        headers = {**self._headers, **(headers or {})}
+        headers = {**self._headers, "X-SMG-Routing-Key": session}
         for attempt in itertools.count():
             async with self._slots:
                 check_wanted()
-                reply, trouble = await self._attempt(url, body, headers)
+                reply, trouble = await self._attempt(body, headers)
             if trouble is None:
                 return reply
             if attempt == RETRIES:
-                raise Failure(f"{self._whom}_unavailable", f"{without_login(url)}: {trouble}")
+                raise Failure(f"{self._whom}_unavailable", f"{self._place}: {trouble}")
             pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-            logger.warning("%s: %s; again in %.1f s", without_login(url), trouble, pause_s)
+            logger.warning("%s: %s; again in %.1f s", self._place, trouble, pause_s)
             await asyncio.sleep(pause_s)
 
-    async def _attempt(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[Any, str | None]:
+    async def _attempt(self, body: bytes, headers: dict[str, str]) -> tuple[Any, str | None]:
         """The reply, or the trouble that another attempt may not see."""
         try:
-            async with self._connections().post(url, data=body, headers=headers) as response:
+            async with self._connections().post(self.url, data=body, headers=headers) as response:
                 if response.status == 200:
                     return json.loads(await response.read()), None
                 detail = f"HTTP {response.status} {(await response.text())[:200]}"
                 if response.status == 429 or response.status >= 500:
                     return None, detail
-                raise Failure(f"{self._whom}_refused", f"{without_login(url)}: {detail}")
+                raise Failure(f"{self._whom}_refused", f"{self._place}: {detail}")
         except asyncio.TimeoutError as error:
-            detail = f"{without_login(url)}: no reply in {self._timeout.total:g} s"
+            detail = f"{self._place}: no reply in {self._timeout.total:g} s"
             raise Failure(f"{self._whom}_timeout", detail) from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: cut-off JSON
             return None, f"{type(error).__name__} {error}"

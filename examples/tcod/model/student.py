@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import Failure
-from .client import SGLangClient, is_log_prob, routing
+from .client import SGLangClient, is_log_prob
 
 ASKED = 8  # How often a turn is asked for when the engine aborts it; the pauses between sum up to 13 s.
 FIRST_PAUSE_S = 0.1
@@ -39,8 +39,8 @@ class StudentClient:
     """
 
     def __init__(self, url: str, timeout_s: float, vocab_size: int, stop_ids: set[int]) -> None:
-        self._url, self._vocab_size, self._stop_ids = f"{url}/generate", vocab_size, stop_ids
-        self._client = SGLangClient("engine", timeout_s)
+        self._vocab_size, self._stop_ids = vocab_size, stop_ids
+        self._client = SGLangClient("engine", url, timeout_s)
 
     async def respond(
         self,
@@ -58,7 +58,7 @@ class StudentClient:
 
         Args:
             sampling_params: slime's; never changed, all samples of an evaluation share one dict.
-            session: the same for all turns of an episode, so that they reach the engine whose cache holds its prefix.
+            session: the same for all turns of an episode, see SGLangClient.post.
 
         Raises:
             Failure: engine_{aborted, invalid, refused, timeout, unavailable}, nothing_sampled, or what check_wanted
@@ -72,7 +72,7 @@ class StudentClient:
             "return_logprob": True,
         }
         for attempt in range(ASKED):
-            reply = await self._client.post(self._url, payload, routing(session), check_wanted)
+            reply = await self._client.post(payload, session, check_wanted)
             if not _is_aborted(reply):
                 return checked_response(reply, self._vocab_size, stop_ids)
             check_wanted()

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from .. import Failure
-from .client import SGLangClient, is_log_prob, routing
+from .client import SGLangClient, is_log_prob
 
 
 class TeacherClient:
@@ -17,29 +17,28 @@ class TeacherClient:
     """
 
     def __init__(self, url: str, timeout_s: float, concurrency: int, vocab_size: int) -> None:
-        self._url, self._vocab_size = f"{url}/generate", vocab_size
-        self._client = SGLangClient("teacher", timeout_s, concurrency, teacher_headers())
+        self._vocab_size = vocab_size
+        self._client = SGLangClient("teacher", url, timeout_s, concurrency, teacher_headers())
 
     async def score(
         self,
         tokens: list[int],
         prompt_length: int,
-        session: str | None = None,
+        session: str = "",
         check_wanted: Callable[[], None] = lambda: None,
     ) -> list[float]:
         """log pi_teacher(tokens[i] | tokens[:i]) for i in prompt_length..len(tokens)-1, in nats.
 
         One request. logprob_start_len is prompt_length - 1, because the first entry of the reply never has a value; a
         smaller one would keep the server from reusing the cached prompt. `session` is the same for all sequences of an
-        episode: they should reach the server whose cache holds the prefix. `check_wanted` is called before each
-        attempt.
+        episode. For it and `check_wanted` see SGLangClient.post.
 
         Raises:
             Failure: what check_wanted raises, or teacher_{invalid, refused, timeout, unavailable}.
         """
         start = prompt_length - 1
         request = scoring_request(start, input_ids=tokens)
-        reply = await self._client.post(self._url, request, routing(session), check_wanted)
+        reply = await self._client.post(request, session, check_wanted)
         return check_scores(reply, tokens, start, self._vocab_size)
 
 

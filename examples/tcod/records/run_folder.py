@@ -40,13 +40,12 @@ def run_dir() -> Path | None:
     return Path(folder) if folder else None
 
 
-def write(name: str, text: str, kind: str, append: bool = False) -> bool:
+def write(name: str, text: str, append: bool = False) -> bool:
     """Write a file of the run directory, all of the text or nothing. Returns False where that was not possible.
 
     Args:
         name: its path below the run directory.
         text: ASCII, as json.dumps gives it.
-        kind: what the file holds, for the warning.
         append: add to the file, instead of replacing it.
     """
     if (folder := run_dir()) is None:
@@ -60,8 +59,8 @@ def write(name: str, text: str, kind: str, append: bool = False) -> bool:
         partial.replace(path)
         return True
     except OSError as error:
-        if kind not in _warned:
-            logger.warning("%s are not written, and the run goes on without: %s", kind, error)
+        if (kind := name.partition("/")[0]) not in _warned:
+            logger.warning("%s is not written, and the run goes on without: %s", kind, error)
             _warned.add(kind)
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -89,7 +88,7 @@ def write_metrics(kind: str, n: int, metrics: dict[str, Any], started: float) ->
     if _unsaved:
         metrics["rollout/tcod/unsaved_lines"] = _unsaved  # slime logs these metrics afterwards
     line = json.dumps({"kind": kind, "n": n, "train_s": train_s, **metrics}) + "\n"
-    _unsaved += not write("metrics.jsonl", line, "metrics", append=True)
+    _unsaved += not write("metrics.jsonl", line, append=True)
 
 
 def write_about() -> None:
@@ -105,7 +104,7 @@ def write_about() -> None:
         about[name] = _commit(importlib.util.find_spec(module).submodule_search_locations[0])
     installed = {one.name: one.version for one in importlib.metadata.distributions() if one.name in PACKAGES}
     launches.append({**about, "versions": {"python": sys.version.split()[0], **installed}})
-    write("about.json", json.dumps({"launches": launches}, indent=1) + "\n", "facts about the run")
+    write("about.json", json.dumps({"launches": launches}, indent=1) + "\n")
 
 
 def _commit(folder: str) -> str | None:

@@ -140,7 +140,7 @@ class EpisodeLog:
                 for sample in choose_to_save(samples, limit)
             ]
             name = f"rollouts/{re.sub(r'[^A-Za-z0-9._-]', '_', stem)}_{n:06d}.jsonl"
-            return 0 if write(name, "".join(lines), "episodes") else len(lines)
+            return 0 if write(name, "".join(lines)) else len(lines)
         except Exception:  # a mistake in here must not end the run
             logger.exception("episodes are not saved")
             return min(len(samples), limit)

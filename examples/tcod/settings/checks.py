@@ -26,7 +26,6 @@ HOOKS = {
     "custom_reward_post_process_path": "tcod_rollout.post_process_rewards",
     "dynamic_sampling_filter_path": "tcod_rollout.drop_failed",
 }
-NEEDED = {"rollout_max_context_len": "set the largest length of a sequence in tokens"}
 FORBIDDEN = {
     "normalize_advantages": "would whiten the KL away",
     "partial_rollout": "cannot continue a multi-turn episode",
@@ -42,11 +41,12 @@ FORBIDDEN_WITH_TURN_MEAN = dict.fromkeys(  # turn_mean.py: the turns are the mas
 )
 
 
-def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> None:
-    """The settings by themselves, then against slime's arguments and the training data.
+def check_run_arguments(args: Namespace, config: TcodConfig, rows: Sequence[Any] | None) -> None:
+    """The settings against slime's arguments and the training data.
 
     Args:
         args: slime's arguments.
+        config: the settings in them.
         rows: the training samples (each with .metadata), or None where the data source does not show them.
 
     Raises:
@@ -54,7 +54,6 @@ def check_run_arguments(args: Namespace, rows: Sequence[Any] | None) -> None:
     """
     if getattr(args, "custom_config_path", None):
         read_yaml(Path(args.custom_config_path))  # slime takes any key in it
-    config = TcodConfig.from_args(args)
     check_environment_class(config)
     if sentence := next(_refusals(args, config), None):
         raise ConfigError(sentence)
@@ -102,7 +101,7 @@ def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int
 
 def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
     """A sentence for each flag that is missing, must be left out, or contradicts another."""
-    hooks, needed = dict(HOOKS), dict(NEEDED)
+    hooks, needed = dict(HOOKS), {"rollout_max_context_len": "set the largest length of a sequence in tokens"}
     if str(args.custom_pg_loss_reducer_function_path).endswith(".turn_mean"):
         hooks["custom_pg_loss_reducer_function_path"] = "training.turn_mean.turn_mean"
     if args.opd_type == "sglang":
@@ -164,9 +163,7 @@ def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
     evaluation = args.eval_function_path or args.rollout_function_path
     fully_async = args.rollout_function_path.endswith(".generate_rollout_fully_async")
     if fully_async and evaluation.startswith((f"{PACKAGE}.", "slime.")):
-        flags["eval_interval"] = (
-            f"has {evaluation} evaluate, which fails or waits for ever in a fully asynchronous run"
-        )
+        flags["eval_interval"] = f"has {evaluation} evaluate, which fails or hangs in a fully asynchronous run"
     if args.rollout_sample_filter_path:
         flags["calculate_per_token_loss"] = "counts a token for each sample that --rollout-sample-filter-path removes"
     if config.tcod_variant == "sft":

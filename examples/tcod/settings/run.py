@@ -1,9 +1,9 @@
 """The run of slime's hooks: what they share in one process, and the checks at its first call."""
 
 import asyncio
+import functools
 import logging
 import sys
-import weakref
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,23 +46,31 @@ class EnvironmentSetup:
         return await self.teacher.score(ids, len(ids) - behind, session, *check_wanted)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """What the hooks of one process share."""
 
     args: Namespace
     config: TcodConfig
-    chat: ChatTokens
-    episode_log: EpisodeLog
+    is_checked: bool = False
+    task_source: TaskSource | None = None
     # slime has one event loop, its fully asynchronous mode another; sessions and semaphores belong to one.
-    setups: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, EnvironmentSetup]] = field(
-        default_factory=weakref.WeakKeyDictionary
-    )
+    setups: dict[asyncio.AbstractEventLoop, dict[str, EnvironmentSetup]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def chat(self) -> ChatTokens:
+        """The student's. Raises ConfigError."""
+        kwargs = self.args.apply_chat_template_kwargs or {}
+        return student_chat(self.config, self.args.hf_checkpoint, kwargs, "--hf-checkpoint")
+
+    @functools.cached_property
+    def episode_log(self) -> EpisodeLog:
+        """What saves episodes."""
+        limit = self.config.tcod_save_episodes
+        return EpisodeLog(self.config.tcod_variant, sys.maxsize if limit == "all" else limit, self.chat.tokenizer)
 
 
 _run: Run | None = None
-_checked: Run | None = None
-_task_source: TaskSource | None = None
 
 
 def checked_run(args: Namespace, data_source: Any) -> Run:
@@ -71,29 +79,24 @@ def checked_run(args: Namespace, data_source: Any) -> Run:
     Raises:
         ConfigError: with one sentence that names the flag and the fix.
     """
-    global _checked
-    if _checked is None or _checked.args is not args:
+    run = run_of(args)
+    if not run.is_checked:
         dataset = getattr(data_source, "dataset", None)
-        check_run_arguments(args, getattr(dataset, "samples", None))
-        run = run_of(args)
+        check_run_arguments(args, run.config, getattr(dataset, "samples", None))
         check_notes(run.config, run.chat)
         if not args.debug_train_only:
             check_models(args, run.config, run.chat)
         logger.info("TCOD: %s", without_secrets(run.config.model_dump()))
         write_about()
-        _checked = run
-    return _checked
+        run.is_checked = True
+    return run
 
 
 def run_of(args: Namespace) -> Run:
     """The run of slime's arguments. Raises ConfigError."""
     global _run
     if _run is None or _run.args is not args:
-        config = TcodConfig.from_args(args)
-        chat = student_chat(config, args.hf_checkpoint, args.apply_chat_template_kwargs or {}, "--hf-checkpoint")
-        limit = sys.maxsize if config.tcod_save_episodes == "all" else config.tcod_save_episodes
-        log = EpisodeLog(config.tcod_variant, limit, chat.tokenizer)
-        _run = Run(args, config, chat, log)
+        _run = Run(args, TcodConfig.from_args(args))
     return _run
 
 
@@ -119,13 +122,12 @@ def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
 
 def task_source_of(kind: type[SourceT], run: Run, data_source: Any, rollout_id: int) -> SourceT:
     """What draws from slime's data source, for the rollout that begins: one object for a run."""
-    global _task_source
-    if not isinstance(_task_source, kind) or _task_source.data_source is not data_source:
+    if not isinstance(run.task_source, kind) or run.task_source.data_source is not data_source:
         config = run.config
         limits = (config.tcod_max_replacements, config.tcod_max_staleness, rollout_id)
-        _task_source = kind(run.args, data_source, lambda row, n: config.for_row(row).curriculum.depth(n), *limits)
-    _task_source.begin(rollout_id)
-    return _task_source
+        run.task_source = kind(run.args, data_source, lambda row, n: config.for_row(row).curriculum.depth(n), *limits)
+    run.task_source.begin(rollout_id)
+    return run.task_source
 
 
 def imitate_row(run: Run, metadata: dict[str, Any], episode: Episode) -> None:

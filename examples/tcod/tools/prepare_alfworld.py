@@ -75,13 +75,6 @@ def read_source(path: str) -> Iterator[tuple[int, str, Demonstration | Failure |
             raise ConfigError(f"line {number} of {path} has no game_file and actions: {fault(error)}") from error
 
 
-def left_out(game_file: str, source: str, reason: str, detail: str) -> Task:
-    """No task, but a line of left_out.jsonl about a demonstration."""
-    task = Task(TRAIN, "", {"game_file": game_file})
-    task.leave_out(source, Failure(reason, detail))
-    return task
-
-
 def _demo(fields: dict[str, Any]) -> Demonstration | Failure | None:
     """The demonstration of a line, or None where it has no actions at all. Raises Failure: demo_malformed."""
     if "actions" not in fields:
@@ -149,11 +142,14 @@ def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
     for source, demos in listed.items():
         for number, game_file, demo in read_source(source):
             if game_file in demos:
-                unused.append(left_out(game_file, source, "duplicate", f"line {number} repeats it, the first counts"))
+                why = Failure("duplicate", f"line {number} repeats it, the first counts")
             elif game_file not in games:
-                unused.append(left_out(game_file, source, "missing", f"there is no such game below {root}"))
+                why = Failure("missing", f"there is no such game below {root}")
             else:
                 demos[game_file] = demo
+                continue
+            unused.append(Task(TRAIN, "", {"game_file": game_file}))
+            unused[-1].leave_out(source, why)
     return unused + [make_task(root, game_file, options.demos, listed) for game_file in games]
 
 
