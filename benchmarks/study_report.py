@@ -268,15 +268,17 @@ def circumstances(results: Results) -> str:
     return f"{len(jobs)} jobs, on {'; '.join(machines)}; on {'; '.join(slimes)}; code of commit {', '.join(commits)}."
 
 
+PARTS = {  # by folder of the results: the arms that come first, the pairs of arms, the tables, the figure
+    ".": (FIRST.arms, FIRST.pairs, lambda results: tables(results, FIRST), study_figures.draw_first),
+    "losses": (SECOND.arms, SECOND.pairs, lambda results: tables(results, SECOND), study_figures.draw_second),
+    "baselines": (BASE_ARMS, BASE_PAIRS, baseline_tables, study_figures.draw_third),
+    "notes": (NOTE_ARMS, NOTE_PAIRS, note_tables, study_figures.draw_fourth),
+}
+
+
 def publish(folder: Path) -> None:
     """Print the tables of all parts and draw their figures."""
-    parts = (
-        (".", FIRST.arms, lambda results: tables(results, FIRST), study_figures.draw_first),
-        ("losses", SECOND.arms, lambda results: tables(results, SECOND), study_figures.draw_second),
-        ("baselines", BASE_ARMS, baseline_tables, study_figures.draw_third),
-        ("notes", NOTE_ARMS, note_tables, study_figures.draw_fourth),
-    )
-    for name, arms, tables_of, draw in parts:
+    for name, (arms, _, tables_of, draw) in PARTS.items():
         if not any((folder / name).glob("*.json")):
             continue
         results = Results.load(folder / name, arms)

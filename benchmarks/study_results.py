@@ -47,26 +47,28 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
         if line["kind"] == "eval"
     ]
     rollouts = [{key.removeprefix("rollout/tcod/"): value for key, value in line.items()} for line in lines]
-    updates = [
-        {
-            "n": of["n"],
-            "k": of.get("k"),
-            "success": of.get("success"),
-            "kl": of.get("kl/trajectory"),
-            "steps": of.get("steps", 0),
-            "student_steps": round(of.get("turns/student", 0) * batch),
-            "replayed_steps": round(of.get("turns/replayed", 0) * batch),
-            "no_signal": of.get("no_signal", 0),
-            "scored": of["tokens/scored"],
-            "read": round(of["tokens/total"] + of.get("note_tokens", 0) * of["samples"]) if of["tokens/scored"] else 0,
-            "trained": of["tokens/trained"],
-            "failed": of["failed"],
-            "s": of["rollout_s"] + following["train_s"],
-        }
-        for of, following in pairwise(rollouts)  # the last line is an evaluation's
-        if of["kind"] == "rollout"
+    updates = [  # the last line is an evaluation's
+        _update(of, batch, following["train_s"]) for of, following in pairwise(rollouts) if of["kind"] == "rollout"
     ]
     return {"evaluations": _rounded(evaluations), "updates": _rounded(updates)}
+
+
+def _update(of: dict[str, Any], batch: int, train_s: float) -> dict[str, Any]:
+    return {
+        "n": of["n"],
+        "k": of.get("k"),
+        "success": of.get("success"),
+        "kl": of.get("kl/trajectory"),
+        "steps": of.get("steps", 0),
+        "student_steps": round(of.get("turns/student", 0) * batch),
+        "replayed_steps": round(of.get("turns/replayed", 0) * batch),
+        "no_signal": of.get("no_signal", 0),
+        "scored": of["tokens/scored"],
+        "read": round(of["tokens/total"] + of.get("note_tokens", 0) * of["samples"]) if of["tokens/scored"] else 0,
+        "trained": of["tokens/trained"],
+        "failed": of["failed"],
+        "s": of["rollout_s"] + train_s,
+    }
 
 
 def add_episodes(one: Result, rollouts: Path) -> None:

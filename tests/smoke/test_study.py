@@ -13,13 +13,11 @@ from benchmarks import report, study, study_arm, study_arms, study_data, study_f
 from benchmarks.study_results import Results
 from examples.tcod.curriculum import Curriculum
 
-FIRST = Results.load(study_arms.RESULTS, study_report.FIRST.arms)
-SECOND = Results.load(study_arms.RESULTS / "losses", study_report.SECOND.arms)
-THIRD = Results.load(study_arms.RESULTS / "baselines", study_report.BASE_ARMS)
-PARTS = {
-    "curricula": (FIRST, study_arms.curriculum_jobs(), study_report.FIRST, study_figures.draw_first),
-    "losses": (SECOND, study_arms.loss_jobs(), study_report.SECOND, study_figures.draw_second),
-    "baselines": (THIRD, study_arms.baseline_jobs(), None, study_figures.draw_third),
+JOBS = {  # by folder of the results
+    ".": study_arms.curriculum_jobs(),
+    "losses": study_arms.loss_jobs(),
+    "baselines": study_arms.baseline_jobs(),
+    "notes": study_arms.note_jobs(),
 }
 
 
@@ -176,15 +174,16 @@ def test_the_tables_of_what_the_teacher_sees(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("results, jobs, part, draw", PARTS.values(), ids=PARTS)
-def test_the_results_in_the_repository_are_of_the_studys_settings_and_on_its_page(results, jobs, part, draw, tmp_path):
-    by_name = {(job.arm_name, job.seed): job for job in jobs}
+@pytest.mark.parametrize("name", JOBS)
+def test_the_results_in_the_repository_are_of_the_studys_settings_and_on_its_page(name, tmp_path):
+    arms, pairs, tables_of, draw = study_report.PARTS[name]
+    results = Results.load(study_arms.RESULTS / name, arms)
+    by_name = {(job.arm_name, job.seed): job for job in JOBS[name]}
     assert all(by_name[key].done() for key in results.jobs)
-    assert results is not FIRST or results.jobs.keys() == by_name.keys()
-    assert {name for pair in (part.pairs if part else study_report.BASE_PAIRS) for name in pair} <= set(results.arms)
+    assert name != "." or results.jobs.keys() == by_name.keys()
+    assert {name for pair in pairs for name in pair} <= set(results.arms)
     page = (study_arms.RESULTS.parents[1] / "STUDY.md").read_text()
-    tables = study_report.tables(results, part) if part else study_report.baseline_tables(results)
-    for title, text in tables:
+    for title, text in tables_of(results):
         assert f"**{title}**\n\n{text}" in page
     draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
