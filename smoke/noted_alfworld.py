@@ -37,6 +37,6 @@ class SeenAlfworld(NotedAlfworld):
 
     @staticmethod
     def teacher_note(demonstration: Execution | None, attempt: Execution | None) -> str:
-        taken = next(step.action for step in demonstration.steps if step.action.startswith("take "))
-        thing, place = taken.removeprefix("take ").split(" from ")
-        return NotedAlfworld.teacher_note(demonstration, None) if found(attempt).get(thing) == place else ""
+        takes = [step.action.removeprefix("take ") for step in demonstration.steps if step.action.startswith("take ")]
+        known = {f"{thing} from {place}" for thing, place in found(attempt).items()}
+        return NotedAlfworld.teacher_note(demonstration, None) if known.issuperset(takes) else ""

@@ -213,4 +213,6 @@ def test_the_notes_that_tiny_models_read():
     assert NotedAlfworld.teacher_note(None, attempt) == "Found: take pen 1 from desk 1; take cup 2 from desk 1"
     assert NotedAlfworld.teacher_note(solution, blind) == f"{shown}\nFound: take cup 2 from safe 1"
     assert SeenAlfworld.teacher_note(solution, blind) == ""
+    nothing = Execution((), won=True)  # as the launch check asks for the shortest note
+    assert SeenAlfworld.teacher_note(nothing, nothing) == "Solution: "
     assert NotedAlfworld.teacher_note(None, Execution((Step("look", "Nothing happens."),), won=False)) == "Found: "
