@@ -1,11 +1,15 @@
 """What in a server's reply can be trained on; what a reply that cannot comes to in a rollout is in test_faults.py."""
 
+import asyncio
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from examples.tcod import Failure
-from examples.tcod.model.student import checked_response
+from examples.tcod.model import student
+from examples.tcod.model.client import SGLangClient
+from examples.tcod.model.student import StudentClient, checked_response
 from examples.tcod.model.teacher import check_scores
 from tests.support.fake_sglang import generated
 
@@ -40,6 +44,24 @@ def test_what_cannot_be_trained_on_is_refused(reply, said):
     with pytest.raises(Failure, match=said) as caught:
         checked_response(reply, VOCABULARY, {6})
     assert caught.value.reason == "engine_invalid"
+
+
+def test_nobody_waits_behind_the_last_abort(monkeypatch):
+    happened = []
+
+    async def aborted(*_):
+        happened.append("asked")
+        return {"meta_info": {"finish_reason": {"type": "abort"}}}
+
+    async def sleep(seconds):
+        happened.append(seconds)
+
+    monkeypatch.setattr(SGLangClient, "post", aborted)
+    monkeypatch.setattr(student, "asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(Failure, match="aborted a turn 8 times"):
+        asyncio.run(StudentClient("http://engine", 1.0, VOCABULARY, set()).respond([1], {}, 8, "", lambda: None))
+    assert happened[::2] == ["asked"] * 8
+    assert happened[1::2] == pytest.approx([0.1 * 2**i for i in range(7)])
 
 
 def scored(*entries) -> dict:
