@@ -3,6 +3,7 @@
     bash benchmarks/run.sh study                 # the curricula: every job that has no result yet, then the report
     bash benchmarks/run.sh study --losses        # the second part: what the loss is a mean over, and the curricula
     bash benchmarks/run.sh study --baselines     # the third part: imitation, reward, and OPD before or beside them
+    bash benchmarks/run.sh study --notes         # the fourth part: what the teacher is shown
     bash benchmarks/run.sh study --report        # the figures and the tables of all parts from results/study/*.json
 
 A job is one arm and one seed. It goes through the smoke run's train_arm.py, so through the recipe's hooks, the real
@@ -19,32 +20,45 @@ import sys
 import time
 from argparse import Namespace
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 
 from benchmarks import SLIME, report, study_data, study_report, study_results
-from benchmarks.study_arms import RESPONSE_LEN, RESULTS, Job, baseline_jobs, curriculum_jobs, loss_jobs
+from benchmarks.study_arms import RESPONSE_LEN, RESULTS, Job, baseline_jobs, curriculum_jobs, loss_jobs, note_jobs
 from examples.tcod.tools.plot_runs import read_run
 from smoke import make_models, plays
 from smoke.servers import DEVICE, HERE, Process, SGLangServer
+from smoke.train_arm import push_weights
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a job has for itself: a student's server, and in the fourth part that of a teacher which reads notes."""
+
+    student: SGLangServer
+    reader: SGLangServer | None
 
 
 class Running:
-    """A job under way, on a student's server that it has for itself until `stop`."""
+    """A job under way, on a place that it has until `stop`."""
 
-    def __init__(self, job: Job, out: Path, teacher: SGLangServer, server: SGLangServer) -> None:
-        self.job, self.server, self.folder = job, server, study_data.run_folder(out, job.games, job.name)
+    def __init__(self, job: Job, out: Path, teacher: SGLangServer, place: Place) -> None:
+        self.job, self.place, self.folder = job, place, study_data.run_folder(out, job.games, job.name)
         self._started = time.monotonic()
         shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed
         config = plays.write_settings(self.folder / "config.yaml", job.recipe)
         arm, student = job.arm, study_data.student_of(out, job)
+        if arm.teacher == "reader":
+            push_weights(place.reader.port, student, version=f"{job.seed}")
+        scores = {"reader": place.reader, "self": place.student}.get(arm.teacher, teacher)
         command = [sys.executable, "-m", "benchmarks.study_arm"]
         command += ["--control", arm.control] if arm.control else []
         command += ["--config", config, "--student", student, "--data", out / job.games]
         command += ["--run-dir", self.folder, "--seed", job.seed, "--lr", job.rate, "--loss", arm.loss]
-        command += ["--student-port", server.port, "--teacher-port", teacher.port]
+        command += ["--student-port", place.student.port, "--teacher-port", scores.port]
         command += ["--batch", arm.batch // arm.samples, "--samples", arm.samples]
         command += ["--updates", arm.updates, "--eval-interval", arm.every, "--keep", arm.keep]
         command += ["--response-len", RESPONSE_LEN, "--context-len", arm.context_len]
@@ -63,6 +77,8 @@ class Running:
         """Write the result and say it in a line. Raises RuntimeError when the training ended with an error."""
         self._process.check()
         result = study_results.result(read_run(self.folder), self.job.arm.batch)
+        if self.job.arm.family == "note":
+            study_results.add_episodes(result, self.folder / "rollouts")
         if self.job.arm.family == "sft":  # what it learns from had to be played once
             result["updates"][0] |= study_data.cost_of_demonstrations(self.folder.parents[2])
         minutes = round((time.monotonic() - self._started) / 60, 1)
@@ -94,18 +110,29 @@ def run_jobs(jobs: list[Job], out: Path, parallel: int) -> None:
 
         teacher = server("teacher")
         # Also of the teacher's weights at first: a job pushes its student's.
-        servers = [server(f"student {i}") for i in range(min(parallel, len(waiting)))]
-        for one in (teacher, *servers):
+        reads = any(job.arm.teacher == "reader" for job in waiting)
+        places = [
+            Place(server(f"student {i}"), server(f"reader {i}") if reads else None)
+            for i in range(min(parallel, len(waiting)))
+        ]
+        for one in servers_of(teacher, places):
             one.wait_ready()
-        study_data.make_data(out, teacher)
-        failed = work_off(waiting, out, teacher, servers)
+        if any(job.arm.family == "note" for job in waiting):
+            study_data.make_note_data(out)
+        else:
+            study_data.make_data(out, teacher)
+        failed = work_off(waiting, out, teacher, places)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; the same command runs what has no result")
 
 
-def work_off(waiting: list[Job], out: Path, teacher: SGLangServer, servers: list[SGLangServer]) -> list[str]:
-    """Run these jobs, as many at once as there are servers for students. Returns the names of those that failed."""
-    free = list(servers)
+def servers_of(teacher: SGLangServer, places: list[Place]) -> list[SGLangServer]:
+    return [teacher, *(server for place in places for server in (place.student, place.reader) if server)]
+
+
+def work_off(waiting: list[Job], out: Path, teacher: SGLangServer, places: list[Place]) -> list[str]:
+    """Run these jobs, as many at once as there are places. Returns the names of those that failed."""
+    free = list(places)
     running: list[Running] = []
     failed: list[str] = []
     circumstances = {**report.circumstances("study"), "slime": SLIME}
@@ -118,12 +145,12 @@ def work_off(waiting: list[Job], out: Path, teacher: SGLangServer, servers: list
 
     try:
         while waiting or running:
-            for server in (teacher, *servers):
+            for server in servers_of(teacher, places):
                 server.check_running()
             for one in [one for one in running if one.ended()]:
                 one.stop()
                 running.remove(one)
-                free.append(one.server)
+                free.append(one.place)
                 try:
                     print(one.save(circumstances), flush=True)
                 except RuntimeError as error:
@@ -162,7 +189,7 @@ def main() -> None:
 
 def parse_options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, jobs in {"losses": loss_jobs, "baselines": baseline_jobs}.items():
+    for name, jobs in {"losses": loss_jobs, "baselines": baseline_jobs, "notes": note_jobs}.items():
         parser.add_argument(f"--{name}", action="store_const", dest="jobs", const=jobs, help="run this part")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="jobs by name, such as f2b-1")

@@ -41,12 +41,18 @@ CALM_RATE = 1.6e-3  # OPD's in the first part
 BASE_UPDATES, HALF, GROUP = 10, 5, 4
 BASE_RATES = {"opd": RATES["opd"], "sft": 1.6e-3, "grpo": 1.6e-3}
 
+# The fourth part: a student that is its teacher, which reads a note that the student never sees.
+NOTE_UPDATES, NOTE_RATE, NOTE_LEN = 30, 1.6e-3, 2048
+TURNS_TO_WIN = (8, 12, HORIZON)
+
 GAMES = {"report": (100, 32), "losses": (48, 16), "baselines": (48, 8)}  # held-out games, those at temperature 1
+NOTE_GAMES = {"notes": (100, 8), "notes-of-others": (100, 8)}  # the planner's demonstrations, and those of other games
 STUDENTS = {  # as the results have it
     "late": "4 turns, 300 steps",
     "weak": "40 steps on random actions",
     "damaged": "8 steps on random actions",
     "teacher": "the teacher",
+    "reader": "the teacher that reads notes",
 }
 
 
@@ -64,9 +70,10 @@ class Arm:
     student: str = "late"  # of STUDENTS
     loss: str = "trajectory"
     context_len: int = CONTEXT_LEN
-    teacher: bool = True
+    teacher: bool | str = True  # False: none; "reader": the one that reads notes; "self": the student
     keep: int = 0  # after so many updates the weights are kept for another arm
     after: str | None = None  # the arm whose kept weights it begins with
+    games: str = ""  # of GAMES and NOTE_GAMES, where they are not its part's
     evaluate_first: bool = True  # a seed's arms have one student: behind the first part one of them is enough
     seeds: tuple[int, ...] = SEEDS
 
@@ -144,6 +151,30 @@ BASELINES = {
 }
 
 
+def note_arm(*sees: str, teacher: str = "reader", settings: dict[str, Any] = OPD, **more: Any) -> Arm:
+    """An arm of the fourth part. All episodes are saved: success within fewer turns is read off them."""
+    shown = {"tcod_teacher_sees": list(sees), "tcod_note_len": NOTE_LEN} if sees else {}
+    settings = {"tcod_environment": "smoke.noted_alfworld.NotedAlfworld", **settings, **shown, "tcod_eval_kl": False}
+    settings["tcod_save_episodes"] = NOTE_GAMES["notes"][0] // 2  # of an evaluation twice as many
+    run = {"student": "reader", "updates": NOTE_UPDATES, "every": NOTE_UPDATES, "evaluate_first": False}
+    return Arm("note", settings, teacher=teacher, **{**run, **more})
+
+
+SEEN = {**OPD, "tcod_environment": "smoke.noted_alfworld.SeenAlfworld"}
+NOTES = {
+    "demo": note_arm("demo", evaluate_first=True),
+    "hindsight": note_arm("hindsight"),
+    "both": note_arm("demo", "hindsight"),
+    "another-demo": note_arm("demo", games="notes-of-others"),
+    "demo-if-seen": note_arm("demo", "hindsight", settings=SEEN),
+    "self-demo": note_arm("demo", teacher="self"),
+    "f2b-both": note_arm("demo", "hindsight", settings=curriculum("f2b", eta=1, k_start=4)),
+    "strong": note_arm(teacher=True),
+    "b2f-strong": note_arm(teacher=True, settings=curriculum("b2f")),
+    "sft": note_arm(teacher=False, settings=IMITATION, loss="token"),
+}
+
+
 @dataclass(frozen=True)
 class Job:
     """One training run. Its settings stand in its result, and a result of other settings is refused."""
@@ -211,6 +242,15 @@ def loss_jobs() -> list[Job]:
         for seed in SEEDS
         for arms, rate in ((LOSS_GRID, LONG_RATE), (CALM, CALM_RATE))
         for name, arm in arms.items()
+    ]
+
+
+def note_jobs() -> list[Job]:
+    """The fourth part, all arms of a seed before the next seed."""
+    return [
+        Job(f"{name}-{seed}", name, arm, seed, NOTE_RATE, arm.games or "notes", RESULTS / "notes")
+        for seed in SEEDS
+        for name, arm in NOTES.items()
     ]
 
 

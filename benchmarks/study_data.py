@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.study_arms import CONTEXT_LEN, GAMES, KEPT, OPD, RESPONSE_LEN, SETTINGS, Job
+from benchmarks.study_arms import CONTEXT_LEN, GAMES, KEPT, NOTE_GAMES, OPD, RESPONSE_LEN, SETTINGS, Job
 from examples.tcod.model.chat_tokens import ChatTokens
-from smoke import hooks, lessons, make_games, make_models, plays
+from smoke import hooks, lessons, make_games, make_models, note_teacher, plays
 from smoke.servers import Process, SGLangServer
 
 TRAIN_GAMES = 128
@@ -46,15 +46,36 @@ def make_data(out: Path, teacher: SGLangServer) -> None:
         process.check()
     demos = (out / "demos.jsonl").read_text().splitlines(keepends=True)
     train = [line for line in demos if json.loads(line)["metadata"]["demo"]["actions"]]
-    heldout = (games / "heldout.jsonl").read_text().splitlines(keepends=True)
-    for name, (games_at_04, games_at_1) in GAMES.items():
-        partial = out / f"{name}.partial"
-        partial.mkdir(exist_ok=True)
-        (partial / "train.jsonl").write_text("".join(train))
-        (partial / "heldout_kl.jsonl").write_text("".join(heldout[:games_at_1]))
-        (partial / "heldout.jsonl").write_text("".join(heldout[:games_at_04]))
-        shutil.rmtree(out / name, ignore_errors=True)
-        partial.rename(out / name)
+    for name, sizes in GAMES.items():
+        write_rows(out, name, train, sizes)
+
+
+def make_note_data(out: Path) -> None:
+    """Games with the planner's demonstrations in the folders of NOTE_GAMES, and what the environment says in them."""
+    if all((out / name).exists() for name in NOTE_GAMES):
+        return
+    games, offset = out / "games", len(make_games.goals(make_games.SIMPLE)) // 2
+    make_games.make_games(games, TRAIN_GAMES, HELDOUT_GAMES)
+    plays.record(games, {**SETTINGS, **OPD, "tcod_data_root": str(games)})
+    rows = [json.loads(line) for line in (games / "train.jsonl").read_text().splitlines()]
+    # Goals take turns, those of a thing side by side: so far off, it is about another thing.
+    others = [
+        row | {"metadata": {**row["metadata"], "demo": other["metadata"]["demo"]}}
+        for row, other in zip(rows, [*rows[offset:], *rows[:offset]], strict=True)
+    ]
+    for (name, sizes), train in zip(NOTE_GAMES.items(), (rows, others), strict=True):
+        write_rows(out, name, [json.dumps(row) + "\n" for row in train], sizes)
+
+
+def write_rows(out: Path, name: str, train: list[str], sizes: tuple[int, int]) -> None:
+    """A folder of rows: these to train on, and so many held-out games at temperatures 0.4 and 1."""
+    heldout = (out / "games" / "heldout.jsonl").read_text().splitlines(keepends=True)
+    partial = out / f"{name}.partial"
+    partial.mkdir(exist_ok=True)
+    for file, lines in {"train": train, "heldout": heldout[: sizes[0]], "heldout_kl": heldout[: sizes[1]]}.items():
+        (partial / f"{file}.jsonl").write_text("".join(lines))
+    shutil.rmtree(out / name, ignore_errors=True)
+    partial.rename(out / name)
 
 
 def cost_of_demonstrations(out: Path) -> dict[str, int]:
@@ -84,13 +105,15 @@ def make_student(out: Path, kind: str, seed: int) -> Path:
     """The folder of a student of STUDENTS, which is made where it is not there yet."""
     if kind == "teacher":
         return make_models.SHIPPED
-    folder = out / "students" / f"{kind}-{seed}"
+    folder = out / "students" / (kind if kind == "reader" else f"{kind}-{seed}")
     if folder.exists():
         return folder
     print(f"training the {kind} student of seed {seed}", flush=True)
     torch.set_num_threads(os.cpu_count() or 1)
     model, tokenizer = make_models.load(make_models.SHIPPED)
-    if kind in DAMAGES:
+    if kind == "reader":
+        note_teacher.learn(model, tokenizer)
+    elif kind in DAMAGES:
         make_models.damage(model, tokenizer, seed, DAMAGES[kind])
     else:
         lose_late_turns(model, ChatTokens(tokenizer, make_models.CHAT), seed)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from benchmarks.study_arms import TURNS_TO_WIN
 from benchmarks.study_results import SPENT, Results, kl_by_turn
 from examples.tcod.tools.plot_runs import BEFORE, Curve, draw_curve, finish, styles
 
@@ -78,4 +79,21 @@ def draw_third(results: Results, path: Path = DOCS / "study_baselines.png") -> N
             panel.plot(means[of], means["success"], marker=marker, label=arm)
     finish(panels["steps"], xlabel="environment steps", ylabel="held-out success")
     finish(panels["teacher_tokens"], xlabel="tokens that the teacher scored, or said in demonstrations")
+    figure.savefig(path, dpi=110)
+
+
+def draw_fourth(results: Results, path: Path = DOCS / "study_notes.png") -> None:
+    """Success within fewer and more turns before and after training: each seed, and their mean."""
+    last = results.evaluations.groupby(["arm", "seed"], sort=False).last()["within"]
+    before = results.evaluations.query("n == 0").groupby("seed").first()["within"]
+    rows = {"before": before, **{arm: last.loc[arm] for arm in results.arms}}
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    for panel, turns in zip(figure.subplots(1, len(TURNS_TO_WIN), sharey=True), TURNS_TO_WIN, strict=True):
+        for height, of in enumerate(rows.values()):
+            values = [within[f"{turns}"] for within in of]
+            panel.plot(values, [height] * len(values), "o", color="C0", alpha=0.35)
+            panel.plot(sum(values) / len(values), height, "|", color="C0", markersize=16, markeredgewidth=2)
+        finish(panel, xlabel="held-out success", title=f"within {turns} turns", yticks=range(len(rows)))
+        panel.set_yticklabels(rows)
+    panel.invert_yaxis()
     figure.savefig(path, dpi=110)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import study_figures
+from benchmarks.study_arms import TURNS_TO_WIN
 from benchmarks.study_results import CHECKS, LATE, SPENT, Results, interval, kl_by_turn
 
 
@@ -220,6 +221,46 @@ def baseline_tables(results: Results) -> Iterator[tuple[str, str]]:
     )
 
 
+NOTE_ARMS = ("demo", "hindsight", "both", "demo-if-seen", "another-demo", "self-demo", "f2b-both")
+NOTE_ARMS += ("strong", "b2f-strong", "sft")
+NOTE_PAIRS = (
+    *((arm, "another-demo") for arm in ("demo", "hindsight", "both", "demo-if-seen", "self-demo")),
+    *((arm, "demo") for arm in ("hindsight", "both", "demo-if-seen", "self-demo", "sft")),
+    ("f2b-both", "both"),
+    *((arm, "strong") for arm in ("demo", "hindsight", "both", "b2f-strong")),
+)
+
+
+def note_tables(results: Results) -> Iterator[tuple[str, str]]:
+    """(title, Markdown) of the fourth part's tables."""
+    first = results.evaluations.query("n == 0").groupby("seed").first()
+    last, took = results.evaluations.groupby(["arm", "seed"], sort=False).last(), results.updates.fillna(0.0)
+    took = took.groupby(["arm", "seed"], sort=False)[["steps", "read"]].sum()
+
+    def row(arm: str, of: pd.DataFrame, spent: dict[str, str]) -> dict[str, str]:
+        within = pd.DataFrame([*of["within"]])
+        cells = {f"within {turns}": mean_text([*within[f"{turns}"]]) for turns in TURNS_TO_WIN}
+        of_each = ", ".join(map("{:.2f}".format, of["success"]))
+        cells |= {"of each seed": of_each, "turns of won": f"{of['turns_won'].mean():.1f}"}
+        return {"arm": arm, **cells, "reached blindly": f"{of['blind'].mean():.2f}", **spent}
+
+    titles = {"steps": "environment steps", "read": "tokens the teacher read"}
+    rows = [row("before", first, dict.fromkeys(titles.values(), ""))] if len(first) else []
+    for arm in results.arms:
+        spent = {title: f"{took.loc[arm][name].mean():,.0f}" for name, title in titles.items()}
+        rows.append(row(arm, last.loc[arm], spent))
+    yield "After training: success within so many turns on 100 held-out games, and what it took, means per run", (
+        markdown(rows)
+    )
+    rows = []
+    for arm, base in NOTE_PAIRS:
+        if seeds := results.common_seeds(arm, base):
+            one, two = (pd.DataFrame([*last.loc[name].loc[seeds]["within"]]) for name in (arm, base))
+            cells = {f"within {turns}": mean_text([*(one - two)[f"{turns}"]], "+.2f") for turns in TURNS_TO_WIN}
+            rows.append({"difference": f"{arm} - {base}", **cells})
+    yield "Paired differences of success, same seed and student", markdown(rows)
+
+
 def circumstances(results: Results) -> str:
     """Where and with which code the jobs were run."""
     jobs = results.jobs.values()
@@ -233,6 +274,7 @@ def publish(folder: Path) -> None:
         (".", FIRST.arms, lambda results: tables(results, FIRST), study_figures.draw_first),
         ("losses", SECOND.arms, lambda results: tables(results, SECOND), study_figures.draw_second),
         ("baselines", BASE_ARMS, baseline_tables, study_figures.draw_third),
+        ("notes", NOTE_ARMS, note_tables, study_figures.draw_fourth),
     )
     for name, arms, tables_of, draw in parts:
         if not any((folder / name).glob("*.json")):

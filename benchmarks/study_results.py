@@ -1,7 +1,8 @@
 """The study's results: what is kept of a job's metrics, all of them as frames, and the interval over seeds."""
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from benchmarks.study_arms import TURNS_TO_WIN
+from examples.tcod.tools.common.jsonl import read_lines
 from examples.tcod.tools.plot_runs import by_turn
 
 Result = dict[str, Any]  # of one job, see `result`
@@ -25,8 +28,9 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
 
     Evaluations: success at temperatures 0.4 and 1, KL in nats of whole trajectories and by turn (with the number of
     episodes that reached the turn), at temperature 1. Updates: depth, success and KL of the training episodes, the
-    environment's steps in all (of dropped groups too), by the student and by replay, samples without a signal, tokens,
-    and seconds of rollout and training. What was not there is null: a KL without a teacher, success without episodes.
+    environment's steps in all (of dropped groups too), by the student and by replay, samples without a signal, tokens
+    (`read` by the teacher: whole sequences and notes), and seconds of rollout and training. What was not there is
+    null: a KL without a teacher, success without episodes.
     """
     evaluations = [
         {
@@ -54,6 +58,7 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
             "replayed_steps": round(of.get("turns/replayed", 0) * batch),
             "no_signal": of.get("no_signal", 0),
             "scored": of["tokens/scored"],
+            "read": round(of["tokens/total"] + of.get("note_tokens", 0) * of["samples"]) if of["tokens/scored"] else 0,
             "trained": of["tokens/trained"],
             "failed": of["failed"],
             "s": of["rollout_s"] + following["train_s"],
@@ -62,6 +67,30 @@ def result(lines: list[dict[str, Any]], batch: int) -> Result:
         if of["kind"] == "rollout"
     ]
     return {"evaluations": _rounded(evaluations), "updates": _rounded(updates)}
+
+
+def add_episodes(one: Result, rollouts: Path) -> None:
+    """Add to a job's evaluations what its saved episodes at temperature 0.4 say, all of which were saved.
+
+    `within`: success within so many turns; `turns_won`: those of a won episode, None without one; `blind`: share of
+    the episodes in which the agent reached for a thing that it had not seen.
+    """
+    for point in one["evaluations"]:
+        episodes = [line for _, line in read_lines(rollouts / f"eval_heldout_{point['n']:06d}.jsonl")]
+        if len(episodes) != point["episodes"]:
+            raise RuntimeError(f"{len(episodes)} of {point['episodes']} episodes were saved in {rollouts}")
+        won = [len(episode["turns"]) for episode in episodes if episode["won"]]
+        point["within"] = {turns: sum(n <= turns for n in won) / len(episodes) for turns in TURNS_TO_WIN}
+        point["turns_won"] = sum(won) / len(won) if won else None
+        point["blind"] = sum(any(_blind_takes(episode["turns"])) for episode in episodes) / len(episodes)
+
+
+def _blind_takes(turns: list[dict[str, Any]]) -> Iterator[bool]:
+    seen = ""
+    for turn in turns:
+        seen += turn["observation"]
+        if taken := re.match(r"take (\w+ \d+) from", turn["action"]):
+            yield taken[1] not in seen
 
 
 def _rounded(value: Any) -> Any:

@@ -35,7 +35,7 @@ T = TypeVar("T", bound=tuple)  # an example of any kind: its ids come first
 
 
 @functools.cache
-def _environment(root: str) -> AlfworldEnvironment:
+def environment(root: str) -> AlfworldEnvironment:
     return AlfworldEnvironment(root)
 
 
@@ -47,7 +47,7 @@ def play(job: tuple[str, int]) -> list[Demonstration]:
     plays = []
     for number in range(PLAYS):
         rng = random.Random(f"{seed}/{number}")
-        plays.append(expert.demonstrate(_environment(root), row["metadata"], rng, rng.choice(NOISE), HORIZON)[:2])
+        plays.append(expert.demonstrate(environment(root), row["metadata"], rng, rng.choice(NOISE), HORIZON)[:2])
     return plays
 
 
@@ -159,20 +159,24 @@ class Branched(NamedTuple):
 
 def encode_thoughts(chat: ChatTokens, first: str, steps: list[expert.Step]) -> Branched:
     """A demonstration as the recipe renders it under tcod_history turns, with the expert's own answers to learn."""
-    texts, said, before = [AlfworldEnvironment.system_prompt({}), first], [], []
+    texts, answers = [AlfworldEnvironment.system_prompt({}), first], []
     for i, step in enumerate(steps):
         context = chat.context(texts)
         action = AlfworldEnvironment.format_action(step.action)
         if step.label:
-            said.append(chat.assistant(f"<think>\n{step.thought}\n</think>\n\n{action}"))
-            before.append(len(context))
+            answers.append((len(context), chat.assistant(f"<think>\n{step.thought}\n</think>\n\n{action}")))
         if i + 1 < len(steps):
             texts += [action, step.text]
-    ids, positions, answers = context, [*range(len(context))], []
-    for answer, begin in zip(said, before, strict=True):
-        answers.append((len(ids), len(ids) + len(answer), begin))
-        ids, positions = ids + answer, [*positions, *range(begin, begin + len(answer))]
-    return Branched(ids, positions, answers)
+    return branched(context, answers)
+
+
+def branched(conversation: list[int], answers: list[tuple[int, list[int]]]) -> Branched:
+    """Behind a conversation the answers that are learned, each (tokens of the conversation before it, its tokens)."""
+    ids, positions, places = conversation, [*range(len(conversation))], []
+    for before, answer in answers:
+        places.append((len(ids), len(ids) + len(answer), before))
+        ids, positions = ids + answer, [*positions, *range(before, before + len(answer))]
+    return Branched(ids, positions, places)
 
 
 def thoughts_loss(model: torch.nn.Module, batch: list[Branched]) -> torch.Tensor:

@@ -15,7 +15,7 @@ import copy
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -88,6 +88,20 @@ def train(
     return losses
 
 
+def train_compiled(
+    model: torch.nn.Module,
+    stream: Iterator[list],
+    cycles: Sequence[list[float]],
+    loss_of: Callable[[torch.nn.Module, list], torch.Tensor] = lessons.label_loss,
+) -> list[float]:
+    """`train` for several cycles of learning rates, with a compiled model: a long training is shorter so."""
+    eager = model.model.forward
+    model.model.forward = torch.compile(eager, dynamic=True)
+    losses = [loss for rates in cycles for loss in train(model, stream, rates, loss_of)]
+    model.model.forward = eager
+    return losses
+
+
 def cosine(steps: int, highest: float) -> list[float]:
     """Learning rates of one cycle: 50 steps of warm-up, and half a cosine down to a hundredth over all of it."""
     return [
@@ -113,12 +127,7 @@ def make_teacher(out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
     model, chat = new_teacher(tokenizer), ChatTokens(tokenizer, CHAT)
     examples = [lessons.encode(chat, *one) for one in lessons.demonstrations(range(GAMES))]
-    # Compiled, a step takes less than half the time.
-    eager = model.model.forward
-    model.model.forward = torch.compile(eager, dynamic=True)
-    stream = lessons.batches(examples, seed=0)
-    losses = [loss for cycle in CYCLES for loss in train(model, stream, cosine(*cycle))]
-    model.model.forward = eager
+    losses = train_compiled(model, lessons.batches(examples, seed=0), [cosine(*cycle) for cycle in CYCLES])
     save(model, tokenizer, out)
     (out / "losses.json").write_text(json.dumps([round(loss, 4) for loss in losses]))
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from examples.tcod.env_alfworld import AlfworldEnvironment
-from examples.tcod.episode.history import TurnHistory
+from examples.tcod.environments.protocol import Execution, Step
+from examples.tcod.episode.history import AppendHistory, TurnHistory
 from examples.tcod.model.chat_tokens import ChatTokens
 from examples.tcod.model.student import Response
-from smoke import expert, lessons, make_games, make_models
+from smoke import expert, lessons, make_games, make_models, note_teacher
+from smoke.noted_alfworld import NotedAlfworld, SeenAlfworld
 
 teacher, tokenizer = make_models.load(make_models.SHIPPED)
 chat = ChatTokens(tokenizer, make_models.CHAT)
@@ -157,3 +159,58 @@ def test_the_shipped_teacher_is_what_its_command_makes(tmp_path):
         loss, lost = (lessons.label_loss(model, unseen).item() for model in (teacher, make_models.load(tmp_path)[0]))
     assert loss == pytest.approx(sum(curve[-100:]) / 100, rel=0.25)
     assert lost > 2 * loss
+
+
+def test_what_a_teacher_does_is_what_its_note_shows(games):
+    players = [note_teacher.Player(str(games), row, random.Random(1)) for row in rows(games, "train")]
+    solutions = [player.solution() for player in players]
+    assert all(solution.won for solution in solutions)
+    for player, solution, other in zip(players, solutions, solutions[3:] + solutions[:3], strict=True):
+        thing, place = next(step.action for step in solution.steps if step.action.startswith("take"))[5:].split(
+            " from "
+        )
+        first, attempt, said = player.lesson("demo", other)
+        assert (
+            f"take {thing} from {place}" in first and said[0] == f"go to {place}" and len(said) == len(attempt.steps)
+        )
+        # Another game's is followed word by word; behind its end there is nothing to learn.
+        first, attempt, said = player.lesson("another's", other)
+        followed = [action for action, step in zip(said, attempt.steps, strict=True) if action == step.action]
+        assert followed == [step.action for step in other.steps][: len(followed)]
+        assert len(followed) < len(other.steps) or set(said[said.index(followed[-1]) + 1 :]) <= {"", followed[-1]}
+        # In hindsight it is known from the first turn on what was found at any time.
+        first, attempt, said = player.lesson("hindsight", other)
+        found = any(f" {thing}" in step.observation for step in attempt.steps)
+        assert (f"take {thing} from {place}" in first) == found and (not found or said[0] == f"go to {place}")
+        assert "Found" not in player.lesson("none", other)[0]
+    # What it is taught is what the recipe has it score: the context of the turn, and the answer.
+    history, taught = AppendHistory(chat, 10_000), []
+    history.begin(AlfworldEnvironment.system_prompt({}), first)
+    for step, action in zip(attempt.steps, said, strict=True):
+        taught.append(history.context + chat.assistant(f"<action>{action}</action>"))
+        history.respond(Response(chat.assistant(f"<action>{step.action}</action>"), [], False, {}))
+        history.observe(step.observation)
+    branched = note_teacher.encode(chat, (first, attempt, said))
+    assert [branched.ids[:before] + branched.ids[start:end] for start, end, before in branched.answers] == taught
+
+
+def test_the_notes_that_tiny_models_read():
+    solution = Execution((Step("go to desk 1"), Step("take pen 1 from desk 1"), Step("go to bed 1")), won=True)
+    seen = (
+        "You arrive at desk 1. On the desk 1, you see a pen 1, and a cup 2.",
+        "You pick up the pen 1 from the desk 1.",
+    )
+    later = (
+        "You open the safe 1. The safe 1 is open. In it, you see a cup 2.",
+        "The box 1 is closed.",
+        "Nothing happens.",
+    )
+    attempt, blind = (
+        Execution(tuple(Step("look", text) for text in texts), won=False) for texts in (seen + later, later)
+    )
+    shown = "Solution: go to desk 1; take pen 1 from desk 1; go to bed 1"
+    assert NotedAlfworld.teacher_note(solution, None) == SeenAlfworld.teacher_note(solution, attempt) == shown
+    assert NotedAlfworld.teacher_note(None, attempt) == "Found: take pen 1 from desk 1; take cup 2 from desk 1"
+    assert NotedAlfworld.teacher_note(solution, blind) == f"{shown}\nFound: take cup 2 from safe 1"
+    assert SeenAlfworld.teacher_note(solution, blind) == ""
+    assert NotedAlfworld.teacher_note(None, Execution((Step("look", "Nothing happens."),), won=False)) == "Found: "

@@ -113,7 +113,15 @@ def test_the_result_of_a_job_is_what_its_metrics_say():
     point |= {f"{at_04}success": 0.25, f"{at_1}success": 0.123456, f"{at_1}kl/trajectory": 31.23456}
     point |= {f"{at_04}turns/student": 9.5, f"{at_04}episodes": 100}
     update = {"k": 3, "success": 0.5, "kl/trajectory": 2.0, "turns/student": 2.5, "turns/replayed": 4.25}
-    update |= {"tokens/scored": 900, "tokens/trained": 300, "failed": 0, "rollout_s": 1.5}
+    update |= {
+        "tokens/scored": 900,
+        "tokens/total": 1500,
+        "note_tokens": 50.0,
+        "samples": 16,
+        "tokens/trained": 300,
+        "failed": 0,
+        "rollout_s": 1.5,
+    }
     rollout = {f"rollout/tcod/{key}": value for key, value in update.items()}
     lines = [{"kind": "eval", "n": 0, **point}, {"kind": "rollout", "n": 0, **rollout}]
     lines.append({"kind": "eval", "n": 1, "train_s": 0.25, **point})
@@ -122,7 +130,50 @@ def test_the_result_of_a_job_is_what_its_metrics_say():
     assert evaluation["kl_by_turn"][10] == pytest.approx(10 / 3, rel=1e-3)
     assert evaluation["kl_by_turn_episodes"] == list(range(20, 9, -1))
     assert evaluation["success_t1"] == 0.1235 and evaluation["kl"] == 31.23
-    assert (made["student_steps"], made["replayed_steps"], made["s"]) == (40, 68, 1.75)
+    assert (made["student_steps"], made["replayed_steps"], made["read"], made["s"]) == (40, 68, 2300, 1.75)
+
+
+def test_success_within_fewer_turns_is_read_off_the_saved_episodes(tmp_path):
+    def episode(won, *turns):
+        return {"won": won, "turns": [{"observation": seen, "action": action} for seen, action in turns]}
+
+    seen = ("On the desk 1, you see a pen 1.", "take pen 1 from desk 1")
+    walk = [("Nothing.", "look")]
+    episodes = [episode(True, seen, *walk * 7), episode(True, *walk * 11, seen), episode(False, *walk * 20)]
+    episodes.append(episode(True, ("Find a pen.", "take pen 1 from desk 1"), seen))
+    (tmp_path / "eval_heldout_000030.jsonl").write_text("".join(json.dumps(one) + "\n" for one in episodes))
+    one = {"evaluations": [{"n": 30, "episodes": 4}]}
+    study_results.add_episodes(one, tmp_path)
+    [point] = one["evaluations"]
+    assert point["within"] == {8: 0.5, 12: 0.75, 20: 0.75} and point["turns_won"] == pytest.approx(22 / 3)
+    assert point["blind"] == 0.25
+    with pytest.raises(RuntimeError, match="4 of 5 episodes were saved"):
+        study_results.add_episodes({"evaluations": [{"n": 30, "episodes": 5}]}, tmp_path)
+
+
+def test_the_tables_of_what_the_teacher_sees(tmp_path):
+    """Two arms and two seeds; the start of a seed is one arm's."""
+
+    def noted(arm, seed, won, start):
+        one = run(arm, seed, [0.1, won], start=start)
+        for point, within in zip(one["evaluations"], (0.1, won), strict=True):
+            point |= {"within": {"8": within / 2, "12": within, "20": within}, "turns_won": 9.0, "blind": 0.25}
+        for of in one["updates"]:
+            of |= {"scored": 10, "read": 500}
+        one["evaluations"] = one["evaluations"][start:]
+        return json.loads(json.dumps(one))
+
+    runs = [noted("another-demo", seed, won, 1) for seed, won in ((1, 0.2), (2, 0.3))]
+    results = Results([*runs, *(noted("demo", seed, 0.6, 0) for seed in (1, 2))], study_report.NOTE_ARMS)
+    end, pairs = (text for _, text in study_report.note_tables(results))
+    assert "| before | 0.05 (0.05 to 0.05) | 0.10 (0.10 to 0.10) |" in end
+    assert "| demo | 0.30 (0.30 to 0.30) | 0.60 (0.60 to 0.60) | 0.60 (0.60 to 0.60) | 0.60, 0.60 | 9.0 |" in end
+    assert "| 9.0 | 0.25 | 220 | 1,000 |" in end
+    assert (
+        "| demo - another-demo | +0.17 (+0.15 to +0.20) | +0.35 (+0.30 to +0.40) | +0.35 (+0.30 to +0.40) |" in pairs
+    )
+    study_figures.draw_fourth(results, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("results, jobs, part, draw", PARTS.values(), ids=PARTS)

@@ -12,7 +12,7 @@ from scipy.stats import ttest_rel
 
 from examples.tcod.records.repeats import grouped, statistics_of
 from examples.tcod.tools import compare_evals
-from examples.tcod.tools.compare_evals import difference, paired_difference
+from examples.tcod.tools.compare_evals import difference, mcnemar, paired_difference, repeated_difference
 
 NUM_GPUS = 0
 
@@ -30,16 +30,21 @@ def test_the_difference_is_newcombes_table():
         assert (-high, -low) == pytest.approx(interval, abs=5e-5)
 
 
-@pytest.mark.parametrize("p_a, p_b", [(0.1, 0.1), (0.1, 0.25)])
+def test_mcnemar_is_the_binomial_test():
+    assert mcnemar(1, 6) == mcnemar(6, 1) == pytest.approx(0.125)
+    assert mcnemar(4, 4) == mcnemar(0, 0) == 1.0
+
+
+@pytest.mark.parametrize("p_a, p_b", [(0.1, 0.1), (0.1, 0.25), (0.02, 0.1)])
 def test_the_paired_interval_covers_the_difference(p_a, p_b):
     """All outcomes of 40 games, in which only a wins with probability p_a and only b with p_b."""
     n, covered = 40, 0.0
     for a, b in itertools.product(range(n + 1), repeat=2):
         if a + b <= n:
-            low, high = paired_difference([-1.0] * a + [1.0] * b + [0.0] * (n - a - b))["interval"]
+            low, high = paired_difference(a, b, n)
             ways = math.comb(n, a) * math.comb(n - a, b)
             covered += (low <= p_b - p_a <= high) * ways * p_a**a * p_b**b * (1 - p_a - p_b) ** (n - a - b)
-    assert 0.94 < covered < 0.96
+    assert 0.94 < covered < 0.99
 
 
 def result(path: Path, games: dict[int, bool | list[bool]], **settings: object) -> Path:
@@ -66,10 +71,10 @@ def test_results_on_the_same_games_are_compared_in_pairs(tmp_path, monkeypatch, 
     lines = compared(monkeypatch, capsys, a, b)
     assert lines[:2] == ["a: a on rows.jsonl", "b: b on rows.jsonl"]
     assert lines[2] == "note: the two were played with different settings, temperature 0.4 and 1.0"
-    test = ttest_rel([1, 1, 1, 1, 0], [1, 0, 0, 0, 1])
-    low, high = test.confidence_interval(0.95)
-    numbers = ("0.400", "0.800", "+0.400", f"[{low:+.3f},", f"{min(high, 1):+.3f}]", f"{test.pvalue:.3f}", "-0.8")
-    assert lines[4].split() == ["all", "5", "5", *numbers]
+    low, high = paired_difference(1, 3, 5)
+    assert lines[4].split() == [
+        *("all", "5", "5", "0.400", "0.800", "+0.400", f"[{low:+.3f},", f"{high:+.3f}]", "0.625", "-0.8")
+    ]
     # A task type may be called "all".
     assert lines[5].split()[:2] == ["all", "2"] and lines[6].split()[:2] == ["odd", "3"]
     assert lines[-1] == "not compared: 2 games that only one of the two has"
@@ -86,9 +91,9 @@ def test_games_that_were_played_repeatedly_are_compared_by_their_rates(tmp_path,
     mean = sum(rates[0]) / 4 - sum(rates[1]) / 4
     assert lines[3].split()[:3] == ["all", "12", "11"]
     assert lines[3].split()[5:9] == [f"{mean:+.3f}", f"[{low:+.3f},", f"{high:+.3f}]", f"{test.pvalue:.3f}"]
-    assert lines[-1].endswith("p: Student's t over their rates")
-    assert paired_difference([0.5, 0.5])["p"] == 0 and paired_difference([0.0, 0.0])["p"] == 1
-    assert paired_difference([0.5]) == {"success": 0.5, "interval": (-1.0, 1.0), "p": 1.0}
+    assert lines[-1].endswith("p: Student's t over the games' rates")
+    assert repeated_difference([0.5, 0.5])["p"] == 0 and repeated_difference([0.0, 0.0])["p"] == 1
+    assert repeated_difference([0.5]) == {"success": 0.5, "interval": (-1.0, 1.0), "p": 1.0}
 
 
 def test_the_statistics_of_repeats_by_an_oracle():

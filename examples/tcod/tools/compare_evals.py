@@ -3,8 +3,8 @@
     python -m examples.tcod.tools.compare_evals opd.json f2b.json
 
 prints the success of the second minus that of the first, by task type, with 95% intervals: paired where the two played
-the same games, which removes the differences between games from the comparison. It compares the rates of games, which
-takes some 40 of them. One run of each arm says little about the arms: training itself varies from seed to seed.
+the same games, which removes the differences between games from the comparison. Of games that were played repeatedly
+their rates are compared. One run of each arm says little about the arms: training itself varies from seed to seed.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, norm, t
 
 from .. import words
 from ..episode.rows import task_key
@@ -23,7 +23,9 @@ from ..records.repeats import grouped, statistics_of
 from .common.command import new_parser, table
 
 Episode = dict[str, Any]  # task, attempt, task_type, won, turns, score, context_limited
-Interval = tuple[float, float]  # all are 95% ones
+Interval = tuple[float, float]
+
+Z = float(norm.ppf(0.975))  # all intervals are 95% ones
 
 
 def wilson(wins: int, n: int) -> Interval:
@@ -41,8 +43,22 @@ def difference(wins_a: int, n_a: int, wins_b: int, n_b: int) -> Interval:
     return b - a - math.hypot(b - low_b, high_a - a), b - a + math.hypot(high_b - b, a - low_a)
 
 
-def paired_difference(differences: Sequence[float]) -> dict[str, Any]:
-    """The mean of p_b - p_a over the games that both played, its interval and p by Student's t.
+def paired_difference(only_a: int, only_b: int, n: int) -> Interval:
+    """Agresti and Min's interval of p_b - p_a over `n` games that both played: 1/2 added to each of the four counts.
+
+    A. Agresti and Y. Min, Statistics in Medicine 24 (2005) 729-740.
+
+    Args:
+        only_a, only_b: games that only one of the two won.
+    """
+    total, a, b = n + 2, only_a + 0.5, only_b + 0.5
+    centre = (b - a) / total
+    half = Z * math.sqrt(a + b - (b - a) ** 2 / total) / total
+    return max(centre - half, -1.0), min(centre + half, 1.0)
+
+
+def repeated_difference(differences: Sequence[float]) -> dict[str, Any]:
+    """The mean of p_b - p_a over games, its interval and p by Student's t, where games were played repeatedly.
 
     A game counts once: its repeats are alike, and each for a game of its own would make the interval too narrow.
     """
@@ -51,6 +67,11 @@ def paired_difference(differences: Sequence[float]) -> dict[str, Any]:
     half = error * float(t.ppf(0.975, max(n - 1, 1)))
     p = float(2 * t.sf(abs(mean) / error, max(n - 1, 1))) if error else float(mean == 0)
     return {"success": mean, "interval": (max(mean - half, -1.0), min(mean + half, 1.0)), "p": p}
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact p-value of McNemar's test: how surprising this split is where both are equally good."""
+    return binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -92,7 +113,11 @@ def _difference(a: Sequence[Episode], b: Sequence[Episode]) -> dict[str, Any]:
     if not shared:
         return row | {"interval": difference(one["won"], one["episodes"], other["won"], other["episodes"])}
     differences = [statistics_of(games_b[key])["success"] - statistics_of(games_a[key])["success"] for key in shared]
-    return row | paired_difference(differences)
+    if len(shared) < max(map(len, chosen)):
+        return row | repeated_difference(differences)
+    only_a, only_b = differences.count(-1), differences.count(1)
+    interval = paired_difference(only_a, only_b, len(shared))
+    return row | {"only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b), "interval": interval}
 
 
 def report(compared: dict[str, Any]) -> str:
@@ -105,7 +130,8 @@ def report(compared: dict[str, Any]) -> str:
         lines.append((name, a["episodes"], b["episodes"], *success, interval, p, f"{row['turns']:+.1f}"))
     if not compared["all"]["paired"]:
         return f"{table(lines)}\nno game in common: compared as independent samples"
-    text = f"{table(lines)}\npaired over the games that both played; interval and p: Student's t over their rates"
+    test = "McNemar's exact test" if "only_a" in compared["all"] else "Student's t over the games' rates"
+    text = f"{table(lines)}\npaired over the games that both played; p: {test}"
     left = compared["all"]["not_shared"]
     return text + (f"\nnot compared: {left} games that only one of the two has" if left else "")
 
