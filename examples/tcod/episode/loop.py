@@ -1,4 +1,4 @@
-"""The one episode loop of all arms and of evaluation.
+"""The one episode loop: of all arms that play (all but sft, see imitation.py), and of evaluation.
 
 No slime and no settings in here: training/samples.py makes slime's samples of the episodes, tools/common/play.py and
 programs of yours play them without slime.
