@@ -162,9 +162,9 @@ async def generate(
 async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: Any) -> float | list[float]:
     """The episode's reward (tcod_reward); the teacher scores the trajectory as well (--opd-type sglang).
 
-    Sets the teacher's log-probs of the episode's sequences; of an evaluation's where tcod_eval_kl asks for them and
-    they are a KL's. A training sample without a reward or a usable score is FAILED. A list is what another generate
-    function of an evaluation has made: each sample's own function is asked.
+    Sets the teacher's log-probs of the episode's sequences; in an evaluation only with tcod_eval_kl, and only of
+    episodes sampled at temperature 1. A training sample without a reward or a usable score is FAILED. A list is what
+    another generate function of an evaluation has made: each sample's own function is asked.
     """
     if isinstance(sample, list):
         return [await async_rm(args, one, **kwargs) for one in sample]

@@ -10,7 +10,7 @@ from examples.tcod import Failure
 from examples.tcod.model import student
 from examples.tcod.model.client import SGLangClient
 from examples.tcod.model.student import StudentClient, checked_response
-from examples.tcod.model.teacher import check_scores
+from examples.tcod.model.teacher import checked_scores
 from tests.support.fake_sglang import generated
 
 NUM_GPUS = 0
@@ -71,7 +71,7 @@ def scored(*entries) -> dict:
 def test_the_teachers_scores_are_those_behind_the_prompt():
     """SGLang echoes the vocabulary's last id as 0, with the right log-prob."""
     reply = scored((None, 4), (-0.5, 5), (1e-4, 0))
-    assert check_scores(reply, [3, 4, 5, VOCABULARY - 1], 1, VOCABULARY) == [-0.5, 1e-4]
+    assert checked_scores(reply, [3, 4, 5, VOCABULARY - 1], 1, VOCABULARY) == [-0.5, 1e-4]
 
 
 @pytest.mark.parametrize(
@@ -86,5 +86,5 @@ def test_the_teachers_scores_are_those_behind_the_prompt():
 )
 def test_scores_of_other_tokens_and_no_log_probs_are_refused(reply, said):
     with pytest.raises(Failure, match=said.replace("+", r"\+")) as caught:
-        check_scores(reply, [3, 4, 5, 6], 1, VOCABULARY)
+        checked_scores(reply, [3, 4, 5, 6], 1, VOCABULARY)
     assert caught.value.reason == "teacher_invalid"

@@ -122,7 +122,7 @@ def checked_response(reply: Any, vocab_size: int, stop_ids: set[int]) -> Respons
 
 
 def is_untempered(sampling: dict[str, Any]) -> bool:
-    """Whether sampling parameters leave the policy as it is: the teacher's log-probs are always so."""
+    """Whether sampling parameters leave the policy as it is, as the teacher's log-probs always assume."""
     neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "min_new_tokens": 0}
     given = {name: sampling.get(name) for name in neutral}
     return all(value is None or value == neutral[name] for name, value in given.items())
