@@ -87,6 +87,13 @@ def test_reopd_replays_a_part_of_the_demonstration_and_plays_one_turn():
     assert {reopd.plan(1, 1, n).replayed for n in range(20)} == {0}
 
 
+def test_imitation_has_no_plan_because_nothing_is_played():
+    sft = Curriculum(variant="sft", horizon=30)
+    assert sft.depth(0) == sft.depth(LATE) == 30
+    with pytest.raises(AssertionError, match="nothing is played"):
+        sft.plan(30, 7)
+
+
 def test_a_draw_of_reopd_is_that_of_its_rollout_and_sample():
     reopd = Curriculum(variant="reopd", horizon=30, reopd_gamma=1.0)
     draws = [reopd.plan(1, 30, n, index).replayed for n in (0, 1, 12) for index in range(6)]

@@ -1,13 +1,13 @@
 """TCOD's temporal curriculum (arXiv 2604.24005): how deep a trajectory goes at training step n.
 
 Pure Python: no torch, no slime, no I/O. A turn is one response of the student (or of a demonstration) and the
-environment's answer to it. The arms differ in nothing but the plan this module makes for an episode:
+environment's answer to it. The arms that play differ in nothing but the plan this module makes for an episode:
 
     opd    the student plays the whole horizon T from the first step on (the baseline);
     f2b    forward to backward: the student plays the first k turns only;
     b2f    backward to forward: a demonstration of L turns is replayed up to turn L - k, then the student plays;
     reopd  one-step replay (arXiv 2607.04763): a random number of turns is replayed, then the student plays one;
-    sft    imitation: the student plays nothing, and is trained on the demonstration's own responses.
+    sft    imitation: nothing is played and there is no plan; a demonstration's own responses are what is trained.
 """
 
 import random
@@ -63,8 +63,9 @@ class Curriculum:
         return self.variant in ("f2b", "b2f")
 
     def depth(self, n: int) -> int:
-        """Depth k = min(k_start + floor(n / eta), T) at training step n (0-based), in turns: the paper's schedule.
+        """Depth k at training step n (0-based), in turns.
 
+        f2b and b2f: the paper's schedule min(k_start + floor(n / eta), T). opd and sft: T. reopd: 1.
         A function of n alone, so a resumed run goes on exactly. In slime n is the rollout id, whatever the optimizer
         steps per rollout. b2f stops at the demonstration's own length by its plan.
         """
@@ -75,11 +76,13 @@ class Curriculum:
     def plan(self, k: int, demo_length: int = 0, n: int = 0, index: int = 0) -> EpisodePlan:
         """The plan of one training episode at depth k; the task's demonstration has L = `demo_length` turns, 1 to T.
 
-        f2b: the student plays min(k, T) turns. b2f: p = max(L - k, 0) turns are replayed; the student's budget is
-        min(k + slack, T - p) while p > 0 and T once nothing is replayed, so training ends on the test distribution.
+        opd and f2b: the student plays min(k, T) turns. b2f: p = max(L - k, 0) turns are replayed; the student's
+        budget is min(k + slack, T - p) while p > 0 and T once nothing is replayed, so training ends on the test
+        distribution.
         reopd: t turns are replayed, with probability gamma^t / (gamma^0 + .. + gamma^(L - 1)), and one is played; t
         is drawn from the training step n and the sample's index, so it is the same when a run is resumed.
         """
+        assert self.variant != "sft", "nothing is played in this arm"
         if not self.needs_demonstration:
             return EpisodePlan(replayed=0, budget=min(k, self.horizon))
         if self.variant == "reopd":

@@ -33,7 +33,7 @@ TEACHER_HOST=${TEACHER_HOST:-}                         # where it listens: 127.0
 TEACHER_PORT=${TEACHER_PORT:-13141}
 TEACHER_START_S=${TEACHER_START_S:-1800}               # longest start of the teacher
 FP32_HEADS=${FP32_HEADS:-0}                            # 1: engines and teacher compute their logits in float32
-# How playing and training share time and GPUs; python -m benchmarks.scale compares them.
+# How playing and training share time and GPUs; docs/CLUSTER.md compares them.
 MODE=${MODE:-sync} # async: rollout n+1 is played while n is trained on; fully_async: episodes go on across rollouts
 COLOCATE=${COLOCATE:-$([[ $TEACHER == megatron ]] && echo 1 || echo 0)} # 1: engines on the GPUs that train; MODE=sync
 CONCURRENCY=${CONCURRENCY:-}                           # fully_async: tasks per engine at once, by default BATCH in all

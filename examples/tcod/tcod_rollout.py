@@ -11,7 +11,7 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
     --custom-config-path                    a YAML of tcod_* settings
 
 A sample's way through one training step n:
-    1. settings/run.py           the first call checks all settings, and puts the objects together
+    1. settings/run.py           the first call checks all settings; the first episode makes the objects
     2. training/task_source.py   a task is drawn, at depth k(n)
     3. curriculum.py             who acts at which turn
     4. episode/loop.py           the episode is played: an Episode, in metadata["tcod"]
@@ -122,11 +122,13 @@ def generate_rollout_fully_async(
 async def generate(
     args: Namespace, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False
 ) -> Sample:
-    """Play one episode. Sets status and response, and metadata["tcod"] to the Episode; in an evaluation also tokens,
-    masks and log-probs.
+    """Play one episode. Sets status and response; in an evaluation also tokens, masks and log-probs.
+
+    What is played is kept in the Episode in metadata["tcod"]. In training the task source has put it there, with the
+    depth; in an evaluation it is made here.
 
     A failure of the engine or the environment, or a demonstration that does not fit, becomes Status.FAILED with a
-    reason in the EpisodeRecord and reward 0.0.
+    reason in the EpisodeRecord and reward 0.0. An episode that its rollout no longer needs becomes Status.ABORTED.
     """
     if evaluation:
         sample.metadata["tcod"] = Episode(EpisodeRecord(evaluation=True))
@@ -160,9 +162,9 @@ async def generate(
 async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: Any) -> float | list[float]:
     """The episode's reward (tcod_reward); the teacher scores the trajectory as well (--opd-type sglang).
 
-    Sets the teacher's log-probs of the episode's sequences; of an evaluation's where tcod_eval_kl asks for them and
-    they are a KL's. A training sample without a reward or a usable score is FAILED. A list is what another generate
-    function of an evaluation has made: each sample's own function is asked.
+    Sets the teacher's log-probs of the episode's sequences; in an evaluation only with tcod_eval_kl, and only of
+    episodes sampled at temperature 1. A training sample without a reward or a usable score is FAILED. A list is what
+    another generate function of an evaluation has made: each sample's own function is asked.
     """
     if isinstance(sample, list):
         return [await async_rm(args, one, **kwargs) for one in sample]
@@ -203,8 +205,8 @@ def post_process_rewards(args: Namespace, samples: list[Sample]) -> tuple[list[f
     """(rewards, what is trained on of them) per sample. slime logs the first.
 
     The second is tcod_reward_coef x the reward, normalised in its group; slime subtracts --opd-kl-coef x KL from it.
-    With a coefficient of 0 the KL is the only signal. Under tcod_history turns slime logs a mean over turns;
-    rollout/tcod/success is that over episodes.
+    With a coefficient of 0 the KL is the only signal. Under tcod_history turns slime logs a mean over turns; that
+    over episodes is rollout/tcod/success (with tcod_reward: grade rollout/tcod/reward).
 
     The last gate before training, because slime asks the first sample alone whether a batch has teacher log-probs.
     Where the loss is a mean over turns (training/turn_mean.py), their count is written into the masks here.

@@ -28,6 +28,13 @@ def test_one_failed_sample_drops_its_whole_group(rig):
     assert len(rig.scoring_requests()) == 6
 
 
+def test_a_failed_replay_counts_the_steps_that_it_made(rig):
+    """One of two planned: the demonstration fails before its second action is sent. Its replacement makes three."""
+    rows = [{"goal": 3, "demo": {"actions": ["right", action, "right"]}} for action in ("fly", "right")]
+    _, metrics = rig.rollout(rows, tcod_variant="b2f", rollout_batch_size=1)
+    assert metrics["rollout/tcod/failed/demo_inadmissible"] == 1 and metrics["rollout/tcod/steps"] == 1 + 3
+
+
 def test_an_unforeseen_error_of_the_teacher_client_fails_the_sample(rig, monkeypatch):
     async def broken(self, *_, **__):
         raise RuntimeError("out of threads")

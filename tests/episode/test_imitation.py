@@ -86,4 +86,4 @@ def test_check_environment_records_what_is_seen(rig, monkeypatch, capsys, varian
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert [one["metadata"] for one in written] == [row(1), row(3), *more]
     assert written[0]["prompt"] == "walk" and "3 of 3 rows play" in capsys.readouterr().out
-    assert Demonstration.of(written[1]["metadata"]).observation(2).text == "You are at door 2."
+    assert Demonstration.of(written[1]["metadata"]).seen_before(2).text == "You are at door 2."

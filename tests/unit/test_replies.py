@@ -1,12 +1,16 @@
 """What in a server's reply can be trained on; what a reply that cannot comes to in a rollout is in test_faults.py."""
 
+import asyncio
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from examples.tcod import Failure
-from examples.tcod.model.student import checked_response
-from examples.tcod.model.teacher import check_scores
+from examples.tcod.model import student
+from examples.tcod.model.client import SGLangClient
+from examples.tcod.model.student import StudentClient, checked_response
+from examples.tcod.model.teacher import checked_scores
 from tests.support.fake_sglang import generated
 
 NUM_GPUS = 0
@@ -42,6 +46,24 @@ def test_what_cannot_be_trained_on_is_refused(reply, said):
     assert caught.value.reason == "engine_invalid"
 
 
+def test_nobody_waits_behind_the_last_abort(monkeypatch):
+    happened = []
+
+    async def aborted(*_):
+        happened.append("asked")
+        return {"meta_info": {"finish_reason": {"type": "abort"}}}
+
+    async def sleep(seconds):
+        happened.append(seconds)
+
+    monkeypatch.setattr(SGLangClient, "post", aborted)
+    monkeypatch.setattr(student, "asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(Failure, match="aborted a turn 8 times"):
+        asyncio.run(StudentClient("http://engine", 1.0, VOCABULARY, set()).respond([1], {}, 8, "", lambda: None))
+    assert happened[::2] == ["asked"] * 8
+    assert happened[1::2] == pytest.approx([0.1 * 2**i for i in range(7)])
+
+
 def scored(*entries) -> dict:
     return {"meta_info": {"input_token_logprobs": [[log_prob, token, None] for log_prob, token in entries]}}
 
@@ -49,7 +71,7 @@ def scored(*entries) -> dict:
 def test_the_teachers_scores_are_those_behind_the_prompt():
     """SGLang echoes the vocabulary's last id as 0, with the right log-prob."""
     reply = scored((None, 4), (-0.5, 5), (1e-4, 0))
-    assert check_scores(reply, [3, 4, 5, VOCABULARY - 1], 1, VOCABULARY) == [-0.5, 1e-4]
+    assert checked_scores(reply, [3, 4, 5, VOCABULARY - 1], 1, VOCABULARY) == [-0.5, 1e-4]
 
 
 @pytest.mark.parametrize(
@@ -64,5 +86,5 @@ def test_the_teachers_scores_are_those_behind_the_prompt():
 )
 def test_scores_of_other_tokens_and_no_log_probs_are_refused(reply, said):
     with pytest.raises(Failure, match=said.replace("+", r"\+")) as caught:
-        check_scores(reply, [3, 4, 5, 6], 1, VOCABULARY)
+        checked_scores(reply, [3, 4, 5, 6], 1, VOCABULARY)
     assert caught.value.reason == "teacher_invalid"

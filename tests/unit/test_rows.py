@@ -114,7 +114,7 @@ def test_what_is_recorded_with_a_demonstration_is_what_was_seen():
     seen = [Observation("user"), called, Observation("", won=True)]
     demo = {"actions": ["a", "b"], **recorded(seen)}
     demo = Demonstration.of({"demo": json.loads(json.dumps(demo))})
-    assert [demo.observation(turn) for turn in range(2)] == seen[:2]
+    assert [demo.seen_before(turn) for turn in range(2)] == seen[:2]
 
 
 def test_the_first_turns_of_a_demonstration_are_those_of_all_its_parts():

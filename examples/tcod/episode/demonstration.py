@@ -77,7 +77,7 @@ class Demonstration:
             if values is not None and len(values) != len(self.actions):
                 raise Failure("demo_mismatch", f"{len(values)} {name}, {len(self.actions)} actions")
 
-    def observation(self, turn: int) -> Observation:
+    def seen_before(self, turn: int) -> Observation:
         """What `turn` (0-based) answers, as it was recorded. Raises Failure: demo_unrecorded, demo_malformed."""
         if self.seen is None:
             raise Failure("demo_unrecorded", "it lacks what its environment said: run check_environment --record")
@@ -119,8 +119,8 @@ class Demonstration:
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is refused")
         if over:
             raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
-        if self.observations and observation.answer != (recorded := self.observations[turn]):
-            said = f"{action!r} gives {observation.answer!r}, not {recorded!r}"
+        if self.observations and observation.answer != (expected := self.observations[turn]):
+            said = f"{action!r} gives {observation.answer!r}, not {expected!r}"
             raise Failure("demo_mismatch", f"turn {turn + 1} of the demonstration: {said}")
 
 

@@ -17,7 +17,7 @@ from ..model.chat_tokens import ChatTokens
 from ..model.student import Response
 from .record import Span, TokenSequence
 
-LEFT_OUT = "[Earlier turns are left out.]"  # behind the first user turn, where a window leaves some out
+LEFT_OUT = "[Earlier turns are left out.]"  # at the end of the first user turn, where a window leaves some out
 
 
 class History(ABC):

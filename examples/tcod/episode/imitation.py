@@ -25,7 +25,7 @@ def imitate(metadata: dict[str, Any], episode: Episode, side: TextSide, history:
     demonstration = Demonstration.of(metadata)
     demonstration.check(horizon)
     for turn, action in enumerate(demonstration.actions):
-        observation = demonstration.observation(turn)
+        observation = demonstration.seen_before(turn)
         shown = side.turn(observation, first=turn == 0)
         fits = history.observe(shown) if turn else history.begin(side.rules(), shown)
         response = demonstration.response(turn, observation, side)

@@ -1,4 +1,4 @@
-"""The one episode loop of all arms and of evaluation.
+"""The one episode loop: of all arms that play (all but sft, see imitation.py), and of evaluation.
 
 No slime and no settings in here: training/samples.py makes slime's samples of the episodes, tools/common/play.py and
 programs of yours play them without slime.
@@ -61,7 +61,7 @@ class EpisodePlayer:
         async with self.pool.borrow() as borrowed:
             assignment.check_wanted()  # while it waited for an environment
             side = self.new_text_side(task_of(assignment.metadata))
-            last = await _Turns(self, assignment, episode, history, side, borrowed).play()
+            last = await _Turns(self, assignment, episode, history, side, borrowed).play_all()
             with assignment.trace("environment"):
                 last = await borrowed.finish(last)
             record.env_s = borrowed.seconds
@@ -84,7 +84,7 @@ class _Turns:
     side: TextSide
     borrowed: BorrowedEnvironment
 
-    async def play(self) -> Observation:
+    async def play_all(self) -> Observation:
         """The loop: the plan says who acts at which turn. Returns the last observation."""
         plan, demonstration, record = self.assignment.plan, self.assignment.demonstration, self.episode.record
         observation = await self._ask(self.borrowed.reset, self.side.task)

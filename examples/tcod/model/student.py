@@ -8,7 +8,7 @@ from typing import Any
 from .. import Failure
 from .client import SGLangClient, is_log_prob
 
-ASKED = 8  # How often a turn is asked for when the engine aborts it; the pauses between sum up to 13 s.
+ASKED = 8  # How often a turn is asked for when the engine aborts it; the pauses between sum up to 12.7 s.
 FIRST_PAUSE_S = 0.1
 
 
@@ -72,12 +72,13 @@ class StudentClient:
             "return_logprob": True,
         }
         for attempt in range(ASKED):
+            if attempt:
+                await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
             reply = await self._client.post(payload, session, check_wanted)
             if not _is_aborted(reply):
                 return checked_response(reply, self._vocab_size, stop_ids)
             check_wanted()
             said = reply["meta_info"]["finish_reason"].get("message") or "no reason given"
-            await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
         raise Failure("engine_aborted", f"the engine aborted a turn {ASKED} times ({said})")
 
 
@@ -121,7 +122,7 @@ def checked_response(reply: Any, vocab_size: int, stop_ids: set[int]) -> Respons
 
 
 def is_untempered(sampling: dict[str, Any]) -> bool:
-    """Whether sampling parameters leave the policy as it is: the teacher's log-probs are always so."""
+    """Whether sampling parameters leave the policy as it is, as the teacher's log-probs always assume."""
     neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "min_new_tokens": 0}
     given = {name: sampling.get(name) for name in neutral}
     return all(value is None or value == neutral[name] for name, value in given.items())

@@ -39,7 +39,7 @@ class TeacherClient:
         start = prompt_length - 1
         request = scoring_request(start, input_ids=tokens)
         reply = await self._client.post(request, session, check_wanted)
-        return check_scores(reply, tokens, start, self._vocab_size)
+        return checked_scores(reply, tokens, start, self._vocab_size)
 
 
 def teacher_headers() -> dict[str, str]:
@@ -54,7 +54,7 @@ def scoring_request(start: int, **prompt: object) -> dict:
     return {**prompt, "sampling_params": sampling_params, "return_logprob": True, "logprob_start_len": start}
 
 
-def check_scores(reply: object, tokens: list[int], start: int, vocab_size: int) -> list[float]:
+def checked_scores(reply: object, tokens: list[int], start: int, vocab_size: int) -> list[float]:
     """The log-probs of tokens[start + 1:] out of SGLang's reply to a request with logprob_start_len = start.
 
     Raises:

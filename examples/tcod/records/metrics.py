@@ -37,7 +37,7 @@ def rollout_metrics(trained: Sequence[Any], drawn: Sequence[Any]) -> Metrics:
     metrics |= _by_index("success_by_type", by_label)
     metrics |= _tokens(episodes)
     played = [Episode.of(sample).record for sample in drawn]
-    metrics["steps"] = sum(record.replayed + len(record.turns) for record in played)
+    metrics["steps"] = sum(len(record.replayed_turns) + len(record.turns) for record in played)
     if replayed := [turn.as_sampled for record in records for turn in record.replayed_turns]:
         metrics["replayed_as_sampled"] = fmean(replayed)
     # The teacher scores after the episode; both are shares of the time that trajectories were under way.

@@ -10,7 +10,7 @@ fields, the text in lines; null where the teacher was shown none) and "turns". O
 ReplayedTurn or TurnRecord, and
 
     role                         "replayed" or "student"
-    context, context_tokens      what precedes the response, parted at the observation, which is not in there once more
+    context, context_tokens      the text before the response, split where the observation stands, which is left out
     response, response_tokens    the text, empty where "tokens" has it
     tokens, student, teacher     of each sampled token: its text, the student's and the teacher's log-prob
     plain                        the teacher's without its note, null unless tcod_save_plain_scores asks for them

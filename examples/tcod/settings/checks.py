@@ -120,7 +120,7 @@ def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
     yield from _contradictions(args, config)
 
 
-def check_teacher(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
+def teacher_refusals(config: TcodConfig, teacher: str, mode: str) -> Iterator[str]:
     """Why a teacher's address, and what it is shown, do not fit TEACHER and MODE of the script."""
     if config.tcod_teacher_url:
         yield "tcod_teacher_url is of an entry of tcod_environments: the run's own is --rm-url (TEACHER_URL)"
@@ -183,7 +183,7 @@ def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
 def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
     teacher = SELF if args.opd_type == "sglang" and args.rm_url == SELF else args.opd_type
     is_sync = not args.rollout_function_path.endswith(".generate_rollout_fully_async")
-    yield from check_teacher(config, teacher, "sync" if is_sync else "fully_async")
+    yield from teacher_refusals(config, teacher, "sync" if is_sync else "fully_async")
     yield from reward_refusals(config.model_dump(), args.use_opd, args.n_samples_per_prompt)
     if args.use_opd and not args.opd_kl_coef > 0:
         yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: to train on the reward alone, remove --use-opd"

@@ -43,8 +43,7 @@ class TcodConfig(BaseModel):
     tcod_k_start: int = Field(1, ge=1)
     """Depth at rollout 0."""
     tcod_eta: int = Field(5, ge=1)
-    """Rollouts per turn of depth. The paper tries 2, 4 and 6, its code ships 5 (B2F) and 6 (F2B); one value for both
-    lets the arms be compared, and 5 takes a horizon of 30 to full depth in 145 of 250 rollouts."""
+    """Rollouts per turn of depth; docs/SETTINGS.md says why 5."""
     tcod_reopd_gamma: float = Field(0.6, gt=0, le=1)
     """reopd: a replay of one turn more is this many times as probable; the paper's value."""
     tcod_b2f_budget: Literal["slack", "horizon"] = "slack"

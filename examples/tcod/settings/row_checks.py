@@ -56,7 +56,7 @@ def _check(
                 if needs_demo:
                     demo.check(own.tcod_horizon)
                 for turn in range(len(demo.actions) if needs_seen else 0):
-                    demo.observation(turn)
+                    demo.seen_before(turn)
             except Failure as failure:
                 reasons[failure.reason] += 1
                 first = first or f"{place(row, source)}: {failure}"

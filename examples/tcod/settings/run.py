@@ -41,7 +41,7 @@ class EnvironmentSetup:
     async def score(
         self, sequence: TokenSequence, note: Note | None, session: str, *check_wanted: Callable[[], None]
     ) -> list[float]:
-        """What TeacherClient.score returns of a sequence behind its prompt, where it is shown this note."""
+        """The teacher's log-probs of a sequence's tokens after its prompt; the teacher is shown `note`."""
         ids, behind = self.notes.teacher_ids(sequence, note), len(sequence.tokens) - len(sequence.prompt)
         return await self.teacher.score(ids, len(ids) - behind, session, *check_wanted)
 

@@ -12,7 +12,7 @@ import httpx
 from .. import ConfigError, Failure
 from ..model.chat_tokens import ChatTokens
 from ..model.client import without_login
-from ..model.teacher import check_scores, scoring_request, teacher_headers
+from ..model.teacher import checked_scores, scoring_request, teacher_headers
 from .config import SELF, TcodConfig
 
 ROUTER_PATIENCE_S = 60  # The router lists an engine only after its own check of it, which slime does not wait for.
@@ -114,9 +114,9 @@ def _check_tokens(server: str, chat: ChatTokens, headers: dict[str, str] | None)
     # SGLang and transformers may differ in putting a bos before a text; before ids, which episodes are, none is put.
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     with contextlib.suppress(Failure):
-        check_scores(reply, [*bos, *ids], 0, len(tokenizer))
+        checked_scores(reply, [*bos, *ids], 0, len(tokenizer))
         return
-    check_scores(reply, ids, 0, len(tokenizer))
+    checked_scores(reply, ids, 0, len(tokenizer))
 
 
 def _longest_sequence(server: str, headers: dict[str, str] | None = None) -> float:

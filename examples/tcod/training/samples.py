@@ -48,7 +48,7 @@ def set_status(sample: Sample, tokenizer: Any) -> None:
 def to_samples(args: Namespace, sample: Sample, tokenizer: Any) -> list[Sample]:
     """The samples of an episode that was played: the sample itself, or one for each of several sequences.
 
-    slime weighs those of one rollout_id as one trajectory. Of the turns, each has its own only. Afterwards
+    slime weighs those of one rollout_id as one trajectory. Each sample's record keeps only its own turn. Afterwards
     metadata["tcod"] is the record as plain data.
     """
     episode = Episode.of(sample)

@@ -21,7 +21,7 @@ from ...environments.protocol import Observation
 from ...episode.rows import Row
 from ...model.chat_tokens import ChatTokens
 from ...settings.build import history_factory, student_chat, text_side_factory
-from ...settings.checks import check_environment_class, check_notes, check_teacher
+from ...settings.checks import check_environment_class, check_notes, teacher_refusals
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.row_checks import by_environment, check_evaluation_rows, check_training_rows
 from ...settings.secrets import text_without
@@ -62,7 +62,7 @@ def main() -> None:
 def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: str) -> list[str]:
     """What can be known before a GPU is taken. Returns the addresses of the cluster's nodes. Raises ConfigError."""
     check_environment_class(config)
-    for sentence in check_teacher(config, s.teacher, s.mode):
+    for sentence in teacher_refusals(config, s.teacher, s.mode):
         raise ConfigError(sentence)
     check_notes(config, chat)
     if s.teacher == "megatron":
