@@ -93,7 +93,7 @@ def draw_fourth(results: Results, path: Path = DOCS / "study_notes.png") -> None
             values = [within[f"{turns}"] for within in of]
             panel.plot(values, [height] * len(values), "o", color="C0", alpha=0.35)
             panel.plot(sum(values) / len(values), height, "|", color="C0", markersize=16, markeredgewidth=2)
-        finish(panel, xlabel="held-out success", title=f"within {turns} turns", yticks=range(len(rows)))
-        panel.set_yticklabels(rows)
+        ticks = {"yticks": range(len(rows)), "yticklabels": list(rows)}
+        finish(panel, xlabel="held-out success", title=f"within {turns} turns", **ticks)
     panel.invert_yaxis()
     figure.savefig(path, dpi=110)

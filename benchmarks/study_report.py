@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import study_figures
-from benchmarks.study_arms import TURNS_TO_WIN
+from benchmarks.study_arms import NOTES, TURNS_TO_WIN
 from benchmarks.study_results import CHECKS, LATE, SPENT, Results, interval, kl_by_turn
 
 
@@ -221,8 +221,7 @@ def baseline_tables(results: Results) -> Iterator[tuple[str, str]]:
     )
 
 
-NOTE_ARMS = ("demo", "hindsight", "both", "demo-if-seen", "another-demo", "self-demo", "f2b-both")
-NOTE_ARMS += ("strong", "b2f-strong", "sft")
+NOTE_ARMS = (*NOTES,)
 NOTE_PAIRS = (
     *((arm, "another-demo") for arm in ("demo", "hindsight", "both", "demo-if-seen", "self-demo")),
     *((arm, "demo") for arm in ("hindsight", "both", "demo-if-seen", "self-demo", "sft")),
@@ -234,21 +233,21 @@ NOTE_PAIRS = (
 def note_tables(results: Results) -> Iterator[tuple[str, str]]:
     """(title, Markdown) of the fourth part's tables."""
     first = results.evaluations.query("n == 0").groupby("seed").first()
-    last, took = results.evaluations.groupby(["arm", "seed"], sort=False).last(), results.updates.fillna(0.0)
-    took = took.groupby(["arm", "seed"], sort=False)[["steps", "read"]].sum()
+    last = results.evaluations.groupby(["arm", "seed"], sort=False).tail(1).droplevel("n")
+    took = results.updates.fillna(0.0).groupby(["arm", "seed"], sort=False)[["steps", "read"]].sum()
 
     def row(arm: str, of: pd.DataFrame, spent: dict[str, str]) -> dict[str, str]:
         within = pd.DataFrame([*of["within"]])
         cells = {f"within {turns}": mean_text([*within[f"{turns}"]]) for turns in TURNS_TO_WIN}
         of_each = ", ".join(map("{:.2f}".format, of["success"]))
-        cells |= {"of each seed": of_each, "turns of won": f"{of['turns_won'].mean():.1f}"}
+        cells |= {"of each seed": of_each, "turns of won": f"{of['turns_won'].mean():.1f}".replace("nan", "")}
         return {"arm": arm, **cells, "reached blindly": f"{of['blind'].mean():.2f}", **spent}
 
     titles = {"steps": "environment steps", "read": "tokens the teacher read"}
     rows = [row("before", first, dict.fromkeys(titles.values(), ""))] if len(first) else []
     for arm in results.arms:
-        spent = {title: f"{took.loc[arm][name].mean():,.0f}" for name, title in titles.items()}
-        rows.append(row(arm, last.loc[arm], spent))
+        means = took.loc[arm].mean()
+        rows.append(row(arm, last.loc[arm], {title: f"{means[name]:,.0f}" for name, title in titles.items()}))
     yield "After training: success within so many turns on 100 held-out games, and what it took, means per run", (
         markdown(rows)
     )
