@@ -180,7 +180,7 @@ def test_two_sessions_are_played_by_the_checker(urls, real_ray):
     environment = "examples.tcod.environments.openenv.OpenEnvEnvironment"
     played = [Row("guess", "8", {**TASK, "demo": {"actions": actions}}, line=1) for actions in (ACTIONS, ACTIONS[:2])]
     demos = play_rows(TcodConfig(tcod_environment=environment, **config), played[:1], "f").demos
-    assert [demo.observations for demo in demos] == [("Smaller.", "Larger.", "Right.")] * 2
+    assert [demo.observations for demo in demos] == [("Smaller.", "Larger.", "Right.")]
     with pytest.raises(ConfigError, match="OpenEnvEnvironment does not play line 1 of f, demo_not_won"):
         play_rows(TcodConfig(tcod_environment=environment, **config), played[1:], "f")
 
