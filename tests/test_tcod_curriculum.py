@@ -87,6 +87,13 @@ def test_reopd_replays_a_part_of_the_demonstration_and_plays_one_turn():
     assert {reopd.plan(1, 1, n).replayed for n in range(20)} == {0}
 
 
+@pytest.mark.parametrize("variant", ["b2f", "reopd"])
+@pytest.mark.parametrize("length", [0, 31])
+def test_a_missing_or_too_long_demonstration_is_refused(variant, length):
+    with pytest.raises(ValueError, match="demonstration"):
+        Curriculum(variant=variant, horizon=30).plan(1, length)
+
+
 def test_imitation_has_no_plan_because_nothing_is_played():
     sft = Curriculum(variant="sft", horizon=30)
     assert sft.depth(0) == sft.depth(LATE) == 30

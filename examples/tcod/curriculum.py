@@ -81,10 +81,15 @@ class Curriculum:
         distribution.
         reopd: t turns are replayed, with probability gamma^t / (gamma^0 + .. + gamma^(L - 1)), and one is played; t
         is drawn from the training step n and the sample's index, so it is the same when a run is resumed.
+
+        Raises:
+            ValueError: a demonstration is needed and there is none, or it is longer than the horizon.
         """
         assert self.variant != "sft", "nothing is played in this arm"
         if not self.needs_demonstration:
             return EpisodePlan(replayed=0, budget=min(k, self.horizon))
+        if not 1 <= demo_length <= self.horizon:
+            raise ValueError(f"{self.variant} needs a demonstration of 1 to {self.horizon} turns, not {demo_length}")
         if self.variant == "reopd":
             chances = [self.reopd_gamma**t for t in range(demo_length)]
             [replayed] = random.Random(f"{n} {index}").choices(range(demo_length), chances)

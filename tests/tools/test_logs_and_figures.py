@@ -36,6 +36,7 @@ def written(folder):
 
 def test_each_rollout_and_evaluation_is_a_line(log, tmp_path):
     assert run_folder.rollouts_before(0) == 0
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "ro')  # a crash has left half a line
     log(4, 5, "eval", 0, {"eval/tcod/eval_s": 4.0})
     log(5, 0, "rollout", 0, {"rollout/tcod/k": 1})
     assert run_folder.rollouts_before(0) == 1

@@ -13,7 +13,6 @@ line before and the begin of the rollout or evaluation: training, weights and ch
 rollouts after its last checkpoint again, so the last line of a kind and n is the one that counts.
 """
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -51,20 +50,36 @@ def write(name: str, text: str, append: bool = False) -> bool:
     if (folder := run_dir()) is None:
         return True
     path = folder / name
-    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        before = path.read_bytes() if append and path.exists() else b""
-        partial.write_bytes(before + text.encode())
-        partial.replace(path)
+        (_append if append else _replace)(path, text)
         return True
     except OSError as error:
         if (kind := name.partition("/")[0]) not in _warned:
             logger.warning("%s is not written, and the run goes on without: %s", kind, error)
             _warned.add(kind)
-        with contextlib.suppress(OSError):
-            partial.unlink()
         return False
+
+
+def _append(path: Path, text: str) -> None:
+    before = path.read_bytes() if path.exists() else b""
+    gap = "\n" if before and not before.endswith(b"\n") else ""  # behind half a line that a crash has left
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(gap + text)
+    except OSError:
+        if path.exists():
+            os.truncate(path, len(before))  # half a line would spoil the file
+        raise
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def rollouts_before(evaluation_id: int) -> int:

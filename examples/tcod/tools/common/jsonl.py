@@ -11,10 +11,14 @@ from .command import result_file
 
 FORM = {"prompt": str, "label": str, "metadata": dict}
 KIND = 'row {"prompt": text, "label": text, "metadata": {..}}'
+BYTE_ORDER_MARK = "\ufeff"
 
 
 def read_lines(
-    path: Path, kind: str = "JSON object", leave_out: Callable[[str], None] | None = None
+    path: Path,
+    kind: str = "JSON object",
+    leave_out: Callable[[str], None] | None = None,
+    encoding: str = "utf-8-sig",
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(its number in the file, from 1; the object) of each line.
 
@@ -24,6 +28,7 @@ def read_lines(
     Args:
         kind: what a line has to be, for the message.
         leave_out: is told of each line that is no JSON object, in a sentence. The others are read all the same.
+        encoding: "utf-8" for what slime reads, too: it leaves out a line behind a byte order mark.
 
     Raises:
         ConfigError: the file cannot be read; or a line is no JSON object, and there is no `leave_out`.
@@ -32,7 +37,7 @@ def read_lines(
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    if text := line.decode().strip():
+                    if text := _decoded(line, encoding).strip():
                         yield number, _parse(text)
                 except (ValueError, RecursionError) as error:
                     sentence = f"line {number} of {path} is no {kind}: {error}"
@@ -48,7 +53,16 @@ def fault(error: Exception) -> str:
     return f"it has no {error}" if isinstance(error, KeyError) else f"a value in it cannot be used ({error})"
 
 
+def _decoded(line: bytes, encoding: str) -> str:
+    try:
+        return line.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not in UTF-8") from error
+
+
 def _parse(text: str) -> dict[str, Any]:
+    if text.startswith(BYTE_ORDER_MARK):
+        raise ValueError("it begins with a byte order mark, and slime would leave it out: save the file without one")
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f"it is {text[:80]}")
@@ -62,7 +76,7 @@ def read_rows(path: Path) -> list[Row]:
         ConfigError: the file cannot be read, or has a line that is no row; the message names the line.
     """
     rows = []
-    for number, fields in read_lines(path, KIND):
+    for number, fields in read_lines(path, KIND, encoding="utf-8"):
         try:
             for key, kind in FORM.items():
                 if not isinstance(fields.get(key), kind):
