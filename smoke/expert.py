@@ -9,7 +9,7 @@ from examples.tcod.environments.protocol import Environment
 
 OPENABLE = ("cabinet", "drawer", "fridge", "microwave")
 _GOAL = re.compile(r"Your task is to: put (?:a|some) (\w+) (?:in|on) (\w+)")
-_THING = re.compile(r"\ba (\w+ \d+)")
+THING = re.compile(r"\ba (\w+ \d+)")
 
 
 def kind(thing: str) -> str:
@@ -28,7 +28,7 @@ class Expert:
     """
 
     def __init__(self, first: str, rng: random.Random) -> None:
-        self.receptacles = sorted(_THING.findall(first.split("Your task is to:")[0]))
+        self.receptacles = sorted(THING.findall(first.split("Your task is to:")[0]))
         self.goal, self.target = _GOAL.search(first).groups()
         self._rng = rng
         self._here: str | None = None
@@ -56,7 +56,7 @@ class Expert:
             self._seen[things[0]] = things[1]
         if verb in ("go", "open") and self._is_open(self._here):
             self._searched.add(self._here)
-            self._seen.update(dict.fromkeys(_THING.findall(text.partition("you see")[2]), self._here))
+            self._seen.update(dict.fromkeys(THING.findall(text.partition("you see")[2]), self._here))
 
     def act(self) -> tuple[str, str]:
         """The next action, and the thought before it: what the expert is after."""

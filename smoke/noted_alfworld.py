@@ -4,6 +4,7 @@ import re
 
 from examples.tcod.env_alfworld import AlfworldEnvironment
 from examples.tcod.environments.protocol import Execution
+from smoke.expert import THING
 
 _VIEW = re.compile(r"(?:On the|The) (\w+ \d+).*?you see (.*)", re.DOTALL)
 
@@ -13,7 +14,7 @@ def found(execution: Execution) -> dict[str, str]:
     places: dict[str, str] = {}
     for step in execution.steps:
         if view := _VIEW.search(step.observation or ""):
-            for thing in re.findall(r"\ba (\w+ \d+)", view[2]):
+            for thing in THING.findall(view[2]):
                 places.setdefault(thing, view[1])
     return places
 

@@ -60,7 +60,7 @@ class SGLangClient:
         concurrency: int | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        self._whom, self.url, self._place = whom, f"{url}/generate", without_login(url)
+        self._whom, self._url, self._place = whom, f"{url}/generate", without_login(url)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._slots = asyncio.Semaphore(concurrency) if concurrency else contextlib.nullcontext()
         self._headers = {"Content-Type": "application/json", **(headers or {})}
@@ -94,7 +94,7 @@ class SGLangClient:
     async def _attempt(self, body: bytes, headers: dict[str, str]) -> tuple[Any, str | None]:
         """The reply, or the trouble that another attempt may not see."""
         try:
-            async with self._connections().post(self.url, data=body, headers=headers) as response:
+            async with self._connections().post(self._url, data=body, headers=headers) as response:
                 if response.status == 200:
                     return json.loads(await response.read()), None
                 detail = f"HTTP {response.status} {(await response.text())[:200]}"

@@ -176,7 +176,7 @@ def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
     if is_turn_mean(args):
         flags |= FORBIDDEN_WITH_TURN_MEAN
     if (is_turn_mean(args) or config.tcod_reward_coef) and args.advantage_estimator not in ("grpo", "gspo", "cispo"):
-        flags["advantage_estimator"] = "takes neither the mean over turns nor tcod_reward_coef, as grpo does"
+        flags["advantage_estimator"] = "takes neither the mean over turns nor tcod_reward_coef, unlike slime's grpo"
     return flags
 
 
