@@ -69,7 +69,7 @@ class SlimesClient(OwnClient):
     """The recipe's client, with slime's way of sending a request."""
 
     async def post(self, payload: dict[str, Any], session: str, check_wanted: Any) -> Any:
-        return await SlimesPost()(self.url, payload, headers={"X-SMG-Routing-Key": session})
+        return await SlimesPost()(self._url, payload, headers={"X-SMG-Routing-Key": session})
 
 
 def recipe(turns: int, client: type = OwnClient) -> Play:
