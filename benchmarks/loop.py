@@ -28,7 +28,7 @@ import slime
 from benchmarks import SLIME, report
 from examples.tcod import tcod_rollout
 from examples.tcod.environments.protocol import Environment, Observation
-from examples.tcod.episode.record import Episode, EpisodeRecord
+from examples.tcod.episode.episode import Episode, EpisodeRecord
 from examples.tcod.model import student
 from examples.tcod.settings import build
 from examples.tcod.settings.run import run_of

@@ -12,14 +12,15 @@ slime loads these hooks by flag; the recipe lies in slime's examples/ and slime'
 
 A sample's way through one training step n:
     1. settings/run.py           the first call checks all settings; the first episode makes the objects
-    2. training/task_source.py   a task is drawn, at depth k(n)
+    2. training/task_source.py   a task is drawn, and gets n and k = Curriculum.depth(n)
     3. curriculum.py             who acts at which turn
     4. episode/loop.py           the episode is played: an Episode, in metadata["tcod"]
-    5. episode/history.py        what the student sees at a turn, and which tokens are trained
+    5. episode/history.py        what the student sees at a turn, and which tokens are trained (Span.is_trained)
     6. model/teacher.py          the teacher scores what was sampled (reward_func), with what episode/note.py shows it
     7. drop_failed               a group with a failed sample, or with nothing to learn from, is replaced
+                                 (sft plays nothing: SynchronousSource.imitated_groups)
     8. records/                  metrics, and some episodes to read
-    9. training/samples.py       slime's samples are made of the episodes
+    9. training/samples.py       slime's samples are made of the episodes, loss masks included
    10. post_process_rewards      slime is given the reward to log, and what is trained on of it beside the KL
 """
 
@@ -42,10 +43,10 @@ from slime.utils.types import Sample
 from . import ABORTED, ConfigError, Failure
 from .curriculum import Curriculum, EpisodePlan
 from .episode.demonstration import Demonstration
+from .episode.episode import Episode, EpisodeRecord
 from .episode.loop import Assignment, failures_go_to
-from .episode.record import Episode, EpisodeRecord
 from .records.metrics import Metrics, eval_metrics, imitation_metrics, rollout_metrics
-from .records.run_folder import rollouts_before, write_metrics
+from .records.run_folder import rollouts_before, run_dir, write_metrics
 from .records.saved_episodes import choose_to_save
 from .settings.run import Run, checked_run, imitate_row, run_of, setup_of, task_source_of
 from .training.rewards import NO_SIGNAL, normalised, reward_of
@@ -187,7 +188,8 @@ async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: 
 def drop_failed(args: Namespace, samples: list[Sample], **kwargs: Any) -> DynamicFilterOutput:
     """Drop a group with a failed or an aborted sample, and one with nothing to learn from; slime draws another one.
 
-    Without a teacher, equal rewards teach nothing: such a group is dropped however long its episodes took.
+    Without a teacher, equal rewards teach nothing: such a group is dropped however long its episodes took, and its
+    records say so (no_signal).
     """
     for sample in samples:
         if sample.status == Sample.Status.FAILED:
@@ -269,14 +271,14 @@ def _trained(
     run: Run, rollout_id: int, groups: Groups, drawn: list[Sample], metrics: Metrics, started: float
 ) -> RolloutFnTrainOutput:
     """A rollout as slime takes it: under tcod_history turns an episode is a list of samples."""
-    metrics["rollout/tcod/rollout_s"] = time.monotonic() - started
-    if run.config.tcod_save_plain_scores:
+    if run.config.tcod_save_plain_scores and run_dir():
         _score_plainly(run, choose_to_save(drawn, run.episode_log.limit))
+    metrics["rollout/tcod/rollout_s"] = time.monotonic() - started
     metrics["rollout/tcod/unsaved_episodes"] = run.episode_log.save("train", rollout_id, drawn)
     write_metrics("rollout", rollout_id, metrics, started)
     made = [[to_samples(run.args, sample, run.chat.tokenizer) for sample in group] for group in groups]
     if run.config.tcod_history == "append":
-        made = [[sample for samples in group for sample in samples] for group in made]
+        made = [flat(group) for group in made]
     return RolloutFnTrainOutput(samples=made, metrics=metrics)
 
 

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from examples.tcod import tcod_rollout
-from examples.tcod.episode.record import Episode
+from examples.tcod.episode.episode import Episode
 from examples.tcod.model import client as sglang_client
 from slime.utils.types import Sample
 from smoke import hooks

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from examples.tcod.environments.protocol import Environment, Observation
-from examples.tcod.episode.record import Episode
+from examples.tcod.episode.episode import Episode
 
 MINE = f"{__name__}.Interpreter"
 PROGRAM = "  total = 0\n\tadd 3 \n"  # white space and all

@@ -4,7 +4,7 @@ import asyncio
 
 from examples.tcod import tcod_rollout
 from examples.tcod.environments.pool import EnvironmentPool
-from examples.tcod.episode.record import Episode, EpisodeRecord
+from examples.tcod.episode.episode import Episode, EpisodeRecord
 from examples.tcod.settings import build
 from slime.utils.async_utils import run
 from slime.utils.types import Sample

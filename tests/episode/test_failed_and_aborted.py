@@ -5,7 +5,7 @@ import math
 import pytest
 
 from examples.tcod import tcod_rollout
-from examples.tcod.episode.record import Episode
+from examples.tcod.episode.episode import Episode
 from examples.tcod.model.teacher import TeacherClient
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.async_utils import run
@@ -26,6 +26,12 @@ def test_one_failed_sample_drops_its_whole_group(rig):
     samples, metrics = rig.rollout([{"goal": 2}, {"goal": 3}], n_samples_per_prompt=2)
     assert len(samples) == 4 and metrics["rollout/tcod/failed/teacher_invalid"] == 1
     assert len(rig.scoring_requests()) == 6
+
+
+def test_few_rows_fill_a_batch(rig):
+    """slime's data source gives fewer tasks than it is asked for where it has few rows: nothing is replaced."""
+    samples, metrics = rig.rollout([{"goal": 2}], rollout_batch_size=12, tcod_max_replacements=1)
+    assert len(samples) == 12 and metrics["rollout/tcod/failed"] == 0
 
 
 def test_a_failed_replay_counts_the_steps_that_it_made(rig):

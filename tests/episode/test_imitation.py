@@ -56,6 +56,8 @@ def test_the_tokens_are_those_of_a_replay(rig, tokenizer, history, window, admis
     assert metrics["rollout/tcod/tokens/trained"] == sum(map(len, ids)) and metrics["rollout/tcod/failed"] == 0
     assert metrics["rollout/tcod/samples"] == len(samples) and "rollout/tcod/success" not in metrics
     assert all(one.status == Sample.Status.COMPLETED and one.teacher_log_probs is None for one in samples)
+    listed = {" Actions: " in one.metadata["tcod"]["turns"][-1]["observation"] for one in samples}
+    assert listed == {admissible == "turn"}
 
 
 def test_a_demonstration_that_cannot_be_used_is_replaced_and_counted(rig):
@@ -63,6 +65,7 @@ def test_a_demonstration_that_cannot_be_used_is_replaced_and_counted(rig):
     samples, metrics = imitated(rig, rows, rollout_batch_size=3, rollout_max_context_len=320)
     assert [len(sample.metadata["tcod"]["turns"]) for sample in samples] == [2] * 3
     assert metrics["rollout/tcod/failed/demo_mismatch"] >= 1 and metrics["rollout/tcod/failed/prompt_too_long"] >= 1
+    assert len(imitated(rig, [row(2)], rollout_batch_size=12, tcod_max_replacements=1)[0]) == 12
     with pytest.raises(RuntimeError, match="samples by reason: {'demo_mismatch': 5}"):
         imitated(rig, [row(3, responses=["nothing"] * 3)])
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from examples.tcod import ConfigError, Failure
+from examples.tcod.episode.episode import Episode
 from examples.tcod.episode.history import LEFT_OUT
-from examples.tcod.episode.record import Episode
 from examples.tcod.settings import build
 from examples.tcod.settings.run import run_of
 from tests.episode.test_evaluation import evaluation
@@ -230,6 +230,12 @@ def test_saved_episodes_are_scored_without_their_note_too(rig, monkeypatch):
             assert all(set(turn["teacher"]) == {-0.1} and set(turn["plain"]) == {-0.9} for turn in line["turns"])
             assert all(len(turn["plain"]) == len(turn["tokens"]) for turn in line["turns"])
         assert len(lines) == 2
+    # Not where nothing is saved.
+    monkeypatch.delenv("TCOD_RUN_DIR")
+    rig.teacher.requests.clear()
+    rig.rollout(rows, **changes)
+    assert len(rig.scoring_requests()) == 3
+    monkeypatch.setenv("TCOD_RUN_DIR", str(rig.folder / "run"))
     # Where that fails, the episodes are trained and saved all the same.
     plain = {"error": "?"}
     rig.teacher_reply = lambda payload: (scored(payload, teacher_value) if has_note(rig, payload) else plain)

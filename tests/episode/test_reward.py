@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples.tcod import tcod_rollout
-from examples.tcod.episode.record import Episode, EpisodeRecord
+from examples.tcod.episode.episode import Episode, EpisodeRecord
 from examples.tcod.training.rewards import normalised
 from slime.utils.types import Sample
 from tests.support.rig import HEADER, LEFT, RIGHT, assert_failed

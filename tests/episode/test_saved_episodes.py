@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from examples.tcod.episode.record import Episode, EpisodeRecord, ReplayedTurn, Span, TokenSequence, TurnRecord
+from examples.tcod.episode.episode import Episode, EpisodeRecord, ReplayedTurn, Span, TokenSequence, TurnRecord
 from examples.tcod.records import run_folder, saved_episodes
 from examples.tcod.records.saved_episodes import MAX_TEXT, MAX_TOKENS, choose_to_save, clip, token_texts, transcript
 from tests.episode.test_evaluation import evaluation
@@ -129,7 +129,7 @@ def made_of(text, turns, tokens, score):
     sequence = TokenSequence([span, Span(span.ids, 0)])
     for turn in range(1, turns):
         sequence.spans += [span, Span(ids, turn, [score] * tokens, {})]
-    sequence.teacher_log_probs = [-1.0] * sum(len(one.ids) for one in sequence.behind_prompt)
+    sequence.teacher_log_probs = [-1.0] * sum(len(one.ids) for one in sequence.after_prompt)
     row = SimpleNamespace(prompt=text, label=None, metadata={"key": text, "number": score})
     return transcript(Episode(record, [sequence]), row, Characters(), arm="f2b", dataset="train", n=0, index=0)
 

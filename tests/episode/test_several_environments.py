@@ -104,7 +104,7 @@ def test_an_environment_has_the_teacher_that_its_entry_names(mixed, sees):
     rows = [{**row, "demo": {"actions": ["right"]}} for row in (ROWS[0], {**ROWS[0], "environment": "terse"})]
     with FakeSGLang(expert_reply) as expert:
         expert.pages["/server_info"] = {"max_req_input_len": 4090}
-        entries = {"walk": {**WALK, "tcod_teacher_url": expert.url}, "terse": terse}
+        entries = {"walk": {**WALK, "tcod_teacher_url": f"{expert.url}/generate"}, "terse": terse}
         changes = {"tcod_teacher_sees": sees, "tcod_note_len": 1000} if sees else {}
         samples, _ = mixed.rollout(rows, tcod_environments=entries, rollout_max_context_len=3000, **changes)
         asked = {name: server.payloads() for name, server in (("walk", expert), ("terse", mixed.teacher))}
@@ -178,9 +178,10 @@ def test_a_row_of_no_environment_is_refused_at_the_start(rig, metadata):
         )
 
 
-def test_a_row_of_no_environment_in_an_evaluation_fails_alone(mixed):
+def test_a_row_of_no_environment_in_an_evaluation_fails_alone(mixed, caplog):
     output = evaluation(mixed, (1.0,), [ROWS[0], {"goal": 2}], train=ROWS, **MIXED)
-    assert output.metrics["eval/tcod/t1/failed/internal"] == 1 and output.metrics["eval/tcod/t1/episodes"] == 1
+    assert "env_error: its metadata.environment is None: name one of tcod_environments" in caplog.text
+    assert output.metrics["eval/tcod/t1/failed/env_error"] == 1 and output.metrics["eval/tcod/t1/episodes"] == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from examples.tcod import ConfigError, tcod_rollout
-from examples.tcod.episode.record import Episode
+from examples.tcod.episode.episode import Episode
 from examples.tcod.settings.run import run_of, task_source_of
 from examples.tcod.training import task_source
 from examples.tcod.training.task_source import AsynchronousSource, SynchronousSource
@@ -32,7 +32,7 @@ def source(rig, tmp_path):
 
 
 def draw(kind, source, rollout_id):
-    drawn = kind(source.args, source, lambda row, n: n + 1, 4, 2, rollout_id)
+    drawn = kind(source.args, source, lambda row, n: n + 1, max_replacements=4, max_staleness=2, rollout_id=rollout_id)
     drawn.begin(rollout_id)
     return drawn
 
@@ -163,12 +163,13 @@ def test_a_rollout_waits_for_what_was_drawn_two_before_it_and_draws_no_further_a
 def test_failed_groups_are_done_with_and_aborted_ones_are_drawn_again(source):
     current = source()
     drawn = draw(AsynchronousSource, current, 0)
-    groups = [group for _ in range(4) for group in drawn.get_samples(1)]
-    drawn.add_ended(groups[0], keep=False)
-    drawn.add_samples([finish([groups[1]])[0]])
+    first, second, *others = [group for _ in range(9) for group in drawn.get_samples(1)]
+    assert len(others) == 3 * BATCH - 2  # as many as may be under way
+    drawn.add_samples(finish([second]))
     [again] = drawn.get_samples(1)
     assert tasks([again]) == [2] and again[0].tokens == [] and again[0].status == Sample.Status.PENDING
-    for group in (again, groups[2], groups[3]):
+    drawn.add_ended(first, keep=False)
+    for group in (again, *others):
         drawn.add_ended(group, keep=True)
     assert drawn.is_complete and tasks(drawn.take()[0]) == [2, 3]
     current.save(0)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from examples.tcod.episode.record import Episode
+from examples.tcod.episode.episode import Episode
 from examples.tcod.settings.config import TcodConfig
 from slime.utils.types import Sample
 from tests.support.fake_sglang import generated

@@ -76,7 +76,8 @@ def test_calls_and_results_are_turns_and_a_malformed_call_is_answered(tools):
     assert [turn["action"] for turn in turns] == [action("right", "right"), said[1], action("left", "right", "right")]
     assert [turn["valid"] for turn in turns] == [True, False, True]
     assert [turn["refused"] for turn in turns] == [False, True, False]
-    assert turns[1]["observation"] == "You are at door 1.\n\nYou are at door 2."
+    assert turns[1]["observation"] == "You are at door 1.\nYou are at door 2."
+    assert sample.metadata["tcod"]["outcome"] == "You are at door 1.\nYou are at door 2.\nYou are at door 3."
     assert metrics["rollout/tcod/success"] == 1.0
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from examples.tcod import tcod_rollout
-from examples.tcod.episode.record import Episode, EpisodeRecord
+from examples.tcod.episode.episode import Episode, EpisodeRecord
 from examples.tcod.training.samples import to_samples
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.async_utils import run

@@ -44,7 +44,7 @@ def handed_on(tmp_path_factory):
 @pytest.fixture
 def settings(place, handed_on):
     """settings(**changes): the launcher's Settings, as the script gives them, with these variables instead."""
-    from examples.tcod.tools.launch.settings import Settings
+    from examples.tcod.tools.launch.variables import Settings
 
     other, env = handed_on
     env = {name: text.replace(str(other), str(place[0])) for name, text in env.items()}

@@ -10,7 +10,7 @@ import yaml
 
 from examples.tcod import ConfigError
 from examples.tcod.tools.launch import folder
-from examples.tcod.tools.launch.settings import read_recipe
+from examples.tcod.tools.launch.variables import read_tcod
 from tests.support.run_script import checkpoint
 
 NUM_GPUS = 0
@@ -39,7 +39,7 @@ def resume(settings, tmp_path, monkeypatch):
     def begin(**changes):
         s = settings(**changes)
         try:
-            folder.begin(s, read_recipe(s, {"VARIANT": "f2b", **changes}), "")
+            folder.begin(s, read_tcod(s, {"VARIANT": "f2b", **changes}), "")
         except ConfigError as error:
             return str(error)
 

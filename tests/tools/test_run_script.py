@@ -13,8 +13,14 @@ import yaml
 
 from examples.tcod import ConfigError
 from examples.tcod.tools.launch import __main__ as launcher
-from examples.tcod.tools.launch import settings as launch_settings
-from examples.tcod.tools.launch.settings import Settings, check_machine, check_settings, eval_flags, read_recipe
+from examples.tcod.tools.launch.variables import (
+    Settings,
+    check_machine,
+    check_settings,
+    eval_flags,
+    read_tcod,
+    visible_gpus,
+)
 from tests.support.fake_cluster import executable
 from tests.support.run_script import commands, dry_run, run, value
 
@@ -102,7 +108,7 @@ def test_a_variable_wins_over_config(place, given, config, variant):
     env = commands(place, **changes).env
     assert env["RUN_DIR"] == f"/root/tcod_runs/mine-qwen3-8b-{variant}"
     recipe = {"tcod_variant": variant, "tcod_horizon": 30, "tcod_eta": 2, "tcod_eval_kl": True}
-    assert read_recipe(Settings.read(env), env) == recipe
+    assert read_tcod(Settings.read(env), env) == recipe
 
 
 def test_another_environment_gets_nothing_of_alfworld(place):
@@ -118,7 +124,7 @@ def test_gpus_are_numbered_within_the_visible_ones(place, monkeypatch):
     monkeypatch.setenv("PATH", place[1]["PATH"])
     for visible, gpus in [("8,9,10", ["8", "9", "10"]), ("", list("01234567"))]:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert launch_settings.visible_gpus() == gpus
+        assert visible_gpus() == gpus
     assert launcher.pick(["8", "9", "10"], [1, 2, 3]) == "9,10,3"
 
 
@@ -206,10 +212,10 @@ def test_settings_that_contradict_themselves_are_refused(settings, change, sente
 def test_a_reward_that_cannot_work_is_refused(settings):
     """Which ones cannot: test_configuration.py."""
     variables = {"TEACHER": "none", "REWARD_COEF": "0.5", "SAMPLES_PER_TASK": "2"}
-    assert read_recipe(settings(**variables), variables)["tcod_reward_coef"] == 0.5
+    assert read_tcod(settings(**variables), variables)["tcod_reward_coef"] == 0.5
     for change in ({"REWARD_COEF": ""}, {"TEACHER": "sglang", "VARIANT": "sft"}, {"SAMPLES_PER_TASK": "1"}):
         with pytest.raises(ConfigError, match="REWARD_COEF"):
-            read_recipe(settings(**variables | change), variables | change)
+            read_tcod(settings(**variables | change), variables | change)
 
 
 @pytest.mark.parametrize("flag, variable", [("--colocate", "COLOCATE"), ("--load=/x", "RUN_DIR")])

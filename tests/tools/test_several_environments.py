@@ -14,7 +14,7 @@ from examples.tcod.tools.common import prepare
 from examples.tcod.tools.common.jsonl import read_rows
 from examples.tcod.tools.launch import __main__ as launch
 from examples.tcod.tools.launch import folder, preflight
-from examples.tcod.tools.launch.settings import read_recipe, teacher_context
+from examples.tcod.tools.launch.variables import read_tcod, teacher_context
 from tests.support.run_script import checkpoint
 from tests.support.toys import LocalPool
 
@@ -152,12 +152,12 @@ def test_the_preflight_asks_all_teachers(mixed, config, tmp_path, monkeypatch):
 
 
 def test_the_launcher_reads_entries(mixed, config, tmp_path, monkeypatch):
-    s, recipe = mixed(), read_recipe(mixed(), {})
+    s, recipe = mixed(), read_tcod(mixed(), {})
     assert launch.worker_variables(s, recipe)["NEAR"] == str(tmp_path)
     monkeypatch.delenv("NEAR")
     assert teacher_context(s, recipe) == s.max_context_len + 7  # a dry run elsewhere
     with pytest.raises(ConfigError, match="HORIZON would be that of some environments alone: set it in CONFIG's"):
-        read_recipe(s, {"HORIZON": "9"})
+        read_tcod(s, {"HORIZON": "9"})
 
 
 def test_a_run_goes_on_where_an_environments_data_and_teacher_have_moved(mixed, config, tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_a_run_goes_on_where_an_environments_data_and_teacher_have_moved(mixed, 
         settings = yaml.safe_load(config.read_text())
         settings["tcod_environments"]["near"] |= changes
         config.write_text(yaml.safe_dump(settings))
-        folder.begin(mixed(), read_recipe(mixed(), {}), "")
+        folder.begin(mixed(), read_tcod(mixed(), {}), "")
 
     begin()
     checkpoint(tmp_path / "run", 24)

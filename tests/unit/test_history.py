@@ -97,9 +97,7 @@ def test_each_turn_sees_the_templates_own_rendering(name, folder, rules, first, 
         assert history.observe(after)
         texts.append(after)
     # What is left are these sequences, and every sampled token once.
-    sequences = [
-        (one.prompt, [token for span in one.behind_prompt for token in span.ids]) for one in history.sequences
-    ]
+    sequences = [(one.prompt, [token for span in one.after_prompt for token in span.ids]) for one in history.sequences]
     assert sequences == list(zip(contexts, sampled, strict=True))
     spans = [span for one in history.sequences for span, _ in one.sampled()]
     assert [(span.ids, span.turn) for span in spans] == list(zip(sampled, range(replayed, len(turns)), strict=False))

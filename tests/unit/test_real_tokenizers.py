@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from examples.tcod.environments.protocol import Environment
 from examples.tcod.episode.demonstration import Demonstration
+from examples.tcod.episode.episode import Note
 from examples.tcod.episode.history import AppendHistory, TurnHistory
 from examples.tcod.episode.note import NoteWriter
-from examples.tcod.episode.record import Note
 from examples.tcod.model.chat_tokens import load_chat
 from examples.tcod.model.student import Response
 from smoke import cpu_only

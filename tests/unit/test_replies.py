@@ -35,7 +35,7 @@ def test_sampled_ids_and_their_log_probs_are_taken_as_they_are():
     [
         *[(sampled(output_ids=other), "the log-probs belong to other ids") for other in ([5, 7], [5], [6, 5])],
         (sampled(counted=3), "2 log-probs for 3 sampled tokens"),  # as with speculative decoding
-        (sampled(ids=(6, 5)), "goes on behind a token that ends it"),  # the same
+        (sampled(ids=(6, 5)), "goes on after a token that ends it"),  # the same
         (sampled(ids=(5, VOCABULARY)), "outside the tokenizer's vocabulary"),
         *[(sampled(log_probs=(-0.5, value)), "a value is no log-prob") for value in NO_LOG_PROB],
     ],

@@ -105,7 +105,7 @@ class BorrowedEnvironment:
 
     @property
     def seconds(self) -> float:
-        """Of all calls."""
+        """The time of all calls together."""
         return sum(seconds for _, seconds in self.calls)
 
     async def reset(self, metadata: dict[str, Any]) -> Observation:

@@ -68,14 +68,14 @@ class Observation:
         return self.won or self.done
 
     @property
-    def answer(self) -> str:
-        """All that it says, in one text."""
+    def full_text(self) -> str:
+        """All that it says, in one text: the results of several tools, or its text."""
         return "\n".join(self.results) or self.text
 
 
 @dataclass(frozen=True)
 class Step:
-    """An action, and what the environment answered; None where that is not known, or left out."""
+    """An action, and what the environment said to it; None where that is not known, or left out."""
 
     action: str
     observation: str | None = None

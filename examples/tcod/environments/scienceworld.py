@@ -34,7 +34,7 @@ class ScienceworldEnvironment(Environment):
     """One ScienceWorld engine: a Java process of about 200 MB, which ends with its worker.
 
     Args:
-        java_options: for all Java of the worker; what JAVA_TOOL_OPTIONS has comes behind them. Without a bound on its
+        java_options: for all Java of the worker; what JAVA_TOOL_OPTIONS has comes after them. Without a bound on its
             heap the process can reach 1.4 GB.
     """
 

@@ -83,8 +83,7 @@ class SqliteEnvironment(Environment):
         if not results:
             return Observation("Call a tool.", refused=True)
         over, won = self.given is not None, self.given is not None and is_right(self.given, self.right)
-        text = "\n\n".join(results)
-        return Observation(text, won, over, refused=not executed, role="tool", results=tuple(results))
+        return Observation("", won, over, refused=not executed, role="tool", results=tuple(results))
 
     def finish(self, last: Observation) -> Observation:
         """Close the database."""

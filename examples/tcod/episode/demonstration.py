@@ -22,13 +22,13 @@ def recorded(seen: Sequence[Observation]) -> dict[str, Any]:
     """What a demonstration keeps of the observations of its reset and of each of its actions."""
     parts = [part for part in fields(Observation) if part.name in ("text", "admissible", "role", "results")]
     kept = [{p.name: value for p in parts if (value := getattr(one, p.name)) != p.default} for one in seen[:-1]]
-    return {"observations": tuple(one.answer for one in seen[1:]), "seen": tuple(kept)}
+    return {"observations": tuple(one.full_text for one in seen[1:]), "seen": tuple(kept)}
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A recorded solution: L actions; where they were recorded, the environment's answers to them, and the responses
-    that they were parsed from.
+    """A recorded solution: L actions; where they were recorded, what the environment said to them, and the
+    responses that they were parsed from.
 
     Many texts are sampled with other tokens than a tokenizer encodes them with: `ids` are the sampled ones, under the
     vocabulary (a digest, see ChatTokens) that they belong to. `seen` has the whole observation before each action.
@@ -119,8 +119,8 @@ class Demonstration:
             raise Failure("demo_inadmissible", f"turn {turn + 1} of the demonstration: {action!r} is refused")
         if over:
             raise Failure("demo_won_early", f"the episode ends at replayed turn {turn + 1}: {action!r}")
-        if self.observations and observation.answer != (expected := self.observations[turn]):
-            said = f"{action!r} gives {observation.answer!r}, not {expected!r}"
+        if self.observations and observation.full_text != (expected := self.observations[turn]):
+            said = f"{action!r} gives {observation.full_text!r}, not {expected!r}"
             raise Failure("demo_mismatch", f"turn {turn + 1} of the demonstration: {said}")
 
 

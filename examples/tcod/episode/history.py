@@ -15,7 +15,7 @@ from typing import Any
 from ..model.chat_template import Rules, Turn
 from ..model.chat_tokens import ChatTokens
 from ..model.student import Response
-from .record import Span, TokenSequence
+from .episode import Span, TokenSequence
 
 LEFT_OUT = "[Earlier turns are left out.]"  # at the end of the first user turn, where a window leaves some out
 
@@ -25,7 +25,7 @@ class History(ABC):
 
     Attributes:
         context: the ids that the student answers next.
-        sequences: what was sampled so far, behind what it was sampled from.
+        sequences: what was sampled so far, each after what it was sampled from.
     """
 
     def __init__(self, chat: ChatTokens, max_context_len: int) -> None:
@@ -36,7 +36,7 @@ class History(ABC):
 
     @abstractmethod
     def begin(self, system: str | Rules, user: str) -> bool:
-        """The rules, and the first observation; False if no response would fit behind them."""
+        """The rules, and the first observation; False if no response would fit after them."""
 
     @abstractmethod
     def show_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
@@ -52,7 +52,7 @@ class History(ABC):
 
     @abstractmethod
     def observe(self, turn: Turn) -> bool:
-        """The environment's turn; False, and nothing changes, if no further response would fit behind it."""
+        """The environment's turn; False, and nothing changes, if no further response would fit after it."""
 
     def _sampled(self, response: Response) -> Span:
         return Span(response.ids, next(self._turns), response.log_probs, response.meta_info)
@@ -98,16 +98,16 @@ class TurnHistory(History):
     """The conversation so far, rendered at each turn.
 
     Args:
-        window: the last turns that are shown behind the rules and the first observation; None for all.
+        window: the last turns that are shown after the rules and the first observation; None for all.
     """
 
     def __init__(self, chat: ChatTokens, max_context_len: int, window: int | None = None) -> None:
         super().__init__(chat, max_context_len)
         self._window = window
-        self._texts: list[Any] = []  # [Rules, user, answer, Turn, ..]
 
     def begin(self, system: str | Rules, user: str) -> bool:
-        self._texts, self._context_texts = [system, user], [system, user]
+        self._texts: list[Any] = [system, user]  # [Rules, user, answer, Turn, ..]
+        self._context_texts = self._texts[:]
         self.context = self.chat.context(self._texts)
         return self.room() >= 1
 

@@ -9,9 +9,9 @@ from typing import Any
 from .. import Failure
 from ..model.student import Response
 from .demonstration import Demonstration
+from .episode import Episode, TurnRecord
 from .history import History
-from .record import Episode, TurnRecord
-from .text_side import TextSide
+from .text_side import TextSide, as_text
 
 
 def imitate(metadata: dict[str, Any], episode: Episode, side: TextSide, history: History, horizon: int) -> None:
@@ -26,12 +26,12 @@ def imitate(metadata: dict[str, Any], episode: Episode, side: TextSide, history:
     demonstration.check(horizon)
     for turn, action in enumerate(demonstration.actions):
         observation = demonstration.seen_before(turn)
-        shown = side.turn(observation, first=turn == 0)
+        shown = side.show(observation, first=turn == 0)
         fits = history.observe(shown) if turn else history.begin(side.rules(), shown)
         response = demonstration.response(turn, observation, side)
         ids = demonstration.sampled_ids(turn, history.chat) or history.chat.assistant(response)
         if not fits or history.room() < len(ids):
             raise Failure("prompt_too_long", f"{turn} of {len(demonstration.actions)} turns fit the context")
         history.respond(Response(ids, [0.0] * len(ids), False, {}), response)
-        episode.record.turns.append(TurnRecord(turn, observation.text, action, valid=True, admissible=True, cut=False))
+        episode.record.turns.append(TurnRecord(turn, as_text(shown), action, valid=True, admissible=True, cut=False))
     episode.sequences = history.sequences

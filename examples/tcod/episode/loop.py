@@ -12,16 +12,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from .. import ABORTED, Failure
+from .. import ABORTED, ConfigError, Failure
 from ..curriculum import EpisodePlan
 from ..environments.pool import BorrowedEnvironment, EnvironmentPool
 from ..environments.protocol import Observation, as_listed, is_admissible
 from ..model.student import StudentClient, is_untempered
 from .demonstration import Demonstration
+from .episode import Episode, ReplayedTurn, TurnRecord
 from .history import History
-from .record import Episode, ReplayedTurn, TurnRecord
 from .rows import task_of
-from .text_side import TextSide
+from .text_side import TextSide, as_text
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,10 @@ class EpisodePlayer:
             with assignment.trace("environment"):
                 last = await borrowed.finish(last)
             record.env_s = borrowed.seconds
-        record.won, record.reward, record.outcome = last.won, last.reward, last.text
-        record.score = max((said.reward for said in (*episode.seen, last) if said.reward is not None), default=None)
+        record.won, record.reward, record.outcome = last.won, last.reward, last.full_text
+        record.best_grade = max(
+            (said.reward for said in (*episode.seen, last) if said.reward is not None), default=None
+        )
         record.episode_s = time.monotonic() - started
         if not record.turns:
             raise Failure("prompt_too_long", "no room for a response: raise --rollout-max-context-len")
@@ -88,12 +90,12 @@ class _Turns:
         """The loop: the plan says who acts at which turn. Returns the last observation."""
         plan, demonstration, record = self.assignment.plan, self.assignment.demonstration, self.episode.record
         observation = await self._ask(self.borrowed.reset, self.side.task)
-        shown = self.side.turn(observation, first=True)
+        shown = self.side.show(observation, first=True)
         if not self.history.begin(self.side.rules(), shown):
             return observation
         for turn in range(plan.turns):
             self.assignment.check_wanted()
-            text = shown if isinstance(shown, str) else "\n\n".join(shown)  # for the record: results of several tools
+            text = as_text(shown)
             if turn < plan.replayed:
                 action = self._replay(turn, observation, text)
                 observation = await self._ask(self.borrowed.step, action)
@@ -104,7 +106,7 @@ class _Turns:
                 record.turns[-1].refused = observation.refused
             if observation.over or turn + 1 == plan.turns:
                 break
-            shown = self.side.turn(observation, first=False)
+            shown = self.side.show(observation, first=False)
             if not self.history.observe(shown):
                 record.context_limited = True
                 break
@@ -165,8 +167,8 @@ def failures_go_to(
     try:
         yield
     except Exception as error:
-        if isinstance(error, Failure):
-            reason, detail = error.reason, str(error)
+        if isinstance(error, Failure | ConfigError):  # the latter of a row that names no environment of the run
+            reason, detail = getattr(error, "reason", "env_error"), str(error)
         else:
             logger.exception("episode failed")
             reason, detail = "internal", repr(error)

@@ -15,7 +15,7 @@ from .. import Failure
 from ..environments.protocol import Environment, Execution, Step, ask
 from ..model.chat_tokens import ChatTokens
 from .demonstration import Demonstration
-from .record import Episode, Note, TokenSequence
+from .episode import Episode, Note, TokenSequence
 
 NO_ACTION = "(no valid action)"  # in the place of a response that may be all thought
 
@@ -97,8 +97,8 @@ def _attempted(episode: Episode) -> Execution:
     record = episode.record
     actions = [turn.action for turn in record.replayed_turns]
     actions += [turn.action if turn.valid else NO_ACTION for turn in record.turns]
-    answers = [*episode.answers[:-1], record.outcome or episode.answers[-1]]
-    return Execution(tuple(map(Step, actions, answers)), record.won)
+    observed = [*episode.observed[:-1], record.outcome or episode.observed[-1]]
+    return Execution(tuple(map(Step, actions, observed)), record.won)
 
 
 def _shortened(told: dict[str, Execution], left_out: int) -> dict[str, Execution]:

@@ -16,6 +16,11 @@ from ..model.chat_tokens import ChatTokens
 from ..model.tool_calls import find_calls
 
 
+def as_text(turn: Turn) -> str:
+    """A turn of the chat as one text, as it is recorded."""
+    return turn if isinstance(turn, str) else "\n".join(turn)
+
+
 @dataclass(frozen=True)
 class TextSide:
     """The text side of an environment, for one task.
@@ -35,14 +40,14 @@ class TextSide:
 
     @functools.cached_property
     def tools(self) -> Sequence[Tool]:
-        """Those of the task. Raises Failure."""
+        """The tools of this task. Raises Failure."""
         return ask(self.environment, "tools", self.task)
 
     def rules(self) -> Rules:
         """The system turn. Raises Failure."""
         return Rules(ask(self.environment, "system_prompt", self.task), self.tools)
 
-    def turn(self, observation: Observation, first: bool) -> Turn:
+    def show(self, observation: Observation, first: bool) -> Turn:
         """An observation as a turn of the chat. Raises Failure."""
         name = self.environment.__name__
         if observation.role == "user" and observation.results:

@@ -1,6 +1,6 @@
 """What a chat template writes around the turns of a conversation, whether it thinks, and what can be appended to it.
 
-The rule of appending: the first prompt, and behind it the turns with what stands around them, are the template's own
+The rule of appending: the first prompt, and after it the turns with what stands around them, are the template's own
 rendering of the whole conversation; except for the think block (empty or open) that stands before every answer here
 and that some templates leave out before past answers. Where a template breaks it, every turn is rendered anew.
 """
@@ -44,7 +44,7 @@ Turn = str | tuple[str, ...]  # what an answer follows: a user's text, or what e
 class Around(NamedTuple):
     """What a template writes around a turn that follows an answer: answer before TURN after answer."""
 
-    before: str  # behind the answer, the end of its turn included
+    before: str  # after the answer, the end of its turn included
     between: str  # what several tools return
     past: str  # a past answer and the turn
     after: str  # the turn and the next answer
@@ -149,7 +149,7 @@ class ChatTemplate:
     def append(self, turns: Sequence[Any], is_past: bool) -> str:
         """[system, user, answer, user, ..., user] as turns that are appended to the first prompt.
 
-        Before answers stands what stands before past ones, or before the next one.
+        With `is_past`, before each answer stands what the template writes before past ones, else before the next one.
         """
         text, around = self.render(turns[:2]).removesuffix(self.user.after), self.user
         for answer, turn in zip(turns[2::2], turns[3::2], strict=True):

@@ -129,7 +129,7 @@ class ChatTokens:
         return [*_flat(ids), self.end_of_turn]
 
     def user(self, turn: Turn) -> list[int]:
-        """What stands between two responses: from behind the end-of-turn token to where the next response begins."""
+        """What stands between two responses: from after the end-of-turn token to where the next response begins."""
         around = self._template.around(turn)
         ids = self._part_ids(around.before)[1:]
         for i, text in enumerate(self._template.shown(turn)):

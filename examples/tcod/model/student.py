@@ -94,7 +94,7 @@ def checked_response(reply: Any, vocab_size: int, stop_ids: set[int]) -> Respons
 
     Raises:
         Failure: nothing_sampled; or engine_invalid, where ids, log-probs and the engine's own count of completion
-            tokens do not agree, a turn goes on behind its end, or a value cannot be trained on.
+            tokens do not agree, a turn goes on after its end, or a value cannot be trained on.
     """
     try:
         meta_info, finish = reply["meta_info"], reply["meta_info"]["finish_reason"]["type"]
@@ -112,7 +112,7 @@ def checked_response(reply: Any, vocab_size: int, stop_ids: set[int]) -> Respons
     if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
         raise Failure("engine_invalid", "a sampled id is outside the tokenizer's vocabulary")
     if stop_ids.intersection(ids[:-1]):
-        raise Failure("engine_invalid", "the turn goes on behind a token that ends it")
+        raise Failure("engine_invalid", "the turn goes on after a token that ends it")
     if not all(map(is_log_prob, log_probs)):
         raise Failure("engine_invalid", "a value is no log-probability")
     # Counts alone: lists of a list a token, kept for all turns of many episodes, make the garbage collector's work.

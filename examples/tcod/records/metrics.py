@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..episode.record import Episode, EpisodeRecord
+from ..episode.episode import Episode, EpisodeRecord
 from ..episode.rows import task_key, task_of
 from .repeats import grouped, statistics_of
 
@@ -82,7 +82,7 @@ def _repeats(samples: Sequence[Any]) -> list[dict[str, Any]]:
         about = {"task": task, "repeat": times[task], "task_type": str(sample.label or "")}
         times[task] += 1
         if not record.failure:
-            repeats.append({**about, "won": record.won, "turns": len(record.turns), "score": record.score})
+            repeats.append({**about, "won": record.won, "turns": len(record.turns), "score": record.best_grade})
     return repeats
 
 

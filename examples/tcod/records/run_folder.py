@@ -63,7 +63,7 @@ def write(name: str, text: str, append: bool = False) -> bool:
 
 def _append(path: Path, text: str) -> None:
     before = path.read_bytes() if path.exists() else b""
-    gap = "\n" if before and not before.endswith(b"\n") else ""  # behind half a line that a crash has left
+    gap = "\n" if before and not before.endswith(b"\n") else ""  # after half a line that a crash has left
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(gap + text)
@@ -123,7 +123,7 @@ def write_about() -> None:
 
 
 def _commit(folder: str) -> str | None:
-    """Of the git checkout that the folder is in, "-dirty" behind it where tracked files are changed."""
+    """The commit of the checkout that holds the folder, with "-dirty" where tracked files are changed."""
     command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip() or None

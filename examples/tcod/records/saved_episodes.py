@@ -28,11 +28,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from ..episode.record import Episode
+from ..episode.episode import Episode
 from ..episode.rows import task_key, task_of
 from .metrics import turn_kl
 from .run_folder import run_dir, write
@@ -77,8 +77,7 @@ def _add_tokens(turns: dict[int, dict[str, Any]], episode: Episode, tokenizer: A
             turn |= {"context": parts, "context_tokens": len(given.ids)}
             turn |= {"response": response, "response_tokens": len(span.ids)}
     room = MAX_TOKENS
-    plainly = (replace(one, teacher_log_probs=one.plain_log_probs).sampled() for one in episode.sequences)
-    for (span, teacher), (_, plain) in zip(episode.sampled(), chain.from_iterable(plainly), strict=True):
+    for (span, teacher), (_, plain) in zip(episode.sampled(), episode.sampled(plain=True), strict=True):
         room -= len(span.ids)
         if room >= 0:
             texts, student = token_texts(span.ids, tokenizer), span.log_probs

@@ -35,8 +35,8 @@ FORBIDDEN = {
     "eval_reward_key": "does not apply, TCOD's reward is a number",
 }
 FORBIDDEN_WITH_TURN_MEAN = dict.fromkeys(  # turn_mean.py: the turns are the masks' runs, and their count is in them
-    "calculate_per_token_loss log_multi_turn use_opsm custom_tis_function_path "
-    "custom_convert_samples_to_train_data_path".split(),
+    ["calculate_per_token_loss", "log_multi_turn", "use_opsm", "custom_tis_function_path"]
+    + ["custom_convert_samples_to_train_data_path"],
     "sums up masks or may change them, in which the mean over turns keeps its count",
 )
 
@@ -155,21 +155,24 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _is_fully_async(args: Namespace) -> bool:
+    return args.rollout_function_path.endswith(".generate_rollout_fully_async")
+
+
 def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
     """Flags that must not be set, and why."""
     flags = dict(FORBIDDEN)
     if (args.over_sampling_batch_size or 0) > args.rollout_batch_size:
         flags["over_sampling_batch_size"] = "would train on the fastest episodes only"
     evaluation = args.eval_function_path or args.rollout_function_path
-    fully_async = args.rollout_function_path.endswith(".generate_rollout_fully_async")
-    if fully_async and evaluation.startswith((f"{PACKAGE}.", "slime.")):
+    if _is_fully_async(args) and evaluation.startswith((f"{PACKAGE}.", "slime.")):
         flags["eval_interval"] = f"has {evaluation} evaluate, which fails or hangs in a fully asynchronous run"
     if args.rollout_sample_filter_path:
         flags["calculate_per_token_loss"] = "counts a token for each sample that --rollout-sample-filter-path removes"
     if config.tcod_variant == "sft":
         for name in ("custom_pg_loss_reducer_function_path", "use_tis"):
             flags[name] = "is of the policy loss, which tcod_variant sft does not have"
-        if fully_async:
+        if _is_fully_async(args):
             flags["rollout_function_path"] = "plays ahead, and tcod_variant sft plays nothing"
     if config.tcod_history == "turns":
         flags["log_passrate"] = "expects --n-samples-per-prompt samples of a prompt, and every turn is a sample"
@@ -182,8 +185,7 @@ def _forbidden(args: Namespace, config: TcodConfig) -> dict[str, str]:
 
 def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
     teacher = SELF if args.opd_type == "sglang" and args.rm_url == SELF else args.opd_type
-    is_sync = not args.rollout_function_path.endswith(".generate_rollout_fully_async")
-    yield from teacher_refusals(config, teacher, "sync" if is_sync else "fully_async")
+    yield from teacher_refusals(config, teacher, "fully_async" if _is_fully_async(args) else "sync")
     yield from reward_refusals(config.model_dump(), args.use_opd, args.n_samples_per_prompt)
     if args.use_opd and not args.opd_kl_coef > 0:
         yield f"--opd-kl-coef {args.opd_kl_coef:g} must be above 0: to train on the reward alone, remove --use-opd"

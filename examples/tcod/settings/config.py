@@ -25,10 +25,10 @@ Words = BeforeValidator(lambda value: value.split() if isinstance(value, str) el
 
 SELF = "self"  # --rm-url, where the student's own engines are the teacher
 # What may differ between the environments of a run.
-OF_AN_ENVIRONMENT = (
-    "tcod_environment tcod_data_root tcod_env_args tcod_horizon tcod_admissible tcod_tool_parser tcod_env_workers "
-    "tcod_envs_per_worker tcod_env_timeout_s tcod_teacher_url".split()
-)
+OF_AN_ENVIRONMENT = """
+    tcod_environment tcod_data_root tcod_env_args tcod_horizon tcod_admissible tcod_tool_parser tcod_env_workers
+    tcod_envs_per_worker tcod_env_timeout_s tcod_teacher_url
+""".split()
 
 
 class TcodConfig(BaseModel):
@@ -40,15 +40,15 @@ class TcodConfig(BaseModel):
     """The arm, see curriculum.py."""
     tcod_horizon: int = Field(ge=1)
     """The largest number of turns of an episode, replayed ones included."""
-    tcod_k_start: int = Field(1, ge=1)
+    tcod_k_start: int = Field(Curriculum.k_start, ge=1)
     """Depth at rollout 0."""
-    tcod_eta: int = Field(5, ge=1)
+    tcod_eta: int = Field(Curriculum.eta, ge=1)
     """Rollouts per turn of depth; docs/SETTINGS.md says why 5."""
-    tcod_reopd_gamma: float = Field(0.6, gt=0, le=1)
+    tcod_reopd_gamma: float = Field(Curriculum.reopd_gamma, gt=0, le=1)
     """reopd: a replay of one turn more is this many times as probable; the paper's value."""
-    tcod_b2f_budget: Literal["slack", "horizon"] = "slack"
+    tcod_b2f_budget: Literal["slack", "horizon"] = Curriculum.b2f_budget
     """The student's turns after b2f's hand-over: "slack" (k + tcod_b2f_slack) or "horizon" (what is left of it)."""
-    tcod_b2f_slack: int = Field(2, ge=0)
+    tcod_b2f_slack: int = Field(Curriculum.b2f_slack, ge=0)
     """Turns beyond k under tcod_b2f_budget: slack."""
     tcod_environment: str = ".env_alfworld.AlfworldEnvironment"
     """Import path of the environment's class; a leading dot means a module of this package."""
@@ -60,11 +60,11 @@ class TcodConfig(BaseModel):
     """Several environments in one run: what each sets in place of the run's own settings (OF_AN_ENVIRONMENT), by the
     name that its rows have in `metadata.environment`."""
     tcod_teacher_url: str = ""
-    """Of an entry of tcod_environments: its own teacher's server, http://HOST:PORT; the others have --rm-url's."""
+    """In an entry of tcod_environments: that environment's own teacher, http://HOST:PORT; others use --rm-url's."""
     tcod_history: Literal["append", "turns"] = "append"
     """What the student sees at a turn, see history.py: one growing context, or what its template renders then."""
     tcod_window: int | None = Field(None, ge=1)
-    """tcod_history turns: the last turns that are shown behind the rules and the first observation; absent: all."""
+    """tcod_history turns: the last turns that are shown after the rules and the first observation; absent: all."""
     tcod_thoughts: Literal["none", "keep"] = "none"
     """Whether the student thinks before it acts. "none": the chat template closes the thought; "keep": thoughts are
     sampled and trained, and stay in the history (append), or as far as the template shows them (turns)."""
@@ -81,7 +81,7 @@ class TcodConfig(BaseModel):
     tcod_envs_per_worker: int = Field(8, ge=1)
     """Environments in each actor; workers x environments bounds the episodes that play at once."""
     tcod_env_timeout_s: Seconds = 120.0
-    """Longest reset or step, waiting behind other calls of the worker not counted; then the worker is replaced."""
+    """Longest reset or step, waiting for other calls of the worker not counted; then the worker is replaced."""
     tcod_engine_timeout_s: Seconds = 1800.0
     """Longest request for one response, waiting in the engine's queue included; it is not repeated."""
     tcod_teacher_timeout_s: Seconds = 300.0
@@ -144,7 +144,7 @@ class TcodConfig(BaseModel):
 
     @property
     def name(self) -> str:
-        """Of its entry in tcod_environments; "" for the settings of a run."""
+        """The environment's name in tcod_environments; "" for the settings of a run."""
         return self._name
 
     @property
@@ -163,7 +163,7 @@ class TcodConfig(BaseModel):
         return self._entries[name]
 
     def scored_len(self, tokens: int, flag: str = "") -> tuple[int, str]:
-        """(longest sequence that the teacher scores, the flags that it comes from), of sequences of so many tokens."""
+        """(tokens, flags) of the longest sequence that the teacher scores: `tokens` of the student's, and the note."""
         return (tokens + self.tcod_note_len, f"{flag} + tcod_note_len") if self.tcod_teacher_sees else (tokens, flag)
 
     @functools.cached_property

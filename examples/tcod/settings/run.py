@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ..episode.episode import Episode, Note, TokenSequence
 from ..episode.imitation import imitate
 from ..episode.loop import EpisodePlayer
 from ..episode.note import NoteWriter
-from ..episode.record import Episode, Note, TokenSequence
 from ..episode.rows import task_of
 from ..model.chat_tokens import ChatTokens
 from ..model.teacher import TeacherClient
@@ -23,7 +23,7 @@ from .build import history_factory, new_players, notes_of, student_chat, text_si
 from .checks import check_notes, check_run_arguments
 from .config import TcodConfig
 from .secrets import without_secrets
-from .server_checks import check_models, router_url, teacher_urls
+from .server_checks import check_models, router_url, teacher_url, teacher_urls
 
 logger = logging.getLogger(__name__)
 SourceT = TypeVar("SourceT", bound=TaskSource)
@@ -39,11 +39,11 @@ class EnvironmentSetup:
     teacher: TeacherClient | None
 
     async def score(
-        self, sequence: TokenSequence, note: Note | None, session: str, *check_wanted: Callable[[], None]
+        self, sequence: TokenSequence, note: Note | None, session: str, check_wanted: Callable[[], None] = lambda: None
     ) -> list[float]:
         """The teacher's log-probs of a sequence's tokens after its prompt; the teacher is shown `note`."""
-        ids, behind = self.notes.teacher_ids(sequence, note), len(sequence.tokens) - len(sequence.prompt)
-        return await self.teacher.score(ids, len(ids) - behind, session, *check_wanted)
+        ids, scored = self.notes.teacher_ids(sequence, note), len(sequence.tokens) - len(sequence.prompt)
+        return await self.teacher.score(ids, len(ids) - scored, session, check_wanted)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Run:
 
     @functools.cached_property
     def chat(self) -> ChatTokens:
-        """The student's. Raises ConfigError."""
+        """The student's chat tokens. Raises ConfigError."""
         kwargs = self.args.apply_chat_template_kwargs or {}
         return student_chat(self.config, self.args.hf_checkpoint, kwargs, "--hf-checkpoint")
 
@@ -109,9 +109,9 @@ def setup_of(args: Namespace, metadata: dict[str, Any]) -> EnvironmentSetup:
 
 
 def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
-    """By environment. All share the student, and a teacher that several have."""
+    """The setups by environment. They share one client of the student, and one of each teacher."""
     players = new_players(run.config, run.chat, router_url(run.args))
-    urls = teacher_urls(run.args, run.config) if run.args.opd_type == "sglang" else {}
+    urls = teacher_urls(run.config, teacher_url(run.args)) if run.args.opd_type == "sglang" else {}
     limits = (run.config.tcod_teacher_timeout_s, run.config.tcod_teacher_concurrency)
     teachers = {url: TeacherClient(url, *limits, run.chat.vocab_size) for url in {*urls.values()}}
     return {
@@ -124,8 +124,14 @@ def task_source_of(kind: type[SourceT], run: Run, data_source: Any, rollout_id: 
     """What draws from slime's data source, for the rollout that begins: one object for a run."""
     if not isinstance(run.task_source, kind) or run.task_source.data_source is not data_source:
         config = run.config
-        limits = (config.tcod_max_replacements, config.tcod_max_staleness, rollout_id)
-        run.task_source = kind(run.args, data_source, lambda row, n: config.for_row(row).curriculum.depth(n), *limits)
+        run.task_source = kind(
+            run.args,
+            data_source,
+            lambda metadata, n: config.for_row(metadata).curriculum.depth(n),
+            max_replacements=config.tcod_max_replacements,
+            max_staleness=config.tcod_max_staleness,
+            rollout_id=rollout_id,
+        )
     run.task_source.begin(rollout_id)
     return run.task_source
 

@@ -25,7 +25,7 @@ def is_secret(name: str) -> bool:
 def without_secrets(value: Any, hide: Callable[[str], str] = lambda secret: "SECRET") -> Any:
     """The value with `hide(secret)` for each secret, in mappings, lists and JSON texts, however deep.
 
-    A list may be a command, where an option's value is the next word or stands behind a "=".
+    A list may be a command, where an option's value is the next word or stands after a "=".
     """
     match value:
         case dict():

@@ -29,7 +29,7 @@ def check_models(args: Namespace, config: TcodConfig, chat: ChatTokens) -> None:
     longest = max(training, (args.eval_max_context_len or 0, "--eval-max-context-len"))
     scored = config.scored_len(*training)
     router = router_url(args)
-    teachers = {*teacher_urls(args, config).values()} if args.opd_type == "sglang" else set()
+    teachers = {*teacher_urls(config, teacher_url(args)).values()} if args.opd_type == "sglang" else set()
     _check_engines(router, *(max(longest, scored) if router in teachers else longest))
     for teacher in teachers:
         check_teacher_scores(teacher, chat, *(max(longest, scored) if config.tcod_eval_kl else scored))
@@ -40,11 +40,15 @@ def router_url(args: Namespace) -> str:
     return f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
 
 
-def teacher_urls(args: Namespace, config: TcodConfig) -> dict[str, str]:
-    """The teacher's server of each environment, by name: its own, that of slime's --rm-url, or with "self" the router
-    of the student's engines."""
-    url = router_url(args) if args.rm_url == SELF else (args.rm_url or "").rstrip("/").removesuffix("/generate")
-    return {own.name: own.tcod_teacher_url or url for own in config.per_environment}
+def teacher_url(args: Namespace) -> str:
+    """The teacher's server: that of slime's --rm-url, or with "self" the router of the student's engines."""
+    return router_url(args) if args.rm_url == SELF else args.rm_url or ""
+
+
+def teacher_urls(config: TcodConfig, url: str) -> dict[str, str]:
+    """The base URL of each environment's teacher, by the environment's name: its own teacher's, or this one."""
+    urls = {own.name: own.tcod_teacher_url or url for own in config.per_environment}
+    return {name: url.rstrip("/").removesuffix("/generate") for name, url in urls.items()}
 
 
 def _check_engines(router: str, needed: int, flag: str) -> None:
@@ -78,7 +82,7 @@ def check_server(
     Args:
         name: what the server is called in a message.
         needed: tokens of a sequence, by this flag.
-        fix: what helps where it does not answer, beside starting it.
+        fix: what to do, besides starting the server, when it does not answer.
 
     Raises:
         ConfigError: with one sentence that names the server or the flag, and the fix.

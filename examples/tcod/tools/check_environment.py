@@ -76,7 +76,7 @@ async def _play(env: BorrowedEnvironment, side: TextSide, row: Row) -> tuple[Obs
         first = await env.reset(row.task)
         _check_text_side(side, first)
         last = await env.step(action)
-        side.turn(last, first=False)
+        side.show(last, first=False)
         await env.finish(last)
     demo = Demonstration.of(row.metadata)
     return first, await play_demonstration(env, side, demo) if demo.actions else demo
@@ -84,7 +84,7 @@ async def _play(env: BorrowedEnvironment, side: TextSide, row: Row) -> tuple[Obs
 
 def _check_text_side(side: TextSide, observation: Observation) -> None:
     """Raises Failure where a method does not do what the episode loop needs."""
-    shown = [side.turn(observation, first) for first in (True, False)]
+    shown = [side.show(observation, first) for first in (True, False)]
     faults = [] if side.rules().text.strip() else ["system_prompt is empty"]
     faults += [] if all(text.strip() for text in shown) else ["render gives an empty user turn"]
     for action in () if side.tools else observation.admissible[:3]:

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from ..episode.demonstration import recorded
-from ..episode.record import Episode
+from ..episode.episode import Episode
 from ..episode.rows import task_key
 from ..model.chat_tokens import ChatTokens
 from .common.command import at_least, new_parser, one_sentence, result_file, table
@@ -101,7 +101,7 @@ def summary(runner: RowRunner) -> str:
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--samples", type=at_least(1), default=10, help="N, episodes per game, default: %(default)s")
-    parser.add_argument("--drop-thoughts", action="store_true", help="write what was said behind the thoughts only")
+    parser.add_argument("--drop-thoughts", action="store_true", help="write what was said after the thoughts only")
     add_options(parser, temperature=1.0)
     options = parser.parse_args()
     with one_sentence("collect_demos", options.out), result_file(options.out) as file:

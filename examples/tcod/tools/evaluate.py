@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ConfigError
-from ..episode.record import Episode
+from ..episode.episode import Episode
 from ..episode.rows import Row
 from ..records.saved_episodes import transcript
 from .common.command import at_least, new_parser, one_sentence, result_file, table
@@ -57,13 +57,13 @@ def saver(options: Namespace, runner: RowRunner, stack: ExitStack) -> Callable[[
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = "a" if runner.entries else "w"
         file = stack.enter_context(path.open(mode, encoding="utf-8", buffering=1))
-        file.write("\n" if runner.entries else "")  # behind a torn line
+        file.write("\n" if runner.entries else "")  # after a torn line
 
     def save(row: Row, episode: Episode) -> dict[str, Any]:
         if file:
             about = {"arm": arm, "dataset": name, "n": 0, "index": row.line}
             file.write(json.dumps(transcript(episode, row, runner.chat.tokenizer, **about)) + "\n")
-        return {"context_limited": episode.record.context_limited, "score": episode.record.score}
+        return {"context_limited": episode.record.context_limited, "score": episode.record.best_grade}
 
     return save
 

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from .. import Failure
-from ..episode.record import EpisodeRecord
+from ..episode.episode import EpisodeRecord
 
 NO_SIGNAL = "no_signal"
 

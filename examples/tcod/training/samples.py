@@ -13,7 +13,7 @@ from slime.observability.trace_utils import build_sglang_meta_trace_attrs, trace
 from slime.utils.types import Sample
 
 from .. import ABORTED
-from ..episode.record import Episode, EpisodeRecord, TokenSequence
+from ..episode.episode import Episode, EpisodeRecord, TokenSequence
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def set_status(sample: Sample, tokenizer: Any) -> None:
     else:
         sample.status = Sample.Status.TRUNCATED if record.truncated else Sample.Status.COMPLETED
         sample.non_generation_time = record.env_s
-        ids = [token for sequence in episode.sequences for span in sequence.behind_prompt for token in span.ids]
+        ids = [token for sequence in episode.sequences for span in sequence.after_prompt for token in span.ids]
         sample.response = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)  # as fast as it can be
 
 
@@ -93,9 +93,9 @@ def check_complete(args: Namespace, samples: Sequence[Sample], needs: str) -> No
 
 
 def write_tokens(args: Namespace, sample: Sample, sequences: list[TokenSequence]) -> None:
-    """The tokens of these sequences, end to end behind the first prompt, and which of them are trained."""
+    """The tokens of these sequences, end to end after the first prompt, and which of them are trained."""
     sample.tokens, sample.response_length, status = sequences[0].prompt, 0, sample.status
-    for span in [*sequences[0].behind_prompt, *(span for later in sequences[1:] for span in later.spans)]:
+    for span in [*sequences[0].after_prompt, *(span for later in sequences[1:] for span in later.spans)]:
         said = {"log_probs": span.log_probs, "meta_info": span.meta_info} if span.is_trained else {}
         sample.append_response_tokens(args, tokens=span.ids, trainable=span.is_trained, **said)
     sample.status = status  # slime's is that of the last response

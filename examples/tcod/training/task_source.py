@@ -18,9 +18,9 @@ from typing import Any
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.types import Sample
 
-from .. import ABORTED, ConfigError
+from .. import ConfigError
+from ..episode.episode import Episode, EpisodeRecord
 from ..episode.loop import failures_go_to
-from ..episode.record import Episode, EpisodeRecord
 from .rewards import NO_SIGNAL
 from .samples import Groups, flat, set_status
 
@@ -28,7 +28,6 @@ from .samples import Groups, flat, set_status
 KEY = "tcod_untrained"
 Untrained = dict[int, dict[str, Any]]
 
-LOST = (Sample.Status.FAILED, Sample.Status.ABORTED)
 POLL_S = 0.05  # how often slime's fully asynchronous worker is asked for groups that have ended
 
 
@@ -52,6 +51,7 @@ class TaskSource:
         args: Namespace,
         data_source: Any,
         depth: Callable[[dict[str, Any], int], int],
+        *,
         max_replacements: int,
         max_staleness: int,
         rollout_id: int,
@@ -123,9 +123,9 @@ class TaskSource:
 
     def _check_replacements(self, replaced: int, missing: int, drawn: list[Sample]) -> None:
         if replaced > self._max_replacements * self.args.rollout_batch_size:
-            records = [(Episode.of(sample).record, sample.status in LOST) for sample in drawn]
-            reasons = [record.failure or ABORTED for record, lost in records if lost]
-            reasons += [NO_SIGNAL for record, _ in records if record.no_signal]
+            records = [Episode.of(sample).record for sample in drawn]
+            reasons = [record.failure for record in records if record.failure]
+            reasons += [NO_SIGNAL for record in records if record.no_signal]
             raise RuntimeError(
                 f"rollout {self.rollout_id} stops: more than tcod_max_replacements whole batches of groups "
                 f"were replaced and {missing} are still missing; samples by reason: {dict(Counter(reasons))}"
@@ -142,15 +142,13 @@ class SynchronousSource(TaskSource):
     def begin(self, rollout_id: int) -> None:
         super().begin(rollout_id)
         self.drawn: list[Sample] = []
-        self._replaced = 0
 
     def get_samples(self, num_samples: int) -> Groups:
         if self.drawn:
             # slime asks for a whole over-sampling batch when a single group was dropped, and would abort the surplus.
             missing = self.args.rollout_batch_size - GenerateState(self.args).remaining_batch_size
             num_samples = min(num_samples, missing)
-            self._replaced += num_samples
-            self._check_replacements(self._replaced, missing, self.drawn)
+            self._check_replacements(self._replaced(missing), missing, self.drawn)
         groups = super().get_samples(num_samples)
         self.drawn += flat(groups)
         return groups
@@ -159,8 +157,7 @@ class SynchronousSource(TaskSource):
         """A whole rollout of demonstrations, made episodes by `imitate`. One that fails is replaced."""
         groups: Groups = []
         while missing := self.args.rollout_batch_size - len(groups):
-            self._replaced += missing if self.drawn else 0
-            self._check_replacements(self._replaced, missing, self.drawn)
+            self._check_replacements(self._replaced(missing), missing, self.drawn)
             drawn = flat(super().get_samples(missing))
             self.drawn += drawn
             for sample in drawn:
@@ -176,6 +173,10 @@ class SynchronousSource(TaskSource):
         """The rollout is complete: these groups are trained, what else it drew is lost."""
         self._mark_trained(groups, self.drawn)
 
+    def _replaced(self, missing: int) -> int:
+        """Groups of this rollout that were dropped. slime gives fewer than it is asked for, where rows are few."""
+        return len(self.drawn) // self.args.n_samples_per_prompt + missing - self.args.rollout_batch_size
+
 
 class AsynchronousSource(TaskSource):
     """Episodes that go on across rollouts, under slime's fully asynchronous worker.
@@ -187,8 +188,8 @@ class AsynchronousSource(TaskSource):
         dropped: the groups of this rollout that had failed.
     """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._playing: dict[int, int] = {}  # the rollout of the draw, by group index
         self._ready: Groups = []
         self.dropped: Groups = []
@@ -203,6 +204,12 @@ class AsynchronousSource(TaskSource):
         groups = super().get_samples(num_samples)
         self._playing |= {group[0].group_index: Episode.of(group[0]).record.n for group in groups}
         return groups
+
+    def add_samples(self, groups: Groups) -> None:
+        """slime's call, with groups that were aborted: nothing waits for them until they are drawn again."""
+        for group in groups:
+            del self._playing[group[0].group_index]
+        super().add_samples(groups)
 
     @property
     def under_way(self) -> int:

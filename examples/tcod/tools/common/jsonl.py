@@ -28,7 +28,7 @@ def read_lines(
     Args:
         kind: what a line has to be, for the message.
         leave_out: is told of each line that is no JSON object, in a sentence. The others are read all the same.
-        encoding: "utf-8" for what slime reads, too: it leaves out a line behind a byte order mark.
+        encoding: "utf-8" for what slime reads, too: it leaves out a line after a byte order mark.
 
     Raises:
         ConfigError: the file cannot be read; or a line is no JSON object, and there is no `leave_out`.

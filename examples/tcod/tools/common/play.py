@@ -19,8 +19,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ... import ConfigError
+from ...episode.episode import Episode, EpisodeRecord
 from ...episode.loop import Assignment, failures_go_to
-from ...episode.record import Episode, EpisodeRecord
 from ...episode.rows import Row, task_key
 from ...model.client import without_login
 from ...settings.build import new_players, student_chat

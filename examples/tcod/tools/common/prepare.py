@@ -102,7 +102,7 @@ async def play_demonstration(
     for turn, action in enumerate(demo.actions):
         demo.response(turn, observation, side)
         observation = await environment.step(action)
-        side.turn(observation, first=False)
+        side.show(observation, first=False)
         seen.append(observation)
         if cut and observation.won:
             demo = demo.first(turn + 1)

@@ -17,7 +17,7 @@ import yaml
 
 from ... import ConfigError
 from ...settings.config import TcodConfig
-from .settings import Settings, require
+from .variables import Settings, require
 
 MIB = 2**20
 
@@ -43,10 +43,10 @@ def lock(run_dir: Path) -> IO[str]:
     return file
 
 
-def begin(s: Settings, recipe: dict[str, Any], commands: str) -> Path:
+def begin(s: Settings, tcod: dict[str, Any], commands: str) -> Path:
     """Write down what the run is and what is started. Returns the folder of this start's logs."""
     before, file = {}, s.run_dir / "run.yaml"
-    now = identity(s, TcodConfig.from_mapping(recipe, str(s.config)))
+    now = identity(s, TcodConfig.from_mapping(tcod, str(s.config)))
     if checkpoint := last_checkpoint(s.run_dir):
         before = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
         changed = ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
@@ -58,7 +58,7 @@ def begin(s: Settings, recipe: dict[str, Any], commands: str) -> Path:
         if (s.run_dir / name).exists():  # of a start that ended before its first checkpoint
             (s.run_dir / name).rename(logs / f"before-{name}")
     now["wandb_run_id"] = before.get("wandb_run_id") or f"tcod-{started}-{random.randrange(32768)}"
-    for name, values in {"tcod.yaml": recipe, "run.yaml": before | now}.items():
+    for name, values in {"tcod.yaml": tcod, "run.yaml": before | now}.items():
         (s.run_dir / name).touch(0o600)
         (s.run_dir / name).chmod(0o600)
         (s.run_dir / name).write_text(to_yaml(values), "utf-8")

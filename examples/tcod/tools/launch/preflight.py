@@ -25,20 +25,20 @@ from ...settings.checks import check_environment_class, check_notes, teacher_ref
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.row_checks import by_environment, check_evaluation_rows, check_training_rows
 from ...settings.secrets import text_without
-from ...settings.server_checks import check_teacher_scores
+from ...settings.server_checks import check_teacher_scores, teacher_urls
 from ..check_environment import play_rows, spread
 from ..common.jsonl import read_rows
 from ..common.ray_start import start_ray
 from .ray_cluster import check_cluster
-from .settings import Settings, require
+from .variables import Settings, require
 
 PLAYED = 2  # training rows
 # What the student's MODEL_ARGS say to Megatron, by the names of Hugging Face.
-ARCHITECTURE = (
-    "model_type num_hidden_layers hidden_size intermediate_size vocab_size tie_word_embeddings num_attention_heads "
-    "num_key_value_heads head_dim attention_bias rms_norm_eps rope_theta num_experts num_experts_per_tok "
-    "moe_intermediate_size".split()
-)
+ARCHITECTURE = """
+    model_type num_hidden_layers hidden_size intermediate_size vocab_size tie_word_embeddings num_attention_heads
+    num_key_value_heads head_dim attention_bias rms_norm_eps rope_theta num_experts num_experts_per_tok
+    moe_intermediate_size
+""".split()
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
         if s.starts_teacher:
             wait_for_teacher(s)
         if s.teacher == "sglang":
-            for url in {own.tcod_teacher_url or s.teacher_address for own in config.per_environment}:
+            for url in {*teacher_urls(config, s.teacher_address).values()}:
                 check_teacher_scores(url, chat, *config.scored_len(s.max_context_len, "MAX_CONTEXT_LEN"))
     except ConfigError as error:
         sys.exit(f"preflight: {text_without(str(error), vars(s), read_yaml(s.run_dir / 'tcod.yaml'))}")
@@ -85,10 +85,10 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
 def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, first: Observation) -> None:
     """Warn where turns of full length do not fit up to the horizon, if all observations are as the first one."""
     side, history = text_side_factory(config, chat)(row.task), history_factory(config, chat)(10**9)
-    history.begin(side.rules(), side.turn(first, first=True))
+    history.begin(side.rules(), side.show(first, first=True))
     opening = len(history.context)
     history.show_replayed("", None)
-    history.observe(side.turn(first, first=False))
+    history.observe(side.show(first, first=False))
     between = min(config.tcod_horizon - 1, config.tcod_window or config.tcod_horizon)
     observed = between * (len(history.context) - opening - 1)  # the response's own end
     # A template that drops old thoughts leaves little of past responses.

@@ -16,7 +16,7 @@ from ...environments.protocol import load_environment
 from ...episode.rows import Row, task_of
 from ...settings.config import TcodConfig
 from ..common.ray_start import start_ray
-from .settings import Settings, require
+from .variables import Settings, require
 
 PROBE_S = 300.0  # of an environment on every node: the first import of an environment takes its time there
 GPU_IDS_S = 20.0  # Ray's GPUs are free before a run, or slime waits for them

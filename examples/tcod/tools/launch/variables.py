@@ -22,13 +22,13 @@ from ...settings.config import TcodConfig, read_yaml
 from ...settings.secrets import without_secrets
 
 # Variables that win over CONFIG: NAME over its tcod_name. A further one is a word here and a line in the script.
-RECIPE = "VARIANT HORIZON ETA REWARD_COEF TEACHER_SEES".split()
+TCOD_VARIABLES = "VARIANT HORIZON ETA REWARD_COEF TEACHER_SEES".split()
 PATHS = "config run_dir slime_dir megatron_dir student student_load teacher_model teacher_load data_dir".split()
-NUMBERS = (
-    "teacher_port teacher_start_s colocate actor_nodes actor_gpus tensor_parallel pipeline_parallel context_parallel "
-    "rollout_gpus engine_gpus node_gpus eval_interval num_rollout batch samples_per_task max_turn_len max_context_len "
-    "save_interval save_hf dry_run".split()
-)
+NUMBERS = """
+    teacher_port teacher_start_s colocate actor_nodes actor_gpus tensor_parallel pipeline_parallel context_parallel
+    rollout_gpus engine_gpus node_gpus eval_interval num_rollout batch samples_per_task max_turn_len max_context_len
+    save_interval save_hf dry_run
+""".split()
 # Flags of train.py, and the variables that stand for them: given by hand, they would pass by the checks.
 OWN_FLAGS = dict(
     pair.split("=")
@@ -85,27 +85,27 @@ def read_eval_sets(s: Settings) -> dict[str, Path]:
     return files
 
 
-def read_recipe(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
+def read_tcod(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
     """The run's tcod_* settings: CONFIG's, and instead of them what the variables say. Raises ConfigError."""
-    recipe = read_yaml(s.config)
-    for name in RECIPE:
+    tcod = read_yaml(s.config)
+    for name in TCOD_VARIABLES:
         if value := variables.get(name):
             with suppress(ValueError):  # a text as it is
                 value = json.loads(value)
-            recipe[f"tcod_{name.lower()}"] = value
-    if variables.get("HORIZON") and "tcod_horizon" in str(recipe.get("tcod_environments")):
+            tcod[f"tcod_{name.lower()}"] = value
+    if variables.get("HORIZON") and "tcod_horizon" in str(tcod.get("tcod_environments")):
         raise ConfigError("HORIZON would be that of some environments alone: set it in CONFIG's tcod_environments")
     if float(s.eval_temperature) == 1 and s.teacher == "sglang":
-        recipe["tcod_eval_kl"] = True
-    if sentence := next(reward_refusals(recipe, s.teacher != "none", s.samples_per_task), None):
+        tcod["tcod_eval_kl"] = True
+    if sentence := next(reward_refusals(tcod, s.teacher != "none", s.samples_per_task), None):
         raise ConfigError(sentence)
-    return recipe
+    return tcod
 
 
-def teacher_context(s: Settings, recipe: dict[str, Any]) -> int:
+def teacher_context(s: Settings, tcod: dict[str, Any]) -> int:
     """Tokens that the teacher's server takes: an episode, a note, and 7 that SGLang keeps. Raises ConfigError."""
     folders = ("tcod_data_root", "tcod_environments")  # may be another machine's
-    settings = {name: value for name, value in recipe.items() if name not in folders}
+    settings = {name: value for name, value in tcod.items() if name not in folders}
     return TcodConfig.from_mapping(settings, str(s.config)).scored_len(s.max_context_len)[0] + 7
 
 

@@ -66,11 +66,11 @@ class EpisodeRecord:
     replayed_turns: list[ReplayedTurn] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)
     outcome: str = ""
-    """The environment's answer to the last action."""
+    """What the environment said to the last action."""
     won: bool = False
     reward: float | None = None
     """The environment's own grade of the episode at its end, where it gives one."""
-    score: float | None = None
+    best_grade: float | None = None
     """The best grade on the way."""
     context_limited: bool = False
     """The context had no room for a further turn."""
@@ -125,7 +125,7 @@ class TokenSequence:
     """What the student was given and what it sampled, in order: one sequence that is scored and trained on.
 
     Attributes:
-        teacher_log_probs: one number for each token behind the prompt, in nats; None before the teacher was asked.
+        teacher_log_probs: one number for each token after the prompt, in nats; None before the teacher was asked.
         plain_log_probs: the same without a note, where tcod_save_plain_scores asks for them.
         texts: what the first span is the rendering of: [system, user, answer, user, ..].
     """
@@ -145,17 +145,17 @@ class TokenSequence:
         return [token for span in self.spans[: self._first()] for token in span.ids]
 
     @property
-    def behind_prompt(self) -> list[Span]:
+    def after_prompt(self) -> list[Span]:
         """The spans from the first sampled one on."""
         return self.spans[self._first() :]
 
-    def sampled(self) -> Iterator[tuple[Span, list[float] | None]]:
-        """Each sampled span, and the teacher's log-probs of its tokens."""
-        end = 0
-        for span in self.behind_prompt:
+    def sampled(self, plain: bool = False) -> Iterator[tuple[Span, list[float] | None]]:
+        """Each sampled span, and the teacher's log-probs of its tokens, or with `plain` those without a note."""
+        scores, end = self.plain_log_probs if plain else self.teacher_log_probs, 0
+        for span in self.after_prompt:
             start, end = end, end + len(span.ids)
             if span.is_trained:
-                yield span, self.teacher_log_probs and self.teacher_log_probs[start:end]
+                yield span, scores and scores[start:end]
 
     def _first(self) -> int:
         return next((i for i, span in enumerate(self.spans) if span.is_trained), len(self.spans))
@@ -188,18 +188,18 @@ class Episode:
         return sample.metadata["tcod"]
 
     @property
-    def answers(self) -> list[str]:
-        """The environment's own to every action."""
-        return [observation.answer for observation in self.seen[1:]]
+    def observed(self) -> list[str]:
+        """What the environment said to each action, replayed ones included."""
+        return [observation.full_text for observation in self.seen[1:]]
 
     @property
     def is_scored(self) -> bool:
         return bool(self.sequences) and all(sequence.teacher_log_probs is not None for sequence in self.sequences)
 
-    def sampled(self) -> Iterator[tuple[Span, list[float] | None]]:
-        """Each response of the student, and the teacher's log-probs of its tokens."""
+    def sampled(self, plain: bool = False) -> Iterator[tuple[Span, list[float] | None]]:
+        """Each response of the student, and the teacher's log-probs of its tokens, see TokenSequence.sampled."""
         for sequence in self.sequences:
-            yield from sequence.sampled()
+            yield from sequence.sampled(plain)
 
     def fail(self, reason: str, detail: str) -> None:
         """It is never trained on. What was played until then is kept, for reading."""
