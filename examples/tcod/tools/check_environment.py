@@ -104,11 +104,11 @@ async def _play_in_turn(envs: Sequence[BorrowedEnvironment], rows: Sequence[Row]
     """
     played = [(env, row, [await env.reset(row.task)]) for env, row in zip(envs, rows, strict=True)]
     for turn in range(IN_TURN):
-        for env, row, answers in played:
-            actions = Demonstration.of(row.metadata).actions[turn : turn + 1] or answers[-1].admissible or (NONSENSE,)
-            if not answers[-1].over:
-                answers.append(await env.step(actions[0]))
-    return [answers for _, _, answers in played]
+        for env, row, seen in played:
+            actions = Demonstration.of(row.metadata).actions[turn : turn + 1] or seen[-1].admissible or (NONSENSE,)
+            if not seen[-1].over:
+                seen.append(await env.step(actions[0]))
+    return [seen for _, _, seen in played]
 
 
 async def _check_neighbours(envs: Sequence[BorrowedEnvironment], rows: Sequence[Row], source: str) -> None:
