@@ -53,6 +53,7 @@ def test_a_good_environment_is_played_and_measured():
     "name, said",
     [
         ("IsOver", "env_error: IsOver.reset begins an episode that is already over"),
+        ("IsLost", "env_error: IsLost.reset begins an episode that is already over"),
         ("TextFromReset", "env_error: TextFromReset.reset must return an Observation, not str 'Say yes.'"),
         ("HalfASuccess", "env_error: the won of HalfASuccess.step's Observation is 0.5: Input should be a valid boo"),
         ("StringFromParse", "StringFromParse.parse_action must return a pair (action: str, valid: bool), not 'ok'"),

@@ -182,6 +182,7 @@ WRONG = [
     ({"custom_generate_function_path": "examples.my_agent.tcod_rollout.generate"}, "must be examples.tcod.tcod_"),
     ({"rollout_temperature": 0.7}, "--rollout-temperature 1"),
     ({"rollout_top_p": 0.9}, "--rollout-top-p 1"),
+    ({"rollout_top_k": 20}, "--rollout-top-k -1"),
     (MEGATRON, "--opd-type megatron needs --colocate"),
     ({**MEGATRON, "colocate": True, "update_weight_transport": "disk"}, "--opd-type megatron needs --colocate"),
     ({"offload_train": True}, "--offload-train needs --colocate"),
@@ -200,6 +201,7 @@ WRONG = [
     ({"rollout_max_context_len": 4096}, "at most 4089 tokens, less than --rollout-max-context-len 4096: raise its"),
     ({"rollout_max_context_len": 8000}, "raise --sglang-context-length"),
     ({"eval_max_context_len": 9000}, "less than --eval-max-context-len 9000: raise --sglang-context-length"),
+    ({"tcod_eval_kl": True, "eval_max_context_len": 6000}, "at most 4089 tokens, less than --eval-max-context-len 60"),
     ({"sglang_router_port": 9}, "the student's engines behind http://127.0.0.1:9 do not answer"),
 ]
 

@@ -58,7 +58,7 @@ def test_the_grade_at_the_end_decides(rig):
     rig.script = [said("look"), said(PROGRAM), said("jump"), said("jump")]
     [sample], metrics = rig.rollout([{"level": 1}], tcod_environment=MINE)
     assert sample.reward == 1.0 and metrics["rollout/tcod/success"] == 1.0
-    assert metrics["rollout/tcod/reward"] == 1.0
+    assert metrics["rollout/tcod/reward"] == sample.metadata["tcod"]["best_grade"] == 1.0
     assert metrics["rollout/tcod/refused_actions"] == 0.5
     assert metrics["rollout/tcod/inadmissible_actions"] == 0.0  # its list is not complete
 

@@ -6,12 +6,15 @@ from collections import Counter
 import pytest
 
 from examples.tcod import tcod_rollout
+from examples.tcod.episode.episode import Episode, EpisodeRecord
+from examples.tcod.model.student import is_untempered
+from examples.tcod.records.metrics import _repeats
 from examples.tcod.tools.compare_evals import summarise
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
 from slime.utils.eval_config import EvalDatasetConfig
 from slime.utils.types import Sample
-from tests.support.fake_sglang import generated
-from tests.support.rig import HEADER, LEFT, RIGHT
+from tests.support.fake_sglang import generated, scored
+from tests.support.rig import HEADER, LEFT, RIGHT, teacher_value
 
 
 async def answer(args, sample, sampling_params):
@@ -96,6 +99,8 @@ def test_the_evaluation_kl_is_measured_where_it_is_defined(rig):
     assert output.metrics["eval/tcod/t1/kl/episodes"] == 2
     assert "eval/tcod/t0.4/kl/episodes" not in output.metrics
     assert output.data["t1"]["rewards"] == [1.0, 0.0]
+    others = {"temperature": 0.4, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1, "min_new_tokens": 2}
+    assert not any(is_untempered({name: value}) for name, value in others.items())
 
 
 def test_an_evaluation_without_a_teacher_goes_on(rig):
@@ -103,6 +108,19 @@ def test_an_evaluation_without_a_teacher_goes_on(rig):
     output = evaluation(rig, temperatures=(1.0,), tcod_eval_kl=True)
     assert output.data["t1"]["rewards"] == [1.0, 0.0]
     assert output.metrics["eval/tcod/t1/unscored/teacher_invalid"] == 2
+
+
+def test_the_evaluation_kl_is_that_of_the_scored_episodes(rig):
+    rig.teacher_reply = lambda payload: {} if len(payload["input_ids"]) > 250 else scored(payload, teacher_value)
+    metrics = evaluation(rig, temperatures=(1.0,), tcod_eval_kl=True).metrics
+    sampled = 2 * len(rig.tokenizer.encode(RIGHT + "<|im_end|>"))  # of the episode with goal 2
+    assert metrics["eval/tcod/t1/kl/trajectory"] == pytest.approx(sampled * metrics["eval/tcod/t1/kl/token"])
+
+
+def test_a_failed_play_keeps_its_number():
+    records = [EpisodeRecord(failure=failure) for failure in (None, "env_error", None)]
+    samples = [Sample(index=i, metadata={"tcod": Episode(record)}) for i, record in enumerate(records)]
+    assert [play["repeat"] for play in _repeats(samples)] == [0, 2]
 
 
 def test_a_failed_evaluation_episode_is_counted_and_left_out_of_the_success_rate(rig):
@@ -121,6 +139,8 @@ def test_an_evaluation_has_a_context_of_its_own(rig, training, evaluated, limite
     """Four turns take about 360 tokens, two about 190."""
     output = evaluation(rig, rollout_max_context_len=training, eval_max_context_len=evaluated)
     assert output.metrics["eval/tcod/t0.4/context_limited"] == limited
+    _, metrics = rig.rollout([{"goal": 9}], rollout_max_context_len=training, eval_max_context_len=evaluated)
+    assert metrics["rollout/tcod/context_limited"] == (training == 250)
 
 
 @pytest.mark.parametrize("generate", [answer, answers])

@@ -10,6 +10,7 @@ from examples.tcod.model.teacher import TeacherClient
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.async_utils import run
 from slime.utils.types import Sample
+from tests.support.corridor import Corridor
 from tests.support.fake_sglang import hold, scored
 from tests.support.rig import HEADER, assert_failed, teacher_value
 
@@ -89,8 +90,10 @@ def test_an_ended_rollout_is_seen_before_the_engine_is_asked(rig, monkeypatch, w
     limit = {"before the reset": 0, "while replaying": 2}[when]
     state = type("State", (), {"aborted": property(lambda self: next(asked) >= limit), "tokenizer": rig.tokenizer})()
     monkeypatch.setattr(tcod_rollout.sglang_rollout, "GenerateState", lambda args: state)
+    resets, reset = [], Corridor.reset
+    monkeypatch.setattr(Corridor, "reset", lambda self, task: resets.append(task) or reset(self, task))
     [sample] = rig.play({"goal": 3, "demo": {"actions": ["right"] * 3}}, k=1, tcod_variant="b2f")
-    assert sample.status == Sample.Status.ABORTED
+    assert sample.status == Sample.Status.ABORTED and len(resets) == (when == "while replaying")
     assert sample.tokens == [] and rig.student.requests == []
 
 
@@ -99,7 +102,7 @@ def test_a_surplus_episode_is_not_scored(rig, monkeypatch):
     GenerateState(None).aborted = True
     assert run(tcod_rollout.reward_func(args, played)) == 0.0
     assert played.status == Sample.Status.ABORTED and not Episode.of(played).sequences and played.response == ""
-    assert rig.scoring_requests() == []
+    assert rig.scoring_requests() == [] and not tcod_rollout.drop_failed(args, [played]).keep
 
 
 def test_incomplete_samples_never_reach_training(rig):

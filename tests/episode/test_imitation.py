@@ -66,6 +66,8 @@ def test_a_demonstration_that_cannot_be_used_is_replaced_and_counted(rig):
     assert [len(sample.metadata["tcod"]["turns"]) for sample in samples] == [2] * 3
     assert metrics["rollout/tcod/failed/demo_mismatch"] >= 1 and metrics["rollout/tcod/failed/prompt_too_long"] >= 1
     assert len(imitated(rig, [row(2)], rollout_batch_size=12, tcod_max_replacements=1)[0]) == 12
+    [fits], _ = imitated(rig, [row(2)], rollout_max_context_len=len(samples[0].tokens) + 1)  # for the end of a turn
+    assert fits.tokens == samples[0].tokens
     with pytest.raises(RuntimeError, match="samples by reason: {'demo_mismatch': 5}"):
         imitated(rig, [row(3, responses=["nothing"] * 3)])
 

@@ -200,6 +200,8 @@ def test_a_note_that_can_never_be_shown_stops_the_run(rig):
     with pytest.raises(ConfigError, match="the chat template drops it, .*: lower tcod_window, or remove"):
         rig.rollout([{"goal": 2, "demo": DEMO}], **changes)
     rig.rollout([{"goal": 2, "demo": DEMO}], **changes, tcod_window=2)
+    [sample] = rig.play({"goal": 2, "demo": {**DEMO, "observations": ["one of three"]}}, 4, **changes, tcod_window=2)
+    assert Episode.of(sample).record.failure == "demo_mismatch"
 
 
 def test_the_students_own_engines_score_behind_slimes_router(rig):

@@ -141,13 +141,13 @@ def test_a_run_with_one_environment_may_have_rows_with_such_a_key(rig):
         ({"walk": {"tcod_eta": 2}}, "tcod_environments.walk sets tcod_eta: it may set tcod_environment, "),
         ({"walk": {"horizon": 2}}, "tcod_environments.walk sets horizon: it may set "),
         ({"walk": {"tcod_horizon": "x"}}, "tcod_horizon in tcod_environments.walk should be a valid integer, not 'x'"),
-        ({"walk": {"tcod_horizon": 1}}, "tcod_environments.walk: tcod_k_start 2 is above tcod_horizon 1: lower it"),
+        ({"walk": {"tcod_horizon": 1}}, "tcod_environments.walk: tcod_k_start 4 is above tcod_horizon 1: lower it"),
         ({"walk": {"tcod_data_root": "$NOWHERE"}}, "tcod_environments.walk: tcod_data_root is $NOWHERE, but that "),
         ({"walk": 3}, "tcod_environments.walk in tcod.yaml should be a valid dictionary, not 3"),
     ],
 )
 def test_an_entry_that_cannot_work_is_refused_when_it_is_read(entries, says):
-    arm = {"tcod_variant": "f2b", "tcod_horizon": 4, "tcod_k_start": 2}
+    arm = {"tcod_variant": "f2b", "tcod_horizon": 4, "tcod_k_start": 4}
     with pytest.raises(ConfigError) as refused:
         TcodConfig.from_mapping({**arm, "tcod_environments": entries}, "tcod.yaml")
     assert says in str(refused.value) and "tcod.yaml" in str(refused.value) and "\n" not in str(refused.value)

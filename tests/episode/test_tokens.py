@@ -42,11 +42,11 @@ def test_a_cut_response_gets_an_untrained_end_of_turn_token(rig, tokenizer):
 def test_a_turn_that_has_ended_is_not_cut(rig, tokenizer, said, finish, between):
     ids = tokenizer.encode(said, add_special_tokens=False)
     rig.answer = lambda turn, payload: generated(ids, [student_value(i) for i in range(len(ids))], finish=finish)
-    [sample], metrics = rig.rollout([{"goal": 2}])
+    [sample], metrics = rig.rollout([{"goal": 2}], rollout_stop_token_ids=[0])
     assert_tokens(sample, tokenizer, opening(2), said, between + user("You are at door 1."), said)
     assert metrics["rollout/tcod/truncated_turns"] == 0.0 and sample.status == Sample.Status.COMPLETED
     stops = rig.student.payloads()[0]["sampling_params"]["stop_token_ids"]
-    assert stops == sorted([tokenizer.pad_token_id, tokenizer.eos_token_id])
+    assert stops == sorted([0, tokenizer.pad_token_id, tokenizer.eos_token_id])
 
 
 def test_an_action_is_the_listed_one_but_for_case_and_outer_punctuation(rig):

@@ -102,7 +102,8 @@ def test_a_demonstration_replays_calls_as_the_template_writes_them(tools, histor
 
 
 def test_under_turns_a_prompt_is_what_the_template_renders_of_calls_and_results(tools):
-    tools.script = [call("right"), call("right", "right"), "I am lost.", call("right")]
+    lost = call("\\ud800")  # half a character: no call
+    tools.script = [call("right"), call("right", "right"), lost, call("right")]
     samples, _ = tools.rollout([{"goal": 4}], **TOOLS, tcod_history="turns", tcod_window=2)
     function = {"name": "move", "arguments": {"way": "right"}}
     made = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
@@ -110,7 +111,7 @@ def test_under_turns_a_prompt_is_what_the_template_renders_of_calls_and_results(
         *[{"role": "system", "content": "Walk."}, {"role": "user", "content": "Goal: door 4. You are at door 0."}],
         *[made, {"role": "tool", "content": "You are at door 1."}],
         *[{**made, "tool_calls": made["tool_calls"] * 2}, {"role": "tool", "content": "You are at door 2."}],
-        *[{"role": "tool", "content": "You are at door 3."}, {"role": "assistant", "content": "I am lost."}],
+        *[{"role": "tool", "content": "You are at door 3."}, {"role": "assistant", "content": lost}],
         {"role": "user", "content": "Call move."},
     ]
     last = samples[-1].tokens[: -samples[-1].response_length]
@@ -122,7 +123,7 @@ def test_under_turns_a_prompt_is_what_the_template_renders_of_calls_and_results(
         )
         sample = samples[(2, 4, 7, 9).index(count)]
         assert tools.tokenizer.decode(sample.tokens[: -sample.response_length]) == rendered
-    assert last.count(tools.tokenizer.convert_tokens_to_ids("<tool_call>")) == 2
+    assert last.count(tools.tokenizer.convert_tokens_to_ids("<tool_call>")) == 3
 
 
 def test_a_parser_of_other_calls_is_refused(tools):

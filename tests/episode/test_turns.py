@@ -82,6 +82,8 @@ def test_a_cut_turn_is_a_truncated_sample_and_statistics_count_once(rig):
     assert [payload["input_ids"] for payload in rig.scoring_requests()] == [sample.tokens for sample in samples]
     assert len({r.headers["x-smg-routing-key"] for r in rig.teacher.requests if "input_ids" in r.payload}) == 1
     assert [bool(sample.non_generation_time) for sample in samples][1:] == [False, False]
+    samples, _ = rig.rollout([{"goal": 9}], tcod_history="turns", rollout_max_context_len=225)
+    assert [sample.status for sample in samples][1:] == [completed, truncated]  # the context ended the episode
 
 
 def test_an_evaluation_has_one_sample_an_episode(rig):

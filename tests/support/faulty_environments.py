@@ -58,6 +58,7 @@ def good_but(name: str, **methods: Any) -> type[Good]:
 
 
 IsOver = good_but("IsOver", reset=lambda self, metadata: Observation("You have said it.", won=True))
+IsLost = good_but("IsLost", reset=lambda self, metadata: Observation("You have said no.", done=True))
 TextFromReset = good_but("TextFromReset", reset=lambda self, metadata: "Say yes.")
 HalfASuccess = good_but("HalfASuccess", step=lambda self, action: Observation("Nearly.", won=0.5))
 AnswersAsTool = good_but("AnswersAsTool", step=lambda self, action: Observation("Yes.", role="tool"))

@@ -92,6 +92,8 @@ def test_games_that_were_played_repeatedly_are_compared_by_their_rates(tmp_path,
     assert lines[3].split()[:3] == ["all", "12", "11"]
     assert lines[3].split()[5:9] == [f"{mean:+.3f}", f"[{low:+.3f},", f"{high:+.3f}]", f"{test.pvalue:.3f}"]
     assert lines[-1].endswith("p: Student's t over the games' rates")
+    once = result(tmp_path / "once.json", dict(enumerate([1, 0, 1, 0])))
+    assert compared(monkeypatch, capsys, once, files[0])[-1].endswith("p: Student's t over the games' rates")
     assert repeated_difference([0.5, 0.5])["p"] == 0 and repeated_difference([0.0, 0.0])["p"] == 1
     assert repeated_difference([0.5]) == {"success": 0.5, "interval": (-1.0, 1.0), "p": 1.0}
 

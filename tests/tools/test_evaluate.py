@@ -55,11 +55,14 @@ def test_repeats_of_an_evaluation_go_on_where_they_were(rig, capsys):
     rig.config.write_text(yaml.safe_dump(settings))
     rig.openings |= {2: [RIGHT, LEFT, RIGHT], 5: [RIGHT, LEFT, LEFT]}
     rows, more = rig.rows(2, 5), ["--repeats", "3", "--concurrency", "1"]
-    rig.answers = 10
+    rig.answers = 12
     assert rig.refusal(evaluate, rows, "r.json", *more).endswith("the same command goes on")
-    assert [entry["attempt"] for entry in read(rig.folder / "r.journal.jsonl")[1:]] == [0, 0]
+    assert [entry["attempt"] for entry in read(rig.folder / "r.journal.jsonl")[1:]] == [0, 0, 1]
     rig.answers = 10**6
-    rig.begun[2] -= 1  # the episode that was broken off
+    (rig.folder / "once.journal.jsonl").write_bytes((rig.folder / "r.journal.jsonl").read_bytes())
+    rig.run(evaluate, rows, "once.json")
+    assert [one["attempt"] for one in json.loads((rig.folder / "once.json").read_text())["episodes"]] == [0, 0]
+    rig.begun[5] -= 1  # the episode that was broken off
     rig.run(evaluate, rows, "r.json", *more)
     result = json.loads((rig.folder / "r.json").read_text())
     assert [(one["task"]["goal"], one["attempt"], one["won"], one["turns"]) for one in result["episodes"]] == [
@@ -70,7 +73,7 @@ def test_repeats_of_an_evaluation_go_on_where_they_were(rig, capsys):
     assert (numbers["repeats"], numbers["pass_at_k"], numbers["success"]) == (3, 1.0, 4 / 6)
     assert numbers["success_sd"] == pytest.approx((((1 - 2 / 3) ** 2 + 2 * (0.5 - 2 / 3) ** 2) / 2) ** 0.5)
     assert numbers["score"] == pytest.approx((1 + 1 + 1 + 1 + 0.6 + 0.6) / 6)
-    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("all")]
+    *_, line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("all")]
     assert line.split()[-6:] == ["0.289", "1.000", "0.867", "3.8", "3.2", "5.0"]
 
 
@@ -82,6 +85,9 @@ def test_episodes_that_the_context_ends_count_and_failed_ones_do_not(rig, capsys
     said = rig.refusal(evaluate, rig.rows(*range(1, 50), explode=1), "result.json")
     assert said == "evaluate: 32 episodes in a row failed ({'env_error': 32}): see the warnings above"
     assert not (rig.folder / "result.json").exists()
+    rows = [rig.rows(*range(10, 30), explode=1), rig.rows(1, add=True), rig.rows(*range(30, 50), add=True, explode=1)]
+    rig.run(evaluate, rows[0], "result.json")  # one was played in between
+    assert json.loads((rig.folder / "result.json").read_text())["failed"] == {"env_error": 40}
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,9 @@ def test_the_teacher_is_waited_for_and_checked(place, tokenizer, monkeypatch):
 
     with FakeSGLang(reply) as server:
         server.pages |= {"/health_generate": {}, "/server_info": {"max_req_input_len": 30_000}}
-        for name, text in commands(place, TEACHER_PORT=str(server.port), TEACHER_START_S="1").env.items():
+        for name, text in commands(
+            place, TEACHER_PORT=str(server.port), TEACHER_START_S="1", HF_TOKEN="hush"
+        ).env.items():
             monkeypatch.setenv(name, text)
         (folder / "run").mkdir()
         (folder / "run/tcod.yaml").write_text((folder / "alfworld.yaml").read_text())
@@ -118,5 +120,8 @@ def test_the_teacher_is_waited_for_and_checked(place, tokenizer, monkeypatch):
         server.reply = lambda payload: reply({"text": payload["text"].upper()})
         with pytest.raises(SystemExit, match="^preflight: .* use a model with the student's tokenizer"):
             preflight.main()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="^preflight: not with SECRET$"):
+        patch.setattr(preflight, "check_run", lambda s, *_: preflight.require(False, f"not with {s.hf_token}"))
+        preflight.main()
     with pytest.raises(SystemExit, match="the teacher was not ready within TEACHER_START_S=1 seconds: see its log"):
         preflight.main()

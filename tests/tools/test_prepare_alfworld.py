@@ -231,6 +231,7 @@ def test_a_demonstration_gives_its_actions_within_the_horizon_and_wins_by_the_la
         (Demonstration(("jump", *right)), False, HORIZON, "demo_inadmissible"),
         (longer, False, HORIZON, "demo_won_early"),
         (longer, True, len(right), kept),  # all of its parts are cut at the success
+        (longer, True, len(right) - 1, "demo_too_long"),
         (Demonstration(right + after), True, len(right), Demonstration(right, observations=answers, seen=seen)),
         (Demonstration(right, observations=answers[::-1]), False, HORIZON, "demo_mismatch"),
         (Demonstration(right, observations=answers[1:]), False, HORIZON, "demo_mismatch"),

@@ -58,6 +58,7 @@ def test_a_run_goes_on_with_other_ways_to_run_it(resume, tmp_path):
     assert resume(**moved, EVAL_SETS="") is None
     config = yaml.safe_load((tmp_path / "alfworld.yaml").read_text())
     (tmp_path / "alfworld.yaml").write_text("# the same\n" + json.dumps(dict(reversed(config.items()))))
+    (tmp_path / "run/tcod.yaml").chmod(0o644)
     assert resume(**moved) is None
     for name in ("tcod.yaml", "run.yaml", *(f"logs/{logs.name}" for logs in (tmp_path / "run/logs").iterdir())):
         assert (tmp_path / "run" / name).stat().st_mode & 0o077 == 0, name  # there may be a key in it

@@ -82,7 +82,8 @@ def test_lengths_memory_heads_and_checkpoints(place):
     assert value(flags, "--save-retain-interval") == "25"
     assert value(flags, "--save-hf") == f"{place[0]}/run/hf/{{rollout_id}}"
     variables = {"ACTOR_GPUS": "8", "PIPELINE_PARALLEL": "2", "CONTEXT_PARALLEL": "2", "MAX_CONTEXT_LEN": "27649"}
-    asked = commands(place, **variables, KEEP_CHECKPOINTS="all", SAVE_HF="0", FP32_HEADS="1")
+    asked = commands(place, **variables, KEEP_CHECKPOINTS="all", SAVE_HF="0", FP32_HEADS="1", SAMPLES_PER_TASK="2")
+    assert value(asked.train, "--global-batch-size") == "32"
     assert value(asked.train, "--tensor-model-parallel-size") == "2"
     assert value(asked.train, "--max-tokens-per-gpu") == "13825"  # which slime multiplies by CONTEXT_PARALLEL
     assert not {"--save-retain-interval", "--save-hf"} & {*asked.train}
@@ -112,6 +113,7 @@ def test_a_variable_wins_over_config(place, given, config, variant):
 
 
 def test_another_environment_gets_nothing_of_alfworld(place):
+    assert commands(place, EVAL_SETS="").env["EVAL_SETS"] == ""  # ALFWorld's own can be left out
     del place[1]["ALFWORLD_DATA"]
     config = "examples/tcod/configs/scienceworld.yaml"
     env = commands(place, CONFIG=config, VARIANT="", RUN_DIR="", DATA_DIR="").env
@@ -251,6 +253,8 @@ def test_what_does_not_fit_the_machine_is_refused(settings, tmp_path, capsys):
     with (tmp_path / "student/model.safetensors").open("w") as weights:
         weights.truncate(2 * 8_200_000_000_000)  # 2 checkpoints of 14 bytes per parameter, and 10 copies of 2
     assert "and 2 checkpoints and the copies for Hugging Face take 393600 GB more: set" in refusal(gpus)
+    (tmp_path / "run/checkpoints").symlink_to(tmp_path / "student")  # what a resumed run has already
+    assert "take 377200 GB more: set" in refusal(gpus)
     assert "and 10 checkpoints and" in refusal(gpus, KEEP_CHECKPOINTS="all")
     assert "and 250 checkpoints and" in refusal(gpus, SAVE_INTERVAL="1")  # Megatron deletes none
 

@@ -7,7 +7,7 @@ import pytest
 
 from examples.tcod import Failure
 from examples.tcod.env_alfworld import MAX_ACTION_CHARS, AlfworldEnvironment
-from examples.tcod.environments.protocol import Observation, ask, checked_observation
+from examples.tcod.environments.protocol import Observation, as_listed, ask, checked_observation
 from examples.tcod.environments.scienceworld import ScienceworldEnvironment
 from tests.support.faulty_environments import good_but
 
@@ -35,6 +35,10 @@ TASK = {"task": "boil", "variation": 0, "simplifications": "easy"}
 def test_the_last_action_tag_counts(response, action, valid):
     for environment in (AlfworldEnvironment, ScienceworldEnvironment):
         assert environment.parse_action(response) == (action, valid)
+
+
+def test_an_action_that_equals_several_listed_ones_stays():
+    assert as_listed("Look.", Observation("", admissible=("look", "LOOK"))) == "Look."
 
 
 @pytest.mark.parametrize("first", [True, False])

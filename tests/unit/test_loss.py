@@ -26,7 +26,7 @@ def test_masks_carry_the_turns_of_their_step():
 
 
 def test_samples_of_one_trajectory_are_in_one_step():
-    samples = [FakeSample([1, 0, 1], 7), FakeSample([1], 7), FakeSample([1, 1], 8), FakeSample([1], 9)]
+    samples = [FakeSample([1, 0, 1], 0), FakeSample([1], 0), FakeSample([1, 1], 8), FakeSample([1], 9)]
     count_turns(samples, trajectories_per_step=2)
     assert [max(s.loss_mask) for s in samples] == [4, 4, 4, 1]
 

@@ -118,8 +118,8 @@ def test_what_is_recorded_with_a_demonstration_is_what_was_seen():
 
 
 def test_the_first_turns_of_a_demonstration_are_those_of_all_its_parts():
-    demo = Demonstration(("a", "b"), ("A", "B"), ([1], [2]), "v")
-    assert demo.first(1) == Demonstration(("a",), ("A",), ([1],), "v")
+    demo = Demonstration(("a", "b"), ("A", "B"), ([1], [2]), "v", ("x", "y"), ({"text": ""}, {}))
+    assert demo.first(1) == Demonstration(("a",), ("A",), ([1],), "v", ("x",), ({"text": ""},))
     assert Demonstration(("a", "b")).first(1) == Demonstration(("a",))
 
 

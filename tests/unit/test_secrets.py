@@ -22,6 +22,7 @@ def test_secrets_are_left_out_however_deep():
     settings = {"tcod_env_args": {"size": 9, "shops": [{"password": "abcd"}]}, "tcod_horizon": 3, "no_key": ""}
     assert without_secrets(settings) == {**settings, "tcod_env_args": {"size": 9, "shops": [{"password": "SECRET"}]}}
     log = "args: {'password': 'abcd'} me:w@rd, x y and key k"
+    assert text_without("abcdefg", {"api_key": "abcd"}, {"password": "abcdef"}) == "SECRETg"
     assert text_without(log, command, settings) == "args: {'password': 'SECRET'} SECRET, x y and key k"
 
 
