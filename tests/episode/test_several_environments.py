@@ -65,6 +65,16 @@ def test_each_row_has_the_horizon_rules_actions_and_tools_of_its_environment(mix
     assert sum(kls) / 2 == pytest.approx(metrics["rollout/tcod/kl/trajectory"]) and kls[0] != kls[1]
 
 
+def test_the_chat_template_is_tried_up_to_the_longest_horizon(mixed):
+    hurry = "{% if messages|length > 14 %}Hurry.{% endif %}<|im_start|>assistant"
+    mixed.tokenizer.chat_template = mixed.tokenizer.chat_template.replace("<|im_start|>assistant", hurry)
+    mixed.tokenizer.save_pretrained(mixed.checkpoint)
+    assert len(mixed.rollout(ROWS, **MIXED)[0]) == 2
+    far = {"tcod_environments": {"walk": {**WALK, "tcod_horizon": 9}, "call": CALL}}
+    with pytest.raises(ConfigError, match="with 9 user turns it writes .*Hurry"):
+        mixed.rollout(ROWS, **MIXED | far)
+
+
 @pytest.mark.parametrize("n, walked, called", [(0, 1, 1), (3, 4, 2)])
 def test_the_depth_is_that_of_the_environments_horizon(mixed, n, walked, called):
     samples, _ = mixed.rollout(ROWS, n, tcod_variant="f2b", tcod_eta=1, **MIXED)
