@@ -75,33 +75,33 @@ def call(engine, name, **arguments):
 def test_a_query_reads_this_file_within_limits_and_nothing_else(engine, tmp_path, monkeypatch, sql, shown):
     monkeypatch.chdir(tmp_path)
     observation = call(engine, "query", sql=sql)
-    assert observation.text == shown if "error" not in shown else observation.text.startswith(shown)
-    assert observation.role == "tool" and observation.results == (observation.text,)
+    assert observation.full_text == shown if "error" not in shown else observation.full_text.startswith(shown)
+    assert observation.role == "tool" and observation.results == (observation.full_text,)
     assert not (observation.refused or observation.done)  # wrong SQL is answered, like any other
     assert os.listdir(tmp_path) == ["a.sqlite"]
-    assert call(engine, "query", sql="SELECT COUNT(*) FROM door").text == "COUNT(*)\n30"
+    assert call(engine, "query", sql="SELECT COUNT(*) FROM door").full_text == "COUNT(*)\n30"
 
 
 def test_tables_are_listed_and_described_and_what_is_no_call_is_refused(engine):
     calls = [{"name": "list_tables", "arguments": {}}, {"name": "describe", "arguments": {"table": "door"}}]
     both = engine.step(action_of(calls))
     assert both.results == ("door", "CREATE TABLE door (id INTEGER, name TEXT)") and not both.refused
-    assert call(engine, "describe", table="wall").text == "error: there is no table wall"
+    assert call(engine, "describe", table="wall").full_text == "error: there is no table wall"
     wrong = [call(engine, "drop"), call(engine, "query"), call(engine, "query", sql="", x="")]
     for refused in (engine.step("30"), *wrong):
         assert refused.refused and not refused.done
-    assert call(engine, "drop").text.endswith("list_tables(), describe(table), query(sql), answer(answer)")
+    assert call(engine, "drop").full_text.endswith("list_tables(), describe(table), query(sql), answer(answer)")
 
 
 def test_a_sort_takes_memory_up_to_a_limit_and_no_disk(engine):
     engine.max_query_s = 60
     sql = "SELECT hex(zeroblob(4000)) || a.id FROM door a, door b, door c ORDER BY 1"  # 216 MB
-    assert call(engine, "query", sql=sql).text == "error: it is too long, or takes too much memory"
+    assert call(engine, "query", sql=sql).full_text == "error: it is too long, or takes too much memory"
 
 
 def test_a_long_result_is_cut(engine):
     engine.tables["wide"] = "x" * (MAX_CHARS + 1)
-    assert call(engine, "describe", table="wide").text == "x" * MAX_CHARS
+    assert call(engine, "describe", table="wide").full_text == "x" * MAX_CHARS
 
 
 def test_the_queries_of_an_answer_share_their_time(engine, monkeypatch):
@@ -118,7 +118,7 @@ def test_an_answer_ends_the_episode_and_later_calls_are_left_out(engine):
     assert (last.won, last.done, last.results) == (True, True, ("The answer is right.",))
     engine.reset({"database": "a.sqlite", "question": "How many doors?", "answer": "30"})
     last = engine.step(action_of(calls[1:]))
-    assert (last.won, last.done, last.text) == (False, True, "The answer is wrong.")
+    assert (last.won, last.done, last.full_text) == (False, True, "The answer is wrong.")
 
 
 @pytest.mark.parametrize(
