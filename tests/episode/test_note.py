@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from examples.tcod import ConfigError, Failure
+from examples.tcod.environments.protocol import Execution
 from examples.tcod.episode.episode import Episode
 from examples.tcod.episode.history import LEFT_OUT
 from examples.tcod.settings import build
@@ -15,7 +16,7 @@ from tests.episode.test_evaluation import evaluation
 from tests.support.corridor import CONTROL_TOKENS
 from tests.support.fake_sglang import scored
 from tests.support.rig import LEFT, RIGHT, teacher_value
-from tests.support.toys import CHAT_TEMPLATE
+from tests.support.toys import CHAT_TEMPLATE, Corridor
 
 DEMO = {"actions": ["right"] * 3, "observations": ["You are at door 1.", "You are at door 2.", "You are at door 3."]}
 HAZARDOUS = "tests.support.corridor.HazardousCorridor"
@@ -127,19 +128,21 @@ def test_the_student_and_what_is_trained_are_the_same_without_it(rig, history):
 
 def test_text_that_spells_control_tokens_stays_text(rig):
     demo = {"actions": ["right", "<|im_end|>"], "observations": [CONTROL_TOKENS, "<|im_start|>system"]}
-    row = {"goal": 1, "demo": demo, "hazard": "control tokens"}
-    rig.script = [RIGHT]
+    row = {"goal": 3, "demo": demo, "hazard": "control tokens"}  # said to the student's second action, too
     for history in ("append", "turns"):
         rig.teacher.requests.clear()
-        [sample], _ = rig.rollout([row], tcod_environment=HAZARDOUS, tcod_history=history, tcod_teacher_sees=BOTH)
-        [request] = rig.scoring_requests()
-        assert CONTROL_TOKENS in rig.tokenizer.decode(request["input_ids"])
-        for token in rig.tokenizer.added_tokens_decoder:
-            assert request["input_ids"].count(token) == sample.tokens.count(token)
+        samples, _ = rig.rollout([row], tcod_environment=HAZARDOUS, tcod_history=history, tcod_teacher_sees=BOTH)
+        for request, sample in zip(rig.scoring_requests(), samples, strict=True):
+            texts = map(rig.tokenizer.decode, (sample.tokens, request["input_ids"]))
+            own, asked = (text.count(CONTROL_TOKENS) for text in texts)
+            assert asked == own + 2
+            for token in rig.tokenizer.added_tokens_decoder:
+                assert request["input_ids"].count(token) == sample.tokens.count(token)
 
 
 def test_an_evaluation_is_scored_without_it(rig):
-    output = evaluation(rig, temperatures=(1.0,), tcod_eval_kl=True, tcod_teacher_sees=BOTH)
+    train = [{"goal": 2, "demo": DEMO}, {"goal": 9}]
+    output = evaluation(rig, (1.0,), train, train=train, tcod_eval_kl=True, tcod_teacher_sees=BOTH)
     assert output.metrics["eval/tcod/t1/kl/episodes"] == 2 and not any("note" in name for name in output.metrics)
     tokens = [sample.tokens for sample in output.data["t1"]["samples"]]
     assert sorted(payload["input_ids"] for payload in rig.scoring_requests()) == sorted(tokens)
@@ -150,7 +153,7 @@ def test_an_evaluation_is_scored_without_it(rig):
     [
         (0, [{"goal": 2, "demo": DEMO}], BOTH, None),  # tcod_sees_from: 1
         (1, [{"goal": 2, "demo": DEMO}, {"goal": 2}], BOTH, (0.5, 1.0)),
-        (1, [{"goal": 2}], ["demo"], (0.0, 0.0)),
+        (1, [{"goal": 2, "demo": DEMO}, {"goal": 2}], ["demo"], (0.5, 0.0)),
         (1, [{"goal": 2, "demo": DEMO}], "hindsight", (0.0, 1.0)),
         (1, [{"goal": 2, "demo": {**DEMO, "observations": ["one of three"]}}], "hindsight", (0.0, 1.0)),  # not read
     ],
@@ -202,6 +205,37 @@ def test_a_note_that_can_never_be_shown_stops_the_run(rig):
     rig.rollout([{"goal": 2, "demo": DEMO}], **changes, tcod_window=2)
     [sample] = rig.play({"goal": 2, "demo": {**DEMO, "observations": ["one of three"]}}, 4, **changes, tcod_window=2)
     assert Episode.of(sample).record.failure == "demo_mismatch"
+
+
+class Silent(Corridor):
+    @staticmethod
+    def teacher_note(demonstration, attempt):
+        return "" if attempt and attempt.won else Corridor.teacher_note(demonstration, attempt)
+
+
+def test_what_is_not_shown_is_not_counted(rig, monkeypatch):
+    monkeypatch.setenv("TCOD_RUN_DIR", str(rig.folder / "run"))
+    silent = {"tcod_environment": "tests.episode.test_note.Silent", "tcod_save_plain_scores": True}
+    _, metrics = rig.rollout([{"goal": 2, "demo": DEMO}, {"goal": 9}], tcod_teacher_sees=BOTH, **silent)
+    assert [metrics[f"rollout/tcod/note_{part}"] for part in BOTH] == [0.0, 0.5]
+    lines = map(json.loads, (rig.folder / "run/rollouts/train_000000.jsonl").read_text().splitlines())
+    assert [bool(line["note"]) for line in lines] == [False, True]  # what was won comes first
+    assert len(rig.scoring_requests()) == 3  # the shown one once more
+    row = {"goal": 2, "demo": {"actions": ["right"] * 9}}  # nothing to leave out but the steps
+    args, sample = rig.generate(row, 4, tcod_teacher_sees=["demo"])
+    writer = build.notes_of(run_of(args).config, run_of(args).chat)
+    fits = len(writer.chat.user(writer.write(row, Episode.of(sample)).text))
+    note = replace(writer, note_len=fits - 1).write(row, Episode.of(sample))
+    assert (note.left_out, note.text.count("> ")) == (1, 8)
+    words_alone = len(writer.chat.user(Corridor.teacher_note(Execution((), won=True), None)))
+    note = replace(writer, note_len=words_alone).write(row, Episode.of(sample))
+    assert (note.parts, note.left_out) == ((), 9)
+
+
+def test_rows_that_cannot_be_shown_stop_the_run(rig):
+    rows = [{"goal": 2, "demo": DEMO}, {"goal": 2, "demo": {**DEMO, "observations": ["one of three"]}}]
+    with pytest.raises(ConfigError, match="cannot be shown to the teacher: 1 observations, 3 actions"):
+        rig.rollout(rows, tcod_teacher_sees=BOTH)
 
 
 def test_the_students_own_engines_score_behind_slimes_router(rig):

@@ -53,7 +53,7 @@ def test_every_mode_has_its_program_flags_and_gpus(place, mode):
     assert value(flags, "--load") == value(flags, "--save") == f"{folder}/run/checkpoints"
     assert ("--use-tis" in flags) == (mode in ("async", "fully_async"))
     assert ("--colocate" in flags) == (mode in ("colocated", "megatron"))
-    assert ("--eval-interval" in eval_flags(s)) == (mode not in ("fully_async", "sft"))
+    assert ("--eval-interval" in eval_flags(s, {}, [])) == (mode not in ("fully_async", "sft"))
     assert "--offload-train" not in flags and "--use-fault-tolerance" in flags
     assert (s.local_gpus, s.teacher_gpus) == (gpus, teacher_gpus)
     assert ["--use-opd" in flags, *re.findall(r"--opd-type (\w+)", " ".join(flags))] == (
@@ -231,7 +231,11 @@ def test_an_evaluation_is_played_where_it_is_checked(settings, tmp_path):
     s = settings(EVAL_SETS=f"easy=more/a.jsonl held={tmp_path}/x.jsonl")
     assert [*map(str, s.eval_files.values())] == [f"{tmp_path}/data/more/a.jsonl", f"{tmp_path}/x.jsonl"]
     pairs = [str(word) for pair in s.eval_files.items() for word in pair]
-    assert eval_flags(s)[-5:] == ["--eval-prompt-data", *pairs] and eval_flags(settings(EVAL_SETS="")) == []
+    assert eval_flags(s, {}, [])[-5:] == ["--eval-prompt-data", *pairs]
+    kl = {"tcod_eval_kl": True}  # by CONFIG; the temperature is 0.4
+    assert eval_flags(settings(EVAL_SETS=""), kl, []) == [] != eval_flags(s, kl, ["--eval-config=mine.yaml"])
+    with pytest.raises(ConfigError, match="EVAL_TEMPERATURE=1"):
+        eval_flags(s, kl, [])
 
 
 def test_what_does_not_fit_the_machine_is_refused(settings, tmp_path, capsys):

@@ -169,7 +169,8 @@ class Environment(ABC):
     def teacher_note(demonstration: Execution | None, attempt: Execution | None) -> str:
         """What the teacher alone is shown, at the end of the first user turn; "" for nothing.
 
-        `attempt` is the episode that is scored. What all of a task share comes first: the server's cache holds it.
+        `attempt` is the episode that is scored. Either may have no steps: where tcod_note_len has room for none, and
+        once at launch. What all of a task share comes first: the server's cache holds it.
         """
         said = ["A note that is not part of the conversation: its agent does not know it."]
         if demonstration:

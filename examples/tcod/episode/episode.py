@@ -163,12 +163,15 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Note:
-    """What the teacher was shown of an episode beside the conversation, see note.py."""
+    """What the teacher was shown of an episode beside the conversation, see note.py. False where it says nothing."""
 
     text: str = ""
-    parts: tuple[str, ...] = ()  # "demo", "hindsight"
+    parts: tuple[str, ...] = ()  # "demo", "hindsight", as far as steps of it are shown
     left_out: int = 0  # observations, and then steps, that tcod_note_len had no room for
     tokens: int = 0  # by which the first sequence got longer
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
 
 
 @dataclass

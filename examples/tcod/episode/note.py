@@ -51,23 +51,25 @@ class NoteWriter:
         note, first = self._fitted(told), episode.sequences[0]
         return replace(note, tokens=len(self.teacher_ids(first, note)) - len(first.tokens))
 
-    def shortest(self) -> Note:
-        """One of no steps at all. Raises Failure: note_too_long."""
-        return self._fitted({name: Execution((), won=True) for name in self.sees})
+    def check_room(self) -> None:
+        """Raises Failure (note_too_long) where not even a note of no steps fits."""
+        self._fitted({name: Execution((), won=True) for name in self.sees})
 
     def _fitted(self, told: dict[str, Execution]) -> Note:
-        def text(left_out: int) -> str:
-            shown = _shortened(told, left_out)
+        def text(shown: dict[str, Execution]) -> str:
             return ask(self.environment, "teacher_note", shown.get("demo"), shown.get("hindsight"))
 
         def fits(left_out: int) -> bool:  # with what stands around a turn, which a note does without
-            return len(self.chat.user(text(left_out))) <= self.note_len
+            return len(self.chat.user(text(_shortened(told, left_out)))) <= self.note_len
 
-        most = 2 * sum(len(execution.steps) for execution in told.values())
+        steps = [step for execution in told.values() for step in execution.steps]
+        most = len(steps) + sum(bool(step.observation) for step in steps)
         left_out = 0 if fits(0) else bisect.bisect_left(range(most + 1), True, lo=1, key=fits)
         if left_out > most:
             raise Failure("note_too_long", f"more than {self.note_len} tokens without any step: raise tcod_note_len")
-        return Note(text(left_out), tuple(told), left_out)
+        shown = _shortened(told, left_out)
+        note = Note(text(shown), tuple(name for name, execution in shown.items() if execution.steps), left_out)
+        return note if note else Note(left_out=left_out)
 
     def teacher_ids(self, sequence: TokenSequence, note: Note | None) -> list[int]:
         """A sequence as the teacher is given it.
@@ -75,7 +77,7 @@ class NoteWriter:
         Raises:
             Failure: note_misplaced, where more than the first user turn would be another.
         """
-        if not (note and note.text):
+        if not note:
             return sequence.tokens
         (system, first, *later), head = sequence.texts, sequence.spans[0].ids
         noted = self.chat.context([system, f"{first}\n\n{note.text}", *later])
@@ -108,8 +110,10 @@ def _shortened(told: dict[str, Execution], left_out: int) -> dict[str, Execution
     """
     for is_whole in (False, True):
         for name in reversed(told):
-            steps = told[name].steps
-            here = min(left_out, len(steps))
-            silent = [] if is_whole else [replace(step, observation=None) for step in steps[:here]]
-            told, left_out = {**told, name: replace(told[name], steps=(*silent, *steps[here:]))}, left_out - here
+            kept: list[Step] = []
+            for step in told[name].steps:
+                goes = left_out > 0 and (is_whole or bool(step.observation))
+                left_out -= goes
+                kept += [] if goes and is_whole else [replace(step, observation=None) if goes else step]
+            told = {**told, name: replace(told[name], steps=tuple(kept))}
     return told

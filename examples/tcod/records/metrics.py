@@ -152,7 +152,7 @@ def _tokens(episodes: Sequence[Episode]) -> Metrics:
 
 def _notes(episodes: Sequence[Episode]) -> Metrics:
     """Nothing where the teacher is shown none: then the loss is the paper's."""
-    notes = [episode.note for episode in episodes if episode.note]
+    notes = [episode.note for episode in episodes if episode.note is not None]
     values = {f"note_{part}": [part in note.parts for note in notes] for part in ("demo", "hindsight")}
     values |= {"note_tokens": [note.tokens for note in notes], "note_cut": [note.left_out > 0 for note in notes]}
     return {name: fmean(each) for name, each in values.items() if each}

@@ -63,7 +63,7 @@ def transcript(episode: Episode, row: Any, tokenizer: Any, **about: Any) -> dict
     turns = [{"turn": turn, "role": "replayed", **vars(one)} for turn, one in enumerate(facts.pop("replayed_turns"))]
     turns += [{"role": "student", "kl": kl.get(one.turn), **vars(one)} for one in facts.pop("turns")]
     _add_tokens({turn["turn"]: turn for turn in turns}, episode, tokenizer)
-    note = episode.note and {**vars(episode.note), "text": episode.note.text.split("\n")}
+    note = {**vars(episode.note), "text": episode.note.text.split("\n")} if episode.note else None
     facts |= {"kl": sum(kl.values()) if kl else None, "note": note, "turns": turns}
     facts |= {"task": task_key(task_of(row.metadata)), "task_type": str(row.label or ""), "goal": str(row.prompt)}
     return _bounded({**facts, **about})

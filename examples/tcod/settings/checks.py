@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import PACKAGE, ConfigError, Failure
 from ..environments.protocol import load_environment
+from ..episode.episode import Note
 from ..model.chat_tokens import ChatTokens
 from ..model.student import Response, is_untempered
 from ..training.turn_mean import is_turn_mean
@@ -95,8 +96,6 @@ def reward_refusals(settings: Mapping[str, Any], has_teacher: bool, samples: int
         yield f"{name} compares episodes of a task, and reopd starts each at another turn: choose another tcod_variant"
     if settings.get("tcod_reward") == "grade" and not coef:
         yield f"tcod_reward grade is not trained on with {name}: set that above 0, or remove tcod_reward"
-    if settings.get("tcod_eval_kl") and not has_teacher:
-        yield "tcod_eval_kl measures a KL to the teacher, and without --use-opd (TEACHER=none) is none: remove it"
 
 
 def _refusals(args: Namespace, config: TcodConfig) -> Iterator[str]:
@@ -128,6 +127,8 @@ def teacher_refusals(config: TcodConfig, teacher: str, mode: str) -> Iterator[st
         yield "tcod_teacher_url needs a teacher on SGLang: remove it, or set TEACHER=sglang (--opd-type sglang)"
     if config.tcod_teacher_sees and teacher not in ("sglang", SELF):
         yield "tcod_teacher_sees needs a teacher on SGLang: remove it, or set TEACHER=sglang (--opd-type sglang)"
+    if config.tcod_eval_kl and teacher != "sglang":  # without a note, the student's KL to itself is 0
+        yield "tcod_eval_kl asks a teacher's own server: remove it, or set TEACHER=sglang (--opd-type sglang)"
     itself = f"TEACHER={SELF} (--rm-url {SELF})"
     if teacher == SELF and mode != "sync":
         yield f"{itself} needs MODE=sync: in the others training is ahead of the weights that score, and pulled back"
@@ -136,7 +137,7 @@ def teacher_refusals(config: TcodConfig, teacher: str, mode: str) -> Iterator[st
 
 
 def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
-    """Whether the teacher can be shown the shortest note, in a conversation up to the horizon. Raises ConfigError."""
+    """Whether the teacher can be shown a note, in a conversation up to the horizon. Raises ConfigError."""
     for own in config.per_environment if config.tcod_teacher_sees else ():
         history, notes = history_factory(own, chat)(sys.maxsize), notes_of(own, chat)
         history.begin("Rules.", "Begin.")
@@ -145,7 +146,8 @@ def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
             history.observe("Done.")
         history.respond(Response([chat.end_of_turn], [0.0], False, {}))
         try:
-            notes.teacher_ids(history.sequences[-1], notes.shortest())
+            notes.check_room()
+            notes.teacher_ids(history.sequences[-1], Note("A note."))
         except Failure as failure:
             said = f"no note for the teacher can be written: {failure}, or remove tcod_teacher_sees"
             raise ConfigError(said) from failure
@@ -210,4 +212,4 @@ def _contradictions(args: Namespace, config: TcodConfig) -> Iterator[str]:
         if dataset.custom_generate_function_path not in ours and not dataset.custom_rm_path:
             yield f"the evaluation data set {dataset.name} has its own generate function: give it a custom_rm_path too"
     if config.tcod_eval_kl and datasets and not any(is_untempered(vars(dataset)) for dataset in datasets):
-        yield "tcod_eval_kl needs an evaluation with temperature 1, top_p 1 and top_k -1: add one with --eval-config"
+        yield "tcod_eval_kl needs an evaluation with temperature 1, top_p 1 and top_k -1: set it (EVAL_TEMPERATURE=1)"

@@ -1,5 +1,6 @@
 """What makes rows playable, as far as they, the settings and the files show it."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ def check_training_rows(config: TcodConfig, rows: Sequence[Any], source: str, re
         ConfigError: with the first row that cannot, or with how many have no usable demonstration.
     """
     _check(config, rows, source, config.curriculum.needs_demonstration, recorded and config.tcod_variant == "sft")
+    if "demo" in config.tcod_teacher_sees:
+        _check_shown(config, rows, source)
 
 
 def check_evaluation_rows(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
@@ -69,6 +72,22 @@ def _check(
                 f"{reasons.total()} of {len(group)} rows have no usable demonstration {dict(reasons)}, the first is "
                 f"{first}{needs if needs_demo else ''}"
             )
+
+
+def _check_shown(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
+    """Raises ConfigError where the teacher cannot be shown the demonstrations, or there is none to show."""
+    shown = 0
+    for row in rows:
+        demo = Demonstration.of(row.metadata)
+        try:
+            shown += bool(demo.actions)
+            demo.check(math.inf) if demo.actions else None
+        except Failure as failure:
+            raise ConfigError(f"{place(row, source)} cannot be shown to the teacher: {failure}") from failure
+    if not shown:
+        raise ConfigError(
+            f"no row of {source} has a demonstration: take demo out of tcod_teacher_sees (TEACHER_SEES), or add some"
+        )
 
 
 def _check_task(config: TcodConfig, environment: type[Environment], metadata: Any) -> None:

@@ -61,7 +61,7 @@ def launch(supervisor: Supervisor, teacher: list[str], train: list[str], extra: 
     s = Settings.read(os.environ)
     check_settings(s, extra)
     tcod = read_tcod(s, os.environ)
-    train = [*train, *eval_flags(s), *extra]
+    train = [*train, *eval_flags(s, tcod, extra), *extra]
     teacher = teacher and [*teacher, "--context-length", str(teacher_context(s, tcod))]
     os.environ.update(no_proxy(*output("hostname", "-I").split()))
     gpus = visible_gpus()

@@ -109,10 +109,16 @@ def teacher_context(s: Settings, tcod: dict[str, Any]) -> int:
     return TcodConfig.from_mapping(settings, str(s.config)).scored_len(s.max_context_len)[0] + 7
 
 
-def eval_flags(s: Settings) -> list[str]:
-    """train.py's flags of evaluations, which slime's fully asynchronous mode does not have."""
+def eval_flags(s: Settings, tcod: dict[str, Any], extra: list[str]) -> list[str]:
+    """train.py's flags of evaluations, which slime's fully asynchronous mode does not have.
+
+    Raises:
+        ConfigError: no evaluation could have the KL that is asked for.
+    """
     if s.mode == "fully_async" or not s.eval_files:
         return []
+    untempered = float(s.eval_temperature) == 1 or any(word.startswith("--eval-config") for word in extra)
+    require(untempered or not tcod.get("tcod_eval_kl"), "tcod_eval_kl is of policies as they are: EVAL_TEMPERATURE=1")
     flags = {"--eval-interval": s.eval_interval, "--n-samples-per-eval-prompt": 1, "--eval-top-p": 1}
     flags |= {"--eval-temperature": s.eval_temperature, "--eval-max-response-len": s.max_turn_len}
     return [str(word) for pair in [*flags.items(), ["--eval-prompt-data"], *s.eval_files.items()] for word in pair]

@@ -287,7 +287,7 @@ function tokens(turn) {
     if (kl !== null) tip.push("KL " + signed(kl) + " nats");
     const effect = teacher === null || turn.plain?.[i] == null ? null : teacher - turn.plain[i];
     if (effect !== null) tip.push("the note makes it " + signed(effect) + " nats likelier");
-    const shown = byNote ? effect : kl;
+    const shown = byNote && turn.plain ? effect : kl;
     const numbers = { "data-kl": shown === null ? null : signed(shown), "data-tip": tip.join("\n") };
     return element("span", { class: "token " + level(shown), ...numbers }, text);
   });
