@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One benchmark: `bash benchmarks/run.sh NAME [its options]`. Sets up what it needs, see benchmarks/README.md.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 # shellcheck source=smoke/setup.sh
 source "$here/../smoke/setup.sh"
 [[ -f $here/${1:-}.py ]] || _fail "no such benchmark: ${1:-}; benchmarks/README.md lists them"

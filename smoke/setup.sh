@@ -2,7 +2,7 @@
 # Sourced by the run.sh of smoke, tests and benchmarks: makes the pinned virtual environment (.venv, or $TCOD_VENV) where
 # it is not there yet, sets $python, and goes to the repository's root. The caller has `set -euo pipefail`.
 
-_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+_root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 for _name in TCOD_VENV SLIME_DIR MEGATRON_DIR; do
   if [[ -n ${!_name:-} ]]; then export "$_name=$(realpath -m "${!_name}")"; fi
 done
@@ -50,7 +50,7 @@ _system_packages() {
 # What slime imports beside the recipe is installed where there is a slime.
 _requirements=(requirements.txt)
 if [[ -n ${SLIME_DIR:-} ]]; then _requirements+=(requirements-slime.txt); fi
-_stamp=$(cd "$_root/smoke" && sha256sum "${_requirements[@]}")
+_stamp=$(CDPATH='' cd "$_root/smoke" && sha256sum "${_requirements[@]}")
 if [[ $(cat "$_venv/.installed" 2>/dev/null) != "$_stamp"* ]]; then
   echo "setting up $_venv (once, a few minutes)"
   _started=$SECONDS

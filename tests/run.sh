@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests but the slow ones: `bash tests/run.sh [pytest's arguments]`. Sets up everything they need, see README.md.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 # Where this machine has checkouts: lines SLIME_DIR=/path and MEGATRON_DIR=/path. Nothing of the file is executed.
 settings=${HOME:-}/.config/tcod/tests.env
 if [[ -r $settings ]]; then

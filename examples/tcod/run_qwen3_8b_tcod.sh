@@ -5,13 +5,13 @@
 # Each variable can be set in the environment; arguments of the script are appended to train.py's. Running it again
 # continues from the last checkpoint in RUN_DIR. tools/launch checks settings, starts the commands, and ends them.
 set -euo pipefail
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-VARIANT_OF='import sys, yaml; print(yaml.safe_load(open(sys.argv[1])).get("tcod_variant", "f2b"))'
+HERE=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+VARIANT_OF='import sys, yaml; print(yaml.safe_load(open(sys.argv[1], "rb")).get("tcod_variant", "f2b"))'
 set -a # the settings are exported: tools/launch reads them
 # What is trained. CONFIG has the environment and other tcod_* settings; the next variables win over what it says.
 CONFIG=${CONFIG:-$HERE/configs/alfworld.yaml}
 CONFIG_NAME=$(basename "$CONFIG" .yaml)
-VARIANT=${VARIANT:-$(python3 -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)} # opd, f2b, b2f, reopd or sft
+VARIANT=${VARIANT:-$(python3 -P -c "$VARIANT_OF" "$CONFIG" 2>/dev/null || echo f2b)} # opd, f2b, b2f, reopd or sft
 HORIZON=${HORIZON:-}                                   # largest number of turns
 ETA=${ETA:-}                                           # rollouts per turn of depth
 TEACHER_SEES=${TEACHER_SEES:-}                         # "demo hindsight" or one: what else the teacher is shown
@@ -157,8 +157,8 @@ FLAGS=(
   ${WANDB_PROJECT:+--use-wandb --wandb-project "$WANDB_PROJECT" --wandb-group "${RUN_DIR##*/}"}
   ${WANDB_PROJECT:+--disable-wandb-random-suffix}
 )
-# Megatron retains multiples, and slime's checkpoints are SAVE_INTERVAL - 1, 2 x SAVE_INTERVAL - 1 ..: only the last.
-if [[ $KEEP_CHECKPOINTS == last ]]; then FLAGS+=(--save-retain-interval "$SAVE_INTERVAL"); fi
+# Megatron deletes all before the last one but multiples of this number, and rollout 0: this many rollouts are none.
+if [[ $KEEP_CHECKPOINTS == last ]]; then FLAGS+=(--save-retain-interval $((SAVE_INTERVAL * (NUM_ROLLOUT + 1)))); fi
 if [[ $SAVE_HF == 1 ]]; then FLAGS+=(--save-hf "$RUN_DIR/hf/{rollout_id}"); fi
 # Imitation: a mean over the tokens of a batch, and no engines.
 if [[ $VARIANT == sft ]]; then

@@ -13,6 +13,7 @@ from examples.tcod.settings.checks import check_environment_class as check_class
 from examples.tcod.settings.config import TcodConfig
 from examples.tcod.tools import check_environment
 from examples.tcod.tools.check_environment import Played, play_rows, report, spread
+from examples.tcod.tools.common.prepare import Task, check_tasks
 from smoke import cpu_only
 from tests.support import faulty_environments
 
@@ -131,6 +132,10 @@ def test_what_training_refuses_is_refused(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match=rf"1 of 2 rows .*{reason}': 1., the first is line 3 of .* 1 to 5 "):
             check_environment.main()
     file.write_text("\n".join([json.dumps(good)] * 2))
+    with monkeypatch.context() as record, pytest.raises(SystemExit, match="is no file: name one for the result"):
+        record.setattr(sys, "argv", [*sys.argv, "--record", str(tmp_path)])
+        record.setattr(check_environment, "play_rows", None)  # before a row is played
+        check_environment.main()
     check_environment.main()
     assert "2 of 2 rows play, 2 demonstrations replay" in capsys.readouterr().out
 
@@ -156,6 +161,14 @@ def test_a_class_that_cannot_work_is_refused_before_a_process_starts(tmp_path, m
 
 def test_arguments_that_the_class_does_not_take_are_refused():
     assert "unexpected keyword argument 'wrod'" in sentence(check_class, config("Good", tcod_env_args={"wrod": "x"}))
+
+
+def test_a_prepare_tool_ends_at_once_where_no_environment_can_be_made():
+    tasks = [Task("train", "say", {"n": n}) for n in range(2)]
+    said = sentence(check_tasks, config("NotInstalled"), tasks, 1)
+    assert said.startswith("no environment can be made: NotInstalled.__init__ raised") and "no_such_engine" in said
+    check_tasks(config("Exits"), tasks, 1)  # each for itself
+    assert [task.left_out[0]["reason"] for task in tasks] == ["env_error"] * 2
 
 
 def test_rows_are_taken_from_all_over_the_file():

@@ -65,6 +65,7 @@ def test_won_lost_and_failed_episodes_are_saved_with_their_reasons(rig, folder, 
     assert (won.won, lost.won, lost.failure) == (True, False, None)
     assert broken.failure == "env_error" and "collapsed" in broken.detail
     assert [turn.action for turn in broken.turns] == ["right"] * 2 and not hasattr(broken.turns[0], "tokens")
+    assert [turn.response for turn in broken.turns] == ["", ""]  # the page shows them
     assert unscored.failure == "teacher_invalid" and unscored.kl is None
     assert unscored.turns[0].tokens and unscored.turns[0].teacher is None
 

@@ -45,7 +45,7 @@ LESS_MEMORY = [
     *("--log-probs-chunk-size", "1024", "--recompute-loss-function"),
     *("--optimizer-cpu-offload", "--overlap-cpu-optimizer-d2h-h2d", "--use-precision-aware-optimizer"),
     *("--train-env-vars", '{"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}'),
-    *("--sglang-mem-fraction-static", "0.6", "--sglang-max-running-requests", "16", "--save-interval", "5"),
+    *("--sglang-mem-fraction-static", "0.6", "--sglang-max-running-requests", "16"),
 ]
 
 

@@ -29,8 +29,9 @@ def build(folder: Path) -> dict[str, str]:
     return {**env, "TEACHER_PORT": str(free_port())}
 
 
-def run(env, *arguments, script=SCRIPT):
-    return subprocess.run(["bash", script, *arguments], env=env, capture_output=True, text=True, timeout=600)
+def run(env, *arguments, script=SCRIPT, cwd=None):
+    command = ["bash", script, *arguments]
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 def commands(place, *arguments, script=SCRIPT, **variables):

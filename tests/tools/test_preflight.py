@@ -60,6 +60,7 @@ def test_a_note_and_its_teacher_fit_each_other(check):
         ("data/valid_seen.jsonl", row(), "line 1 of .*/valid_seen.jsonl cannot be played"),
         ("data/train.jsonl", row(goal=1, explode=1), "does not play line 1 of .* env_error: .*the corridor collapsed"),
         ("student/chat_template.jinja", "{{ messages }}", "chat template ends an assistant turn"),
+        ("student/tokenizer.json", "version https://git-lfs", "STUDENT .*/student: .*; name the checkpoint that is"),
     ],
 )
 def test_preflight_refuses_what_cannot_run(check, tmp_path, file, text, sentence):
@@ -69,6 +70,8 @@ def test_preflight_refuses_what_cannot_run(check, tmp_path, file, text, sentence
 
 def test_a_teacher_in_megatron_has_the_students_architecture(check, tmp_path):
     (tmp_path / "teacher/config.json").write_text(json.dumps({"model_type": "qwen3", "num_hidden_layers": 64}))
+    missing = check(TEACHER="megatron", TEACHER_MODEL=f"{tmp_path}/none", TEACHER_LOAD=f"{tmp_path}/teacher")
+    assert missing == f"no file {tmp_path}/none/config.json: set TEACHER_MODEL to a checkpoint"
     message = check(TEACHER="megatron")
     assert "TEACHER_MODEL differs in num_hidden_layers: take a teacher of the student's architecture" in message
 

@@ -52,6 +52,9 @@ def test_a_run_goes_on_with_other_ways_to_run_it(resume, tmp_path):
     free = {"NUM_ROLLOUT": "500", "EVAL_INTERVAL": "5", "SAVE_INTERVAL": "5", "ACTOR_GPUS": "2", "LR": "1"}
     free["EVAL_TEMPERATURE"] = "1"
     assert resume(**free, TEACHER_URL="http://a:1") is None
+    config = (tmp_path / "alfworld.yaml").read_text()
+    (tmp_path / "alfworld.yaml").write_text(f"{config}tcod_env_timeout_s: 9\ntcod_env_workers: 3\n")  # a remedy
+    assert resume() is None
     for name in ("data", "student"):  # what counts is what they hold
         (tmp_path / name).rename(tmp_path / f"{name}2")
     moved = {"DATA_DIR": f"{tmp_path}/data2", "STUDENT": f"{tmp_path}/student2"}
@@ -95,6 +98,31 @@ def test_another_run_is_not_continued(resume, tmp_path, changes, what):
     if other := changes.pop("other", None):
         (tmp_path / other).write_text((tmp_path / other).read_text() + " ")
     assert resume(**changes) == f"{tmp_path}/run has a run with another {what}: take it back, or set another RUN_DIR"
+
+
+def test_a_start_on_a_full_disk_loses_nothing_of_the_last_one(resume, tmp_path, monkeypatch):
+    kept, write = (tmp_path / "run/run.yaml").read_text(), Path.write_text
+
+    def full(path, text, *arguments):
+        write(path, text[:9], *arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(OSError):
+        disk.setattr(Path, "write_text", full)
+        resume()
+    assert (tmp_path / "run/run.yaml").read_text() == kept
+    for text in ("", "tcod_eta: [", "\x00"):
+        (tmp_path / "run/run.yaml").write_text(text)
+        assert "run.yaml is damaged, and says no more what the run is made of: move it away" in resume()
+
+
+def test_what_a_start_needs_is_named_before_anything_runs(resume, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALFWORLD_DATA", "games")
+    monkeypatch.chdir(tmp_path)  # where it is there
+    assert "tcod_data_root games depends on the current folder: give the whole path" in resume()
+    monkeypatch.setenv("ALFWORLD_DATA", f"{tmp_path}/games")
+    (tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt").unlink()
+    assert resume(STUDENT_LOAD=f"{tmp_path}/249") == f"nothing there, {tmp_path}/249: set STUDENT_LOAD"
 
 
 def test_a_checkpoint_without_the_position_in_the_data_is_refused(resume, tmp_path):

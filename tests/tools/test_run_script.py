@@ -22,7 +22,7 @@ from examples.tcod.tools.launch.variables import (
     visible_gpus,
 )
 from tests.support.fake_cluster import executable
-from tests.support.run_script import commands, dry_run, run, value
+from tests.support.run_script import ROOT, SCRIPT, commands, dry_run, run, value
 
 NUM_GPUS = 0
 
@@ -79,7 +79,7 @@ def test_lengths_memory_heads_and_checkpoints(place):
     flags = commands(place).train
     turn, context = (int(value(flags, f"--rollout-max-{name}-len")) for name in ("response", "context"))
     assert turn == 512 and context >= 500 + 30 * (turn + 375)  # the rules, and a horizon of full length
-    assert value(flags, "--save-retain-interval") == "25"
+    assert value(flags, "--save-retain-interval") == str(25 * 251)
     assert value(flags, "--save-hf") == f"{place[0]}/run/hf/{{rollout_id}}"
     variables = {"ACTOR_GPUS": "8", "PIPELINE_PARALLEL": "2", "CONTEXT_PARALLEL": "2", "MAX_CONTEXT_LEN": "27649"}
     asked = commands(place, **variables, KEEP_CHECKPOINTS="all", SAVE_HF="0", FP32_HEADS="1", SAMPLES_PER_TASK="2")
@@ -110,6 +110,17 @@ def test_a_variable_wins_over_config(place, given, config, variant):
     assert env["RUN_DIR"] == f"/root/tcod_runs/mine-qwen3-8b-{variant}"
     recipe = {"tcod_variant": variant, "tcod_horizon": 30, "tcod_eta": 2, "tcod_eval_kl": True}
     assert read_tcod(Settings.read(env), env) == recipe
+
+
+def test_the_arm_of_config_is_found_in_any_locale(place):
+    config = place[0] / "mine.yaml"
+    config.write_bytes("tcod_variant: b2f  # d\u00e9j\u00e0 vu\n".encode())
+    (place[0] / "yaml.py").write_text("raise SystemExit(1)")  # where the script is called from
+    bare = {"VARIANT": "", "CONFIG": str(config), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for script, folder in ((SCRIPT, place[0]), (SCRIPT.relative_to(ROOT), ROOT)):
+        done = run({**place[1], **bare, "FAKE_LAUNCH": "1", "CDPATH": "."}, script=script, cwd=folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads((place[0] / "seen/launch.json").read_text())["env"]["VARIANT"] == "b2f"
 
 
 def test_another_environment_gets_nothing_of_alfworld(place):
@@ -195,6 +206,7 @@ def test_the_script_refuses_what_it_cannot_compute_with(place, change, sentence)
         ("VARIANT=sft MODE=async", "VARIANT=sft plays nothing, so nothing ahead: set MODE=sync"),
         ("TEACHER_GPUS=5,6", "GPU 5 of TEACHER_GPUS is taken: training and the student's engines have 0 to 5"),
         ("CHAT_TEMPLATE_KWARGS=thinking", "CHAT_TEMPLATE_KWARGS must be a JSON object like {}"),
+        ("RAY_ADDRESS=a:1 TEACHER_HOST=0.0.0.0", "TEACHER_HOST 0.0.0.0 names no node: set the address that the"),
         ("RUN_DIR=/runs/{lr=1e-6}", "RUN_DIR '/runs/{lr=1e-6}' has a brace or a line break: rename it"),
         ("EVAL_SETS=valid_seen.jsonl", "EVAL_SETS must be NAME=FILE.jsonl, with spaces between"),
         ("EVAL_SETS=seen=a.json", "NAME of letters, digits, . _ -: not seen=a.json"),
@@ -220,7 +232,10 @@ def test_a_reward_that_cannot_work_is_refused(settings):
             read_tcod(settings(**variables | change), variables | change)
 
 
-@pytest.mark.parametrize("flag, variable", [("--colocate", "COLOCATE"), ("--load=/x", "RUN_DIR")])
+@pytest.mark.parametrize(
+    "flag, variable",
+    [("--colocate", "COLOCATE"), ("--load=/x", "RUN_DIR"), ("--rollout-max-context-len", "MAX_CONTEXT_LEN")],
+)
 def test_a_flag_that_a_variable_stands_for_is_refused(settings, flag, variable):
     with pytest.raises(ConfigError, match=f"{flag.partition('=')[0]} is the script's own: set {variable} instead"):
         check_settings(settings(), ["--seed", "7", flag])
@@ -260,7 +275,7 @@ def test_what_does_not_fit_the_machine_is_refused(settings, tmp_path, capsys):
     (tmp_path / "run/checkpoints").symlink_to(tmp_path / "student")  # what a resumed run has already
     assert "take 377200 GB more: set" in refusal(gpus)
     assert "and 10 checkpoints and" in refusal(gpus, KEEP_CHECKPOINTS="all")
-    assert "and 250 checkpoints and" in refusal(gpus, SAVE_INTERVAL="1")  # Megatron deletes none
+    assert "and 3 checkpoints and" in refusal(gpus, SAVE_INTERVAL="1")  # Megatron keeps that of rollout 0
 
 
 # ------------------------------------------------------------------------------------------------------------ RUN_DIR

@@ -71,7 +71,9 @@ class EpisodePlayer:
         )
         record.episode_s = time.monotonic() - started
         if not record.turns:
-            raise Failure("prompt_too_long", "no room for a response: raise --rollout-max-context-len")
+            raise Failure(
+                "prompt_too_long", "no room for a response: raise --rollout-max-context-len (MAX_CONTEXT_LEN)"
+            )
         episode.sequences = history.sequences
 
 

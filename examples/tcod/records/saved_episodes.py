@@ -61,7 +61,8 @@ def transcript(episode: Episode, row: Any, tokenizer: Any, **about: Any) -> dict
     """
     facts, kl = dict(vars(episode.record)), turn_kl(episode) if episode.is_scored else {}
     turns = [{"turn": turn, "role": "replayed", **vars(one)} for turn, one in enumerate(facts.pop("replayed_turns"))]
-    turns += [{"role": "student", "kl": kl.get(one.turn), **vars(one)} for one in facts.pop("turns")]
+    own = {"role": "student", "response": ""}  # of a failed episode nothing else is known
+    turns += [{**own, "kl": kl.get(one.turn), **vars(one)} for one in facts.pop("turns")]
     _add_tokens({turn["turn"]: turn for turn in turns}, episode, tokenizer)
     note = {**vars(episode.note), "text": episode.note.text.split("\n")} if episode.note else None
     facts |= {"kl": sum(kl.values()) if kl else None, "note": note, "turns": turns}

@@ -57,7 +57,7 @@ def student_chat(config: TcodConfig, checkpoint: str, template_kwargs: Any, flag
     horizon = max(own.tcod_horizon for own in config.per_environment)
     try:
         chat = load_chat(checkpoint, kwargs, horizon=horizon, **choices)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a tokenizer's own code makes of its files
         said = " ".join(str(error).split())
         raise ConfigError(f"{flag} {checkpoint}: {said}; name the checkpoint that is served") from error
     for name in parsers:

@@ -28,7 +28,7 @@ from ..settings.build import new_pool, text_side_factory
 from ..settings.checks import check_environment_class
 from ..settings.config import TcodConfig
 from ..settings.row_checks import by_environment, check_training_rows
-from .common.command import at_least, new_parser, one_sentence
+from .common.command import at_least, check_writable, new_parser, one_sentence
 from .common.jsonl import read_rows, write_jsonl
 from .common.prepare import Task, play_demonstration
 from .common.ray_start import start_ray
@@ -188,6 +188,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     with one_sentence("check_environment", options.record):
+        if options.record:
+            check_writable(options.record)
         config = TcodConfig.read(options.config)
         check_environment_class(config)
         rows = read_rows(options.rows)

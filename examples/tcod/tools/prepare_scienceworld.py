@@ -79,9 +79,11 @@ def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
     with ExitStack() as started:
         try:
             found = list(list_tasks(game(), options.tasks, options.variations, options.simplifications))
+            return thread_map(make_task, found, max_workers=options.processes, desc="gold sequences", unit="task")
         except (ImportError, OSError) as error:
-            raise ConfigError(f"ScienceWorld does not start: {words(error)}") from error
-        return thread_map(make_task, found, max_workers=options.processes, desc="gold sequences", unit="task")
+            raise ConfigError(
+                f"ScienceWorld does not start, with {options.processes} --processes: {words(error)}"
+            ) from error
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -42,6 +43,15 @@ def one_sentence(tool: str, out: Path | None = None) -> Iterator[None]:
         sys.exit(f"{tool}: {error.filename or out} cannot be written ({said}): make room, or name another")
 
 
+def check_writable(path: Path) -> None:
+    """Whether a file can be written there, before work that takes its time. Raises ConfigError, OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is no file: name one for the result")
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        file.write(bytes(2**16))
+
+
 @contextlib.contextmanager
 def result_file(path: Path) -> Iterator[TextIO]:
     """A file that is open from the first and is `path` in the end; if the block fails, `path` stays as it was.
@@ -49,9 +59,7 @@ def result_file(path: Path) -> Iterator[TextIO]:
     Raises:
         ConfigError, OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} is no file: name one for the result")
+    check_writable(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:

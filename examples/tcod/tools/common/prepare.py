@@ -16,7 +16,6 @@ import asyncio
 import json
 import math
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -33,7 +32,7 @@ from ...episode.text_side import TextSide
 from ...settings.build import new_pool, text_side_factory
 from ...settings.checks import check_environment_class
 from ...settings.config import TcodConfig
-from .command import at_least, new_parser, one_sentence, table
+from .command import at_least, check_writable, new_parser, one_sentence, table
 from .jsonl import write_jsonl
 from .ray_start import start_ray
 
@@ -149,6 +148,12 @@ def check_tasks(config: TcodConfig, tasks: Sequence[Task], processes: int) -> No
 
     async def check() -> None:
         pool = new_pool(config, processes, 1)
+        try:
+            async with pool.borrow() as environment:
+                await environment.reset(tasks[0].metadata)
+        except Failure as failure:  # of the game, which is its own; or no game can be opened
+            if ".__init__ raised" in str(failure):
+                raise ConfigError(f"no environment can be made: {failure}") from failure
         checks = (check_task(pool, new_side(task.metadata), task, config.tcod_horizon) for task in tasks)
         await tqdm.gather(*checks, desc="tasks in the environment", unit="task")
         await pool.close()
@@ -227,9 +232,7 @@ def prepare(
         find_tasks: the tasks, with candidates for the training tasks' demonstrations. Raises ConfigError, OSError.
     """
     with one_sentence(name, options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=options.out) as file:  # before the environments take their time
-            file.write(bytes(2**16))
+        check_writable(options.out / LEFT_OUT)
         config = TcodConfig.read(options.config)
         if options.environment not in (names := list(config.tcod_environments) or [None]):
             raise ConfigError(f"--environment {options.environment} is not in {options.config}: name one of {names}")

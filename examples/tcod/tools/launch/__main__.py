@@ -47,6 +47,7 @@ WORKER_PREFIXES = ("NCCL_", "GLOO_", "WANDB_")
 
 def main() -> None:
     words = sys.argv[1:]
+    sys.stdout.reconfigure(errors="backslashreplace")  # a log may have what the terminal's encoding lacks
     first = words.index("--")
     second = words.index("--", first + 1)
     try:
@@ -63,7 +64,7 @@ def launch(supervisor: Supervisor, teacher: list[str], train: list[str], extra: 
     tcod = read_tcod(s, os.environ)
     train = [*train, *eval_flags(s, tcod, extra), *extra]
     teacher = teacher and [*teacher, "--context-length", str(teacher_context(s, tcod))]
-    os.environ.update(no_proxy(*output("hostname", "-I").split()))
+    os.environ.update(no_proxy(*output("hostname", "-I").split(), s.teacher_host))
     gpus = visible_gpus()
     for_teacher = {"CUDA_VISIBLE_DEVICES": pick(gpus, s.teacher_gpus)}
     for_train = {"RAY_ADDRESS": s.ray_address}

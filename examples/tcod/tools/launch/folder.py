@@ -10,6 +10,7 @@ import random
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,10 @@ from ...settings.config import TcodConfig
 from .variables import Settings, require
 
 MIB = 2**20
+# Of the settings: where things are, and how a run is played, not what it learns.
+FREE = {f"tcod_{name}" for name in "data_root teacher_url env_workers envs_per_worker env_timeout_s".split()}
+FREE_OF_A_RUN = {f"tcod_{name}" for name in "engine_timeout_s teacher_timeout_s teacher_concurrency eval_kl".split()}
+FREE_OF_A_RUN |= {"tcod_max_replacements", "tcod_save_episodes", "tcod_save_plain_scores"}
 
 
 def lock(run_dir: Path) -> IO[str]:
@@ -47,10 +52,14 @@ def begin(s: Settings, tcod: dict[str, Any], commands: str) -> Path:
     """Write down what the run is and what is started. Returns the folder of this start's logs."""
     before, file = {}, s.run_dir / "run.yaml"
     now = identity(s, TcodConfig.from_mapping(tcod, str(s.config)))
+    for settings in (tcod, *(tcod.get("tcod_environments") or {}).values()):
+        root = os.path.expanduser(os.path.expandvars(settings.get("tcod_data_root") or "/"))
+        require(os.path.isabs(root), f"tcod_data_root {root} depends on the current folder: give the whole path")
     if checkpoint := last_checkpoint(s.run_dir):
-        before = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+        before = made_of(file) if file.is_file() else {}
         changed = ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
         require(not changed, f"{s.run_dir} has a run with another {changed}: take it back, or set another RUN_DIR")
+    require(checkpoint or s.student_load.exists(), f"nothing there, {s.student_load}: set STUDENT_LOAD")
     started = time.strftime("%Y%m%d-%H%M%S")
     logs = s.run_dir / "logs" / started
     logs.mkdir(parents=True, exist_ok=True, mode=0o700)  # slime prints all settings, and some may be keys
@@ -59,15 +68,27 @@ def begin(s: Settings, tcod: dict[str, Any], commands: str) -> Path:
             (s.run_dir / name).rename(logs / f"before-{name}")
     now["wandb_run_id"] = before.get("wandb_run_id") or f"tcod-{started}-{random.randrange(32768)}"
     for name, values in {"tcod.yaml": tcod, "run.yaml": before | now}.items():
-        (s.run_dir / name).touch(0o600)
-        (s.run_dir / name).chmod(0o600)
-        (s.run_dir / name).write_text(to_yaml(values), "utf-8")
+        partial = s.run_dir / f"{name}.partial"  # a full disk leaves what was there
+        partial.touch(0o600)
+        partial.chmod(0o600)
+        partial.write_text(to_yaml(values), "utf-8")
+        partial.replace(s.run_dir / name)
     (logs / "command.sh").write_text(commands, "utf-8")
     if os.environ.get("WANDB_PROJECT"):  # slime passes no run id
         os.environ.update(WANDB_RUN_ID=now["wandb_run_id"], WANDB_RESUME="allow")
     print(f"{s.run_dir} continues from checkpoint {checkpoint}" if checkpoint else f"{s.run_dir} starts")
     print(f"logs: {logs}", flush=True)
     return logs
+
+
+def made_of(file: Path) -> dict[str, Any]:
+    """What run.yaml says. Raises ConfigError where it cannot be read."""
+    values = None
+    with suppress(ValueError, yaml.YAMLError):
+        values = yaml.safe_load(file.read_text("utf-8"))
+    remedy = "move it away to go on without a comparison, or set another RUN_DIR"
+    require(isinstance(values, dict), f"{file} is damaged, and says no more what the run is made of: {remedy}")
+    return values
 
 
 def last_checkpoint(run_dir: Path) -> str:
@@ -87,13 +108,13 @@ def identity(s: Settings, config: TcodConfig) -> dict[str, Any]:
     files = {"DATA_DIR": s.data_dir / "train.jsonl", "STUDENT": s.student}
     files |= {f"EVAL_SETS {name}": file for name, file in s.eval_files.items()}
     if s.teacher in ("sglang", "megatron") and not s.teacher_url:
-        files["TEACHER_MODEL"] = s.teacher_load if s.teacher == "megatron" else s.teacher_model
-    free = {"tcod_data_root", "tcod_teacher_url"}  # where things are
-    entries = {"tcod_environments": {"__all__": free}}
-    made_of = config.model_dump(exclude={**dict.fromkeys([*free, "tcod_eval_kl"], True), **entries})
+        variable = "TEACHER_LOAD" if s.teacher == "megatron" else "TEACHER_MODEL"
+        files[variable] = vars(s)[variable.lower()]
+    entries = {"tcod_environments": {"__all__": FREE}}
+    parts = config.model_dump(exclude={**dict.fromkeys(FREE | FREE_OF_A_RUN, True), **entries})
     for name in ("CHAT_TEMPLATE_KWARGS", "MAX_TURN_LEN", "MAX_CONTEXT_LEN", "SAMPLES_PER_TASK", "TEACHER"):
-        made_of[name] = vars(s)[name.lower()]
-    return made_of | {variable: digest(path, variable) for variable, path in files.items()}
+        parts[name] = vars(s)[name.lower()]
+    return parts | {variable: digest(path, variable) for variable, path in files.items()}
 
 
 def digest(path: Path, variable: str) -> str:

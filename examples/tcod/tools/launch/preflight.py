@@ -73,8 +73,9 @@ def check_run(s: Settings, config: TcodConfig, chat: ChatTokens, teacher_gpus: s
     for file in s.eval_files.values():
         check_evaluation_rows(config, read_rows(file), str(file))
     groups = by_environment(config, rows, str(train))
+    groups = groups if config.tcod_variant != "sft" else []  # nothing is played
     nodes = check_cluster(s, teacher_gpus, [(own, group[0]) for own, group in groups]) if s.ray_address else []
-    if config.tcod_variant == "sft":  # nothing is played
+    if not groups:
         return nodes
     start_ray(workers=1)
     for own, group in groups:
@@ -104,6 +105,8 @@ def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, f
 
 
 def check_architecture(student: Path, teacher: Path) -> None:
+    for variable, folder in {"STUDENT": student, "TEACHER_MODEL": teacher}.items():
+        require((folder / "config.json").is_file(), f"no file {folder}/config.json: set {variable} to a checkpoint")
     ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (student, teacher))
     for config in (ours, theirs):
         config |= config.get("rope_parameters") or {}

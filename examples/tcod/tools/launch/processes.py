@@ -37,7 +37,7 @@ class Process(AbstractContextManager):
     def __init__(
         self, name: str, command: list[str], log: Path | None = None, env: dict[str, str] | None = None
     ) -> None:
-        self.name, self.log = name, log
+        self.name, self.log, self._stopped = name, log, False
         if log:
             log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") if log else nullcontext() as output:
@@ -65,8 +65,11 @@ class Process(AbstractContextManager):
         """End the process and all that it started.
 
         It is asked first, because train.py takes its Ray down and SGLang its workers. Then what is left in its session
-        gets SIGTERM, and what is left of that SIGKILL.
+        gets SIGTERM, and what is left of that SIGKILL. Once: its number may be another one's later.
         """
+        if self._stopped:
+            return
+        self._stopped = True
         self.popen.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.popen.wait(self.patience_s)

@@ -35,7 +35,7 @@ def check_cluster(s: Settings, teacher_gpus: str, games: Sequence[tuple[TcodConf
     found = f"the Ray cluster has {sum(gpus.values())} GPUs, less than the {s.train_gpus} of training and rollouts"
     enough = sum(gpus.values()) >= s.train_gpus
     require(enough, f"{found}: change ACTOR_NODES, ACTOR_GPUS or ROLLOUT_GPUS, or add nodes")
-    if sum(gpus.values()) == s.train_gpus:  # else slime chooses among them
+    if sum(gpus.values()) == s.train_gpus and s.variant != "sft":  # with more, slime chooses among them; sft has none
         each = [address for address, count in gpus.items() for _ in range(count)]
         check_engines(each[s.train_gpus - s.rollout_gpus :], s.engine_gpus, s.node_gpus)
     here = ray.util.get_node_ip_address()

@@ -39,7 +39,9 @@ OWN_FLAGS = dict(
         "--tensor-model-parallel-size=TENSOR_PARALLEL --pipeline-model-parallel-size=PIPELINE_PARALLEL --save=RUN_DIR "
         "--context-parallel-size=CONTEXT_PARALLEL --prompt-data=DATA_DIR --eval-prompt-data=EVAL_SETS "
         "--apply-chat-template-kwargs=CHAT_TEMPLATE_KWARGS --custom-config-path=CONFIG --loss-type=VARIANT "
-        "--use-opd=TEACHER"
+        "--use-opd=TEACHER --rollout-max-response-len=MAX_TURN_LEN --rollout-max-context-len=MAX_CONTEXT_LEN "
+        "--rollout-batch-size=BATCH --n-samples-per-prompt=SAMPLES_PER_TASK --hf-checkpoint=STUDENT "
+        "--opd-teacher-load=TEACHER_LOAD --save-interval=SAVE_INTERVAL"
     ).split()
 )
 TAKEN_NAMES = ("train", "step", "tcod", "eval_s")  # metrics or files under these names are not an evaluation's
@@ -155,13 +157,15 @@ def check_settings(s: Settings, extra: list[str]) -> None:
     require(s.teacher != "megatron" or s.colocate, alone)
     require(s.teacher == "sglang" or not url, f"TEACHER={s.teacher} asks no other server: unset TEACHER_URL")
     valid = re.fullmatch(r"(https?://([^/@]+@)?(\[[0-9A-Fa-f:.]+\]|[^][/:@]+)(:\d+)?)?", s.teacher_url)
+    everywhere = s.ray_address and s.teacher_host in ("0.0.0.0", "::")  # it is the teacher's address, too
+    require(not everywhere, f"TEACHER_HOST {s.teacher_host} names no node: set the address that the nodes reach")
     require(valid, f"TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not {url}")
 
 
 def output(*command: str) -> str:
     """What a program prints; nothing where it is missing or fails."""
-    with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    with suppress(OSError, subprocess.SubprocessError):  # signals are held back: nothing else would end one that hangs
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     return ""
 
 
@@ -191,8 +195,8 @@ def check_machine(s: Settings, gpus: list[str]) -> None:
 def check_space(s: Settings) -> None:
     """Whether the checkpoints of the run fit on the disk, by the student's safetensors in bfloat16."""
     saves = -(-s.num_rollout // s.save_interval)
-    # The next one is written before the last one is deleted; Megatron deletes none where they are 1 rollout apart.
-    kept = min(saves, 2) if s.keep_checkpoints == "last" and s.save_interval > 1 else saves
+    # The next one is written before the last one is deleted; Megatron never deletes that of rollout 0.
+    kept = min(saves, 2 + (s.save_interval == 1)) if s.keep_checkpoints == "last" else saves
     parameters = size(s.student.glob("*.safetensors")) // 2
     needed = parameters * (kept * CHECKPOINT_BYTES + saves * WEIGHT_BYTES * s.save_hf)
     needed -= size(s.run_dir.glob("checkpoints/**/*")) + size(s.run_dir.glob("hf/**/*"))

@@ -261,7 +261,7 @@ function oneTurn(turn) {
   return element("div", { class: "turn " + turn.role, id: "turn-" + turn.turn }, observation(turn.observation),
     element("div", { class: "label" }, "turn " + (turn.turn + 1) + ", " + who,
       turn.kl == null ? null : ", KL " + number(turn.kl) + " nats"),
-    element("div", { class: "text response" }, turn.tokens ? tokens(turn) : turn.response),
+    element("div", { class: "text response" }, turn.tokens ? tokens(turn) : turn.response ?? ""),
     element("div", { class: "text action" }, turn.action,
       notes.map((note) => note && element("span", { class: "note" }, note))));
 }
