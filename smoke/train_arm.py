@@ -88,7 +88,7 @@ def run_flags(options: Namespace) -> dict[str, Any]:
         "hf_checkpoint": str(options.student),
         "apply_chat_template_kwargs": config.template_kwargs,
         "custom_config_path": str(options.config),
-        "rm_url": f"http://127.0.0.1:{options.teacher_port}/generate",
+        "rm_url": f"http://127.0.0.1:{options.teacher_port}/generate" if options.teacher_port else "self",
         "sglang_server_concurrency": options.concurrency,
         "rollout_num_gpus": 1,
         "prompt_data": str(options.data / "train.jsonl"),
@@ -146,7 +146,7 @@ def option_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, required=True, help="YAML of the arm's tcod_* settings")
     parser.add_argument("--student", type=Path, required=True, help="the student's first checkpoint")
     parser.add_argument("--student-port", type=int, required=True)
-    parser.add_argument("--teacher-port", type=int, required=True)
+    parser.add_argument("--teacher-port", type=int, required=True, help="0: the student's own engine scores")
     parser.add_argument("--data", type=Path, required=True, help="folder of train.jsonl and heldout.jsonl")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)

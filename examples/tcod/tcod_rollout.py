@@ -16,7 +16,8 @@ A sample's way through one training step n:
     3. curriculum.py             who acts at which turn
     4. episode/loop.py           the episode is played: an Episode, in metadata["tcod"]
     5. episode/history.py        what the student sees at a turn, and which tokens are trained (Span.is_trained)
-    6. model/teacher.py          the teacher scores what was sampled (reward_func), with what episode/note.py shows it
+    6. model/teacher.py          the teacher scores what was sampled: reward_func, through EnvironmentSetup.score in
+                                 settings/run.py, which puts what episode/note.py shows it before the tokens
     7. drop_failed               a group with a failed sample, or with nothing to learn from, is replaced
                                  (sft plays nothing: SynchronousSource.imitated_groups)
     8. records/                  metrics, and some episodes to read
@@ -48,7 +49,7 @@ from .episode.loop import Assignment, failures_go_to
 from .records.metrics import Metrics, eval_metrics, imitation_metrics, rollout_metrics
 from .records.run_folder import rollouts_before, run_dir, write_metrics
 from .records.saved_episodes import choose_to_save
-from .settings.run import Run, checked_run, imitate_row, run_of, setup_of, task_source_of
+from .settings.run import Run, begin_rollout, checked_run, imitate_row, run_of, setup_of
 from .training.rewards import NO_SIGNAL, normalised, reward_of
 from .training.samples import Groups, check_complete, flat, set_status, timeline_span, to_samples, write_tokens
 from .training.task_source import AsynchronousSource, SynchronousSource
@@ -80,7 +81,7 @@ def generate_rollout(
     if evaluation:
         output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=True)
         return _evaluated(run, rollout_id, output, started)
-    source = task_source_of(SynchronousSource, run, data_source, rollout_id)
+    source = begin_rollout(SynchronousSource, run, data_source, rollout_id)
     if run.config.tcod_variant == "sft":
         groups = source.imitated_groups(functools.partial(imitate_row, run), run.chat.tokenizer)
         metrics = imitation_metrics(flat(groups), source.drawn)
@@ -108,7 +109,7 @@ def generate_rollout_fully_async(
         raise ConfigError("slime cannot evaluate in a fully asynchronous run: remove --eval-interval")
     run = checked_run(args, data_source)
     started = time.monotonic()
-    source = task_source_of(AsynchronousSource, run, data_source, rollout_id)
+    source = begin_rollout(AsynchronousSource, run, data_source, rollout_id)
     for group in source.played_groups():
         source.add_ended(group, keep=drop_failed(args, group).keep)
     trained, dropped = source.take()
@@ -161,7 +162,7 @@ async def generate(
 
 
 async def reward_func(args: Namespace, sample: Sample | list[Sample], **kwargs: Any) -> float | list[float]:
-    """The episode's reward (tcod_reward); the teacher scores the trajectory as well (--opd-type sglang).
+    """The episode's reward (tcod_reward; in an evaluation: won); the teacher scores it, too (--opd-type sglang).
 
     Sets the teacher's log-probs of the episode's sequences; in an evaluation only with tcod_eval_kl, and only of
     episodes sampled at temperature 1. A training sample without a reward or a usable score is FAILED. A list is what

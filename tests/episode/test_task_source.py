@@ -7,7 +7,7 @@ import pytest
 
 from examples.tcod import ConfigError, tcod_rollout
 from examples.tcod.episode.episode import Episode
-from examples.tcod.settings.run import run_of, task_source_of
+from examples.tcod.settings.run import begin_rollout, run_of
 from examples.tcod.training import task_source
 from examples.tcod.training.task_source import AsynchronousSource, SynchronousSource
 from slime.rollout.data_source import RolloutDataSourceWithBuffer
@@ -250,6 +250,6 @@ def test_a_source_without_metadata_is_drawn_from_all_the_same(source):
 def test_one_source_for_a_run(source):
     current = source()
     run = run_of(current.args)
-    one = task_source_of(SynchronousSource, run, current, 0)
-    assert task_source_of(SynchronousSource, run, current, 1) is one and one.rollout_id == 1
-    assert task_source_of(SynchronousSource, run, source(), 1) is not one
+    one = begin_rollout(SynchronousSource, run, current, 0)
+    assert begin_rollout(SynchronousSource, run, current, 1) is one and one.rollout_id == 1
+    assert begin_rollout(SynchronousSource, run, source(), 1) is not one

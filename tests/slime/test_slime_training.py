@@ -149,12 +149,20 @@ def test_the_first_step_is_what_plain_torch_computes(arm, student, name, ranks, 
     """The third loss, slime's own, is that of the test above, too. In turns an episode is several samples."""
     run_dir = arm(name, "--data-parallel", str(ranks), "--loss", loss, **settings)
     if "tcod_teacher_sees" in settings:
-        check_scores_behind_a_note(run_dir, student)
+        check_scores_behind_a_note(run_dir, make_models.SHIPPED)
     lines = checked(run_dir, student, loss=loss)
     assert [(line["kind"], line["n"]) for line in lines] == [("rollout", 0), ("rollout", 1), ("eval", 2)]
     assert lines[1]["rollout/tcod/k"] == {"f2b": 5, "b2f": 1}[name]
     assert lines[0]["train_s"] == 0 < lines[1]["train_s"] and (run_dir / "rollouts/train_000001.jsonl").exists()
     assert 0 <= lines[2]["eval/tcod/heldout/success"] <= 1 and lines[2]["eval/tcod/heldout_t1/kl/trajectory"] > 0
+
+
+def test_the_students_own_engine_scores_through_the_router(arm, student):
+    note = {"tcod_teacher_sees": ["demo"], "tcod_note_len": 2000, "tcod_eval_kl": False}
+    run_dir = arm("f2b", "--teacher-port", "0", **note)
+    check_scores_behind_a_note(run_dir, student)
+    lines = checked(run_dir, student)
+    assert lines[0]["rollout/tcod/note_demo"] == 1 and abs(lines[0]["rollout/tcod/kl/trajectory"]) > 1e-3
 
 
 def test_several_environments(arm, student, tmp_path, monkeypatch):
@@ -177,10 +185,10 @@ def test_several_environments(arm, student, tmp_path, monkeypatch):
     assert '"name": "list_tables"' in first["sqlite"] and "list_tables" not in first["alfworld"]
 
 
-def check_scores_behind_a_note(run_dir, student):
+def check_scores_behind_a_note(run_dir, teacher):
     """What slime has trained on are transformers' scores behind the note that was saved with the episode."""
-    tokenizer = AutoTokenizer.from_pretrained(student)
-    model = AutoModelForCausalLM.from_pretrained(make_models.SHIPPED, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     lines = map(json.loads, (run_dir / "rollouts/train_000000.jsonl").read_text().splitlines())
     saved = {line["index"]: line for line in lines}
     samples = [

@@ -31,7 +31,8 @@ class Demonstration:
     responses that they were parsed from.
 
     Many texts are sampled with other tokens than a tokenizer encodes them with: `ids` are the sampled ones, under the
-    vocabulary (a digest, see ChatTokens) that they belong to. `seen` has the whole observation before each action.
+    vocabulary (a digest, see ChatTokens) that they belong to. `observations` are after each action, `seen` has the
+    whole observation before each.
     """
 
     actions: Sequence[str] = ()

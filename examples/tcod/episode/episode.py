@@ -150,7 +150,7 @@ class TokenSequence:
         return self.spans[self._first() :]
 
     def sampled(self, plain: bool = False) -> Iterator[tuple[Span, list[float] | None]]:
-        """Each sampled span, and the teacher's log-probs of its tokens, or with `plain` those without a note."""
+        """Each sampled (or imitated) span, and the teacher's log-probs of its tokens, with `plain` without a note."""
         scores, end = self.plain_log_probs if plain else self.teacher_log_probs, 0
         for span in self.after_prompt:
             start, end = end, end + len(span.ids)

@@ -120,8 +120,8 @@ def _new_setups(run: Run) -> dict[str, EnvironmentSetup]:
     }
 
 
-def task_source_of(kind: type[SourceT], run: Run, data_source: Any, rollout_id: int) -> SourceT:
-    """What draws from slime's data source, for the rollout that begins: one object for a run."""
+def begin_rollout(kind: type[SourceT], run: Run, data_source: Any, rollout_id: int) -> SourceT:
+    """Begin a rollout on the run's task source, which is one object for all rollouts. Returns it."""
     if not isinstance(run.task_source, kind) or run.task_source.data_source is not data_source:
         config = run.config
         run.task_source = kind(

@@ -29,7 +29,10 @@ def flat(groups: Groups) -> list[Sample]:
 
 
 def set_status(sample: Sample, tokenizer: Any) -> None:
-    """What slime's rollout loop has to know of an episode that has ended: its status, and its text for the log."""
+    """What slime's rollout loop has to know of an episode that has ended: its status, and its text for the log.
+
+    A failed one gets reward 0.0; an aborted one an Episode as it was drawn.
+    """
     episode = Episode.of(sample)
     record = episode.record
     if record.failure == ABORTED:  # a surplus episode: slime throws it away
