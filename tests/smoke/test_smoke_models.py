@@ -115,8 +115,8 @@ def test_answers_that_think_branch_off_what_turns_shows():
         said = thinking.assistant(f"{think}<action>{step.action}</action>")
         if step.label:
             examples.append((history.context + said, [0] * len(history.context) + [1] * len(said)))
-        history.respond(Response(said, [0.0] * len(said), False, {}))
-        history.observe(step.text)
+        history.add_response(Response(said, [0.0] * len(said), False, {}))
+        history.add_turn(step.text)
     branched = lessons.encode_thoughts(thinking, "Here.", steps)
     assert [branched.ids[:before] + branched.ids[start:end] for start, end, before in branched.answers] == [
         ids for ids, _ in examples
@@ -188,8 +188,8 @@ def test_what_a_teacher_does_is_what_its_note_shows(games):
     history.begin(AlfworldEnvironment.system_prompt({}), first)
     for step, action in zip(attempt.steps, said, strict=True):
         taught.append(history.context + chat.assistant(f"<action>{action}</action>"))
-        history.respond(Response(chat.assistant(f"<action>{step.action}</action>"), [], False, {}))
-        history.observe(step.observation)
+        history.add_response(Response(chat.assistant(f"<action>{step.action}</action>"), [], False, {}))
+        history.add_turn(step.observation)
     branched = note_teacher.encode(chat, (first, attempt, said))
     assert [branched.ids[:before] + branched.ids[start:end] for start, end, before in branched.answers] == taught
 

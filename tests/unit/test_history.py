@@ -84,17 +84,17 @@ def test_each_turn_sees_the_templates_own_rendering(name, folder, rules, first, 
             shown = [rules, f"{first}\n\n{LEFT_OUT}", *texts[-2 * window :]]
         assert history.context == rendered(chat, shown, kwargs)
         if i < replayed:
-            assert not history.show_replayed(answer, None)
+            assert not history.add_replayed(answer, None)
             texts.append(answer)
         else:
             whole = f"{opening}\n{thought}\n{closing}\n\n{answer}" if thinks or opened else answer
             response = said(chat, whole.removeprefix(opened) if opened else whole)
             contexts.append(history.context)
             sampled.append(response.ids)
-            history.respond(response)
+            history.add_response(response)
             texts.append(opened + chat.decode(response.ids))
             assert chat.after_thought(response.ids).strip() == answer.strip()
-        assert history.observe(after)
+        assert history.add_turn(after)
         texts.append(after)
     # What is left are these sequences, and every sampled token once.
     sequences = [(one.prompt, [token for span in one.after_prompt for token in span.ids]) for one in history.sequences]
@@ -112,8 +112,8 @@ def test_a_cut_thought_is_a_turn_without_an_answer(folder):
             assert chat.after_thought(cut.ids).strip() == "", name
             history = (AppendHistory if kind == "append" else TurnHistory)(chat, 10**6)
             history.begin("Rules.", "A door.")
-            history.respond(cut)
-            assert history.observe("A wall.")
+            history.add_response(cut)
+            assert history.add_turn("A wall.")
             shown = chat.tokenizer.decode(history.context)
             assert ("left" in shown) is (kind == "append" or not drops), (name, kind)
             assert shown.count("A wall.") == 1
@@ -199,8 +199,8 @@ def test_a_long_conversation_is_encoded_in_parts_that_are_kept(folder, monkeypat
     history = TurnHistory(chat, 10**6)
     history.begin("Rules.", "A door.")
     for i in range(50):
-        history.respond(Response([i, chat.end_of_turn], [-0.1] * 2, False, {}))
-        history.observe(f"Door {i}: " + "x" * 100)
+        history.add_response(Response([i, chat.end_of_turn], [-0.1] * 2, False, {}))
+        history.add_turn(f"Door {i}: " + "x" * 100)
     assert sum(lengths) < 2 * len(chat._template.render(history._texts))
     assert history.context == rendered(chat, history._texts, {})
 
@@ -213,13 +213,13 @@ def test_thoughts_stay_in_an_appended_context(name, folder):
     history = AppendHistory(chat, 10**6)
     history.begin("Rules.", "A door.")
     thought = f"{opening}\nwhich one\n{closing}\n\nleft"
-    history.show_replayed("right", None)
-    history.observe("A wall.")
-    history.show_replayed(thought, None)
-    history.observe("A floor.")
+    history.add_replayed("right", None)
+    history.add_turn("A wall.")
+    history.add_replayed(thought, None)
+    history.add_turn("A floor.")
     replayed = list(history.context)
-    history.respond(said(chat, thought.removeprefix(opened)))
-    history.observe("Out.")
+    history.add_response(said(chat, thought.removeprefix(opened)))
+    history.add_turn("Out.")
     text = chat.tokenizer.decode(history.context)
     assert text.count("which one") == 2 and text.count(thought) == 2
     assert history.context[: len(replayed)] == replayed == history.sequences[0].prompt
@@ -233,11 +233,11 @@ def test_the_last_turns_are_kept_within_the_room(folder):
     history = TurnHistory(chat, 150, window=1)
     history.begin("Rules.", "A door.")
     for i in range(20):
-        history.respond(said(chat, f"go {i}"))
-        assert history.observe(f"Door {i}.")
+        history.add_response(said(chat, f"go {i}"))
+        assert history.add_turn(f"Door {i}.")
         assert len(history.context) + history.room() == 150
     assert "go 18" not in chat.tokenizer.decode(history.context)
-    assert history.observe("x" * 200) is False
+    assert history.add_turn("x" * 200) is False
     assert len(history.sequences) == 20
 
 
@@ -247,8 +247,8 @@ def test_replayed_ids_are_those_that_were_sampled(folder):
     history.begin("Rules.", "A door.")
     ids = [*chat.tokenizer.encode("left"), chat.tokenizer.pad_token_id]
     before = len(history.context)
-    assert history.show_replayed("left", ids) and history.context[before:] == ids
-    history.observe("A wall.")
+    assert history.add_replayed("left", ids) and history.context[before:] == ids
+    history.add_turn("A wall.")
     assert history.context[before + len(ids)] == chat.end_of_turn  # every turn in the context ends alike
 
 

@@ -194,8 +194,8 @@ def test_each_turns_prompt_is_the_templates_own_rendering(name, data):
         if thoughts == "keep" and (opened or data.draw(st.booleans())):
             answer = f"<think>\n{data.draw(some)}\n</think>\n\n{answer}"
         ids = [*chat.tokenizer.encode(answer.removeprefix(opened), add_special_tokens=False), chat.end_of_turn]
-        history.respond(Response(ids, [-0.1] * len(ids), False, {}))
-        history.observe(after)
+        history.add_response(Response(ids, [-0.1] * len(ids), False, {}))
+        history.add_turn(after)
         said = chat.turn_text(ids)
         assert said == opened + chat.decode(ids)
         turns += [said, after]
@@ -219,11 +219,11 @@ def test_behind_a_note_an_appended_episode_is_as_it_was(name):
     chat, kwargs, names = chat_of(name), USABLE[name][0], names_of(name)
     history = AppendHistory(chat, 10**6)
     history.begin("Rules.", "A door. ")
-    history.show_replayed("left", None)
+    history.add_replayed("left", None)
     for answer in ("right", "a  b."):
-        history.observe("A wall.")
+        history.add_turn("A wall.")
         ids = [*chat.tokenizer.encode(answer, add_special_tokens=False), chat.end_of_turn]
-        history.respond(Response(ids, [-0.1] * len(ids), False, {}))
+        history.add_response(Response(ids, [-0.1] * len(ids), False, {}))
     [sequence], writer = history.sequences, NoteWriter(Environment, chat, ["demo"], 9, 0)
     render = functools.partial(chat.tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
     heads = [render(as_messages(["Rules.", f"A door. {note}"]), **kwargs) for note in ("", "\n\n> left\nA wall.")]

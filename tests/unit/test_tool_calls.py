@@ -93,8 +93,8 @@ def test_a_past_call_is_shown_as_the_template_shows_it(name):
     history = TurnHistory(chat, 10**6)
     history.begin("SYSTEM", "USER")
     sampled = chat.assistant(answer)
-    history.respond(Response(sampled, [-0.1] * len(sampled), False, {}))
-    history.observe("USER")
+    history.add_response(Response(sampled, [-0.1] * len(sampled), False, {}))
+    history.add_turn("USER")
     assert history.context == ids
 
 
@@ -145,10 +145,10 @@ def test_tools_calls_and_results_are_the_templates_own_rendering(name):
         player = {"append": AppendHistory, "turns": TurnHistory}[history](chat, 10**6)
         player.begin(Rules("Rules.", [TOOL]), "How many?")
         answer = chat.call(calls)
-        player.show_replayed(answer, None)
-        player.observe(tuple(results))
-        player.show_replayed("I see.", None)
-        player.observe("Go on.")
+        player.add_replayed(answer, None)
+        player.add_turn(tuple(results))
+        player.add_replayed("I see.", None)
+        player.add_turn("Go on.")
         messages = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "How many?"}]
         messages += [{"role": "assistant", "content": "", "tool_calls": made}]
         messages += [{"role": "tool", "tool_call_id": "call00000", "content": text} for text in results]

@@ -39,7 +39,7 @@ class History(ABC):
         """The rules, and the first observation; False if no response would fit after them."""
 
     @abstractmethod
-    def show_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
+    def add_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
         """A demonstration's turn, as the chat turn it was. Returns whether it has the ids that were recorded."""
 
     @abstractmethod
@@ -47,11 +47,11 @@ class History(ABC):
         """Tokens that the next response may have."""
 
     @abstractmethod
-    def respond(self, response: Response, text: str | None = None) -> None:
+    def add_response(self, response: Response, text: str | None = None) -> None:
         """A sampled turn, or a demonstrated one with its text: this is where tokens become trainable."""
 
     @abstractmethod
-    def observe(self, turn: Turn) -> bool:
+    def add_turn(self, turn: Turn) -> bool:
         """The environment's turn; False, and nothing changes, if no further response would fit after it."""
 
     def _sampled(self, response: Response) -> Span:
@@ -67,7 +67,7 @@ class AppendHistory(History):
         self._extend(Span(self.chat.context([system, user])))
         return self.room() >= 1
 
-    def show_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
+    def add_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
         self._extend(Span(recorded_ids or self.chat.assistant(response), next(self._turns)))
         return bool(recorded_ids)
 
@@ -75,11 +75,11 @@ class AppendHistory(History):
         """One place is kept for the end-of-turn token of a cut response."""
         return self.max_context_len - len(self.context) - 1
 
-    def respond(self, response: Response, text: str | None = None) -> None:
+    def add_response(self, response: Response, text: str | None = None) -> None:
         self._extend(self._sampled(response))
         self.sequences = [TokenSequence(self._spans, texts=self._texts)]
 
-    def observe(self, turn: Turn) -> bool:
+    def add_turn(self, turn: Turn) -> bool:
         ids = self.chat.user(turn)
         if self.context[-1] != self.chat.end_of_turn:
             # A response that was cut, or ended by another stop token: every turn in the context ends alike.
@@ -111,7 +111,7 @@ class TurnHistory(History):
         self.context = self.chat.context(self._texts)
         return self.room() >= 1
 
-    def show_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
+    def add_replayed(self, response: str, recorded_ids: list[int] | None) -> bool:
         self._texts.append(response)
         next(self._turns)
         return False  # rendered anew at every turn
@@ -119,12 +119,12 @@ class TurnHistory(History):
     def room(self) -> int:
         return self.max_context_len - len(self.context)
 
-    def respond(self, response: Response, text: str | None = None) -> None:
+    def add_response(self, response: Response, text: str | None = None) -> None:
         self._texts.append(self.chat.turn_text(response.ids) if text is None else text)
         spans = [Span(self.context), self._sampled(response)]
         self.sequences.append(TokenSequence(spans, texts=self._context_texts))
 
-    def observe(self, turn: Turn) -> bool:
+    def add_turn(self, turn: Turn) -> bool:
         texts = self._shown([*self._texts, turn])
         context = self.chat.context(texts)
         if self.max_context_len - len(context) < 1:

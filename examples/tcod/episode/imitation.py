@@ -27,11 +27,11 @@ def imitate(metadata: dict[str, Any], episode: Episode, side: TextSide, history:
     for turn, action in enumerate(demonstration.actions):
         observation = demonstration.seen_before(turn)
         shown = side.show(observation, first=turn == 0)
-        fits = history.observe(shown) if turn else history.begin(side.rules(), shown)
+        fits = history.add_turn(shown) if turn else history.begin(side.rules(), shown)
         response = demonstration.response(turn, observation, side)
         ids = demonstration.sampled_ids(turn, history.chat) or history.chat.assistant(response)
         if not fits or history.room() < len(ids):
             raise Failure("prompt_too_long", f"{turn} of {len(demonstration.actions)} turns fit the context")
-        history.respond(Response(ids, [0.0] * len(ids), False, {}), response)
+        history.add_response(Response(ids, [0.0] * len(ids), False, {}), response)
         episode.record.turns.append(TurnRecord(turn, as_text(shown), action, valid=True, admissible=True, cut=False))
     episode.sequences = history.sequences

@@ -109,7 +109,7 @@ class _Turns:
             if observation.over or turn + 1 == plan.turns:
                 break
             shown = self.side.show(observation, first=False)
-            if not self.history.observe(shown):
+            if not self.history.add_turn(shown):
                 record.context_limited = True
                 break
         return observation
@@ -124,7 +124,7 @@ class _Turns:
         """The demonstration's turn: check, append. Returns its action."""
         demonstration = self.assignment.demonstration
         response = demonstration.response(turn, observation, self.side)
-        as_sampled = self.history.show_replayed(response, demonstration.sampled_ids(turn, self.history.chat))
+        as_sampled = self.history.add_replayed(response, demonstration.sampled_ids(turn, self.history.chat))
         action = demonstration.actions[turn]
         self.episode.record.replayed_turns.append(ReplayedTurn(text, action, response, as_sampled))
         return action
@@ -141,7 +141,7 @@ class _Turns:
                 assignment.check_wanted,
             )
             attach(response.meta_info)
-        self.history.respond(response)
+        self.history.add_response(response)
         action, valid = self.side.parse(chat.after_thought(response.ids))
         action = as_listed(action, observation)
         played = TurnRecord(

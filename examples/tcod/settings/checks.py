@@ -142,9 +142,9 @@ def check_notes(config: TcodConfig, chat: ChatTokens) -> None:
         history, notes = history_factory(own, chat)(sys.maxsize), notes_of(own, chat)
         history.begin("Rules.", "Begin.")
         for _ in range(own.tcod_horizon - 1):
-            history.show_replayed("Do.", None)
-            history.observe("Done.")
-        history.respond(Response([chat.end_of_turn], [0.0], False, {}))
+            history.add_replayed("Do.", None)
+            history.add_turn("Done.")
+        history.add_response(Response([chat.end_of_turn], [0.0], False, {}))
         try:
             notes.check_room()
             notes.teacher_ids(history.sequences[-1], Note("A note."))

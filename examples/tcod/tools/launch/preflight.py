@@ -88,8 +88,8 @@ def check_context(s: Settings, config: TcodConfig, chat: ChatTokens, row: Row, f
     side, history = text_side_factory(config, chat)(row.task), history_factory(config, chat)(10**9)
     history.begin(side.rules(), side.show(first, first=True))
     opening = len(history.context)
-    history.show_replayed("", None)
-    history.observe(side.show(first, first=False))
+    history.add_replayed("", None)
+    history.add_turn(side.show(first, first=False))
     between = min(config.tcod_horizon - 1, config.tcod_window or config.tcod_horizon)
     observed = between * (len(history.context) - opening - 1)  # the response's own end
     # A template that drops old thoughts leaves little of past responses.
