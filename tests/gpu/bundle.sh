@@ -9,7 +9,7 @@ set -euo pipefail
 out=$(realpath -m "$1") python=${PYTHON:-python3.12}
 slime=$(realpath "${SLIME_DIR:?must be a checkout of slime}")
 megatron=$(realpath "${MEGATRON_DIR:?must be a checkout of Megatron-LM}")
-cd "$(dirname "$0")/../.."
+CDPATH='' cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out" "$work/bundle/slime" "$work/bundle/megatron" "$work/bundle/site"

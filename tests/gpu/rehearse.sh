@@ -12,7 +12,7 @@ if [[ -z ${ALONE:-} ]]; then
     PATIENCE="${PATIENCE:-10}" PATH=/usr/bin:/bin bash "$0" "$@"
 fi
 parts=$(realpath "$1") results=$(realpath -m "$2") root=$(realpath -m "$2")/root
-cd "$(dirname "$0")/../.."
+CDPATH='' cd "$(dirname "$0")/../.."
 "$PYTHON" - <<'END' # `ip link set lo up`, where there is no ip
 import fcntl, socket, struct
 with socket.socket() as s:

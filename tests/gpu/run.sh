@@ -8,7 +8,7 @@
 set -uo pipefail
 export DEVICE=${DEVICE:-cuda} RESULTS
 parts=$(realpath "$1") RESULTS=$(realpath -m "$2") patience=${PATIENCE:-1}
-cd "$(dirname "$0")/../.." || exit
+CDPATH='' cd "$(dirname "$0")/../.." || exit
 root=${TCOD_GPU_ROOT:-/tmp/tcod_gpu} machine=$(command -v python3)
 deadline=$((SECONDS + 540 * patience))
 mkdir -p "$RESULTS/work" "$root"

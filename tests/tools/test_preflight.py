@@ -46,6 +46,13 @@ def test_preflight_accepts_what_can_run(check):
     assert check("tcod_variant: b2f\n", TEACHER="megatron") is None
 
 
+def test_imitation_asks_no_environment(check, monkeypatch):
+    monkeypatch.setattr(preflight, "check_cluster", lambda s, gpus, games: games)
+    monkeypatch.setattr(preflight, "check_training_rows", lambda *_: None)
+    monkeypatch.setattr(preflight, "play_rows", None)
+    assert check("tcod_variant: sft\n", RAY_ADDRESS="a:1", VARIANT="sft", TEACHER="none") is None
+
+
 def test_a_note_and_its_teacher_fit_each_other(check):
     """Which do not: test_configuration.py."""
     assert check("tcod_teacher_sees: hindsight\n", TEACHER="self") is None

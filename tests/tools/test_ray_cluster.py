@@ -85,6 +85,8 @@ def test_engines_are_looked_for_in_slimes_order(settings, monkeypatch):
     s = settings(RAY_ADDRESS="10.0.0.9:6379", ACTOR_GPUS="2", ROLLOUT_GPUS="10")
     with pytest.raises(ConfigError, match=r"have \[2, 8\] of the engines' GPUs, and slime looks for 8"):
         ray_cluster.check_cluster(s, "", [])
+    s = settings(RAY_ADDRESS="10.0.0.9:6379", ACTOR_GPUS="12", ROLLOUT_GPUS="10", VARIANT="sft")  # has no engines
+    assert ray_cluster.check_cluster(s, "", []) == ["10.0.0.9", "10.0.0.10"]
 
 
 @pytest.fixture

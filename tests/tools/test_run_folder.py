@@ -14,6 +14,7 @@ from examples.tcod.tools.launch.variables import read_tcod
 from tests.support.run_script import checkpoint
 
 NUM_GPUS = 0
+PLACES = {"tcod_data_root", "tcod_teacher_url", "tcod_eval_kl", "tcod_save_plain_scores"}  # other tests have them
 
 
 def test_a_run_dir_is_locked_where_that_can_be_done(tmp_path, monkeypatch, capsys):
@@ -53,8 +54,10 @@ def test_a_run_goes_on_with_other_ways_to_run_it(resume, tmp_path):
     free["EVAL_TEMPERATURE"] = "1"
     assert resume(**free, TEACHER_URL="http://a:1") is None
     config = (tmp_path / "alfworld.yaml").read_text()
-    (tmp_path / "alfworld.yaml").write_text(f"{config}tcod_env_timeout_s: 9\ntcod_env_workers: 3\n")  # a remedy
+    remedies = "".join(f"{name}: 1\n" for name in sorted((folder.FREE | folder.FREE_OF_A_RUN) - PLACES))
+    (tmp_path / "alfworld.yaml").write_text(config + remedies)
     assert resume() is None
+    (tmp_path / "alfworld.yaml").write_text(config)
     for name in ("data", "student"):  # what counts is what they hold
         (tmp_path / name).rename(tmp_path / f"{name}2")
     moved = {"DATA_DIR": f"{tmp_path}/data2", "STUDENT": f"{tmp_path}/student2"}
@@ -65,6 +68,22 @@ def test_a_run_goes_on_with_other_ways_to_run_it(resume, tmp_path):
     assert resume(**moved) is None
     for name in ("tcod.yaml", "run.yaml", *(f"logs/{logs.name}" for logs in (tmp_path / "run/logs").iterdir())):
         assert (tmp_path / "run" / name).stat().st_mode & 0o077 == 0, name  # there may be a key in it
+
+
+def test_the_workers_of_an_environment_among_several_may_change(resume, tmp_path):
+    begun, config = tmp_path / "run/run.yaml", (tmp_path / "alfworld.yaml").read_text()
+    begun.unlink()
+    for workers in (1, 2):
+        entry = f"tcod_environments:\n  all: {{tcod_env_workers: {workers}, tcod_horizon: 3}}\n"
+        (tmp_path / "alfworld.yaml").write_text(config + entry)
+        assert resume() is None
+        written = yaml.safe_load(begun.read_text())
+        assert written["tcod_environments"] == {"all": {"tcod_horizon": 3}}
+        written["tcod_environments"]["all"]["tcod_env_workers"] = 7  # as earlier versions wrote it
+        begun.write_text(yaml.safe_dump(written))
+    assert resume() is None
+    (tmp_path / "alfworld.yaml").write_text(config + entry.replace("3}", "4}"))
+    assert "has a run with another tcod_environments: take it back" in resume()
 
 
 def test_a_model_counts_by_its_files_wherever_they_lie(tmp_path):
@@ -101,7 +120,8 @@ def test_another_run_is_not_continued(resume, tmp_path, changes, what):
 
 
 def test_a_start_on_a_full_disk_loses_nothing_of_the_last_one(resume, tmp_path, monkeypatch):
-    kept, write = (tmp_path / "run/run.yaml").read_text(), Path.write_text
+    names, write = ("run.yaml", "tcod.yaml"), Path.write_text
+    kept = [(tmp_path / "run" / name).read_text() for name in names]
 
     def full(path, text, *arguments):
         write(path, text[:9], *arguments)
@@ -110,7 +130,7 @@ def test_a_start_on_a_full_disk_loses_nothing_of_the_last_one(resume, tmp_path, 
     with monkeypatch.context() as disk, pytest.raises(OSError):
         disk.setattr(Path, "write_text", full)
         resume()
-    assert (tmp_path / "run/run.yaml").read_text() == kept
+    assert [(tmp_path / "run" / name).read_text() for name in names] == kept
     for text in ("", "tcod_eta: [", "\x00"):
         (tmp_path / "run/run.yaml").write_text(text)
         assert "run.yaml is damaged, and says no more what the run is made of: move it away" in resume()

@@ -13,6 +13,7 @@ import yaml
 
 from examples.tcod import ConfigError
 from examples.tcod.tools.launch import __main__ as launcher
+from examples.tcod.tools.launch import variables as of_script
 from examples.tcod.tools.launch.variables import (
     Settings,
     check_machine,
@@ -133,6 +134,12 @@ def test_another_environment_gets_nothing_of_alfworld(place):
     assert env["RUN_DIR"] == "/root/tcod_runs/scienceworld-qwen3-8b-f2b"
 
 
+def test_what_hangs_prints_nothing(monkeypatch):
+    monkeypatch.setattr(of_script, "OUTPUT_S", 0.1)
+    assert of_script.output("sleep", "600") == of_script.output("false") == of_script.output("/nowhere") == ""
+    assert of_script.output("echo", "1") == "1\n"
+
+
 def test_gpus_are_numbered_within_the_visible_ones(place, monkeypatch):
     monkeypatch.setenv("PATH", place[1]["PATH"])
     for visible, gpus in [("8,9,10", ["8", "9", "10"]), ("", list("01234567"))]:
@@ -251,6 +258,9 @@ def test_an_evaluation_is_played_where_it_is_checked(settings, tmp_path):
     assert eval_flags(settings(EVAL_SETS=""), kl, []) == [] != eval_flags(s, kl, ["--eval-config=mine.yaml"])
     with pytest.raises(ConfigError, match="EVAL_TEMPERATURE=1"):
         eval_flags(s, kl, [])
+    (tmp_path / "alfworld.yaml").write_text("tcod_horizon: 4\ntcod_eval_kl: true\n")
+    with pytest.raises(ConfigError, match="tcod_eval_kl asks a teacher's own server"):
+        read_tcod(settings(TEACHER="self"), {})
 
 
 def test_what_does_not_fit_the_machine_is_refused(settings, tmp_path, capsys):

@@ -42,6 +42,11 @@ FORBIDDEN_WITH_TURN_MEAN = dict.fromkeys(  # turn_mean.py: the turns are the mas
 )
 
 
+KL_OF_EVALUATIONS = (  # without a note, the student's KL to itself is 0
+    "tcod_eval_kl asks a teacher's own server: remove it, or set TEACHER=sglang (--opd-type sglang)"
+)
+
+
 def check_run_arguments(args: Namespace, config: TcodConfig, rows: Sequence[Any] | None) -> None:
     """The settings against slime's arguments and the training data.
 
@@ -127,8 +132,8 @@ def teacher_refusals(config: TcodConfig, teacher: str, mode: str) -> Iterator[st
         yield "tcod_teacher_url needs a teacher on SGLang: remove it, or set TEACHER=sglang (--opd-type sglang)"
     if config.tcod_teacher_sees and teacher not in ("sglang", SELF):
         yield "tcod_teacher_sees needs a teacher on SGLang: remove it, or set TEACHER=sglang (--opd-type sglang)"
-    if config.tcod_eval_kl and teacher != "sglang":  # without a note, the student's KL to itself is 0
-        yield "tcod_eval_kl asks a teacher's own server: remove it, or set TEACHER=sglang (--opd-type sglang)"
+    if config.tcod_eval_kl and teacher != "sglang":
+        yield KL_OF_EVALUATIONS
     itself = f"TEACHER={SELF} (--rm-url {SELF})"
     if teacher == SELF and mode != "sync":
         yield f"{itself} needs MODE=sync: in the others training is ahead of the weights that score, and pulled back"

@@ -80,7 +80,9 @@ def find_tasks(options: Namespace, config: TcodConfig) -> list[Task]:
         try:
             found = list(list_tasks(game(), options.tasks, options.variations, options.simplifications))
             return thread_map(make_task, found, max_workers=options.processes, desc="gold sequences", unit="task")
-        except (ImportError, OSError) as error:
+        except ImportError as error:
+            raise ConfigError(f"ScienceWorld does not start: {words(error)}") from error
+        except OSError as error:
             raise ConfigError(
                 f"ScienceWorld does not start, with {options.processes} --processes: {words(error)}"
             ) from error

@@ -148,11 +148,12 @@ def check_tasks(config: TcodConfig, tasks: Sequence[Task], processes: int) -> No
 
     async def check() -> None:
         pool = new_pool(config, processes, 1)
+        first = next((task for task in tasks if not task.left_out), None)
         try:
             async with pool.borrow() as environment:
-                await environment.reset(tasks[0].metadata)
-        except Failure as failure:  # of the game, which is its own; or no game can be opened
-            if ".__init__ raised" in str(failure):
+                await environment.reset(first.metadata) if first else None
+        except Failure as failure:
+            if ".__init__ raised" in str(failure):  # no game can be opened; else it is this one's own
                 raise ConfigError(f"no environment can be made: {failure}") from failure
         checks = (check_task(pool, new_side(task.metadata), task, config.tcod_horizon) for task in tasks)
         await tqdm.gather(*checks, desc="tasks in the environment", unit="task")

@@ -88,6 +88,9 @@ def made_of(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text("utf-8"))
     remedy = "move it away to go on without a comparison, or set another RUN_DIR"
     require(isinstance(values, dict), f"{file} is damaged, and says no more what the run is made of: {remedy}")
+    for entry in (values.get("tcod_environments") or {}).values():
+        for name in FREE & entry.keys():  # as earlier versions wrote it
+            del entry[name]
     return values
 
 

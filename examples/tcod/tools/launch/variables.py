@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ... import ConfigError
-from ...settings.checks import reward_refusals
+from ...settings.checks import KL_OF_EVALUATIONS, reward_refusals
 from ...settings.config import TcodConfig, read_yaml
 from ...settings.secrets import without_secrets
 
@@ -41,12 +41,13 @@ OWN_FLAGS = dict(
         "--apply-chat-template-kwargs=CHAT_TEMPLATE_KWARGS --custom-config-path=CONFIG --loss-type=VARIANT "
         "--use-opd=TEACHER --rollout-max-response-len=MAX_TURN_LEN --rollout-max-context-len=MAX_CONTEXT_LEN "
         "--rollout-batch-size=BATCH --n-samples-per-prompt=SAMPLES_PER_TASK --hf-checkpoint=STUDENT "
-        "--opd-teacher-load=TEACHER_LOAD --save-interval=SAVE_INTERVAL"
+        "--opd-teacher-load=TEACHER_LOAD --save-interval=SAVE_INTERVAL --eval-temperature=EVAL_TEMPERATURE"
     ).split()
 )
 TAKEN_NAMES = ("train", "step", "tcod", "eval_s")  # metrics or files under these names are not an evaluation's
 # Of a checkpoint, by parameter: the weight in bfloat16; for Adam the weight in float32 and two moments.
 CHECKPOINT_BYTES, WEIGHT_BYTES = 14, 2
+OUTPUT_S = 60.0  # of nvidia-smi and hostname; signals are held back meanwhile
 
 
 class Settings(SimpleNamespace):
@@ -101,6 +102,7 @@ def read_tcod(s: Settings, variables: Mapping[str, str]) -> dict[str, Any]:
         tcod["tcod_eval_kl"] = True
     if sentence := next(reward_refusals(tcod, s.teacher != "none", s.samples_per_task), None):
         raise ConfigError(sentence)
+    require(s.teacher == "sglang" or not tcod.get("tcod_eval_kl"), KL_OF_EVALUATIONS)
     return tcod
 
 
@@ -157,15 +159,22 @@ def check_settings(s: Settings, extra: list[str]) -> None:
     require(s.teacher != "megatron" or s.colocate, alone)
     require(s.teacher == "sglang" or not url, f"TEACHER={s.teacher} asks no other server: unset TEACHER_URL")
     valid = re.fullmatch(r"(https?://([^/@]+@)?(\[[0-9A-Fa-f:.]+\]|[^][/:@]+)(:\d+)?)?", s.teacher_url)
-    everywhere = s.ray_address and s.teacher_host in ("0.0.0.0", "::")  # it is the teacher's address, too
+    everywhere = (
+        s.starts_teacher and s.ray_address and s.teacher_host in ("0.0.0.0", "::")
+    )  # it is the teacher's address, too
     require(not everywhere, f"TEACHER_HOST {s.teacher_host} names no node: set the address that the nodes reach")
     require(valid, f"TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not {url}")
 
 
 def output(*command: str) -> str:
-    """What a program prints; nothing where it is missing or fails."""
-    with suppress(OSError, subprocess.SubprocessError):  # signals are held back: nothing else would end one that hangs
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    """What a program prints; nothing where it is missing, fails or hangs."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            printed, _ = process.communicate(timeout=OUTPUT_S)
+            return "" if process.returncode else printed
+        finally:
+            process.kill()  # and not waited for: in a driver that hangs it may not die
     return ""
 
 
