@@ -30,6 +30,9 @@ def page(tmp_path_factory):
     one = [made_up(i, n=i // 3, task=i % 3, turns=2 + i % 4) for i in range(12)]
     for episode in one[::4]:
         episode |= {"failure": "env_timeout", "detail": "no reply in 120 s", "kl": None}
+    for turn in one[8]["turns"]:  # it failed midway: nothing else is known of its turns
+        for name in ("context", "context_tokens", "tokens", "student", "teacher", "response_tokens"):
+            del turn[name]
     one[1]["turns"][-1] |= {"cut": True, "valid": False, "refused": True, "action": "go to"}
     two = [made_up(i, n=9, task=5, turns=5, replayed=2, arm="b2f", dataset="unseen", reward=i / 4) for i in range(4)]
     note = {"text": ["A note.", HOSTILE], "tokens": 9, "left_out": 2}
@@ -131,7 +134,8 @@ def test_an_episode_is_a_conversation_with_its_numbers(page):
 
 def test_notes_failures_limits_and_long_goals_are_shown(page):
     script = "return [texts('.note'), texts('#episode')[0], texts('.folded').map((text) => text.slice(0, 10))];"
-    notes, failed, limited = (found(page, script, fragment=fragment) for fragment in ("#1", "#0", "#15"))
+    notes, failed, limited, midway = (found(page, script, fragment=fragment) for fragment in ("#1", "#0", "#15", "#8"))
+    assert "! failed: env_timeout" in midway[1] and "go to " in midway[1]
     assert notes[0] == ["no valid format", "refused by the environment", "✂ cut by the length limit"]
     assert "! failed: env_timeout" in failed[1] and "no reply in 120 s" in failed[1]
     assert "The context had no room for a further turn." in limited[1] and limited[2] == ["boil water"]
@@ -165,9 +169,11 @@ def test_a_small_a_dark_and_a_broken_page(page, tmp_path):
 
 def test_a_long_list_is_made_as_far_as_it_is_in_view(tmp_path):
     page = page_of(tmp_path, save(tmp_path, [made_up(i, turns=1) for i in range(1000)]))
-    script = "for (let i = 0; i < 20; i++) await pause(); const seen = document.querySelectorAll('#rows tr').length;"
+    script = "const made = () => document.querySelectorAll('#rows tr').length;"
+    script += "for (let i = 0; i < 20 || (made() < %d && i < 500); i++) await pause(); const seen = made();"
     script += "open(index[900]); return [seen, document.querySelector('#rows [aria-selected=true]').dataset.id];"
-    assert found(page, script) == [200, "900"] and found(page, script, "--window-size=1280,20000") == [400, "900"]
+    assert found(page, script % 200) == [200, "900"]
+    assert found(page, script % 400, "--window-size=1280,20000") == [400, "900"]
 
 
 def test_the_teachers_note_is_folded_and_tokens_show_what_it_changed(page):
@@ -186,4 +192,7 @@ def test_the_teachers_note_is_folded_and_tokens_show_what_it_changed(page):
     numbers = [[float(number.replace("\u2212", "-")) for number in numbers] for numbers in (kls, effects)]
     expected = [[student - teacher for student, teacher in pairs], [teacher + 3 for _, teacher in pairs]]
     assert numbers == [pytest.approx(values, abs=0.0051) for values in expected]
-    assert found(page, "return [document.querySelector('#note')];", fragment="#6") == [None]
+    script = (
+        "click('#note button'); open(index[6]); return ['#note', '[data-kl]'].map((one) => texts(one).length > 0);"
+    )
+    assert found(page, script, fragment="#5") == [False, True]  # an episode without a note keeps its colours
