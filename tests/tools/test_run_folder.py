@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -119,17 +120,16 @@ def test_another_run_is_not_continued(resume, tmp_path, changes, what):
     assert resume(**changes) == f"{tmp_path}/run has a run with another {what}: take it back, or set another RUN_DIR"
 
 
-def test_a_start_on_a_full_disk_loses_nothing_of_the_last_one(resume, tmp_path, monkeypatch):
-    names, write = ("run.yaml", "tcod.yaml"), Path.write_text
+def test_a_start_on_a_full_disk_loses_nothing_of_the_last_one(resume, tmp_path):
+    names, limit = ("run.yaml", "tcod.yaml"), resource.getrlimit(resource.RLIMIT_FSIZE)
     kept = [(tmp_path / "run" / name).read_text() for name in names]
 
-    def full(path, text, *arguments):
-        write(path, text[:9], *arguments)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as disk, pytest.raises(OSError):
-        disk.setattr(Path, "write_text", full)
-        resume()
+    with pytest.raises(OSError):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9, limit[1]))  # bytes of a file
+        try:
+            resume()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [(tmp_path / "run" / name).read_text() for name in names] == kept
     for text in ("", "tcod_eta: [", "\x00"):
         (tmp_path / "run/run.yaml").write_text(text)

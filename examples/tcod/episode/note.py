@@ -68,8 +68,8 @@ class NoteWriter:
         if left_out > most:
             raise Failure("note_too_long", f"more than {self.note_len} tokens without any step: raise tcod_note_len")
         shown = _shortened(told, left_out)
-        note = Note(text(shown), tuple(name for name, execution in shown.items() if execution.steps), left_out)
-        return note if note else Note(left_out=left_out)
+        said = text(shown)
+        return Note(said, tuple(name for name, execution in shown.items() if said and execution.steps), left_out)
 
     def teacher_ids(self, sequence: TokenSequence, note: Note | None) -> list[int]:
         """A sequence as the teacher is given it.

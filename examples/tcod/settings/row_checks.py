@@ -76,12 +76,10 @@ def _check(
 
 def _check_shown(config: TcodConfig, rows: Sequence[Any], source: str) -> None:
     """Raises ConfigError where the teacher cannot be shown the demonstrations, or there is none to show."""
-    shown = 0
-    for row in rows:
-        demo = Demonstration.of(row.metadata)
+    shown = [row for row in rows if Demonstration.of(row.metadata).actions]
+    for row in shown:
         try:
-            shown += bool(demo.actions)
-            demo.check(math.inf) if demo.actions else None
+            Demonstration.of(row.metadata).check(math.inf)
         except Failure as failure:
             raise ConfigError(f"{place(row, source)} cannot be shown to the teacher: {failure}") from failure
     if not shown:

@@ -18,6 +18,7 @@ import yaml
 
 from ... import ConfigError
 from ...settings.config import TcodConfig
+from ..common.command import result_file
 from .variables import Settings, require
 
 MIB = 2**20
@@ -68,11 +69,9 @@ def begin(s: Settings, tcod: dict[str, Any], commands: str) -> Path:
             (s.run_dir / name).rename(logs / f"before-{name}")
     now["wandb_run_id"] = before.get("wandb_run_id") or f"tcod-{started}-{random.randrange(32768)}"
     for name, values in {"tcod.yaml": tcod, "run.yaml": before | now}.items():
-        partial = s.run_dir / f"{name}.partial"  # a full disk leaves what was there
-        partial.touch(0o600)
-        partial.chmod(0o600)
-        partial.write_text(to_yaml(values), "utf-8")
-        partial.replace(s.run_dir / name)
+        with result_file(s.run_dir / name) as opened:
+            os.fchmod(opened.fileno(), 0o600)
+            opened.write(to_yaml(values))
     (logs / "command.sh").write_text(commands, "utf-8")
     if os.environ.get("WANDB_PROJECT"):  # slime passes no run id
         os.environ.update(WANDB_RUN_ID=now["wandb_run_id"], WANDB_RESUME="allow")

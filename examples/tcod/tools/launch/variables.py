@@ -159,9 +159,8 @@ def check_settings(s: Settings, extra: list[str]) -> None:
     require(s.teacher != "megatron" or s.colocate, alone)
     require(s.teacher == "sglang" or not url, f"TEACHER={s.teacher} asks no other server: unset TEACHER_URL")
     valid = re.fullmatch(r"(https?://([^/@]+@)?(\[[0-9A-Fa-f:.]+\]|[^][/:@]+)(:\d+)?)?", s.teacher_url)
-    everywhere = (
-        s.starts_teacher and s.ray_address and s.teacher_host in ("0.0.0.0", "::")
-    )  # it is the teacher's address, too
+    # Where it listens is also where the nodes ask it.
+    everywhere = s.starts_teacher and s.ray_address and s.teacher_host in ("0.0.0.0", "::")
     require(not everywhere, f"TEACHER_HOST {s.teacher_host} names no node: set the address that the nodes reach")
     require(valid, f"TEACHER_URL must be http://HOST:PORT, an IPv6 address in brackets, not {url}")
 
